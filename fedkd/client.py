@@ -1,0 +1,265 @@
+"""The client half of a strategy: `Client`, one method a request, and the Flower ClientApp that calls it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from functools import cached_property
+from typing import TYPE_CHECKING, cast
+
+import torch
+from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from torch import Tensor, nn
+
+from . import training
+from .config import Adam, Config, Sgd
+from .datasets import Images
+from .payload import FLOWER_ARRAYS, REPORT, ROUND, Payload, Tensors, array_record, from_records, tensors_of
+from .streams import default_stream, torch_stream
+from .training import Loss, cross_entropy
+
+if TYPE_CHECKING:
+    from .environment import Environment
+    from .strategy import Strategy
+
+_MODEL = "model"  # where a node's state keeps its personal model
+
+
+class Client:
+    """The client half of a strategy: subclass it with one method a request, `def name(self, request: Payload)`.
+
+    A method that takes exactly `request` answers the server's `ask("name", ...)` and returns a Payload. The object
+    lives for one request. What must last is put into `self.state` (Flower's context of the node): with `keep` and
+    `recall`, or `keep_model`. What a request changed of the state is lost when it raises.
+    """
+
+    strategy: Strategy
+
+    def __init__(self, environment: Environment, context: Context, number: int, action: str, measured: bool) -> None:
+        """Make the client of one request. `measured`: whether the server wants this node's metrics in this round."""
+        self.environment = environment
+        self.strategy = environment.strategy
+        self.node = int(context.node_config.get("partition-id", context.node_id))
+        self.state: RecordDict = context.state
+        self.round = number
+        self.action = action
+        self.measured = measured
+        self.metrics: dict[str, float] = {}
+
+    # The node's data
+
+    @cached_property
+    def data(self) -> Images:
+        """Return the node's training images."""
+        return self.environment.data.train_of(self.node)
+
+    @cached_property
+    def test_data(self) -> Images:
+        """Return the node's test images, which follow its own label distribution."""
+        return self.environment.data.test_of(self.node)
+
+    @property
+    def public(self) -> Images:
+        """Return the public (transfer) set. Its labels are there to use only where `data.public.labelled` is true."""
+        public = self.environment.data.public
+        assert public is not None, "the strategy's check() asks for data.public"
+        return public
+
+    # Its randomness, its state
+
+    def stream(self, purpose: str) -> torch.Generator:
+        """Return the stream of this node and round for a purpose."""
+        return torch_stream(self.environment.config.seed, self.round, self.node, f"{self.action}/{purpose}")
+
+    def keep(self, name: str, tensors: Tensors) -> None:
+        """Put named arrays into the node's lasting state."""
+        self.state[name] = array_record(tensors)
+
+    def recall(self, name: str) -> Tensors | None:
+        """Return what `keep` put under this name in an earlier request, or None."""
+        record = self.state.array_records.get(name)
+        return None if record is None else tensors_of(record)
+
+    # Its model
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """Return the node's model, filled with its personal weights: the kept ones, else its initial ones.
+
+        One object of an architecture serves all clients of a process in turn; `copy.deepcopy` it for a second model.
+        """
+        architecture = self.environment.architecture_of(self.node)
+        weights = self.recall(_MODEL) or self.environment.initial_weights(architecture, self.node)
+        model = self.environment.model(architecture)
+        model.load_state_dict(weights)
+        return model
+
+    def load_model(self, weights: Tensors) -> nn.Module:
+        """Return the node's model, filled with these weights."""
+        model = self.environment.model(self.environment.architecture_of(self.node))
+        model.load_state_dict(weights)
+        self.__dict__["model"] = model
+        return model
+
+    def weights(self) -> Tensors:
+        """Return the model's weights and buffers as CPU tensors."""
+        return {name: tensor.detach().cpu() for name, tensor in self.model.state_dict().items()}
+
+    def keep_model(self) -> None:
+        """Put the model's weights into the node's lasting state, as its personal model."""
+        self.keep(_MODEL, self.weights())
+
+    # Its work
+
+    def train(
+        self,
+        data: Images,
+        targets: Tensor,
+        *,
+        purpose: str,
+        epochs: int | None = None,
+        batch_size: int | None = None,
+        optimizer: Sgd | Adam | None = None,
+        loss: Loss = cross_entropy,
+    ) -> float:
+        """Train the model on images and their targets; return the mean loss of the last epoch.
+
+        What is not given comes from `[train]`. `purpose` names the random stream of the shuffles.
+        """
+        settings = self.environment.config.train
+        return training.train(
+            self.model,
+            data,
+            targets,
+            epochs=epochs if epochs is not None else settings.epochs,
+            batch_size=batch_size or settings.batch_size,
+            optimizer=training.make_optimizer(self.model, optimizer or settings.optimizer),
+            preprocess=self.environment.preprocess,
+            order=self.stream(purpose),
+            loss=loss,
+        )
+
+    def train_locally(self, loss: Loss = cross_entropy) -> float:
+        """Train the model on the node's own labelled images as `[train]` says; return the mean loss of the last epoch.
+
+        Reports `personal_after_fit/accuracy` where the server wants this node's metrics.
+        """
+        value = self.train(self.data, torch.from_numpy(self.data.labels), purpose="local-training", loss=loss)
+        self.measure("personal_after_fit")
+        return value
+
+    def predict(self, data: Images) -> Tensor:
+        """Return the model's logits, N x C, in the order of the images, in eval mode."""
+        return training.predict(self.model, data, self.environment.preprocess)
+
+    # Its metrics
+
+    def report(self, metric: str, value: float) -> None:
+        """Report a metric, named `scope/metric`, of this node in this round."""
+        self.metrics[metric] = float(value)
+
+    def measure(self, scope: str) -> None:
+        """Report `scope/accuracy` of the model as it is on the node's test images, where metrics are wanted."""
+        if self.measured:
+            self.report(f"{scope}/accuracy", self.score(self.test_data)["accuracy"])
+
+    def score(self, data: Images) -> dict[str, float]:
+        """Return `accuracy` (a fraction) and `loss` of the model on labelled images."""
+        return training.evaluate(self.model, data, self.environment.preprocess)
+
+    def evaluate(self, request: Payload) -> Payload:
+        """Answer the core's request at the end of a round: report the metrics of the node's model.
+
+        The node's model is the global one where the request carries weights, else its personal one.
+        """
+        if request.weights:
+            self.load_model(request.weights)
+        for metric, value in self.score(self.test_data).items():
+            self.report(f"personal/{metric}", value)
+        if not request.weights:  # else it is the same for all nodes, and the server measures it
+            self.report("personal_global_test/accuracy", self.score(self.environment.data.test)["accuracy"])
+        return Payload()
+
+
+class GlobalModelClient(Client):
+    """The client half of methods that average weights: load the global model, train it, return it."""
+
+    def fit(self, request: Payload) -> Payload:
+        """Train the received weights on the node's images; return the new ones, `examples` and `loss`."""
+        self.load_model(request.weights)
+        loss = self.train_locally(self.local_loss())
+        return Payload(weights=self.weights(), numbers={"examples": len(self.data.labels), "loss": loss})
+
+    def local_loss(self) -> Loss:
+        """Return the loss of local training. Called when the model holds the global weights."""
+        return cross_entropy
+
+
+def actions(client: type[Client]) -> list[str]:
+    """Return the names of the requests that a client class answers: its methods that take exactly `request`."""
+    return [
+        name
+        for name, method in inspect.getmembers(client, inspect.isfunction)
+        if not name.startswith("_") and list(inspect.signature(method).parameters) == ["self", "request"]
+    ]
+
+
+def make_client_app(strategy: Strategy, environment: Callable[[], Environment]) -> ClientApp:
+    """Return the Flower ClientApp of a strategy: `train.<action>` for each of its client's requests.
+
+    Flower's own `train` message, which stock strategies send, is answered by `fit` in Flower's own record names.
+    `environment` is called in the process that runs the clients.
+    """
+    app = ClientApp()
+
+    def handler(action: str) -> Callable[[Message, Context], Message]:
+        return lambda message, context: _answer(environment(), message, context, action)
+
+    for action in actions(strategy.client):
+        app.train(action)(handler(action))
+    if hasattr(strategy.client, "fit"):
+        app.train()(lambda message, context: _answer_stock(environment(), message, context))
+    return app
+
+
+def _answer(environment: Environment, message: Message, context: Context, action: str) -> Message:
+    reply, metrics = _call(environment, message, context, action)
+    records = reply.to_records()
+    if metrics:
+        records[REPORT] = MetricRecord({**metrics})
+    return Message(records, reply_to=message)
+
+
+def _answer_stock(environment: Environment, message: Message, context: Context) -> Message:
+    reply, metrics = _call(environment, message, context, "fit")
+    numbers = {"num-examples": reply.numbers["examples"], "train_loss": reply.numbers["loss"]}
+    records = RecordDict({FLOWER_ARRAYS: array_record(reply.weights), "metrics": MetricRecord({**numbers})})
+    if metrics:
+        records[REPORT] = MetricRecord({**metrics})
+    return Message(records, reply_to=message)
+
+
+def _call(
+    environment: Environment, message: Message, context: Context, action: str
+) -> tuple[Payload, dict[str, float]]:
+    told = message.content.config_records.get(ROUND, ConfigRecord())
+    measured = message.metadata.dst_node_id in cast(list[int], told.get("measured", []))
+    number = int(message.metadata.group_id or 0)
+    client = environment.strategy.client(environment, context, number, action, measured)
+    with default_stream(client.stream("default")):
+        reply = getattr(client, action)(from_records(message.content))
+    return reply, client.metrics
+
+
+_environments: dict[str, Environment] = {}
+
+
+def environment_here(config: Config) -> Environment:
+    """Return this process's environment of a config, made at the first call: for runtimes that start without one."""
+    from .environment import Environment
+
+    key = config.model_dump_json()
+    if key not in _environments:
+        _environments[key] = Environment(config)
+    return _environments[key]

@@ -1,0 +1,229 @@
+"""The run file: one pydantic model for the whole of it, `--set` overrides, and the fully resolved form."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pydantic
+from pydantic import BaseModel, ConfigDict, Field
+
+from .errors import InputError
+from .registry import explain
+
+Count = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(gt=0, le=1)]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=())
+
+
+class _NamedTable(_Table):
+    """A table with a name, whose other keys belong to what the name stands for and are checked there."""
+
+    model_config = ConfigDict(extra="allow", strict=True, frozen=True, protected_namespaces=())
+    name: str
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Return the keys other than the name."""
+        return dict(self.model_extra or {})
+
+
+class PublicConfig(_Table):
+    """`data.public`: the transfer set that the server and all nodes hold."""
+
+    size: Count
+    name: str | None = None  # another named set; by default images taken out of the training images
+    labelled: bool = False
+    balanced: bool = True  # the same number of each class, as far as the images go
+
+
+class PartitionConfig(_Table):
+    """`data.partition`: a scheme and its options; `seed` is the run's unless given."""
+
+    model_config = ConfigDict(extra="allow", strict=True, frozen=True)
+    scheme: str
+    minimum: Count = 1
+    seed: Annotated[int, Field(ge=0)] | None = None
+
+
+class DataConfig(_Table):
+    """`[data]`: which images, of what form, and who holds them."""
+
+    name: str | None = None
+    names: Annotated[list[str], Field(min_length=1)] | None = None  # several sets, each a domain
+    root: str | None = None
+    download: bool = False
+    size: Annotated[int, Field(ge=4)] | None = None
+    channels: Literal[1, 3] | None = None
+    partition: PartitionConfig
+    public: PublicConfig | None = None
+    node_test: Count = 200  # test images a node, drawn by its own label distribution
+    augment: Literal["none", "crop_flip"] = "none"
+
+    @pydantic.model_validator(mode="after")
+    def _one_of(self) -> DataConfig:
+        if (self.name is None) == (self.names is None):
+            raise ValueError("set either name (one set) or names (several sets, each a domain)")
+        return self
+
+    @property
+    def set_names(self) -> list[str]:
+        """Return the named sets, one or several."""
+        return list(self.names or [str(self.name)])
+
+    @property
+    def folder(self) -> Path:
+        """Return the folder of the sets: `data.root`, else $FEDKD_DATA, else `data`."""
+        return Path(self.root or os.environ.get("FEDKD_DATA") or "data")
+
+
+class Sgd(_Table):
+    """Stochastic gradient descent, as torch.optim.SGD."""
+
+    name: Literal["sgd"]
+    lr: Annotated[float, Field(gt=0)]
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+
+
+class Adam(_Table):
+    """Adam, or AdamW with decoupled weight decay, as in torch.optim."""
+
+    name: Literal["adam", "adamw"]
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+
+
+class TrainConfig(_Table):
+    """`[train]`: local training. A client starts each round with a fresh optimiser."""
+
+    epochs: Count = 1
+    batch_size: Count = 32
+    optimizer: Annotated[Sgd | Adam, Field(discriminator="name")] = Sgd(name="sgd", lr=0.05)
+
+
+class EvaluateConfig(_Table):
+    """`[evaluate]`: every so many rounds (and after the last), on this share of the nodes."""
+
+    every: Count = 5
+    fraction: Fraction = 1.0
+
+
+class CheckpointConfig(_Table):
+    """`[checkpoint]`: every so many rounds (and after the last); the newest `keep` stay."""
+
+    every: Count = 10
+    keep: Count = 1
+
+
+class ModelConfig(_Table):
+    """`[model]`: one architecture for all, or several that the nodes take in turn; with options of the builder."""
+
+    model_config = ConfigDict(extra="allow", strict=True, frozen=True, protected_namespaces=())
+    name: str | None = None
+    names: Annotated[list[_NamedTable], Field(min_length=1)] | None = None
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @pydantic.model_validator(mode="after")
+    def _one_of(self) -> ModelConfig:
+        if (self.name is None) == (self.names is None):
+            raise ValueError("set either name (one architecture) or names (several)")
+        if self.names is not None and self.model_extra:
+            key = next(iter(self.model_extra))
+            raise ValueError(f"{key} belongs to one architecture: names = [{{ name = ..., {key} = ... }}, ...]")
+        return self
+
+    @property
+    def architectures(self) -> list[_NamedTable]:
+        """Return the architectures; node i has number i modulo their count."""
+        return list(self.names or [_NamedTable(name=str(self.name), **(self.model_extra or {}))])
+
+
+class Config(_Table):
+    """A whole run."""
+
+    seed: Annotated[int, Field(ge=0)] = 0
+    rounds: Count = 10
+    cohort: Count | None = None  # nodes a round, drawn anew each round; all by default
+    min_replies: Count = 1  # fewer good replies than this to one request end the run
+    timeout: Annotated[float, Field(gt=0)] | None = None  # seconds to wait for the replies to one request
+    payload_limit: Count = 2**30  # bytes of one message
+    data: DataConfig
+    model: ModelConfig
+    train: TrainConfig = TrainConfig()
+    strategy: _NamedTable
+    engine: _NamedTable = _NamedTable(name="inline")
+    evaluate: EvaluateConfig = EvaluateConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+
+    def with_strategy(self, options: dict[str, Any]) -> Config:
+        """Return the config with the strategy's options written out."""
+        return self.model_copy(update={"strategy": _NamedTable(name=self.strategy.name, **options)})
+
+
+def read_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a TOML run file and apply `key=value` overrides. Raises InputError for whatever is wrong with either."""
+    try:
+        with path.open("rb") as file:
+            table = tomllib.load(file)
+    except FileNotFoundError:
+        raise InputError(f"There is no config {path}.") from None
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not a TOML file that can be read: {error}") from error
+    for override in overrides:
+        _override(table, override)
+    return parse_config(table, str(path))
+
+
+def parse_config(table: dict[str, Any], source: str = "config") -> Config:
+    """Return the config in a table. Raises InputError naming each wrong key, its value and what is valid."""
+    try:
+        return Config.model_validate(table)
+    except pydantic.ValidationError as error:
+        raise InputError(f"{source}: {explain(error, Config.model_fields)}") from error
+
+
+def _override(table: dict[str, Any], override: str) -> None:
+    key, sign, text = override.partition("=")
+    if not sign or not all(key.split(".")):
+        raise InputError(f"--set {override!r}: write key=value, such as strategy.beta=3.")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *path, last = key.split(".")
+    for part in path:
+        inner = table.get(part, {})
+        if isinstance(inner, str):  # model = "mlp" is short for model = { name = "mlp" }
+            inner = {"name": inner}
+        if not isinstance(inner, dict):
+            raise InputError(f"--set {override!r}: {part} is {inner!r}, not a table.")
+        table[part] = dict(inner)
+        table = table[part]
+    table[last] = value
+
+
+def to_table(config: Config) -> dict[str, Any]:
+    """Return the config as plain tables for TOML, without the keys that are unset."""
+    return _plain(config.model_dump(mode="json"))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items() if v is not None}
+    return [_plain(v) for v in value] if isinstance(value, list) else value

@@ -1,0 +1,97 @@
+"""What a process needs to run clients or the server: the config, the strategy, the data, models, a device."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .batches import Preprocess
+from .config import Config
+from .errors import InputError
+from .federated import FederatedData, federate
+from .models import build
+from .registry import find, options
+from .stock import FlowerStrategy, is_flower_strategy
+from .strategy import Strategy
+from .streams import Node, default_stream, torch_stream
+
+
+class Environment:
+    """The things around a method, made once a process. Model objects are kept and refilled."""
+
+    def __init__(self, config: Config, data: FederatedData | None = None, device: str = "cpu") -> None:
+        """Make it from a config; `data` where another process has loaded it already. Raises InputError."""
+        self.strategy, self.config = make_strategy(config)
+        self.data = data if data is not None else federate(config.data, config.seed)
+        self.device = torch.device(device)
+        self._models: dict[int, nn.Module] = {}
+
+    def check(self) -> None:
+        """Refuse what can be refused before anything runs: models, cohort, and what the strategy needs."""
+        config, data = self.config, self.data
+        cohort = config.cohort or data.clients
+        if cohort > data.clients:
+            raise InputError(f"cohort = {cohort}: the federation has {data.clients} clients.")
+        if config.min_replies > cohort:
+            raise InputError(f"min_replies = {config.min_replies}: a round asks {cohort} nodes.")
+        architectures = config.model.architectures
+        if self.strategy.equal_models and len({repr(a) for a in architectures}) > 1:
+            found = ", ".join(a.name for a in architectures)
+            raise InputError(
+                f"model.names = [{found}]: {config.strategy.name} needs equal models; set model.name to one of them."
+            )
+        for number in range(len(architectures)):
+            self.model(number)
+        self.strategy.check(self)
+
+    def architecture_of(self, node: int) -> int:
+        """Return the number of a node's architecture in `model.names`."""
+        return node % len(self.config.model.architectures)
+
+    def new_model(self, architecture: int) -> nn.Module:
+        """Return a new model object of an architecture, on the device; draws from torch's default stream."""
+        spec = self.config.model.architectures[architecture]
+        key = "model.name" if self.config.model.name else f"model.names.{architecture}"
+        model = build(spec.name, spec.options, self.data.image_shape, len(self.data.classes), key)
+        return model.to(self.device)
+
+    def model(self, architecture: int) -> nn.Module:
+        """Return this process's model object of an architecture. Its weights are whatever the last user left."""
+        if architecture not in self._models:
+            with default_stream(torch_stream(self.config.seed, 0, "server", "model-object")):
+                self._models[architecture] = self.new_model(architecture)
+        return self._models[architecture]
+
+    def initial_weights(self, architecture: int = 0, node: Node = "server") -> dict[str, Tensor]:
+        """Return fresh weights of an architecture, from the stream of this node (or of the server)."""
+        with default_stream(torch_stream(self.config.seed, 0, node, "initial-weights")):
+            model = self.new_model(architecture)
+        return {name: tensor.cpu() for name, tensor in model.state_dict().items()}
+
+    @cached_property
+    def preprocess(self) -> Preprocess:
+        """Return the step from uint8 images to batches."""
+        return Preprocess(self.data, self.config.data.augment, self.device)
+
+
+def make_strategy(config: Config) -> tuple[Strategy, Config]:
+    """Return the strategy that a config names, and the config with the strategy's options written out."""
+    found = find("strategies", config.strategy.name, "strategy.name")
+    chosen = options(found, config.strategy.options, "strategy")
+    if is_flower_strategy(found):
+        strategy: Strategy = FlowerStrategy(found(**chosen), name=config.strategy.name)
+        written = config.strategy.options  # its defaults may be functions
+    elif isinstance(found, type) and issubclass(found, Strategy):
+        strategy = found(**chosen)
+        written = {name: value for name, value in chosen.items() if value is not None}
+    else:
+        raise InputError(f"strategy.name = {config.strategy.name!r} is no Strategy, of fedkd or of Flower.")
+    return strategy, config.with_strategy(_tables(written))
+
+
+def _tables(options_: dict[str, Any]) -> dict[str, Any]:
+    return {k: dataclasses.asdict(v) if dataclasses.is_dataclass(v) else v for k, v in options_.items()}  # type: ignore[arg-type]

@@ -1,0 +1,22 @@
+"""The two kinds of error that a user sees: refused input (exit code 2) and a run that failed (exit code 1)."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(Exception):
+    """Input that is refused before anything runs; the text names the key, what was wrong and what is valid."""
+
+
+class RunError(Exception):
+    """A run that cannot go on, such as a round with fewer good replies than `min_replies`."""
+
+
+def unknown(what: str, name: str, valid: Iterable[str]) -> InputError:
+    """Return the error for a name that is not among `valid`, with the nearest valid one."""
+    names = sorted(valid)
+    near = difflib.get_close_matches(name, names, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else "."
+    return InputError(f"{what}: unknown {name!r}{hint} Valid: {', '.join(names) or '(none)'}.")

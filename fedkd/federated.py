@@ -1,0 +1,190 @@
+"""The federation's data: the pool of training images, who holds which, each node's test images, and the public set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .config import DataConfig
+from .datasets import Dataset, Images, load
+from .errors import InputError
+from .partitions import Pool, allocate, split
+from .streams import numpy_stream
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Rows of unequal length in two arrays, so that a million nodes are two objects."""
+
+    values: np.ndarray
+    offsets: np.ndarray
+
+    @classmethod
+    def of(cls, rows: Sequence[np.ndarray]) -> Ragged:
+        """Return these rows."""
+        values = np.concatenate(rows) if len(rows) else np.empty(0, np.int64)
+        return cls(values.astype(np.int64), np.cumsum([0, *(len(row) for row in rows)]))
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        if not 0 <= row < len(self):
+            raise IndexError(row)
+        return self.values[self.offsets[row] : self.offsets[row + 1]]
+
+
+@dataclass(frozen=True)
+class FederatedData:
+    """All data of a federation. `train_parts[i]` and `test_parts[i]` are node i's positions in `train` and `test`."""
+
+    train: Images
+    test: Images
+    train_parts: Ragged
+    test_parts: Ragged
+    node_domains: np.ndarray  # of each node: the domain of most of its images
+    public: Images | None
+    public_labelled: bool
+    classes: tuple[str, ...]
+    domain_names: tuple[str, ...]
+    mean: tuple[float, ...]
+    deviation: tuple[float, ...]
+
+    @property
+    def clients(self) -> int:
+        """Return the number of nodes."""
+        return len(self.train_parts)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Return channels, height, width."""
+        channels, height, width = self.train.images.shape[1:]
+        return channels, height, width
+
+    def train_of(self, node: int) -> Images:
+        """Return a node's training images."""
+        return self.train.take(self.train_parts[node])
+
+    def test_of(self, node: int) -> Images:
+        """Return a node's test images, which follow its own label distribution."""
+        return self.test.take(self.test_parts[node])
+
+    def label_counts(self) -> np.ndarray:
+        """Return the nodes x classes table of training images."""
+        counts = np.zeros((self.clients, len(self.classes)), np.int64)
+        nodes = np.repeat(np.arange(self.clients), np.diff(self.train_parts.offsets))
+        np.add.at(counts, (nodes, self.train.labels[self.train_parts.values]), 1)
+        return counts
+
+
+def federate(config: DataConfig, seed: int) -> FederatedData:
+    """Load the named sets, take the public set out, partition the rest, and draw each node's test images.
+
+    The same config and seed give the same federation everywhere. Raises InputError for whatever cannot be met.
+    """
+    seed = config.partition.seed if config.partition.seed is not None else seed
+    sets = [_load(config, name) for name in config.set_names]
+    first = sets[0]
+    for name, other in zip(config.set_names, sets, strict=True):
+        if other.train.images.shape[1:] != first.train.images.shape[1:]:
+            shapes = " and ".join("x".join(map(str, s.train.images.shape[1:])) for s in (first, other))
+            raise InputError(
+                f"data.names: {config.set_names[0]} and {name} have images of {shapes} (channels x height x width); "
+                "set data.size and data.channels to bring them to one shape."
+            )
+        if len(other.classes) != len(first.classes):
+            raise InputError(
+                f"data.names: {config.set_names[0]} has {len(first.classes)} classes and {name} {len(other.classes)}; "
+                "the domains of one federation share their classes."
+            )
+    train, domains = _pool([s.train for s in sets])
+    test, test_domains = _pool([s.test for s in sets])
+
+    public, kept = _public(config, train, seed, len(first.classes))
+    train, domains = train.take(kept), domains[kept]
+    pool = Pool(train.labels, domains, first.classes, tuple(config.set_names))
+    table = {"scheme": config.partition.scheme, "minimum": config.partition.minimum}
+    parts = split(pool, table | (config.partition.model_extra or {}), numpy_stream(seed, 0, "server", "partition"))
+
+    node_domains = np.array([np.bincount(domains[part]).argmax() for part in parts])
+    test_pool = Pool(test.labels, test_domains, first.classes, tuple(config.set_names))
+    tests = [
+        _node_test(pool, part, test_pool, config.node_test, numpy_stream(seed, 0, node, "node-test"))
+        for node, part in enumerate(parts)
+    ]
+    same_statistics = len({(s.mean, s.deviation) for s in sets}) == 1
+    neutral = (0.5,) * train.images.shape[1]
+    return FederatedData(
+        train=train,
+        test=test,
+        train_parts=Ragged.of(parts),
+        test_parts=Ragged.of(tests),
+        node_domains=node_domains,
+        public=public,
+        public_labelled=bool(config.public and config.public.labelled),
+        classes=first.classes,
+        domain_names=tuple(config.set_names),
+        mean=first.mean if same_statistics else neutral,
+        deviation=first.deviation if same_statistics else neutral,
+    )
+
+
+def _load(config: DataConfig, name: str) -> Dataset:
+    return load(name, config.folder, download=config.download, size=config.size, channels=config.channels)
+
+
+def _pool(parts: list[Images]) -> tuple[Images, np.ndarray]:
+    if len(parts) == 1:
+        return parts[0], np.zeros(len(parts[0].labels), np.int64)
+    images = np.concatenate([part.images for part in parts])
+    labels = np.concatenate([part.labels for part in parts])
+    return Images(images, labels), np.repeat(np.arange(len(parts)), [len(part.labels) for part in parts])
+
+
+def _public(config: DataConfig, train: Images, seed: int, classes: int) -> tuple[Images | None, np.ndarray]:
+    """Return the public set, and the positions of the training images that stay with the nodes."""
+    everything = np.arange(len(train.labels))
+    if config.public is None:
+        return None, everything
+    source = train
+    if config.public.name is not None:
+        source = _load(config, config.public.name).train
+        if source.images.shape[1:] != train.images.shape[1:]:
+            raise InputError(
+                f"data.public.name = {config.public.name!r}: its images are {source.images.shape[1:]}, the others "
+                f"{train.images.shape[1:]} (channels, height, width); set data.size and data.channels."
+            )
+        if config.public.labelled and int(source.labels.max()) >= classes:
+            raise InputError(f"data.public.labelled: {config.public.name!r} has other classes than the federation.")
+    size = config.public.size
+    limit = len(source.labels) if config.public.name is not None else len(source.labels) - 1
+    if size > limit:
+        raise InputError(f"data.public.size = {size}: there are only {limit} images to take it from.")
+    rng = numpy_stream(seed, 0, "server", "public")
+    if config.public.balanced:
+        order = [rng.permutation(np.flatnonzero(source.labels == label)) for label in np.unique(source.labels)]
+        counts = allocate(np.full(len(order), 1 / len(order)), size, np.array([len(o) for o in order]))
+        taken = np.concatenate([o[:c] for o, c in zip(order, counts, strict=True)])
+    else:
+        taken = rng.permutation(len(source.labels))[:size]
+    taken = rng.permutation(taken)
+    return source.take(taken), everything if config.public.name is not None else np.setdiff1d(everything, taken)
+
+
+def _node_test(pool: Pool, part: np.ndarray, test: Pool, size: int, rng: np.random.Generator) -> np.ndarray:
+    """Draw a node's test images: of each (domain, class) in proportion to its training images, without replacement.
+
+    Where the test set has too few of a class, the whole draw shrinks, so that the proportions stay the node's own.
+    """
+    groups = len(test.classes)
+    cells, counts = np.unique(pool.domains[part] * groups + pool.labels[part], return_counts=True)
+    members = [np.flatnonzero(test.domains * groups + test.labels == cell) for cell in cells]
+    available = np.array([len(m) for m in members])
+    prior = np.where(available > 0, counts, 0) / max(counts[available > 0].sum(), 1)
+    if not prior.any():
+        raise InputError("data: the test set has no image of any class that one of the nodes trains on.")
+    fits = int(min(np.floor(available[prior > 0] / prior[prior > 0]).min(), size))
+    chosen = allocate(prior, max(fits, 1), available)
+    return np.sort(np.concatenate([rng.permutation(m)[:c] for m, c in zip(members, chosen, strict=True)]))

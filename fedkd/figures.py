@@ -1,0 +1,78 @@
+"""Pictures of a run: its curves, and the label heat map of a partition."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from .federated import FederatedData
+
+_COLOURS = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#E69F00",
+    "#56B4E9",
+)  # Okabe and Ito: safe for colour blindness
+_INK = "#333333"
+
+
+def draw_curves(lines: list[dict[str, Any]], title: str, path: Path) -> Path | None:
+    """Draw every accuracy of a run against rounds, with the band of one deviation over nodes. Returns the path."""
+    names = sorted({name for line in lines for name in line["metrics"] if name.endswith("accuracy")})
+    if not names:
+        return None
+    figure = Figure(figsize=(7.2, 4.4), layout="constrained")
+    axes = figure.subplots()
+    for name, colour in zip(names, _COLOURS * len(names), strict=False):
+        rows = [line for line in lines if name in line["metrics"]]
+        rounds = [line["round"] for line in rows]
+        values = np.array([line["metrics"][name] for line in rows])
+        axes.plot(rounds, values, color=colour, label=f"{name}  {values[-1]:.3f}", marker="o", markersize=3)
+        if all(name in line["spread"] for line in rows):
+            deviation = np.array([line["spread"][name]["std"] for line in rows])
+            low, high = np.clip(values - deviation, 0, 1), np.clip(values + deviation, 0, 1)
+            axes.fill_between(rounds, low, high, color=colour, alpha=0.13, linewidth=0)
+    axes.set(xlabel="round", ylabel="accuracy", title=title)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8.5, title="at the end; band: one deviation over nodes", title_fontsize=8)
+    return _save(figure, path)
+
+
+def draw_partition(data: FederatedData, title: str, path: Path) -> Path:
+    """Draw the nodes x classes heat map of training images: shade, the share of the node's images; bars, its size."""
+    counts = data.label_counts()
+    shares = counts / counts.sum(1, keepdims=True)
+    few = len(counts) <= 30 and len(data.classes) <= 20
+    height = float(np.clip(0.26 * len(counts) + 1.4, 3.2, 10))
+    figure = Figure(figsize=(float(np.clip(0.48 * len(data.classes) + 3.4, 6.4, 13)), height), layout="constrained")
+    heat, sizes = figure.subplots(1, 2, sharey=True, width_ratios=[4, 1])
+    image = heat.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+    if few:
+        for (node, label), count in np.ndenumerate(counts):
+            if count:
+                colour = "white" if shares[node, label] > 0.6 else _INK
+                heat.text(label, node, str(count), ha="center", va="center", fontsize=7, color=colour)
+    heat.set(xlabel="class", ylabel="node", title=title)
+    heat.set_xticks(range(len(data.classes)), data.classes, rotation=90 if max(map(len, data.classes)) > 2 else 0)
+    heat.yaxis.set_major_locator(MaxNLocator(integer=True))
+    sizes.barh(range(len(counts)), counts.sum(1), color=_COLOURS[0], height=0.8)
+    sizes.set(xlabel="images")
+    sizes.spines[["top", "right"]].set_visible(False)
+    figure.colorbar(image, ax=sizes, label="share of the node's images")
+    return _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with matplotlib.rc_context({"savefig.dpi": 144}):
+        figure.savefig(path, metadata={"Software": None})
+    return path

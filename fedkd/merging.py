@@ -1,0 +1,73 @@
+"""Merging replies block by block, so that a sum of many models costs one, on whatever machine it is taken.
+
+Blocks are runs of `BLOCK` messages in the order of the cohort. They never depend on the number of workers: the same
+sums in the same order give the same bytes everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from flwr.app import Message, MetricRecord
+
+from .payload import REPORT, Expected, Payload, PayloadError, count_bytes, receive
+
+BLOCK = 5
+
+Merge = Callable[[Payload, Payload], Payload]  # folds the second into the first; may change the first in place
+Expectation = Expected | Mapping[int, Expected] | None  # one for all nodes, or one a node
+
+
+@dataclass
+class Arrival:
+    """What became of one request: the reply's payload, or why there is none; its size and the node's metrics."""
+
+    node: int
+    payload: Payload | None = None
+    failure: str | None = None
+    sizes: dict[str, int] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class Block:
+    """A merged run of replies: their fold (None where all failed), and an Arrival without payload for each."""
+
+    merged: Payload | None
+    arrivals: list[Arrival]
+
+
+def arrive(reply: Message, expectation: Expectation, limit: int) -> Arrival:
+    """Check a reply before any strategy sees it; whatever is wrong with it becomes the failure of its node."""
+    node = reply.metadata.src_node_id
+    if reply.has_error():
+        return Arrival(node, failure=reply.error.reason or f"error {reply.error.code}")
+    arrival = Arrival(node, sizes=count_bytes(reply.content))
+    expected = expectation.get(node) if isinstance(expectation, Mapping) else expectation
+    try:
+        arrival.payload = receive(reply.content, expected, limit)
+    except PayloadError as error:
+        arrival.failure = f"bad reply: {error}"
+        return arrival
+    report = reply.content.get(REPORT)
+    if isinstance(report, MetricRecord):
+        arrival.metrics = {name: float(v) for name, v in report.items() if not isinstance(v, list)}
+    return arrival
+
+
+def merge_block(replies: Iterable[Message], merge: Merge, expectation: Expectation, limit: int) -> Block:
+    """Fold the good replies of one block, holding one at a time."""
+    block = Block(None, [])
+    for reply in replies:
+        arrival = arrive(reply, expectation, limit)
+        block.arrivals.append(arrival)
+        payload, arrival.payload = arrival.payload, None
+        if payload is not None:
+            block.merged = payload if block.merged is None else merge(block.merged, payload)
+    return block
+
+
+def blocks_of(messages: list[Message]) -> list[list[Message]]:
+    """Return the messages in blocks."""
+    return [messages[start : start + BLOCK] for start in range(0, len(messages), BLOCK)]

@@ -1,0 +1,173 @@
+"""Architectures. Each has `features(x)` and a linear `classifier`; its output is `classifier(features(x))`."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .errors import InputError, unknown
+from .registry import find, names, options
+
+Shape = tuple[int, int, int]  # channels, height, width
+Width = Annotated[int, Field(ge=1)]
+
+
+class Classifier(nn.Module):
+    """A feature extractor and a linear classifier on top of it."""
+
+    def __init__(self, features: nn.Module, width: int, classes: int) -> None:
+        super().__init__()
+        self.features = features
+        self.classifier = nn.Linear(width, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits, B x C, of images, B x channels x height x width."""
+        logits: Tensor = self.classifier(self.features(images))
+        return logits
+
+
+def build(name: str, table: dict[str, Any], shape: Shape, classes: int, key: str = "model.name") -> nn.Module:
+    """Return a new model for images of this shape; `table` holds the builder's options.
+
+    `name`: an entry point, `torchvision:<name>`, or `path.py:function`. Raises InputError for an unknown name, wrong
+    options, a model without `features` and `classifier`, or one that cannot take images of this size.
+    """
+    if name.startswith("torchvision:"):
+        builder: Callable[..., Any] = _torchvision(name.removeprefix("torchvision:"), key)
+    else:
+        builder = find("models", name, key)
+    chosen = options(builder, table, key.rsplit(".", 1)[0])
+    try:
+        model = builder(shape, classes, **chosen)
+        with torch.no_grad():
+            logits = copy.deepcopy(model).train()(torch.zeros(2, *shape))
+    except (RuntimeError, ValueError, TypeError) as error:
+        size = "x".join(map(str, shape))
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"{key} = {name!r} cannot be built for images of {size} and {classes} classes: {reason}"
+        ) from error
+    if not callable(getattr(model, "features", None)) or not isinstance(getattr(model, "classifier", None), nn.Module):
+        raise InputError(
+            f"{key} = {name!r}: the model needs `features` (a module or method) and `classifier` (a module)."
+        )
+    if not isinstance(logits, Tensor) or tuple(logits.shape) != (2, classes):
+        raise InputError(f"{key} = {name!r}: for 2 images the model must return logits of shape (2, {classes}).")
+    built: nn.Module = model
+    return built
+
+
+def mlp(shape: Shape, classes: int, *, hidden: list[Width] = [200, 200]) -> nn.Module:  # noqa: B006
+    """Return a perceptron with ReLU; the default is McMahan et al.'s 2NN (2017)."""
+    widths = [shape[0] * shape[1] * shape[2], *hidden]
+    layers: list[nn.Module] = [nn.Flatten()]
+    for width, following in pairwise(widths):
+        layers += [nn.Linear(width, following), nn.ReLU()]
+    return Classifier(nn.Sequential(*layers), widths[-1], classes)
+
+
+def lenet5(shape: Shape, classes: int) -> nn.Module:
+    """Return LeNet-5 (LeCun et al., 1998) with ReLU and max pooling: 61,706 parameters for 28 x 28 x 1."""
+    padding = 2 if shape[1] < 32 else 0  # the paper's images are 32 x 32
+    trunk = nn.Sequential(
+        nn.Conv2d(shape[0], 6, 5, padding=padding), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
+    )  # fmt: skip
+    head = [nn.Linear(_width(trunk, shape), 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU()]
+    return Classifier(nn.Sequential(*trunk, *head), 84, classes)
+
+
+def cnn(shape: Shape, classes: int) -> nn.Module:
+    """Return the CNN of McMahan et al. (2017): two 5 x 5 convolutions of 32 and 64 channels, 512 units."""
+    trunk = nn.Sequential(
+        nn.Conv2d(shape[0], 32, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(32, 64, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
+    )  # fmt: skip
+    return Classifier(nn.Sequential(*trunk, nn.Linear(_width(trunk, shape), 512), nn.ReLU()), 512, classes)
+
+
+def _width(trunk: nn.Module, shape: Shape) -> int:
+    with torch.inference_mode():
+        return int(trunk(torch.zeros(1, *shape)).shape[1])
+
+
+Norm = Literal["batch", "group"]
+
+
+def resnet8(shape: Shape, classes: int, *, norm: Norm = "batch") -> nn.Module:
+    """Return the CIFAR ResNet of depth 8 (He et al., 2016, section 4.2, n = 1)."""
+    return _cifar_resnet(shape, classes, 1, norm)
+
+
+def resnet20(shape: Shape, classes: int, *, norm: Norm = "batch") -> nn.Module:
+    """Return the CIFAR ResNet of depth 20 (He et al., 2016, section 4.2, n = 3)."""
+    return _cifar_resnet(shape, classes, 3, norm)
+
+
+def _norm(kind: Norm, channels: int) -> nn.Module:
+    return nn.BatchNorm2d(channels) if kind == "batch" else nn.GroupNorm(8, channels)
+
+
+class _Block(nn.Module):
+    """Two 3 x 3 convolutions and a parameter-free shortcut (option A of the paper)."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, norm: Norm) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.norm1 = _norm(norm, outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.norm2 = _norm(norm, outputs)
+        self.stride = stride
+        self.extra = outputs - inputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu(self.norm1(self.conv1(x)))
+        out = self.norm2(self.conv2(out))
+        shortcut = x[:, :, :: self.stride, :: self.stride]
+        if self.extra:
+            shortcut = F.pad(shortcut, (0, 0, 0, 0, self.extra // 2, self.extra - self.extra // 2))
+        return F.relu(out + shortcut)
+
+
+def _cifar_resnet(shape: Shape, classes: int, blocks: int, norm: Norm) -> nn.Module:
+    layers: list[nn.Module] = [nn.Conv2d(shape[0], 16, 3, 1, 1, bias=False), _norm(norm, 16), nn.ReLU()]
+    inputs = 16
+    for outputs in (16, 32, 64):
+        for block in range(blocks):
+            layers.append(_Block(inputs, outputs, 2 if block == 0 and outputs > 16 else 1, norm))
+            inputs = outputs
+    return Classifier(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()), 64, classes)
+
+
+def _torchvision(name: str, key: str) -> Callable[..., nn.Module]:
+    from torchvision import models as zoo
+
+    valid = zoo.list_models(module=zoo)
+    if name not in valid:
+        raise unknown(key, f"torchvision:{name}", [f"torchvision:{n}" for n in valid] + names("models"))
+
+    def builder(shape: Shape, classes: int) -> nn.Module:
+        trunk = zoo.get_model(name, weights=None)
+        path = [p for p, module in trunk.named_modules() if isinstance(module, nn.Linear)]
+        if not path:
+            raise ValueError("its last layer is not linear, so it has no features under a linear classifier")
+        width = trunk.get_submodule(path[-1]).in_features
+        assert isinstance(width, int)
+        trunk.set_submodule(path[-1], nn.Identity())
+        return Classifier(nn.Sequential(_ThreeChannels(), trunk), width, classes)
+
+    return builder
+
+
+class _ThreeChannels(nn.Module):
+    """Grey images as colour images, for models that were made for those."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.expand(-1, 3, -1, -1)

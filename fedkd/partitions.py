@@ -1,0 +1,186 @@
+"""Partitions: which node holds which training images. Each scheme is one function, all draws from one generator.
+
+A scheme takes the pool of training images (their labels and domains) and a generator, and returns one array of
+positions a node. Its keyword parameters are the keys of `data.partition`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, NamedTuple
+
+import numpy as np
+from pydantic import Field
+
+from .errors import InputError
+from .registry import find, options
+
+Clients = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+Parts = list[np.ndarray]
+KEY = "data.partition"
+_DRAWS = 100  # how often a draw that misses the minimum is repeated
+
+
+class Pool(NamedTuple):
+    """What a scheme sees of the training images: `labels` and `domains`, int64, N; class and domain names."""
+
+    labels: np.ndarray
+    domains: np.ndarray
+    classes: tuple[str, ...]
+    domain_names: tuple[str, ...]
+
+
+def split(pool: Pool, table: dict[str, Any], rng: np.random.Generator) -> Parts:
+    """Return the positions of each node's images by the scheme that `table` names, ascending within a node.
+
+    `minimum` (1 by default) is the fewest images that a node may get: a draw that misses it is repeated, 100 times at
+    most. Raises InputError for an unknown scheme, wrong options, more clients than images, or a minimum out of reach.
+    """
+    table = dict(table)
+    scheme = find("partitions", table.pop("scheme"), f"{KEY}.scheme")
+    minimum = table.pop("minimum")
+    chosen = options(scheme, table, KEY)
+    clients = chosen.get("clients")
+    if clients is not None and clients * minimum > len(pool.labels):
+        raise InputError(
+            f"{KEY}.clients = {clients}: with a minimum of {minimum} a node, {clients * minimum} images are needed, "
+            f"and there are {len(pool.labels)}."
+        )
+    best = 0
+    for _ in range(_DRAWS):
+        parts: Parts = scheme(pool, rng, **chosen)
+        smallest = min(len(part) for part in parts)
+        if smallest >= minimum:
+            return [np.sort(part) for part in parts]
+        best = max(best, smallest)
+    raise InputError(
+        f"{KEY}.minimum = {minimum}: the smallest node got {best} images in the best of {_DRAWS} draws. "
+        "Lower the minimum or the number of clients, or make the partition less skewed."
+    )
+
+
+def iid(pool: Pool, rng: np.random.Generator, *, clients: Clients) -> Parts:
+    """Split the images at random into equal shares."""
+    return np.array_split(rng.permutation(len(pool.labels)), clients)
+
+
+def dirichlet(pool: Pool, rng: np.random.Generator, *, clients: Clients, alpha: Positive) -> Parts:
+    """Split each class over the clients by shares ~ Dir(alpha) (Hsu et al., 2019; Li et al., 2022). Sizes differ."""
+    parts: list[list[np.ndarray]] = [[] for _ in range(clients)]
+    for label in range(len(pool.classes)):
+        members = rng.permutation(np.flatnonzero(pool.labels == label))
+        shares = _dirichlet(rng, clients, alpha)
+        cuts = np.round(np.cumsum(shares)[:-1] * len(members)).astype(np.int64)
+        for part, chunk in zip(parts, np.split(members, cuts), strict=True):
+            part.append(chunk)
+    return [np.concatenate(part) for part in parts]
+
+
+def client_dirichlet(
+    pool: Pool, rng: np.random.Generator, *, clients: Clients, alpha: Positive, size: Clients | None = None
+) -> Parts:
+    """Give each client `size` images by a class prior of its own ~ Dir(alpha), without replacement.
+
+    `size` is by default an equal share of the pool. Where a class runs out, the client's remaining images come from
+    its other classes in the proportions of its prior.
+    """
+    size = size or len(pool.labels) // clients
+    if size * clients > len(pool.labels):
+        raise InputError(f"{KEY}.size = {size}: {clients} clients need {size * clients} images, of {len(pool.labels)}.")
+    members = [rng.permutation(np.flatnonzero(pool.labels == label)) for label in range(len(pool.classes))]
+    used = np.zeros(len(members), np.int64)
+    parts = []
+    for _ in range(clients):
+        left = np.array([len(m) for m in members]) - used
+        counts = allocate(_dirichlet(rng, len(members), alpha), size, left)
+        parts.append(np.concatenate([m[u : u + c] for m, u, c in zip(members, used, counts, strict=True)]))
+        used += counts
+    return parts
+
+
+def shards(pool: Pool, rng: np.random.Generator, *, clients: Clients, per_client: Clients = 2) -> Parts:
+    """Sort by label, cut into equal shards, deal `per_client` to each: McMahan et al.'s pathological split (2017)."""
+    order = rng.permutation(len(pool.labels))
+    order = order[np.argsort(pool.labels[order], kind="stable")]
+    pieces = np.array_split(order, clients * per_client)
+    dealt = rng.permutation(len(pieces)).reshape(clients, per_client)
+    return [np.concatenate([pieces[i] for i in hand]) for hand in dealt]
+
+
+def classes_per_client(pool: Pool, rng: np.random.Generator, *, clients: Clients, classes: Clients = 2) -> Parts:
+    """Give each client exactly `classes` classes, each held equally often, and split a class evenly among its holders.
+
+    With fewer than C places in all (clients x classes), some classes have no holder and their images are not used.
+    """
+    total = len(pool.classes)
+    if classes > total:
+        raise InputError(f"{KEY}.classes = {classes}: the data has {total} classes.")
+    holders: list[list[int]] = [[] for _ in range(total)]
+    deck: list[int] = []
+    for client in range(clients):
+        hand: list[int] = []
+        while len(hand) < classes:
+            if not any(label not in hand for label in deck):
+                deck += rng.permutation(total).tolist()
+            hand.append(deck.pop(next(i for i, label in enumerate(deck) if label not in hand)))
+        for label in hand:
+            holders[label].append(client)
+    parts: list[list[np.ndarray]] = [[] for _ in range(clients)]
+    for label, clients_of in enumerate(holders):
+        members = rng.permutation(np.flatnonzero(pool.labels == label))
+        if clients_of:
+            for client, chunk in zip(clients_of, np.array_split(members, len(clients_of)), strict=True):
+                parts[client].append(chunk)
+    return [np.concatenate(part) for part in parts]
+
+
+def quantity(pool: Pool, rng: np.random.Generator, *, clients: Clients, sigma: Positive = 1.0) -> Parts:
+    """Split at random into shares of log-normal size: log share ~ N(0, sigma^2). Labels stay alike."""
+    shares = rng.lognormal(0.0, sigma, clients)
+    cuts = np.round(np.cumsum(shares / shares.sum())[:-1] * len(pool.labels)).astype(np.int64)
+    return np.split(rng.permutation(len(pool.labels)), cuts)
+
+
+def domains(
+    pool: Pool, rng: np.random.Generator, *, per_domain: Clients = 1, within: dict[str, Any] | None = None
+) -> Parts:
+    """Give each client images of one domain (one named set): `per_domain` clients a domain, split by `within`.
+
+    `within` is a table like `data.partition` without `clients`, `{ scheme = "iid" }` by default.
+    """
+    parts: Parts = []
+    table = {"scheme": "iid", "minimum": 1, **(within or {}), "clients": per_domain}
+    for domain in range(len(pool.domain_names)):
+        members = np.flatnonzero(pool.domains == domain)
+        inner = pool._replace(labels=pool.labels[members], domains=pool.domains[members])
+        parts += [members[part] for part in split(inner, table, rng)]
+    return parts
+
+
+def allocate(prior: np.ndarray, size: int, available: np.ndarray) -> np.ndarray:
+    """Return whole counts that sum to `size`, follow `prior` by largest remainder, and stay within `available`.
+
+    Where the classes of the prior run out, the rest is taken from the others evenly. `available` must hold `size`.
+    """
+    counts = np.zeros(len(prior), np.int64)
+    weights = prior.astype(np.float64)
+    while (need := size - int(counts.sum())) > 0:
+        open_classes = counts < available
+        weights = np.where(open_classes, weights, 0.0)
+        if weights.sum() <= 0:
+            weights = open_classes.astype(np.float64)
+        ideal = weights / weights.sum() * need
+        step = np.floor(ideal).astype(np.int64)
+        for label in np.argsort(-(ideal - step), kind="stable")[: need - int(step.sum())]:
+            step[label] += 1
+        counts = np.minimum(counts + step, available)
+    return counts
+
+
+def _dirichlet(rng: np.random.Generator, size: int, alpha: float) -> np.ndarray:
+    """Draw shares ~ Dir(alpha); where a tiny alpha makes every share underflow to 0, one takes all."""
+    shares = rng.dirichlet(np.full(size, alpha))
+    if not np.isfinite(shares).all() or shares.sum() <= 0:
+        shares = np.zeros(size)
+        shares[rng.integers(size)] = 1.0
+    return shares

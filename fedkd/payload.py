@@ -1,0 +1,241 @@
+"""What crosses between server and nodes: `Payload`, its Flower records, the check on arrival, and its size in bytes.
+
+A payload is named arrays, sorted by kind, plus named numbers and strings. It maps one to one onto Flower's RecordDict:
+an ArrayRecord a kind, a MetricRecord `numbers`, a ConfigRecord `strings`.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from torch import Tensor
+
+KINDS = ("weights", "logits", "prototypes", "images", "statistics", "generator", "indices")
+FLOWER_ARRAYS = "arrays"  # where Flower's own strategies keep the model's weights
+ROUND = "round"  # what the core tells a node beside the payload
+REPORT = "report"  # a node's metrics, beside the payload: measurement, not part of the method
+_OUTSIDE = (ROUND, REPORT)
+_DTYPES = {"float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint8", "bool"}
+
+Tensors = dict[str, Tensor]
+
+
+@dataclass
+class Payload:
+    """Named arrays by kind (CPU tensors), named numbers, named strings.
+
+    Example: `Payload(logits={"targets": z}, numbers={"examples": 600})`.
+    """
+
+    weights: Tensors = field(default_factory=dict)
+    logits: Tensors = field(default_factory=dict)
+    prototypes: Tensors = field(default_factory=dict)
+    images: Tensors = field(default_factory=dict)
+    statistics: Tensors = field(default_factory=dict)
+    generator: Tensors = field(default_factory=dict)
+    indices: Tensors = field(default_factory=dict)
+    numbers: dict[str, float] = field(default_factory=dict)
+    strings: dict[str, str] = field(default_factory=dict)
+
+    def by_kind(self) -> Iterator[tuple[str, Tensors]]:
+        """Yield each kind that holds arrays, with its arrays."""
+        for kind in KINDS:
+            if arrays := getattr(self, kind):
+                yield kind, arrays
+
+    def to_records(self) -> RecordDict:
+        """Return the payload as Flower records."""
+        records = RecordDict()
+        for kind, arrays in self.by_kind():
+            records[kind] = array_record(arrays)
+        if self.numbers:
+            records["numbers"] = MetricRecord(dict(self.numbers))
+        if self.strings:
+            records["strings"] = ConfigRecord(dict(self.strings))
+        return records
+
+
+class ArraySpec(NamedTuple):
+    """What an array must look like: its shape (None: any length) and dtype."""
+
+    shape: tuple[int | None, ...]
+    dtype: torch.dtype = torch.float32
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a reply must hold: arrays by kind, and numbers in a closed range; neither less nor more than this."""
+
+    weights: Mapping[str, ArraySpec] = field(default_factory=dict)
+    logits: Mapping[str, ArraySpec] = field(default_factory=dict)
+    prototypes: Mapping[str, ArraySpec] = field(default_factory=dict)
+    images: Mapping[str, ArraySpec] = field(default_factory=dict)
+    statistics: Mapping[str, ArraySpec] = field(default_factory=dict)
+    generator: Mapping[str, ArraySpec] = field(default_factory=dict)
+    indices: Mapping[str, ArraySpec] = field(default_factory=dict)
+    numbers: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    strings: tuple[str, ...] = ()
+
+
+def like(tensors: Mapping[str, Tensor]) -> dict[str, ArraySpec]:
+    """Return the specs of arrays that must look like these."""
+    return {name: ArraySpec(tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
+
+
+class PayloadError(ValueError):
+    """A payload that is not what was asked for; the text names the array or number and what was wrong."""
+
+
+def array_record(tensors: Mapping[str, Tensor]) -> ArrayRecord:
+    """Return the tensors as a Flower record."""
+    return ArrayRecord({name: Array(tensor.detach().cpu().contiguous().numpy()) for name, tensor in tensors.items()})
+
+
+def tensors_of(record: Mapping[str, Array]) -> Tensors:
+    """Return the arrays of a Flower record as tensors of their own.
+
+    Raises PayloadError for an array whose bytes do not match its header. No memory is taken before that is checked.
+    """
+    return {name: _tensor(name, array) for name, array in record.items()}
+
+
+def _tensor(name: str, array: Array) -> Tensor:
+    try:
+        if array.stype != "numpy.ndarray":
+            raise ValueError(f"serialised as {array.stype!r}, valid is 'numpy.ndarray'")
+        stream = io.BytesIO(array.data)
+        version = np.lib.format.read_magic(stream)
+        if version != (1, 0):
+            raise ValueError(f"npy version {version}, valid is (1, 0)")
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
+        if dtype.name not in _DTYPES or not dtype.isnative:
+            raise ValueError(f"dtype {dtype}, valid are {', '.join(sorted(_DTYPES))}")
+        if math.prod(shape) * dtype.itemsize != len(array.data) - stream.tell():
+            raise ValueError(f"header says shape {shape} of {dtype}, body has {len(array.data) - stream.tell()} bytes")
+        values = np.frombuffer(array.data, dtype, offset=stream.tell())
+        ordered = values.reshape(shape[::-1]).T if fortran else values.reshape(shape)
+        return torch.from_numpy(np.array(ordered, order="C"))
+    except (ValueError, TypeError) as error:
+        raise PayloadError(f"array {name!r}: {error}") from error
+
+
+def from_records(records: RecordDict) -> Payload:
+    """Return the payload that Flower records hold. Flower's own `arrays` are weights.
+
+    Raises PayloadError for records of another kind and for damaged arrays.
+    """
+    payload = Payload()
+    for key, record in records.items():
+        if key in _OUTSIDE:
+            continue
+        if isinstance(record, ArrayRecord):
+            kind = "weights" if key == FLOWER_ARRAYS else key
+            if kind not in KINDS:
+                raise PayloadError(f"arrays of kind {key!r}, valid are {', '.join(KINDS)}")
+            setattr(payload, kind, tensors_of(record))
+        elif isinstance(record, MetricRecord):
+            payload.numbers.update({k: v for k, v in record.items() if not isinstance(v, list)})
+        else:
+            payload.strings.update({k: v for k, v in record.items() if isinstance(v, str)})
+    return payload
+
+
+def receive(records: RecordDict, expected: Expected | None, limit: int) -> Payload:
+    """Decode and check what arrived: size, names, shapes, dtypes, finite values, numbers in range.
+
+    `limit` is in bytes. Without `expected` only the size and the finite values are checked. Raises PayloadError.
+    """
+    size = sum(count_bytes(records).values())
+    if size > limit:
+        raise PayloadError(f"payload of {size} bytes is over the limit of {limit}")
+    payload = from_records(records)
+    if expected is not None:
+        _check_names(payload, expected)
+    for kind, arrays in payload.by_kind():
+        for name, tensor in arrays.items():
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                raise PayloadError(f"{kind} {name!r} has values that are not finite")
+    for name, number in payload.numbers.items():
+        if not math.isfinite(number):
+            raise PayloadError(f"number {name!r} is {number}")
+    return payload
+
+
+def _check_names(payload: Payload, expected: Expected) -> None:
+    for kind in (*KINDS, "numbers", "strings"):
+        got, wanted = set(getattr(payload, kind)), set(getattr(expected, kind))
+        if missing := wanted - got:
+            raise PayloadError(f"{kind} without {', '.join(map(repr, sorted(missing)))}")
+        if surplus := got - wanted:
+            raise PayloadError(f"{kind} with {', '.join(map(repr, sorted(surplus)))}, which nobody asked for")
+    for kind, arrays in payload.by_kind():
+        for name, tensor in arrays.items():
+            shape, dtype = getattr(expected, kind)[name]
+            fits = len(shape) == tensor.dim() and all(
+                want is None or want == have for want, have in zip(shape, tensor.shape, strict=True)
+            )
+            if not fits:
+                raise PayloadError(f"{kind} {name!r} has shape {tuple(tensor.shape)}, asked for was {shape}")
+            if tensor.dtype != dtype:
+                raise PayloadError(f"{kind} {name!r} has dtype {tensor.dtype}, asked for was {dtype}")
+    for name, (low, high) in expected.numbers.items():
+        if not low <= payload.numbers[name] <= high:
+            raise PayloadError(f"number {name!r} is {payload.numbers[name]}, valid is {low} to {high}")
+
+
+def count_bytes(records: RecordDict) -> dict[str, int]:
+    """Return what these records weigh as sent, in bytes by kind: serialised arrays, 8 a number, strings; names too.
+
+    An array counts as Flower serialises it (npy: its data and a header of 128 bytes). What the core adds beside the
+    payload (the round, the metrics) is not counted.
+    """
+    sizes: dict[str, int] = {}
+    for key, record in records.items():
+        if key in _OUTSIDE:
+            continue
+        if isinstance(record, ArrayRecord):
+            kind = "weights" if key == FLOWER_ARRAYS else key
+            size = sum(len(name.encode()) + len(array.data) for name, array in record.items())
+        else:
+            kind = "numbers" if isinstance(record, MetricRecord) else "strings"
+            size = sum(len(name.encode()) + _scalar_bytes(value) for name, value in record.items())
+        sizes[kind] = sizes.get(kind, 0) + size
+    return sizes
+
+
+def _scalar_bytes(value: object) -> int:
+    if isinstance(value, list):
+        return sum(_scalar_bytes(item) for item in value)
+    if isinstance(value, str):
+        return len(value.encode())
+    return len(value) if isinstance(value, bytes) else 8
+
+
+def weighted_mean(total: Payload, reply: Payload) -> Payload:
+    """Merge two payloads into their mean, weighted by the number `examples`; in place in `total`.
+
+    Running form, m += (x - m) n_x / (n_m + n_x): the mean of equal arrays is that array, bit for bit. Arrays of
+    integers (counters of batch norm) are averaged in float64 and rounded. Raises PayloadError where `examples` is missing.
+    """
+    if "examples" not in total.numbers or "examples" not in reply.numbers:
+        raise PayloadError("a weighted mean needs the number 'examples' in each reply")
+    examples = total.numbers["examples"] + reply.numbers["examples"]
+    share = reply.numbers["examples"] / examples if examples else 0.0
+    for kind, arrays in total.by_kind():
+        for name, tensor in arrays.items():
+            other = getattr(reply, kind)[name]
+            if tensor.is_floating_point():
+                tensor.lerp_(other, share)
+            else:
+                tensor.copy_(torch.lerp(tensor.double(), other.double(), share).round())
+    for name, number in total.numbers.items():
+        total.numbers[name] = number + (reply.numbers[name] - number) * share
+    total.numbers["examples"] = examples
+    return total

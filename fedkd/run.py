@@ -1,0 +1,142 @@
+"""A run from start to end: environment, engine, strategy, run folder; and how it goes on after a crash."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from flwr.app import ArrayRecord, Context, MetricRecord, RecordDict
+from flwr.serverapp import Grid, ServerApp
+
+from . import checkpoints, figures
+from .config import Config, read_config
+from .environment import Environment
+from .errors import InputError
+from .flower import node_context
+from .grid import SimulationGrid
+from .payload import tensors_of
+from .registry import find, options
+from .runfolder import CONFIG, RunFolder, refuse_used, summarise, to_line
+from .strategy import Record, Server
+from .training import evaluate
+
+
+def make_server_app(server: Server) -> ServerApp:
+    """Return the Flower ServerApp that runs the environment's strategy for as many rounds as its config says."""
+    app = ServerApp()
+    environment = server.environment
+
+    def evaluate_global(number: int, arrays: ArrayRecord) -> MetricRecord:
+        model = environment.model(0)
+        model.load_state_dict(tensors_of(arrays))
+        return MetricRecord({**evaluate(model, environment.data.test, environment.preprocess)})
+
+    @app.main()
+    def main(grid: Grid, context: Context) -> None:
+        environment.strategy.start(
+            grid, ArrayRecord(), environment.config.rounds, evaluate_fn=evaluate_global, server=server
+        )
+
+    return app
+
+
+def make_engine(environment: Environment) -> SimulationGrid:
+    """Return the engine that the config names. Raises InputError for an unknown one or wrong options."""
+    name = environment.config.engine.name
+    engine = find("engines", name, "engine.name")
+    grid: SimulationGrid = engine(environment, **options(engine, environment.config.engine.options, "engine"))
+    return grid
+
+
+def run(config: Config, out: Path, on_round: Callable[[Record, Environment], None] | None = None) -> dict[str, Any]:
+    """Run a config into a new folder; return the summary. Nothing is written before all input is accepted.
+
+    Raises InputError for input that is refused, RunError for a run that cannot go on; whatever ends a run early is
+    written into its summary first.
+    """
+    refuse_used(out)
+    environment = Environment(config)
+    environment.check()
+    with make_engine(environment) as grid:
+        folder = RunFolder(out)
+        folder.create(environment.config)
+        return _run(environment, grid, folder, Server(environment), on_round)
+
+
+def resume(path: Path, on_round: Callable[[Record, Environment], None] | None = None) -> dict[str, Any]:
+    """Continue the run in a folder from its newest checkpoint; return the summary.
+
+    Ends with the same metrics and weights as a run that was never interrupted. Raises like `run`, and InputError for a
+    folder without a run or without a checkpoint.
+    """
+    folder = RunFolder(path)
+    if not (path / CONFIG).is_file():
+        raise InputError(f"--resume {path}: there is no run; its {CONFIG} is missing.")
+    environment = Environment(read_config(path / CONFIG))
+    environment.check()
+    number, checkpoint = checkpoints.latest(folder.checkpoints)
+    environment.strategy.restore(checkpoints.load_server(checkpoint))
+    with make_engine(environment) as grid:
+        grid.restore(checkpoints.load_nodes(checkpoint))
+        folder.rewind(number)
+        return _run(environment, grid, folder, Server(environment, first_round=number + 1), on_round)
+
+
+def _run(
+    environment: Environment,
+    grid: SimulationGrid,
+    folder: RunFolder,
+    server: Server,
+    on_round: Callable[[Record, Environment], None] | None,
+) -> dict[str, Any]:
+    config = environment.config
+    begin = time.perf_counter()
+
+    def keep(record: Record) -> None:
+        folder.append(to_line(record))
+        if on_round is not None:
+            on_round(record, environment)
+
+    def checkpoint(number: int) -> None:
+        checkpoints.save(
+            folder.checkpoints, number, environment.strategy.state(), grid.states(), config.checkpoint.keep
+        )
+
+    def end(status: str, error: str | None = None) -> dict[str, Any]:
+        seconds = time.perf_counter() - begin
+        summary = summarise(config, folder.lines(), status=status, seconds=seconds, error=error)
+        folder.write_summary(summary)
+        return summary
+
+    app = make_server_app(replace(server, on_round=keep, on_checkpoint=checkpoint))
+    try:
+        app(grid, node_context(0, environment.data.clients, RecordDict()))
+    except KeyboardInterrupt:
+        end("interrupted")
+        raise
+    except Exception as error:
+        end("failed", f"{type(error).__name__}: {error}")
+        raise
+    draw(environment, folder)
+    return end("completed")
+
+
+def draw(environment: Environment, folder: RunFolder) -> list[Path]:
+    """Draw the figures of a run; return their paths."""
+    config = environment.config
+    about = f"{config.strategy.name} on {', '.join(config.data.set_names)}, seed {config.seed}"
+    curves = figures.draw_curves(folder.lines(), about, folder.figures / "curves.png")
+    heat = figures.draw_partition(
+        environment.data, f"{partition_name(config)}, seed {config.seed}", folder.figures / "partition.png"
+    )
+    return [path for path in (curves, heat) if path is not None]
+
+
+def partition_name(config: Config) -> str:
+    """Return the partition in words, such as `dirichlet (clients 20, alpha 0.1)`."""
+    partition = config.data.partition
+    told = ", ".join(f"{key} {value}" for key, value in (partition.model_extra or {}).items())
+    return f"{partition.scheme} ({told})" if told else partition.scheme

@@ -1,0 +1,166 @@
+"""The run folder: config.toml, metrics.jsonl, summary.json, checkpoints/ and figures/."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Iterable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tomli_w
+
+from .config import Config, to_table
+from .errors import InputError
+from .strategy import Record
+
+CONFIG, METRICS, SUMMARY = "config.toml", "metrics.jsonl", "summary.json"
+
+
+class RunFolder:
+    """One run's folder. A line is on disk as soon as its round has ended."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.figures = path / "figures"
+
+    def create(self, config: Config) -> None:
+        """Make the folder and write the resolved config. Raises InputError where something else is there."""
+        refuse_used(self.path)
+        for folder in (self.path, self.checkpoints, self.figures):
+            folder.mkdir(parents=True, exist_ok=True)
+        (self.path / CONFIG).write_text(tomli_w.dumps(to_table(config)))
+        (self.path / METRICS).touch()
+
+    def append(self, line: dict[str, Any]) -> None:
+        """Add a line to metrics.jsonl."""
+        with (self.path / METRICS).open("a") as file:
+            file.write(json.dumps(line) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def lines(self) -> list[dict[str, Any]]:
+        """Return the lines of metrics.jsonl that are whole."""
+        lines = []
+        for text in (self.path / METRICS).read_text().splitlines():
+            try:
+                lines.append(json.loads(text))
+            except ValueError:
+                break  # the line that a crash cut off
+        return lines
+
+    def rewind(self, number: int) -> None:
+        """Drop the lines of rounds after `number`, which a continued run writes again."""
+        kept = [line for line in self.lines() if line["round"] <= number]
+        partial = self.path / f".{METRICS}.partial"
+        partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        os.replace(partial, self.path / METRICS)
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        """Write summary.json."""
+        partial = self.path / f".{SUMMARY}.partial"
+        partial.write_text(json.dumps(summary, indent=2) + "\n")
+        os.replace(partial, self.path / SUMMARY)
+
+
+def refuse_used(path: Path) -> None:
+    """Raise InputError where `path` is a file, or a folder that holds anything."""
+    if path.exists() and not path.is_dir():
+        raise InputError(f"--out {path}: that is a file.")
+    if path.is_dir() and any(path.iterdir()):
+        what = "another run" if (path / CONFIG).exists() else "other files"
+        raise InputError(f"--out {path}: the folder holds {what}; name a new one, or continue a run with --resume.")
+
+
+def free_folder(parent: Path, name: str) -> Path:
+    """Return `parent/name`, or the first of `parent/name-2`, `-3`, ... that does not exist."""
+    path, number = parent / name, 2
+    while path.exists():
+        path, number = parent / f"{name}-{number}", number + 1
+    return path
+
+
+def to_line(record: Record) -> dict[str, Any]:
+    """Return a round's record as a line of metrics.jsonl, in a fixed order; only `seconds` depends on the clock."""
+    return {
+        "round": record.number,
+        "phase": "round" if record.number else "prepare",
+        "cohort": record.cohort,
+        "metrics": dict(sorted(record.metrics.items())),
+        "spread": {name: _spread(values.values()) for name, values in sorted(record.nodes.items())},
+        "nodes": {name: {str(n): values[n] for n in sorted(values)} for name, values in sorted(record.nodes.items())},
+        "bytes": _sorted(record.bytes),
+        "evaluation_bytes": _sorted(record.evaluation_bytes),
+        "failures": record.failures,
+        "log": record.log,
+        "seconds": record.seconds,
+    }
+
+
+def _spread(values: Iterable[float]) -> dict[str, float]:
+    array = np.sort(np.fromiter(values, np.float64))
+    return {
+        "nodes": len(array),
+        "std": float(array.std()),
+        "min": float(array[0]),
+        "median": float(np.median(array)),
+        "max": float(array[-1]),
+    }
+
+
+def _sorted(sizes: dict[str, dict[str, int]]) -> dict[str, dict[str, int]]:
+    return {way: dict(sorted(kinds.items())) for way, kinds in sizes.items()}
+
+
+def summarise(
+    config: Config, lines: list[dict[str, Any]], *, status: str, seconds: float, error: str | None = None
+) -> dict[str, Any]:
+    """Return the summary of a run: its last and best metrics, time, bytes by direction and kind, failures, versions."""
+    final: dict[str, float] = {}
+    best: dict[str, float] = {}
+    sizes: dict[str, dict[str, dict[str, int]]] = {key: {"up": {}, "down": {}} for key in ("bytes", "evaluation_bytes")}
+    for line in lines:
+        final |= line["metrics"]
+        for name, value in line["metrics"].items():
+            better = min if name.endswith("/loss") else max
+            best[name] = better(best[name], value) if name in best else value
+        for key, total in sizes.items():
+            for way, kinds in line[key].items():
+                for kind, size in kinds.items():
+                    total[way][kind] = total[way].get(kind, 0) + size
+    rounds = [line["seconds"]["round"] for line in lines if line["round"] > 0]
+    return {
+        "status": status,
+        **({"error": error} if error else {}),
+        "rounds": max((line["round"] for line in lines), default=0),
+        "seed": config.seed,
+        "strategy": config.strategy.name,
+        "final": dict(sorted(final.items())),
+        "best": dict(sorted(best.items())),
+        "seconds": {
+            "total": seconds,
+            "median_round": float(np.median(rounds)) if rounds else 0.0,
+            "evaluation": sum(line["seconds"]["evaluation"] for line in lines),
+        },
+        **sizes,
+        "failures": sum(len(line["failures"]) for line in lines),
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("fedkd", "flwr", "ray", "torch", "torchvision", "numpy")},
+        },
+        "hardware": _hardware(),
+    }
+
+
+def _hardware() -> dict[str, Any]:
+    import torch
+
+    gpus = (
+        [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    )
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
+    return {"machine": platform.machine(), "cpus": os.cpu_count(), "memory": memory, "gpus": gpus}

@@ -1,0 +1,437 @@
+"""The server half of a strategy: `Strategy`, whose `start` is the loop of the core, and `Round`, what it acts on."""
+
+from __future__ import annotations
+
+import time
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, overload
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result
+from flwr.serverapp.strategy import Strategy as FlowerBase
+
+from .client import Client
+from .config import Config
+from .errors import RunError
+from .flower import error_reply
+from .grid import SimulationGrid
+from .merging import Arrival, Block, Expectation, Merge, arrive, blocks_of, merge_block
+from .payload import REPORT, ROUND, Payload, Tensors, array_record, count_bytes, tensors_of
+from .streams import default_stream, numpy_stream, torch_stream
+
+if TYPE_CHECKING:
+    from .environment import Environment
+
+Sizes = dict[str, dict[str, int]]  # "up" and "down": bytes by kind
+_POLL_SECONDS = 0.2
+
+
+class Reply(NamedTuple):
+    """A node's good reply to a request."""
+
+    node: int
+    payload: Payload
+
+
+def _no_bytes() -> Sizes:
+    return {"up": {}, "down": {}}
+
+
+@dataclass
+class Record:
+    """What a round leaves behind: a line of metrics.jsonl. Round 0 is the strategy's preparation."""
+
+    number: int
+    cohort: list[int]
+    metrics: dict[str, float] = field(default_factory=dict)
+    nodes: dict[str, dict[int, float]] = field(default_factory=dict)
+    bytes: Sizes = field(default_factory=_no_bytes)
+    evaluation_bytes: Sizes = field(default_factory=_no_bytes)
+    failures: list[dict[str, Any]] = field(default_factory=list)
+    log: dict[str, Any] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class Server:
+    """What a strategy's loop needs besides the grid: the environment, and who wants to hear of each round.
+
+    `on_round` gets the Record of each round, `on_checkpoint` the number of a round whose state is to be kept.
+    `first_round` is 0 for a new run, and the round after the checkpoint for one that continues.
+    """
+
+    environment: Environment
+    on_round: Callable[[Record], None] = lambda record: None
+    on_checkpoint: Callable[[int], None] = lambda number: None
+    first_round: int = 0
+
+
+class Replies(Iterable[Reply]):
+    """The good replies to one request, in node order; held one at a time where the engine can stream."""
+
+    def __init__(self, replies: Iterator[Reply]) -> None:
+        self._replies = replies
+        self._kept: list[Reply] = []
+
+    def __iter__(self) -> Iterator[Reply]:
+        while self._kept:
+            yield self._kept.pop(0)
+        yield from self._replies
+
+    def keep(self) -> None:
+        """Let all clients run to the end, and keep their replies for whoever reads them later."""
+        self._kept += self._replies
+
+    def drop(self) -> None:
+        """Let all clients run to the end; nobody will read the replies."""
+        for _ in self:
+            pass
+
+
+class Round:
+    """One round as a method sees it: the cohort, `ask` to reach its nodes, the server's streams, and a log."""
+
+    def __init__(
+        self, environment: Environment, grid: Grid, number: int, cohort: list[int], measured: list[int]
+    ) -> None:
+        self.environment = environment
+        self.grid = grid
+        self.number = number
+        self.cohort = cohort
+        self.record = Record(number, cohort)
+        self._measured = measured
+        self._open: Replies | None = None
+
+    @property
+    def config(self) -> Config:
+        """Return the run's config."""
+        return self.environment.config
+
+    def stream(self, purpose: str) -> torch.Generator:
+        """Return the server's stream of this round for a purpose."""
+        return torch_stream(self.config.seed, self.number, "server", purpose)
+
+    def log(self, name: str, value: Any) -> None:
+        """Write a number, list or table into this round's line of metrics.jsonl."""
+        self.record.log[name] = value
+
+    @overload
+    def ask(
+        self, action: str, payload: Payload | Mapping[int, Payload] | None = ..., *, expect: Expectation = ...
+    ) -> Replies: ...
+
+    @overload
+    def ask(
+        self,
+        action: str,
+        payload: Payload | Mapping[int, Payload] | None = ...,
+        *,
+        expect: Expectation = ...,
+        merge: Merge,
+    ) -> Payload: ...
+
+    def ask(
+        self,
+        action: str,
+        payload: Payload | Mapping[int, Payload] | None = None,
+        *,
+        expect: Expectation = None,
+        merge: Merge | None = None,
+    ) -> Replies | Payload:
+        """Send the request `action` to the cohort, or to the nodes that `payload` names, each with its own payload.
+
+        Returns the good replies, in node order whatever order they arrive in; or, with `merge` (such as
+        `weighted_mean`), their fold as one payload. `expect` is what each reply must hold. A reply that fails, or does
+        not hold it, is recorded as that node's failure. Raises RunError where fewer than `min_replies` are good, with
+        `merge` at once, else after the last reply.
+        """
+        self._finish_open()
+        messages = self._messages(action, payload if payload is not None else Payload(), self.cohort)
+        required = min(self.config.min_replies, len(messages))
+        if merge is not None:
+            return self._merged(action, messages, expect, merge, required)
+        self._open = Replies(self._stream(action, messages, expect, self.record.bytes, required))
+        return self._open
+
+    def exchange(self, messages: Iterable[Message], expect: Expectation = None) -> list[Message]:
+        """Send ready-made Flower messages; return the good replies as messages, in node order, checked like any reply.
+
+        For Flower's own strategies, which write and read their messages themselves.
+        """
+        self._finish_open()
+        told = ConfigRecord({"measured": self._measured})
+        sent = [
+            Message(
+                RecordDict({**message.content, ROUND: told}),
+                message.metadata.dst_node_id,
+                message.metadata.message_type,
+                group_id=str(self.number),
+            )
+            for message in sorted(messages, key=lambda m: m.metadata.dst_node_id)
+        ]
+        good: list[Message] = []
+        for reply in self._send(sent, self.record.bytes):
+            arrival = arrive(reply, expect, self.config.payload_limit)
+            self._note("train", arrival, self.record.bytes)
+            if arrival.payload is not None:
+                reply.content.pop(REPORT, None)
+                good.append(reply)
+        self._enough("train", len(sent), len(good), min(self.config.min_replies, len(sent)))
+        return good
+
+    def measure(self, nodes: list[int], weights: Tensors | None) -> None:
+        """Ask nodes for the metrics of their models, the global one where there is one. Not the method's traffic."""
+        self._finish_open()
+        messages = self._messages("evaluate", Payload(weights=weights or {}), nodes)
+        for _ in self._stream("evaluate", messages, None, self.record.evaluation_bytes, 0):
+            pass
+
+    def close(self) -> None:
+        """Let a request whose replies the method did not read run to its end."""
+        if self._open is not None:
+            self._open.drop()
+            self._open = None
+
+    def _finish_open(self) -> None:
+        if self._open is not None:
+            self._open.keep()
+
+    def _messages(self, action: str, payload: Payload | Mapping[int, Payload], nodes: list[int]) -> list[Message]:
+        told = ConfigRecord({"measured": self._measured})
+
+        def content(one: Payload) -> RecordDict:
+            return RecordDict({**one.to_records(), ROUND: told})
+
+        if isinstance(payload, Payload):
+            shared = content(payload)  # one object for all: an engine stores it once
+            contents = dict.fromkeys(nodes, shared)
+        else:
+            contents = {node: content(payload[node]) for node in sorted(payload)}
+        kind, group = f"train.{action}", str(self.number)
+        return [Message(records, node, kind, group_id=group) for node, records in contents.items()]
+
+    def _stream(
+        self, action: str, messages: list[Message], expect: Expectation, traffic: Sizes, required: int
+    ) -> Iterator[Reply]:
+        replies = self._send(messages, traffic)
+
+        def good_ones() -> Iterator[Reply]:
+            good = 0
+            for reply in replies:
+                arrival = arrive(reply, expect, self.config.payload_limit)
+                self._note(action, arrival, traffic)
+                if arrival.payload is not None:
+                    good += 1
+                    yield Reply(arrival.node, arrival.payload)
+            self._enough(action, len(messages), good, required)
+
+        return good_ones()
+
+    def _merged(
+        self, action: str, messages: list[Message], expect: Expectation, merge: Merge, required: int
+    ) -> Payload:
+        limit = self.config.payload_limit
+        split = blocks_of(messages)
+        blocks: Iterator[Block]
+        if isinstance(self.grid, SimulationGrid):
+            _count_sent(messages, self.record.bytes)
+            blocks = self.grid.exchange_merged(split, merge, expect, limit, self.config.timeout)
+        else:
+            replies = self._send(messages, self.record.bytes)
+            blocks = (merge_block(islice(replies, len(part)), merge, expect, limit) for part in split)
+        total: Payload | None = None
+        good = 0
+        for block in blocks:
+            for arrival in block.arrivals:
+                self._note(action, arrival, self.record.bytes)
+                good += arrival.failure is None
+            if block.merged is not None:
+                total = block.merged if total is None else merge(total, block.merged)
+        self._enough(action, len(messages), good, max(required, 1))
+        assert total is not None
+        return total
+
+    def _send(self, messages: list[Message], traffic: Sizes) -> Iterator[Message]:
+        """Send messages; return their replies in the same order, an error reply for each that does not come in time."""
+        _count_sent(messages, traffic)
+        timeout = self.config.timeout
+        if isinstance(self.grid, SimulationGrid):
+            return self.grid.exchange(messages, timeout)
+        arrived = {reply.metadata.src_node_id: reply for reply in self.grid.send_and_receive(messages, timeout=timeout)}
+        late = f"no reply within {timeout} s"
+        return (arrived.get(m.metadata.dst_node_id) or error_reply(m, late) for m in messages)
+
+    def _note(self, action: str, arrival: Arrival, traffic: Sizes) -> None:
+        _add(traffic["up"], arrival.sizes)
+        for metric, value in arrival.metrics.items():
+            self.record.nodes.setdefault(metric, {})[arrival.node] = value
+        if arrival.failure is not None:
+            self.record.failures.append({"node": arrival.node, "action": action, "reason": arrival.failure})
+
+    def _enough(self, action: str, asked: int, good: int, required: int) -> None:
+        if good < required:
+            failures = [f for f in self.record.failures if f["action"] == action]
+            told = "; ".join(f"node {f['node']}: {f['reason']}" for f in failures[:3])
+            raise RunError(
+                f"Round {self.number}, request {action!r}: {good} of {asked} replies are good, min_replies is "
+                f"{required}. {told}{' ...' if len(failures) > 3 else ''}"
+            )
+
+
+def _count_sent(messages: list[Message], traffic: Sizes) -> None:
+    sizes: dict[int, dict[str, int]] = {}
+    for message in messages:
+        content = message.content
+        if id(content) not in sizes:
+            sizes[id(content)] = count_bytes(content)
+        _add(traffic["down"], sizes[id(content)])
+
+
+def _add(total: dict[str, int], sizes: dict[str, int]) -> None:
+    for kind, size in sizes.items():
+        total[kind] = total.get(kind, 0) + size
+
+
+class Strategy(FlowerBase):
+    """The server half of a method. Write `run_round`; where needed `prepare`, `check`, `state` and `restore`.
+
+    A subclass is a keyword-only dataclass: its fields are the method's hyper-parameters, the keys of `[strategy]` in a
+    config, checked by their annotations. Nodes make the same object, so a client reads them as `self.strategy.<name>`.
+    """
+
+    client: ClassVar[type[Client]] = Client
+    equal_models: ClassVar[bool] = False  # whether all nodes must have one architecture
+    weights: Tensors | None = None  # the global model; None for a method that has none
+
+    def check(self, environment: Environment) -> None:
+        """Raise InputError where the method cannot run with this config and data. Called before anything runs."""
+
+    def prepare(self, federation: Round) -> None:
+        """Do what comes before round 1, such as pre-training; the cohort is all nodes."""
+
+    @abstractmethod
+    def run_round(self, federation: Round) -> None:
+        """Run one round: the method itself."""
+
+    def state(self) -> Tensors:
+        """Return what the server must keep to continue after a restart. By default the global model."""
+        return dict(self.weights or {})
+
+    def restore(self, state: Tensors) -> None:
+        """Take back what `state` returned."""
+        self.weights = dict(state) or None
+
+    def start(
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord,
+        num_rounds: int = 3,
+        timeout: float = 3600,
+        train_config: ConfigRecord | None = None,
+        evaluate_config: ConfigRecord | None = None,
+        evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
+        *,
+        server: Server | None = None,
+    ) -> Result:
+        """Run the rounds: Flower's `start`, with the core's loop.
+
+        `initial_arrays`: the global model to start from; empty for fresh weights of the run's seed. `evaluate_fn` gets
+        the global model of rounds that are evaluated. Timeouts and client settings come from the run's config.
+        """
+        if server is None:
+            raise TypeError("A fedkd strategy is started by fedkd.run.make_server_app, which tells it of its Server.")
+        environment, config = server.environment, server.environment.config
+        result = Result()
+        if initial_arrays:
+            self.weights = tensors_of(initial_arrays)
+        nodes = _wait_for_nodes(grid, environment)
+        for number in range(server.first_round, num_rounds + 1):
+            due = number % config.evaluate.every == 0 or number == num_rounds
+            begin = time.perf_counter()
+            cohort = _draw(nodes, config.cohort, config.seed, number, "cohort") if number else nodes
+            share = max(1, round(config.evaluate.fraction * len(nodes)))
+            measured = _draw(nodes, share, config.seed, number, "evaluate") if due else []
+            federation = Round(environment, grid, number, cohort, measured)
+            with default_stream(federation.stream("default")):
+                (self.run_round if number else self.prepare)(federation)
+                federation.close()
+            trained = time.perf_counter()
+            if due:
+                federation.measure(measured, self.weights)
+                self._evaluate_global(number, evaluate_fn, federation.record, result)
+            record = federation.record
+            for metric, values in record.nodes.items():
+                record.metrics[metric] = sum(values[node] for node in sorted(values)) / len(values)
+            record.seconds = {"round": trained - begin, "evaluation": time.perf_counter() - trained}
+            server.on_round(record)
+            if number % config.checkpoint.every == 0 or number == num_rounds:
+                server.on_checkpoint(number)
+        result.arrays = array_record(self.weights or {})
+        return result
+
+    def _evaluate_global(
+        self,
+        number: int,
+        evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None,
+        record: Record,
+        result: Result,
+    ) -> None:
+        if evaluate_fn is None or self.weights is None:
+            return
+        metrics = evaluate_fn(number, array_record(self.weights))
+        if metrics is not None:
+            result.evaluate_metrics_serverapp[number] = metrics
+            record.metrics.update(
+                {f"global/{name}": float(v) for name, v in metrics.items() if not isinstance(v, list)}
+            )
+
+    def summary(self) -> None:
+        """Log nothing: the run folder's config.toml says it all."""
+
+    # Flower's phases, which the core's loop does not use
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Refuse: a fedkd strategy runs its rounds in `run_round`."""
+        raise TypeError(f"{type(self).__name__} runs its rounds in run_round, not in Flower's four phases.")
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Refuse, like `configure_train`."""
+        raise TypeError(f"{type(self).__name__} runs its rounds in run_round, not in Flower's four phases.")
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Refuse, like `configure_train`."""
+        raise TypeError(f"{type(self).__name__} runs its rounds in run_round, not in Flower's four phases.")
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """Refuse, like `configure_train`."""
+        raise TypeError(f"{type(self).__name__} runs its rounds in run_round, not in Flower's four phases.")
+
+
+def _draw(nodes: list[int], count: int | None, seed: int, number: int, purpose: str) -> list[int]:
+    if count is None or count >= len(nodes):
+        return nodes
+    rng = numpy_stream(seed, number, "server", purpose)
+    return sorted(nodes[i] for i in rng.choice(len(nodes), count, replace=False))
+
+
+def _wait_for_nodes(grid: Grid, environment: Environment) -> list[int]:
+    """Return all node ids, ascending, once as many are there as the config speaks of."""
+    wanted = environment.config.cohort or environment.data.clients
+    begin = time.monotonic()
+    while len(nodes := sorted(grid.get_node_ids())) < wanted:
+        limit = environment.config.timeout
+        if limit is not None and time.monotonic() - begin > limit:
+            raise RunError(f"{len(nodes)} nodes connected within {limit} s; a round needs {wanted}.")
+        time.sleep(_POLL_SECONDS)
+    return nodes

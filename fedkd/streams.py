@@ -1,0 +1,48 @@
+"""Random streams: one for each (seed, round, node, purpose), and never the global generators.
+
+A draw depends on these four alone, so results do not depend on the engine, the number of workers, the order in which
+clients run, or a restart.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+Node = int | str  # a node's id, or "server"
+
+
+def stream_seed(seed: int, round_number: int, node: Node, purpose: str) -> int:
+    """Return the 63-bit seed of a stream: a hash of its four coordinates."""
+    key = f"{seed}/{round_number}/{node}/{purpose}".encode()
+    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") >> 1
+
+
+def torch_stream(seed: int, round_number: int, node: Node, purpose: str) -> torch.Generator:
+    """Return the stream as a torch generator on the CPU."""
+    generator = torch.Generator()
+    generator.manual_seed(stream_seed(seed, round_number, node, purpose))
+    return generator
+
+
+def numpy_stream(seed: int, round_number: int, node: Node, purpose: str) -> np.random.Generator:
+    """Return the stream as a NumPy generator."""
+    return np.random.default_rng(stream_seed(seed, round_number, node, purpose))
+
+
+@contextmanager
+def default_stream(generator: torch.Generator) -> Iterator[None]:
+    """Let torch's default generators continue this stream inside the block, and restore them after it.
+
+    For torch code that takes no generator: module initialisers, dropout, torchvision's transforms.
+    """
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=devices):
+        torch.set_rng_state(generator.get_state())
+        for device in devices:
+            torch.cuda.default_generators[device].manual_seed(generator.initial_seed())
+        yield

@@ -1,0 +1,79 @@
+"""Local training, prediction and evaluation: the loops that every method shares."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .batches import Preprocess, batches
+from .config import Adam, Sgd
+from .datasets import Images
+
+Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]  # (model, images, targets) -> scalar
+_PREDICTION_BATCH = 500
+
+
+def cross_entropy(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+    """Return the mean cross-entropy of the model's logits with labels (B) or probabilities (B x C)."""
+    return F.cross_entropy(model(images), targets)
+
+
+def make_optimizer(model: nn.Module, settings: Sgd | Adam) -> torch.optim.Optimizer:
+    """Return a fresh optimiser over the model's parameters that can be trained."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if isinstance(settings, Sgd):
+        return torch.optim.SGD(
+            parameters, lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
+        )
+    kind = torch.optim.Adam if settings.name == "adam" else torch.optim.AdamW
+    return kind(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
+
+
+def train(
+    model: nn.Module,
+    data: Images,
+    targets: Tensor,
+    *,
+    epochs: int,
+    batch_size: int,
+    optimizer: torch.optim.Optimizer,
+    preprocess: Preprocess,
+    order: torch.Generator,
+    loss: Loss = cross_entropy,
+) -> float:
+    """Minimise `loss` over shuffled batches, in train mode; return its mean over the batches of the last epoch.
+
+    `targets`: one row an image. `order` draws the shuffles and the augmentation.
+    """
+    model.train()
+    losses: list[Tensor] = []
+    for _ in range(epochs):
+        losses = []
+        for images, wanted in batches(data, targets, batch_size, preprocess, order):
+            optimizer.zero_grad(set_to_none=True)
+            value = loss(model, images, wanted)
+            value.backward()
+            optimizer.step()
+            losses.append(value.detach())
+    return float(torch.stack(losses).double().mean()) if losses else 0.0
+
+
+@torch.no_grad()
+def predict(model: nn.Module, data: Images, preprocess: Preprocess) -> Tensor:
+    """Return the logits of all images in their order, N x C, on the CPU, in eval mode."""
+    model.eval()
+    labels = torch.from_numpy(data.labels)
+    return torch.cat([model(images).cpu() for images, _ in batches(data, labels, _PREDICTION_BATCH, preprocess)])
+
+
+def evaluate(model: nn.Module, data: Images, preprocess: Preprocess) -> dict[str, float]:
+    """Return `accuracy` (a fraction) and `loss` (mean cross-entropy) of a model in eval mode."""
+    logits, labels = predict(model, data, preprocess), torch.from_numpy(data.labels)
+    correct = int((logits.argmax(1) == labels).sum())
+    return {
+        "accuracy": correct / len(labels),
+        "loss": float(F.cross_entropy(logits.double(), labels)),
+    }

@@ -1,0 +1,1 @@
+"""The engines that carry messages: `inline`, in this process, and `ray`, over a cluster of workers."""

@@ -1,0 +1,59 @@
+"""The inline engine: all clients in this process, one after another. For debugging and small runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import torch
+from flwr.app import Message, RecordDict
+
+from fedkd.client import make_client_app
+from fedkd.environment import Environment
+from fedkd.grid import SimulationGrid
+from fedkd.merging import Block, Expectation, Merge, merge_block
+
+from .node import Device, Threads, call_node, prepare_process
+
+
+class InlineGrid(SimulationGrid):
+    """Clients run when their replies are read. A timeout has no effect: nothing can interrupt a client here."""
+
+    def __init__(self, environment: Environment, *, threads: Threads = 1, device: Device = "auto") -> None:
+        """Run clients here with this many threads, on this device (`auto`: a GPU where there is one)."""
+        super().__init__(environment)
+        self._threads_before = torch.get_num_threads()
+        environment.device = torch.device(prepare_process(threads, device, gpu=True))
+        self._app = make_client_app(environment.strategy, lambda: environment)
+        self._states: dict[int, RecordDict] = {}
+
+    def exchange(self, messages: list[Message], timeout: float | None) -> Iterator[Message]:
+        """Run the clients one by one."""
+        for message in messages:
+            yield self._call(message)
+
+    def exchange_merged(
+        self, blocks: list[list[Message]], merge: Merge, expectation: Expectation, limit: int, timeout: float | None
+    ) -> Iterator[Block]:
+        """Run the clients one by one, and fold each block's replies."""
+        for block in blocks:
+            yield merge_block(map(self._call, block), merge, expectation, limit)
+
+    def _call(self, message: Message) -> Message:
+        node = message.metadata.dst_node_id
+        state = self._states.get(node, RecordDict())
+        reply, state = call_node(self._app, message, state, self.environment.data.clients)
+        if state:
+            self._states[node] = state
+        return reply
+
+    def states(self) -> Iterator[tuple[int, RecordDict]]:
+        """Yield the nodes' states."""
+        yield from sorted(self._states.items(), key=lambda item: item[0])
+
+    def restore(self, states: Iterable[tuple[int, RecordDict]]) -> None:
+        """Take the nodes' states of a checkpoint."""
+        self._states = dict(states)
+
+    def close(self) -> None:
+        """Give the process its number of threads back."""
+        torch.set_num_threads(self._threads_before)

@@ -1,0 +1,270 @@
+"""The Ray engine: clients on actors, over the cores and GPUs of one machine or a cluster.
+
+A worker is made once a run. It reads the federation's data from shared memory and keeps its model objects. A request's
+content is stored once, however many nodes get it. A node's state goes from worker to worker through the object store;
+the driver holds its reference. A worker that dies is replaced, and its clients run again from the same message and
+state, with the same result.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Annotated, Any, Literal
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # workers without a GPU leave CUDA's variable alone
+
+import ray
+import torch
+from flwr.app import Message, RecordDict
+from pydantic import Field
+
+from fedkd.client import make_client_app
+from fedkd.config import Config
+from fedkd.environment import Environment
+from fedkd.errors import InputError
+from fedkd.flower import error_reply, without_content
+from fedkd.grid import SimulationGrid
+from fedkd.merging import Arrival, Block, Expectation, Merge, merge_block
+
+from .node import Device, Threads, call_node, prepare_process
+
+Workers = Literal["auto"] | Annotated[int, Field(ge=1)]
+_TRIES = 3  # how often clients run again whose worker died, before that is their failure
+_QUEUED = 2  # calls a worker has at most, so that it never waits for the driver
+
+
+class _Worker:
+    """Runs the clients of messages in a process of its own."""
+
+    def __init__(self, config: Config, data: Any, threads: int, device: Device, gpu: bool) -> None:
+        self.environment = Environment(config, data, prepare_process(threads, device, gpu))
+        self.app = make_client_app(self.environment.strategy, lambda: self.environment)
+
+    def ready(self) -> bool:
+        return True
+
+    def call(self, message: Message, content: RecordDict, state: RecordDict | None) -> tuple[Message, RecordDict]:
+        message.content = content
+        return call_node(self.app, message, state or RecordDict(), self.environment.data.clients)
+
+    def call_block(
+        self,
+        messages: list[Message],
+        numbers: list[int],
+        merge: Merge,
+        expectation: Expectation,
+        limit: int,
+        *contents_and_states: Any,
+    ) -> tuple[Any, ...]:
+        """Run a block of clients and fold their replies. `numbers[i]` is the content of message i.
+
+        After the contents come the states, one a message.
+        """
+        count = len(contents_and_states) - len(messages)
+        contents, before = contents_and_states[:count], contents_and_states[count:]
+        states: list[RecordDict] = []
+
+        def replies() -> Iterator[Message]:
+            for message, number, state in zip(messages, numbers, before, strict=True):
+                reply, after = self.call(message, contents[number], state)
+                states.append(after)
+                yield reply
+
+        block = merge_block(replies(), merge, expectation, limit)
+        return (block, *states)
+
+
+class RayGrid(SimulationGrid):
+    """Clients run on Ray actors, as many at a time as there are workers."""
+
+    def __init__(
+        self,
+        environment: Environment,
+        *,
+        workers: Workers = "auto",
+        cpus_per_worker: Annotated[float, Field(ge=0)] = 1.0,
+        gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0,
+        address: str | None = None,
+        threads: Threads = 1,
+        device: Device = "auto",
+    ) -> None:
+        """Start the workers, on the cluster at `address`, or on one of this machine that ends with the engine.
+
+        `workers = "auto"`: as many as the cluster's CPUs and GPUs hold, and no more than a round has nodes.
+        `device = "auto"`: a GPU where a worker has a share of one. Raises InputError for an address without a cluster
+        and for more workers than fit.
+        """
+        super().__init__(environment)
+        self._started = not ray.is_initialized()
+        if self._started:
+            _connect(address)
+        self._actors: list[Any] = []
+        try:
+            count = self._count(workers, cpus_per_worker, gpus_per_worker)
+            data = ray.put(environment.data)
+            worker = ray.remote(_Worker).options(
+                num_cpus=cpus_per_worker, num_gpus=gpus_per_worker, max_restarts=-1, max_task_retries=_TRIES
+            )
+            arguments = (environment.config, data, threads, device, gpus_per_worker > 0)
+            self._actors = [worker.remote(*arguments) for _ in range(count)]
+            ray.get([actor.ready.remote() for actor in self._actors])
+        except BaseException:
+            self.close()
+            raise
+        environment.device = torch.device(prepare_process(threads, device, gpu=False))
+        self._states: dict[int, Any] = {}
+
+    def _count(self, workers: Workers, cpus: float, gpus: float) -> int:
+        total = ray.cluster_resources()
+        fits = [int(total.get(name, 0) / share + 1e-9) for name, share in (("CPU", cpus), ("GPU", gpus)) if share > 0]
+        most = min(fits, default=1)
+        have = f"{total.get('CPU', 0):g} CPUs and {total.get('GPU', 0):g} GPUs"
+        need = f"{cpus:g} CPUs and {gpus:g} GPUs a worker"
+        if most < 1:
+            raise InputError(f"engine: no worker fits: the cluster has {have}, the config wants {need}.")
+        if workers == "auto":
+            return min(most, self.environment.config.cohort or self.environment.data.clients)
+        if workers > most:
+            raise InputError(
+                f"engine.workers = {workers}: {most} fit; the cluster has {have}, the config wants {need}."
+            )
+        return workers
+
+    def exchange(self, messages: list[Message], timeout: float | None) -> Iterator[Message]:
+        """Run each client on the next free worker."""
+        contents = _Contents()
+        queue: list[_Call] = []
+        for message in messages:
+            content, shell = contents.put(message), without_content(message)
+
+            def start(actor: Any, shell: Message = shell, content: Any = content) -> list[Any]:
+                state = self._states.get(shell.metadata.dst_node_id)
+                refs: list[Any] = actor.call.options(num_returns=2).remote(shell, content, state)
+                return refs
+
+            queue.append(_Call(start, [message]))
+        for call, reply in self._in_order(queue, timeout):
+            yield reply if isinstance(reply, Message) else error_reply(call.messages[0], reply)
+
+    def exchange_merged(
+        self, blocks: list[list[Message]], merge: Merge, expectation: Expectation, limit: int, timeout: float | None
+    ) -> Iterator[Block]:
+        """Run each block of clients on the next free worker, which folds their replies."""
+        contents = _Contents()
+        queue: list[_Call] = []
+        for block in blocks:
+            refs = [contents.put(message) for message in block]
+            unique = list({id(ref): ref for ref in refs}.values())
+            numbers = [next(i for i, u in enumerate(unique) if u is ref) for ref in refs]
+            shells = [without_content(message) for message in block]
+
+            def start(
+                actor: Any, shells: list[Message] = shells, numbers: list[int] = numbers, unique: list[Any] = unique
+            ) -> list[Any]:
+                states = [self._states.get(shell.metadata.dst_node_id) for shell in shells]
+                method = actor.call_block.options(num_returns=1 + len(shells))
+                returned: list[Any] = method.remote(shells, numbers, merge, expectation, limit, *unique, *states)
+                return returned
+
+            queue.append(_Call(start, block))
+        for call, result in self._in_order(queue, timeout):
+            if isinstance(result, Block):
+                yield result
+            else:
+                yield Block(None, [Arrival(m.metadata.dst_node_id, failure=result) for m in call.messages])
+
+    def _in_order(self, calls: list[_Call], timeout: float | None) -> Iterator[tuple[_Call, Any]]:
+        """Keep the workers busy; yield each call with its result, or with the reason why there is none, in order."""
+        waiting = deque(calls)
+        running: dict[Any, tuple[_Call, list[Any], int]] = {}
+        load = [0] * len(self._actors)
+        done: dict[int, Any] = {}
+        order = {id(call): number for number, call in enumerate(calls)}
+        deadline = None if timeout is None else time.monotonic() + timeout
+        following = 0
+        ahead = 2 * _QUEUED * len(self._actors)  # results that may wait for the reader
+        while following < len(calls):
+            while waiting and len(running) + len(done) < ahead and min(load) < _QUEUED:
+                worker = load.index(min(load))
+                call = waiting.popleft()
+                refs = call.start(self._actors[worker])
+                running[refs[0]] = (call, refs, worker)
+                load[worker] += 1
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            ready, _ = ray.wait(list(running), num_returns=1, timeout=left)
+            if not ready:
+                for call in [c for c, _, _ in running.values()] + list(waiting):
+                    done[order[id(call)]] = f"no reply within {timeout:g} s"
+                for refs0 in running:
+                    ray.cancel(refs0, force=False)
+                running, waiting = {}, deque()
+            for ref in ready:
+                call, refs, worker = running.pop(ref)
+                load[worker] -= 1
+                done[order[id(call)]] = self._result(call, refs)
+            while following in done:
+                yield calls[following], done.pop(following)
+                following += 1
+
+    def _result(self, call: _Call, refs: list[Any]) -> Any:
+        try:
+            result = ray.get(refs[0])
+        except ray.exceptions.RayError as error:
+            return (
+                f"its worker died {_TRIES + 1} times, or failed: {type(error).__name__}: {str(error).splitlines()[0]}"
+            )
+        for message, state in zip(call.messages, refs[1:], strict=True):
+            self._states[message.metadata.dst_node_id] = state
+        return result
+
+    def states(self) -> Iterator[tuple[int, RecordDict]]:
+        """Yield the nodes' states, fetched one at a time."""
+        for node in sorted(self._states):
+            state = ray.get(self._states[node])
+            if state:
+                yield node, state
+
+    def restore(self, states: Iterable[tuple[int, RecordDict]]) -> None:
+        """Put the nodes' states of a checkpoint into the object store."""
+        self._states = {node: ray.put(state) for node, state in states}
+
+    def close(self) -> None:
+        """End the workers, and the cluster if the engine started it."""
+        for actor in self._actors:
+            ray.kill(actor)
+        self._actors = []
+        if self._started:
+            ray.shutdown()
+
+
+class _Call:
+    """Work for one worker: how to start it, and the messages that it answers."""
+
+    def __init__(self, start: Callable[[Any], list[Any]], messages: list[Message]) -> None:
+        self.start = start
+        self.messages = messages
+
+
+class _Contents:
+    """Stores the contents of one exchange, equal ones once."""
+
+    def __init__(self) -> None:
+        self._refs: dict[int, Any] = {}
+
+    def put(self, message: Message) -> Any:
+        content = message.content
+        if id(content) not in self._refs:
+            self._refs[id(content)] = ray.put(content)
+        return self._refs[id(content)]
+
+
+def _connect(address: str | None) -> None:
+    try:
+        ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
+    except ConnectionError as error:
+        raise InputError(f"engine.address = {address!r}: no Ray cluster answers there: {error}") from error

@@ -1,0 +1,1 @@
+"""The methods, one file each: server half, client half, hyper-parameters."""

@@ -1,0 +1,40 @@
+"""FedAvg: the mean of the clients' models, weighted by their numbers of images.
+
+McMahan, Moore, Ramage, Hampson, Aguera y Arcas: Communication-Efficient Learning of Deep Networks from Decentralized
+Data, AISTATS 2017, arXiv:1602.05629, Algorithm 1.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+from fedkd import Client, Expected, GlobalModelClient, Payload, Round, Strategy, like, weighted_mean
+
+
+@dataclass(kw_only=True)
+class FedAvg(Strategy):
+    """FedAvg (McMahan et al., 2017, Algorithm 1): w <- sum_k (n_k / n) w_k.
+
+    Deviation: clients train whole epochs of shuffled batches and keep a smaller last batch. Buffers (the statistics of
+    batch norm) are averaged like weights.
+    """
+
+    client: ClassVar[type[Client]] = GlobalModelClient
+    equal_models: ClassVar[bool] = True
+
+    def prepare(self, federation: Round) -> None:
+        """Start from fresh weights."""
+        if self.weights is None:
+            self.weights = federation.environment.initial_weights()
+
+    def run_round(self, federation: Round) -> None:
+        """Send the global model, average what comes back."""
+        assert self.weights is not None
+        expect = Expected(
+            weights=like(self.weights), numbers={"examples": (1, math.inf), "loss": (-math.inf, math.inf)}
+        )
+        merged = federation.ask("fit", Payload(weights=self.weights), expect=expect, merge=weighted_mean)
+        self.weights = merged.weights
+        federation.log("train_loss", merged.numbers["loss"])

@@ -1,0 +1,31 @@
+"""Local: every node trains a model of its own, and nothing is exchanged. The lower bound of personal methods."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+from fedkd import Client, Expected, Payload, Round, Strategy
+
+
+class LocalClient(Client):
+    """Trains the node's personal model on the node's images."""
+
+    def fit(self, request: Payload) -> Payload:
+        """Train one round and keep the model; tell the loss."""
+        loss = self.train_locally()
+        self.keep_model()
+        return Payload(numbers={"loss": loss})
+
+
+@dataclass(kw_only=True)
+class Local(Strategy):
+    """No exchange: the nodes of the cohort train their personal models. Models may differ."""
+
+    client: ClassVar[type[Client]] = LocalClient
+
+    def run_round(self, federation: Round) -> None:
+        """Let the cohort train."""
+        replies = list(federation.ask("fit", expect=Expected(numbers={"loss": (-math.inf, math.inf)})))
+        federation.log("train_loss", sum(reply.payload.numbers["loss"] for reply in replies) / max(len(replies), 1))
