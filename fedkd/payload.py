@@ -222,7 +222,7 @@ def weighted_mean(total: Payload, reply: Payload) -> Payload:
     """Merge two payloads into their mean, weighted by the number `examples`; in place in `total`.
 
     Running form, m += (x - m) n_x / (n_m + n_x): the mean of equal arrays is that array, bit for bit. Arrays of
-    integers (counters of batch norm) are averaged in float64 and rounded. Raises PayloadError where `examples` is missing.
+    integers (counters of batch norm) are averaged in float64 and rounded. Raises PayloadError without `examples`.
     """
     if "examples" not in total.numbers or "examples" not in reply.numbers:
         raise PayloadError("a weighted mean needs the number 'examples' in each reply")

@@ -106,11 +106,11 @@ class RayGrid(SimulationGrid):
         self._actors: list[Any] = []
         try:
             count = self._count(workers, cpus_per_worker, gpus_per_worker)
-            data = ray.put(environment.data)
+            self._data = ray.put(environment.data)  # held as long as a worker may have to start again
             worker = ray.remote(_Worker).options(
                 num_cpus=cpus_per_worker, num_gpus=gpus_per_worker, max_restarts=-1, max_task_retries=_TRIES
             )
-            arguments = (environment.config, data, threads, device, gpus_per_worker > 0)
+            arguments = (environment.config, self._data, threads, device, gpus_per_worker > 0)
             self._actors = [worker.remote(*arguments) for _ in range(count)]
             ray.get([actor.ready.remote() for actor in self._actors])
         except BaseException:
