@@ -155,7 +155,8 @@ def plain_two(config: Config) -> list[float]:
         process.start()
         pipes.append(mine)
         processes.append(process)
-    weights = [pipe.recv() for pipe in pipes][0]
+    both = [pipe.recv() for pipe in pipes]
+    weights = both[0]
     seconds = []
     for number in range(config.rounds):
         begin = time.perf_counter()

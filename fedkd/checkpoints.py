@@ -11,7 +11,7 @@ from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from .errors import InputError
 from .payload import Tensors, array_record, tensors_of
@@ -27,7 +27,7 @@ def save(folder: Path, number: int, server: Tensors, nodes: Iterable[tuple[int, 
     partial = folder / f".{target.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     (partial / _NODES).mkdir(parents=True)
-    save_file({name: tensor.contiguous().clone() for name, tensor in server.items()}, partial / _SERVER)
+    _save(partial / _SERVER, server, {})
     count = 0
     for node, state in nodes:
         _save_node(partial / _NODES / f"{node}.safetensors", state)
@@ -48,7 +48,22 @@ def _save_node(path: Path, state: RecordDict) -> None:
             tensors.update({f"{key}\n{name}": tensor for name, tensor in tensors_of(record).items()})
         else:
             others[key] = {"kind": type(record).__name__, "values": dict(record)}
-    save_file(tensors, path, metadata={"records": json.dumps(others)})
+    _save(path, tensors, others)
+
+
+def _save(path: Path, tensors: Tensors, others: dict[str, Any]) -> None:
+    """Write tensors and records. The format sorts its tensors, so their order is written beside them."""
+    about = json.dumps({"names": list(tensors), "records": others})
+    save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, path, metadata={"about": about})
+
+
+def _load(path: Path) -> tuple[Tensors, dict[str, Any]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = json.loads(file.metadata()["about"])
+            return {name: file.get_tensor(name) for name in about["names"]}, about["records"]
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"The checkpoint {path} is damaged: {error}") from error
 
 
 def latest(folder: Path) -> tuple[int, Path]:
@@ -65,23 +80,13 @@ def _all(folder: Path) -> list[Path]:
 
 def load_server(checkpoint: Path) -> Tensors:
     """Return the server's state. Raises InputError naming a damaged file."""
-    try:
-        tensors: Tensors = load_file(checkpoint / _SERVER)
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"The checkpoint {checkpoint / _SERVER} is damaged: {error}") from error
-    return tensors
+    return _load(checkpoint / _SERVER)[0]
 
 
 def load_nodes(checkpoint: Path) -> Iterator[tuple[int, RecordDict]]:
     """Yield the nodes' states, by node. Raises InputError naming a damaged file."""
-    files = sorted((checkpoint / _NODES).glob("*.safetensors"), key=lambda path: int(path.stem))
-    for path in files:
-        try:
-            with safe_open(path, framework="pt") as file:
-                others = json.loads(file.metadata()["records"])
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError, ValueError) as error:
-            raise InputError(f"The checkpoint {path} is damaged: {error}") from error
+    for path in sorted((checkpoint / _NODES).glob("*.safetensors"), key=lambda path: int(path.stem)):
+        tensors, others = _load(path)
         records: dict[str, Tensors] = {}
         for key, tensor in tensors.items():
             record, name = key.split("\n", 1)

@@ -225,7 +225,7 @@ class _Progress:
             return
         done = record.number - self._first
         left = (time.monotonic() - self._begin) / done * (total - record.number) if done else 0.0
-        text = f"round {record.number}/{total}  {self._shown}"
+        text = f"round {record.number}/{total}" + (f"  {self._shown}" if metrics else "")
         self._line(text + (f"  left {left:.0f} s" if done and record.number < total else ""))
 
     def _line(self, text: str) -> None:

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torchvision.transforms.v2 import functional
 
 from .errors import InputError
 from .registry import find, names
@@ -179,6 +178,10 @@ def _reshape(dataset: Dataset, size: int | None, channels: int | None) -> Datase
 
 
 def _pixels(images: np.ndarray, size: int | None, channels: int) -> np.ndarray:
+    if channels == images.shape[1] and size in (None, images.shape[2]) and images.shape[2] == images.shape[3]:
+        return images
+    from torchvision.transforms.v2 import functional  # two seconds, which only a set of another form costs
+
     tensor = torch.from_numpy(images)
     if channels == 3 and tensor.shape[1] == 1:
         tensor = tensor.expand(-1, 3, -1, -1)
@@ -194,7 +197,7 @@ _STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "mnist": ((0.1307,), (0.3081,)),
     "fashion_mnist": ((0.2860,), (0.3530,)),
     "emnist": ((0.1751,), (0.3332,)),
-    "usps": ((0.2469,), (0.2988,)),
+    "usps": ((0.2539,), (0.3842,)),
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
     "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
     "svhn": ((0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)),

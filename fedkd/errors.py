@@ -17,6 +17,6 @@ class RunError(Exception):
 def unknown(what: str, name: str, valid: Iterable[str]) -> InputError:
     """Return the error for a name that is not among `valid`, with the nearest valid one."""
     names = sorted(valid)
-    near = difflib.get_close_matches(name, names, n=1)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else "."
     return InputError(f"{what}: unknown {name!r}{hint} Valid: {', '.join(names) or '(none)'}.")

@@ -78,7 +78,9 @@ def options(function: Callable[..., Any], table: Mapping[str, Any], key: str) ->
     Parameters that can be given by position belong to the core, unless `function` is a Flower strategy, whose
     parameters all have names in the config. Raises InputError naming the key, the value and what is valid.
     """
-    hints = typing.get_type_hints(function.__init__ if inspect.isclass(function) else function, include_extras=True)
+    # a dataclass inherits fields whose annotations belong to the modules of its bases
+    annotated = function.__init__ if inspect.isclass(function) and not dataclasses.is_dataclass(function) else function
+    hints = typing.get_type_hints(annotated, include_extras=True)
     parameters = inspect.signature(function).parameters.values()
     keyword_only = [p for p in parameters if p.kind is p.KEYWORD_ONLY]
     chosen = keyword_only or [p for p in parameters if inspect.isclass(function) and p.kind is p.POSITIONAL_OR_KEYWORD]

@@ -11,7 +11,7 @@ from typing import Any
 from flwr.app import ArrayRecord, Context, MetricRecord, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
-from . import checkpoints, figures
+from . import checkpoints
 from .config import Config, read_config
 from .environment import Environment
 from .errors import InputError
@@ -126,6 +126,8 @@ def _run(
 
 def draw(environment: Environment, folder: RunFolder) -> list[Path]:
     """Draw the figures of a run; return their paths."""
+    from . import figures  # matplotlib, which the run itself can do without
+
     config = environment.config
     about = f"{config.strategy.name} on {', '.join(config.data.set_names)}, seed {config.seed}"
     curves = figures.draw_curves(folder.lines(), about, folder.figures / "curves.png")

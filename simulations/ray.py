@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -102,10 +103,11 @@ class RayGrid(SimulationGrid):
         super().__init__(environment)
         self._started = not ray.is_initialized()
         if self._started:
-            _connect(address)
+            connect(address)
         self._actors: list[Any] = []
         try:
-            count = self._count(workers, cpus_per_worker, gpus_per_worker)
+            cohort = environment.config.cohort or environment.data.clients
+            count = count_workers(workers, cpus_per_worker, gpus_per_worker, ray.cluster_resources(), cohort)
             self._data = ray.put(environment.data)  # held as long as a worker may have to start again
             worker = ray.remote(_Worker).options(
                 num_cpus=cpus_per_worker, num_gpus=gpus_per_worker, max_restarts=-1, max_task_retries=_TRIES
@@ -118,22 +120,6 @@ class RayGrid(SimulationGrid):
             raise
         environment.device = torch.device(prepare_process(threads, device, gpu=False))
         self._states: dict[int, Any] = {}
-
-    def _count(self, workers: Workers, cpus: float, gpus: float) -> int:
-        total = ray.cluster_resources()
-        fits = [int(total.get(name, 0) / share + 1e-9) for name, share in (("CPU", cpus), ("GPU", gpus)) if share > 0]
-        most = min(fits, default=1)
-        have = f"{total.get('CPU', 0):g} CPUs and {total.get('GPU', 0):g} GPUs"
-        need = f"{cpus:g} CPUs and {gpus:g} GPUs a worker"
-        if most < 1:
-            raise InputError(f"engine: no worker fits: the cluster has {have}, the config wants {need}.")
-        if workers == "auto":
-            return min(most, self.environment.config.cohort or self.environment.data.clients)
-        if workers > most:
-            raise InputError(
-                f"engine.workers = {workers}: {most} fit; the cluster has {have}, the config wants {need}."
-            )
-        return workers
 
     def exchange(self, messages: list[Message], timeout: float | None) -> Iterator[Message]:
         """Run each client on the next free worker."""
@@ -242,6 +228,32 @@ class RayGrid(SimulationGrid):
             ray.shutdown()
 
 
+def count_workers(workers: Workers, cpus: float, gpus: float, cluster: dict[str, float], cohort: int) -> int:
+    """Return how many workers to start, each with this share of CPUs and GPUs, on a cluster that has so many of them.
+
+    Raises InputError where none fits, or fewer than the config wants.
+    """
+    shares = [(name, share) for name, share in (("CPU", cpus), ("GPU", gpus)) if share > 0]
+    if not shares:
+        raise InputError("engine: cpus_per_worker and gpus_per_worker are both 0; a worker needs a share of one.")
+    if gpus > 1 and gpus != int(gpus):
+        raise InputError(f"engine.gpus_per_worker = {gpus:g}: a worker has a fraction of one GPU, or whole GPUs.")
+    fits = []
+    for name, share in shares:
+        total = cluster.get(name, 0)
+        fits.append(int(total) * int(1 / share + 1e-9) if name == "GPU" and share < 1 else int(total / share + 1e-9))
+    have = f"{cluster.get('CPU', 0):g} CPUs and {cluster.get('GPU', 0):g} GPUs"
+    need = f"{cpus:g} CPUs and {gpus:g} GPUs a worker"
+    most = min(fits)
+    if most < 1:
+        raise InputError(f"engine: no worker fits: the cluster has {have}, the config wants {need}.")
+    if workers == "auto":
+        return min(most, cohort)
+    if workers > most:
+        raise InputError(f"engine.workers = {workers}: {most} fit; the cluster has {have}, the config wants {need}.")
+    return workers
+
+
 class _Call:
     """Work for one worker: how to start it, and the messages that it answers."""
 
@@ -263,8 +275,15 @@ class _Contents:
         return self._refs[id(content)]
 
 
-def _connect(address: str | None) -> None:
+def connect(address: str | None) -> None:
+    """Attach to the cluster at `host:port` (or `auto`, the one of this machine), or start one here for None.
+
+    Raises InputError where none answers: Ray itself would ask again for minutes.
+    """
     try:
+        if address is not None and address != "auto":
+            host, _, port = address.removeprefix("ray://").rpartition(":")
+            socket.create_connection((host, int(port)), timeout=10).close()
         ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
-    except ConnectionError as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"engine.address = {address!r}: no Ray cluster answers there: {error}") from error

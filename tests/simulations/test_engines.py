@@ -1,0 +1,185 @@
+"""Engines carry messages and change no result: the same bytes inline, on any number of workers, and after faults."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import ray
+from conftest import PLUGINS, checkpoint_bytes, lines
+from flwr.app import ArrayRecord, Message, RecordDict
+
+from fedkd import Environment, InputError, Payload
+from fedkd.config import Config
+from fedkd.run import make_engine, resume, run
+from fedkd.simulations.ray import connect, count_workers
+
+Make = Callable[..., Config]
+pytestmark = pytest.mark.xdist_group("ray")
+
+UNEQUAL = {
+    "model": {"names": [{"name": "mlp", "hidden": [16]}, "cnn", "resnet8"]},
+    "data.public": {"size": 60},
+    "strategy": {"name": "fedmd", "alignment_size": 40, "public_epochs": 0, "private_epochs": 1},
+}
+RUNS = {
+    "fedprox, 7 of 12 nodes": {
+        "cohort": 7,
+        "data.partition.clients": 12,
+        "data.augment": "crop_flip",
+        "model": {"name": "resnet8"},
+        "strategy": {"name": "fedprox", "mu": 0.1},
+    },
+    "fedmd, three architectures": UNEQUAL,
+    "flower's FedAdam": {"strategy": {"name": "flwr.serverapp.strategy:FedAdam"}, "cohort": 4},
+}
+
+
+@pytest.mark.parametrize("changes", RUNS.values(), ids=RUNS.keys())
+@pytest.mark.usefixtures("cluster")
+def test_inline_and_one_and_two_workers_give_the_same_bytes(tiny: Make, tmp_path: Path, changes: dict) -> None:
+    engines = {"inline": {"name": "inline"}, **{f"ray{n}": {"name": "ray", "workers": n} for n in (1, 2)}}
+    for name, engine in engines.items():
+        run(tiny({**changes, "engine": engine}), tmp_path / name)
+    for name in ("ray1", "ray2"):
+        assert lines(tmp_path / name) == lines(tmp_path / "inline")
+        assert checkpoint_bytes(tmp_path / name) == checkpoint_bytes(tmp_path / "inline")
+    assert len(checkpoint_bytes(tmp_path / "inline")) >= 2
+
+
+@pytest.mark.usefixtures("cluster")
+def test_failures_are_the_same_on_workers(tiny: Make, tmp_path: Path) -> None:
+    changes = {"strategy": {"name": f"{PLUGINS / 'misbehave.py'}:Misbehave"}, "payload_limit": 100_000}
+    run(tiny(changes), tmp_path / "inline")
+    run(tiny({**changes, "engine": {"name": "ray", "workers": 2}}), tmp_path / "ray")
+    assert lines(tmp_path / "ray") == lines(tmp_path / "inline")
+    assert len(lines(tmp_path / "ray")[1]["failures"]) == 5
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_worker_that_dies_is_replaced_and_nothing_changes(tiny: Make, tmp_path: Path) -> None:
+    deaths = tmp_path / "deaths"
+    changes = {"strategy": {"name": f"{PLUGINS / 'die.py'}:Die", "deaths": str(deaths)}, "rounds": 3}
+    run(tiny(changes), tmp_path / "quiet")
+    deaths.write_text("once\ntwice")
+    run(tiny({**changes, "engine": {"name": "ray", "workers": 2}}), tmp_path / "deadly")
+    assert deaths.read_text() == ""
+    assert lines(tmp_path / "deadly") == lines(tmp_path / "quiet")
+    assert checkpoint_bytes(tmp_path / "deadly") == checkpoint_bytes(tmp_path / "quiet")
+
+
+@pytest.mark.usefixtures("cluster")
+def test_clients_that_kill_every_worker_are_named_failures(tiny: Make, tmp_path: Path) -> None:
+    deaths = tmp_path / "deaths"
+    deaths.write_text("\n".join(["again"] * 99))
+    changes = {"strategy": {"name": f"{PLUGINS / 'die.py'}:Die", "deaths": str(deaths)}}
+    run(tiny({**changes, "engine": {"name": "ray", "workers": 2}}), tmp_path / "run")
+    failures = lines(tmp_path / "run")[2]["failures"]
+    assert 3 in {failure["node"] for failure in failures}
+    assert all("its worker died" in failure["reason"] for failure in failures)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_an_interrupted_run_continues_to_the_same_end_on_any_engine(tiny: Make, tmp_path: Path) -> None:
+    when = tmp_path / "when"
+    strategy = {**UNEQUAL["strategy"], "name": f"{PLUGINS / 'stop.py'}:Stop", "when": str(when)}
+    changes = {**UNEQUAL, "strategy": strategy, "rounds": 5, "checkpoint": {"every": 2}, "cohort": 4}
+    run(tiny(changes), tmp_path / "whole")
+    for name, engine in (("inline", {"name": "inline"}), ("ray", {"name": "ray", "workers": 2})):
+        when.write_text("4")
+        with pytest.raises(KeyboardInterrupt):
+            run(tiny({**changes, "engine": engine}), tmp_path / name)
+        assert '"status": "interrupted"' in (tmp_path / name / "summary.json").read_text()
+        assert [line["round"] for line in lines(tmp_path / name)] == [0, 1, 2, 3]
+        when.unlink()
+        assert resume(tmp_path / name)["status"] == "completed"
+        assert lines(tmp_path / name) == lines(tmp_path / "whole")
+        assert checkpoint_bytes(tmp_path / name) == checkpoint_bytes(tmp_path / "whole")
+
+
+def test_flowers_own_interface_works(tiny: Make) -> None:
+    environment = Environment(tiny())
+    with make_engine(environment) as grid:
+        assert list(grid.get_node_ids()) == list(range(6))
+        weights = Payload(weights=environment.initial_weights()).to_records()
+        ids = list(grid.push_messages([grid.create_message(weights, "train.fit", node, "1") for node in (4, 2)]))
+        replies = {reply.metadata.reply_to_message_id: reply for reply in grid.pull_messages(ids)}
+        assert [replies[i].metadata.src_node_id for i in ids] == [4, 2]
+        assert isinstance(replies[ids[0]].content["weights"], ArrayRecord)
+        (bad,) = grid.send_and_receive([Message(RecordDict(), 0, "train.nothing", group_id="1")])
+        assert "No train function registered with name 'nothing'" in (bad.error.reason or "")
+
+
+@pytest.mark.usefixtures("cluster")
+def test_more_workers_than_fit_are_refused_before_anything_is_written(tiny: Make, tmp_path: Path) -> None:
+    for engine, message in [
+        ({"workers": 3}, "engine.workers = 3: 2 fit; the cluster has 2 CPUs and 0 GPUs"),
+        ({"gpus_per_worker": 0.5}, "no worker fits: the cluster has 2 CPUs and 0 GPUs"),
+        ({"workers": 0}, "engine.workers"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            run(tiny({"engine": {"name": "ray", **engine}}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    assert ray.is_initialized()  # it was ours, so the engine leaves it
+
+
+@pytest.mark.parametrize(
+    ("workers", "cpus", "gpus", "cluster", "cohort", "count"),
+    [
+        ("auto", 1.0, 0.0, {"CPU": 8.0}, 100, 8),
+        ("auto", 1.0, 0.0, {"CPU": 8.0}, 3, 3),
+        ("auto", 0.5, 0.0, {"CPU": 2.0}, 100, 4),
+        ("auto", 0.1, 0.0, {"CPU": 2.0}, 100, 20),
+        ("auto", 1.0, 0.25, {"CPU": 64.0, "GPU": 4.0}, 100, 16),
+        ("auto", 1.0, 0.4, {"CPU": 64.0, "GPU": 2.0}, 100, 4),  # two to a GPU: a share never straddles two
+        ("auto", 0.0, 2.0, {"CPU": 1.0, "GPU": 4.0}, 100, 2),
+        (3, 1.0, 0.0, {"CPU": 8.0}, 2, 3),
+    ],
+)
+def test_workers_are_packed_by_their_shares(workers, cpus, gpus, cluster, cohort, count) -> None:  # type: ignore[no-untyped-def]
+    assert count_workers(workers, cpus, gpus, cluster, cohort) == count
+
+
+@pytest.mark.parametrize(
+    ("workers", "cpus", "gpus", "message"),
+    [
+        (5, 1.0, 0.0, "engine.workers = 5: 4 fit; the cluster has 4 CPUs and 1 GPUs"),
+        ("auto", 8.0, 0.0, "no worker fits"),
+        ("auto", 1.0, 2.0, "no worker fits"),
+        ("auto", 1.0, 1.5, "gpus_per_worker = 1.5: a worker has a fraction of one GPU, or whole GPUs"),
+        ("auto", 0.0, 0.0, "both 0"),
+    ],
+)
+def test_impossible_packings_are_refused(workers, cpus, gpus, message) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(InputError, match=message):
+        count_workers(workers, cpus, gpus, {"CPU": 4.0, "GPU": 1.0}, 100)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_timeout_makes_late_nodes_failures_and_the_run_goes_on(tiny: Make, tmp_path: Path) -> None:
+    file = tmp_path / "slow.py"
+    file.write_text(
+        "import threading\n"
+        "from dataclasses import dataclass\n"
+        "from typing import ClassVar\n"
+        "from fedkd.client import GlobalModelClient\n"
+        "from fedkd.strategies.local import Local, LocalClient\n"
+        "class SlowClient(LocalClient):\n"
+        "    def fit(self, request):\n"
+        "        if self.node == 5 and self.round == 1:\n"
+        "            threading.Event().wait(4)\n"
+        "        return super().fit(request)\n"
+        "@dataclass(kw_only=True)\n"
+        "class Slow(Local):\n"
+        "    client: ClassVar = SlowClient\n"
+    )
+    changes = {"strategy": {"name": f"{file}:Slow"}, "timeout": 2.0, "evaluate.every": 9, "rounds": 1}
+    engine = {"name": "ray", "workers": 2}
+    run(tiny({**changes, "engine": engine}), tmp_path / "run")
+    reasons = {f["node"]: f["reason"] for f in lines(tmp_path / "run")[1]["failures"]}
+    assert reasons[5] == "no reply within 2 s"
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "nowhere"])
+def test_an_address_without_a_cluster_is_refused_at_once(address: str) -> None:
+    with pytest.raises(InputError, match=f"engine.address = '{address}': no Ray cluster answers there"):
+        connect(address)

@@ -1,0 +1,109 @@
+"""The federation: public set apart, test images after each node's own labels, domains, the same for the same seed."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedkd.config import Config
+from fedkd.errors import InputError
+from fedkd.federated import Ragged, federate
+
+Make = Callable[..., Config]
+
+
+@given(st.lists(st.lists(st.integers(0, 9), max_size=5), max_size=6))
+def test_ragged_rows_are_what_they_were(rows: list) -> None:
+    ragged = Ragged.of([np.array(row, np.int64) for row in rows])
+    assert [ragged[i].tolist() for i in range(len(ragged))] == rows
+    with pytest.raises(IndexError):
+        ragged[len(rows)]
+
+
+def test_public_images_are_balanced_and_no_nodes(tiny: Make) -> None:
+    config = tiny({"data.public": {"size": 105}}).data
+    data = federate(config, 0)
+    assert data.public is not None
+    assert len(data.public.labels) == 105
+    assert set(np.bincount(data.public.labels)) == {10, 11}
+    assert len(data.train.labels) == 1442 - 105
+    public = {image.tobytes() for image in data.public.images}
+    own = {image.tobytes() for image in data.train.images}
+    assert not public & own
+    unbalanced = federate(tiny({"data.public": {"size": 105, "balanced": False}}).data, 0).public
+    assert unbalanced is not None
+    assert len(set(np.bincount(unbalanced.labels))) > 2
+
+
+def test_the_public_set_may_be_another_set(tiny: Make, mnist_root: Path) -> None:
+    changes = {"data.root": str(mnist_root), "data.size": 16, "data.public": {"size": 50, "name": "usps"}}
+    data = federate(tiny(changes).data, 0)
+    assert data.public is not None
+    assert data.public.images.shape == (50, 1, 16, 16)
+    assert len(data.train.labels) == 1442
+    with pytest.raises(InputError, match=r"data.public.name = 'usps': its images are \(1, 16, 16\)"):
+        federate(tiny({**changes, "data.size": None}).data, 0)
+
+
+def test_test_images_follow_each_nodes_own_labels(tiny: Make, mnist_root: Path) -> None:
+    partition = {"scheme": "client_dirichlet", "clients": 20, "alpha": 0.3, "size": 400}
+    changes = {"data.name": "mnist", "data.root": str(mnist_root), "data.partition": partition, "data.node_test": 200}
+    data = federate(tiny(changes).data, 0)
+    train = data.label_counts()
+    assert (train.sum(1) == 400).all()
+    for node in range(20):
+        part = data.test_parts[node]
+        assert len(np.unique(part)) == len(part) == 200
+        test = np.bincount(data.test_of(node).labels, minlength=10)
+        assert np.abs(test - train[node] / 2).max() < 1
+
+
+def test_where_the_test_set_is_short_the_draw_shrinks_and_keeps_its_proportions(tiny: Make) -> None:
+    partition = {"scheme": "classes_per_client", "clients": 10, "classes": 1}
+    data = federate(tiny({"data.partition": partition, "data.node_test": 200}).data, 0)
+    for node in range(10):
+        labels = data.test_of(node).labels
+        assert set(labels) == set(data.train_of(node).labels)
+        assert len(labels) == np.bincount(data.test.labels)[labels[0]]
+
+
+def test_several_sets_are_domains(tiny: Make, mnist_root: Path) -> None:
+    changes = {
+        "data.name": None, "data.names": ["mnist", "svhn", "usps"], "data.root": str(mnist_root), "data.size": 16,
+        "data.channels": 3, "data.partition": {"scheme": "domains", "per_domain": 2},
+    }  # fmt: skip
+    data = federate(tiny(changes).data, 0)
+    assert data.node_domains.tolist() == [0, 0, 1, 1, 2, 2]
+    assert data.domain_names == ("mnist", "svhn", "usps")
+    assert data.image_shape == (3, 16, 16)
+    bounds = np.cumsum([0, 10000, 486, 2007])
+    for node, domain in enumerate(data.node_domains):
+        part = data.test_parts[node]
+        assert ((part >= bounds[domain]) & (part < bounds[domain + 1])).all()
+    with pytest.raises(InputError, match="set data.size and data.channels"):
+        federate(tiny({**changes, "data.size": None}).data, 0)
+
+
+def test_the_partition_has_a_seed_of_its_own(tiny: Make) -> None:
+    def parts(seed: int, partition_seed: int | None) -> list[int]:
+        changes = {"data.partition.seed": partition_seed} if partition_seed is not None else {}
+        return federate(tiny(changes).data, seed).train_parts.values.tolist()
+
+    assert parts(0, None) == parts(0, None) == parts(5, 0)
+    assert parts(0, None) != parts(1, None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data.public": {"size": 1442}}, "data.public.size = 1442: there are only 1441"),
+        ({"data.partition": {"scheme": "iid", "clients": 1443}}, "data.partition.clients = 1443"),
+        ({"data.partition": {"scheme": "client_dirichlet", "clients": 30, "alpha": 1.0, "size": 50}}, "size = 50"),
+    ],
+)
+def test_what_the_data_cannot_give_is_refused(tiny: Make, changes: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        federate(tiny(changes).data, 0)

@@ -1,0 +1,99 @@
+"""Architectures: sizes, features under a linear classifier, and clear refusals."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from fedkd.errors import InputError
+from fedkd.models import build
+from fedkd.streams import default_stream, torch_stream
+
+
+@pytest.fixture(autouse=True)
+def _stream() -> object:
+    with default_stream(torch_stream(0, 0, "server", "test")):
+        yield
+
+
+@pytest.mark.parametrize(
+    ("name", "table", "shape", "parameters"),
+    [
+        ("lenet5", {}, (1, 28, 28), 61706),
+        ("mlp", {}, (1, 28, 28), 199210),  # McMahan et al.'s 2NN
+        ("cnn", {}, (1, 28, 28), 1663370),  # McMahan et al.'s CNN
+        ("mlp", {"hidden": [3000, 3000]}, (1, 28, 28), 11388010),
+        ("resnet20", {}, (3, 32, 32), 269722),  # He et al.: 0.27 million
+        ("resnet8", {}, (3, 32, 32), 75290),
+    ],
+)
+def test_sizes_are_the_published_ones(name: str, table: dict, shape: tuple, parameters: int) -> None:
+    model = build(name, table, shape, 10)
+    assert sum(p.numel() for p in model.parameters()) == parameters
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (1, 16, 16), (1, 28, 28), (3, 32, 32)])
+@pytest.mark.parametrize(
+    ("name", "table"),
+    [
+        ("mlp", {}),
+        ("lenet5", {}),
+        ("cnn", {}),
+        ("resnet8", {}),
+        ("resnet20", {"norm": "group"}),
+        ("torchvision:resnet18", {}),
+    ],
+)
+def test_logits_are_the_classifier_on_the_features(name: str, table: dict, shape: tuple) -> None:
+    if name == "lenet5" and shape[1] == 8:
+        pytest.skip("LeNet-5 needs 12 pixels at least: the refusal has a test of its own")
+    model = build(name, table, shape, 7).eval()
+    images = torch.randn(3, *shape)
+    features = model.features(images)
+    assert features.dim() == 2
+    assert isinstance(model.classifier, nn.Linear)
+    assert torch.equal(model.classifier(features), model(images))
+    assert model(images).shape == (3, 7)
+
+
+def test_group_norm_has_no_running_statistics() -> None:
+    assert not [name for name in build("resnet8", {"norm": "group"}, (3, 32, 32), 10).state_dict() if "running" in name]
+    assert [name for name in build("resnet8", {}, (3, 32, 32), 10).state_dict() if "running" in name]
+
+
+def test_a_function_in_a_file_is_a_model(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from torch import nn\n"
+        "from fedkd.models import Classifier\n"
+        "def build(shape, classes, *, width: int = 5):\n"
+        "    pixels = shape[0] * shape[1] * shape[2]\n"
+        "    return Classifier(nn.Sequential(nn.Flatten(), nn.Linear(pixels, width)), width, classes)\n"
+        "def no_features(shape, classes):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(shape[0] * shape[1] * shape[2], classes))\n"
+        "def two_outputs(shape, classes):\n"
+        "    return Classifier(nn.Flatten(), shape[0] * shape[1] * shape[2], 2)\n"
+    )
+    assert build(f"{file}:build", {"width": 9}, (1, 8, 8), 4).classifier.in_features == 9
+    with pytest.raises(InputError, match="needs `features`"):
+        build(f"{file}:no_features", {}, (1, 8, 8), 4)
+    with pytest.raises(InputError, match=r"must return logits of shape \(2, 4\)"):
+        build(f"{file}:two_outputs", {}, (1, 8, 8), 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "table", "message"),
+    [
+        ("lenet", {}, "model.name: unknown 'lenet'; did you mean 'lenet5'"),
+        ("torchvision:resnet81", {}, "did you mean 'torchvision:resnet18'"),
+        ("lenet5", {}, "model.name = 'lenet5' cannot be built for images of 1x8x8 and 10 classes"),
+        ("mlp", {"hiden": [3]}, "model.hiden: unknown key 'hiden'; did you mean 'hidden'"),
+        ("mlp", {"hidden": [0]}, r"model.hidden.0 = 0: .*greater than or equal to 1"),
+        ("resnet8", {"norm": "layer"}, "model.norm = 'layer': .*'batch' or 'group'"),
+        ("torchvision:squeezenet1_0", {}, "its last layer is not linear"),
+    ],
+)
+def test_bad_models_are_refused_by_key(name: str, table: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        build(name, table, (1, 8, 8), 10)

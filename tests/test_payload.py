@@ -1,0 +1,184 @@
+"""Payloads cross Flower's records unchanged, and nothing that is wrong gets past the check on arrival."""
+
+import math
+import tracemalloc
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from fedkd import ArraySpec, Expected, Payload, like, weighted_mean
+from fedkd.payload import PayloadError, count_bytes, from_records, receive
+
+LIMIT = 10**6
+ARRAYS = hnp.arrays(
+    st.sampled_from([np.float32, np.float64, np.float16, np.int64, np.int32, np.uint8, np.bool_]),
+    hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4),
+)
+
+
+@given(st.dictionaries(st.sampled_from("abc"), ARRAYS), st.dictionaries(st.text(), st.text()))
+@settings(deadline=None)
+def test_a_payload_crosses_unchanged(arrays: dict, strings: dict) -> None:
+    payload = Payload(
+        logits={name: torch.from_numpy(array) for name, array in arrays.items()},
+        numbers={"examples": 3},
+        strings=strings,
+    )
+    back = from_records(payload.to_records())
+    assert back.numbers == payload.numbers
+    assert back.strings == strings
+    assert set(back.logits) == set(arrays)
+    for name, tensor in back.logits.items():
+        assert tensor.dtype == payload.logits[name].dtype
+        assert tensor.numpy().tobytes() == arrays[name].tobytes()
+
+
+def test_columns_first_arrays_of_foreign_clients_are_read_right() -> None:
+    array = np.asfortranarray(np.arange(6.0).reshape(2, 3))
+    records = RecordDict({"logits": ArrayRecord({"z": Array(array)})})
+    assert torch.equal(from_records(records).logits["z"], torch.arange(6.0).double().reshape(2, 3))
+
+
+WEIGHTS = {"w": torch.ones(2, 3), "n": torch.tensor(4)}
+EXPECTED = Expected(weights=like(WEIGHTS), numbers={"examples": (1, math.inf)})
+
+
+def good() -> Payload:
+    return Payload(weights={k: v.clone() for k, v in WEIGHTS.items()}, numbers={"examples": 5})
+
+
+def test_what_was_asked_for_is_received() -> None:
+    assert torch.equal(receive(good().to_records(), EXPECTED, LIMIT).weights["w"], WEIGHTS["w"])
+
+
+def _change(**changes: object) -> Payload:
+    payload = good()
+    for key, value in changes.items():
+        if value is None:
+            del payload.weights[key]
+        else:
+            payload.weights[key] = value  # type: ignore[assignment]
+    return payload
+
+
+@pytest.mark.parametrize(
+    ("payload", "message"),
+    [
+        (_change(w=torch.full((2, 3), math.nan)), "weights 'w' has values that are not finite"),
+        (_change(w=torch.full((2, 3), math.inf)), "weights 'w' has values that are not finite"),
+        (_change(w=torch.ones(3, 2)), r"weights 'w' has shape \(3, 2\), asked for was \(2, 3\)"),
+        (_change(w=torch.ones(2, 3).double()), "weights 'w' has dtype torch.float64, asked for was torch.float32"),
+        (_change(w=None), "weights without 'w'"),
+        (_change(extra=torch.ones(1)), "weights with 'extra', which nobody asked for"),
+        (Payload(weights=good().weights), "numbers without 'examples'"),
+        (Payload(weights=good().weights, numbers={"examples": 0}), "number 'examples' is 0, valid is 1 to inf"),
+        (Payload(weights=good().weights, numbers={"examples": math.nan}), "number 'examples' is nan"),
+        (Payload(weights=good().weights, numbers={"examples": 1}, logits={"z": torch.ones(1)}), "logits with 'z'"),
+    ],
+)
+def test_what_was_not_asked_for_is_refused_by_name(payload: Payload, message: str) -> None:
+    with pytest.raises(PayloadError, match=message):
+        receive(payload.to_records(), EXPECTED, LIMIT)
+
+
+def test_a_spec_may_leave_a_length_open() -> None:
+    expected = Expected(logits={"z": ArraySpec((None, 10))})
+    assert receive(Payload(logits={"z": torch.ones(7, 10)}).to_records(), expected, LIMIT)
+    with pytest.raises(PayloadError, match=r"shape \(7, 9\), asked for was \(None, 10\)"):
+        receive(Payload(logits={"z": torch.ones(7, 9)}).to_records(), expected, LIMIT)
+
+
+def test_a_payload_over_the_limit_is_refused() -> None:
+    with pytest.raises(PayloadError, match="payload of 4000129 bytes is over the limit of 1000000"):
+        receive(Payload(weights={"w": torch.ones(10**6)}).to_records(), None, LIMIT)
+
+
+def test_a_lying_header_takes_no_memory() -> None:
+    array = Array(np.ones(4, np.float32))
+    array.data = array.data.replace(b"(4,), }" + b" " * 10, b"(10000000000,), }")
+    assert b"10000000000" in array.data
+    tracemalloc.start()
+    with pytest.raises(PayloadError, match=r"'w': its header says \(10000000000,\) of float32, its body has 16"):
+        receive(RecordDict({"weights": ArrayRecord({"w": array})}), None, LIMIT)
+    assert tracemalloc.get_traced_memory()[1] < 10**6
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("data", [b"", b"\x93NUMPY", b"not an array", b"\x93NUMPY\x01\x00\x05\x00{'x'}"])
+def test_damaged_arrays_are_refused(data: bytes) -> None:
+    array = Array("float32", (1,), "numpy.ndarray", data)
+    with pytest.raises(PayloadError, match="array 'w'"):
+        from_records(RecordDict({"weights": ArrayRecord({"w": array})}))
+
+
+def test_objects_and_unknown_kinds_are_refused() -> None:
+    with pytest.raises(PayloadError, match="arrays of kind 'secrets', valid are weights, logits"):
+        from_records(RecordDict({"secrets": ArrayRecord({"w": Array(np.ones(1))})}))
+    text = Array(np.array(["text"]))
+    with pytest.raises(PayloadError, match="dtype <U4, valid are <f8"):
+        from_records(RecordDict({"weights": ArrayRecord({"w": text})}))
+    with pytest.raises(PayloadError, match="serialised as 'pickle'"):
+        from_records(RecordDict({"weights": ArrayRecord({"w": Array("float32", (1,), "pickle", b"")})}))
+
+
+def test_bytes_are_counted_as_serialised() -> None:
+    payload = Payload(
+        logits={"z": torch.ones(300, 10)},
+        numbers={"examples": 3},
+        strings={"hash": "abcd"},
+        indices={"i": torch.ones(5)},
+    )
+    sizes = count_bytes(payload.to_records())
+    assert sizes == {"logits": 300 * 10 * 4 + 128 + 1, "indices": 20 + 128 + 1, "numbers": 8 + 8, "strings": 4 + 4}
+
+
+def test_what_the_core_adds_is_not_counted_and_flowers_arrays_are_weights() -> None:
+    array = Array(np.ones(2, np.float32))
+    records = RecordDict({"arrays": ArrayRecord({"w": array}), "report": MetricRecord({"personal/accuracy": 0.5})})
+    assert count_bytes(records) == {"weights": 8 + 128 + 1}
+    assert torch.equal(from_records(records).weights["w"], torch.ones(2))
+
+
+REPLIES = st.lists(
+    st.tuples(hnp.arrays(np.float32, 4, elements=st.floats(-5, 5, width=32)), st.integers(1, 500)),
+    min_size=1,
+    max_size=9,
+)
+
+
+@given(REPLIES)
+@settings(deadline=None)
+def test_weighted_mean_is_the_mean_weighted_by_examples(replies: list) -> None:
+    total = None
+    for array, examples in replies:
+        one = Payload(
+            weights={"w": torch.from_numpy(array.copy())}, numbers={"examples": examples, "loss": float(array[0])}
+        )
+        total = one if total is None else weighted_mean(total, one)
+    assert total is not None
+    counts = np.array([n for _, n in replies], np.float64)
+    right = sum(a.astype(np.float64) * n for a, n in replies) / counts.sum()
+    np.testing.assert_allclose(total.weights["w"].numpy(), right, atol=5e-6)
+    np.testing.assert_allclose(total.numbers["loss"], right[0], atol=5e-6)
+    assert total.numbers["examples"] == counts.sum()
+
+
+@given(hnp.arrays(np.float32, 3, elements=st.floats(-1e3, 1e3, width=32)), st.lists(st.integers(1, 10**4), min_size=2))
+@settings(deadline=None)
+def test_the_mean_of_equal_arrays_is_exactly_that_array(array: np.ndarray, counts: list[int]) -> None:
+    total = Payload(weights={"w": torch.from_numpy(array.copy())}, numbers={"examples": counts[0]})
+    for count in counts[1:]:
+        total = weighted_mean(total, Payload(weights={"w": torch.from_numpy(array)}, numbers={"examples": count}))
+    assert np.array_equal(total.weights["w"].numpy(), array)
+
+
+def test_counters_are_averaged_and_rounded() -> None:
+    one = Payload(weights={"n": torch.tensor(10)}, numbers={"examples": 1})
+    merged = weighted_mean(one, Payload(weights={"n": torch.tensor(20)}, numbers={"examples": 2}))
+    assert merged.weights["n"].item() == 17
+    assert merged.weights["n"].dtype == torch.int64

@@ -1,0 +1,141 @@
+"""The shared loops: losses against second formulas, augmentation, prediction in order."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from fedkd.batches import Preprocess, batches, crop_flip
+from fedkd.config import Adam, Sgd
+from fedkd.datasets import Images
+from fedkd.losses import kl_divergence
+from fedkd.streams import torch_stream
+from fedkd.training import evaluate, make_optimizer, predict, train
+
+
+class _Data:
+    mean, deviation = (0.25,), (0.5,)
+
+
+PLAIN = Preprocess(_Data(), "none", torch.device("cpu"))  # type: ignore[arg-type]
+
+
+def images(count: int = 10, size: int = 4) -> Images:
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (count, 1, size, size)).astype(np.uint8)
+    return Images(pixels, rng.integers(0, 3, count))
+
+
+def model() -> nn.Module:
+    linear = nn.Linear(16, 3)
+    generator = torch_stream(0, 0, 0, "model")
+    with torch.no_grad():
+        for parameter in linear.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) / 4)
+    return nn.Sequential(nn.Flatten(), linear)
+
+
+@pytest.fixture(autouse=True)
+def _restore_streams() -> object:
+    state = torch.get_rng_state()
+    yield
+    torch.set_rng_state(state)  # nn.Linear above draws from it before it is overwritten
+
+
+def test_kl_divergence_is_the_sum_over_classes_by_loops() -> None:
+    student, teacher = torch.randn(2, 5, 4, generator=torch_stream(0, 0, 0, "x"), dtype=torch.float64) * 2
+    for temperature in (1.0, 4.0):
+        total = 0.0
+        for z_s, z_t in zip(student.tolist(), teacher.tolist(), strict=True):
+            p = [math.exp(z / temperature) for z in z_t]
+            q = [math.exp(z / temperature) for z in z_s]
+            p, q = [v / sum(p) for v in p], [v / sum(q) for v in q]
+            total += sum(a * (math.log(a) - math.log(b)) for a, b in zip(p, q, strict=True))
+        assert kl_divergence(student, teacher, temperature).item() == pytest.approx(
+            temperature**2 * total / 5, rel=1e-12
+        )
+    assert kl_divergence(teacher, teacher).item() == pytest.approx(0, abs=1e-15)
+
+
+def test_kl_divergence_gives_the_teacher_no_gradient() -> None:
+    student, teacher = torch.zeros(2, 3, requires_grad=True), torch.ones(2, 3, requires_grad=True)
+    kl_divergence(student, teacher * torch.arange(3)).backward()
+    assert teacher.grad is None
+    assert student.grad is not None
+
+
+def test_one_epoch_of_sgd_is_the_closed_form_of_softmax_regression() -> None:
+    data, net = images(6), model()
+    weight, bias = (p.detach().double().numpy().copy() for p in net[1].parameters())
+    order = torch.randperm(6, generator=torch_stream(0, 0, 0, "order")).numpy()
+    for batch in (order[:4], order[4:]):
+        x = (data.images[batch].reshape(len(batch), -1) / 255 - 0.25) / 0.5
+        z = x @ weight.T + bias
+        p = np.exp(z) / np.exp(z).sum(1, keepdims=True)
+        gradient = (p - np.eye(3)[data.labels[batch]]) / len(batch)
+        weight, bias = weight - 0.1 * gradient.T @ x, bias - 0.1 * gradient.sum(0)
+    optimizer = make_optimizer(net, Sgd(name="sgd", lr=0.1))
+    labels = torch.from_numpy(data.labels)
+    order_stream = torch_stream(0, 0, 0, "order")
+    train(net, data, labels, epochs=1, batch_size=4, optimizer=optimizer, preprocess=PLAIN, order=order_stream)
+    np.testing.assert_allclose(net[1].weight.detach().numpy(), weight, atol=1e-6)
+    np.testing.assert_allclose(net[1].bias.detach().numpy(), bias, atol=1e-6)
+
+
+def test_optimisers_are_the_named_ones() -> None:
+    assert make_optimizer(model(), Sgd(name="sgd", lr=0.1, momentum=0.9, weight_decay=0.2)).defaults["momentum"] == 0.9
+    assert type(make_optimizer(model(), Adam(name="adam"))) is torch.optim.Adam
+    assert type(make_optimizer(model(), Adam(name="adamw", weight_decay=0.1))) is torch.optim.AdamW
+
+
+def test_predictions_keep_the_order_and_evaluation_counts_right() -> None:
+    data, net = images(1203), model()
+    logits = predict(net, data, PLAIN)
+    x = torch.from_numpy((data.images.reshape(1203, -1) / 255 - 0.25) / 0.5).float()
+    torch.testing.assert_close(logits, net[1](x).detach())
+    scores = evaluate(net, data, PLAIN)
+    assert scores["accuracy"] == (logits.argmax(1).numpy() == data.labels).sum() / 1203
+    right = -torch.log_softmax(logits.double(), 1)[torch.arange(1203), torch.from_numpy(data.labels)].mean().item()
+    assert scores["loss"] == pytest.approx(right, rel=1e-12)
+
+
+def test_batches_shuffle_images_and_targets_together() -> None:
+    data = images(10)
+    seen = []
+    for batch, targets in batches(data, torch.arange(10), 4, PLAIN, torch_stream(0, 0, 0, "x")):
+        for image, position in zip(batch, targets.tolist(), strict=True):
+            expected = (data.images[position].astype(np.float32) / 255 - 0.25) / 0.5
+            np.testing.assert_allclose(image.numpy(), expected, atol=1e-6)
+            seen.append(position)
+    assert sorted(seen) == list(range(10))
+    assert seen != list(range(10))
+
+
+def test_crop_flip_shifts_and_mirrors_each_image_by_itself() -> None:
+    size, pad = 16, 2
+    one = torch.arange(1, size * size + 1, dtype=torch.int32).view(1, 1, size, size)
+    out = crop_flip(one.repeat(64, 1, 1, 1), torch_stream(0, 0, 0, "x"))
+    padded = torch.nn.functional.pad(one[0, 0], (pad, pad, pad, pad))
+    valid = {}
+    for row in range(2 * pad + 1):
+        for column in range(2 * pad + 1):
+            window = padded[row : row + size, column : column + size]
+            valid[tuple(window.flatten().tolist())] = (row, column, False)
+            valid[tuple(window.flip(1).flatten().tolist())] = (row, column, True)
+    found = [valid[tuple(image.flatten().tolist())] for image in out]
+    assert len(set(found)) > 20
+    assert {mirrored for *_, mirrored in found} == {True, False}
+
+
+def test_augmentation_is_for_training_only() -> None:
+    class Coloured:
+        mean, deviation = (0.0,), (1.0,)
+
+    augmenting = Preprocess(Coloured(), "crop_flip", torch.device("cpu"))  # type: ignore[arg-type]
+    data = images(8, 16)
+    still = torch.cat([x for x, _ in batches(data, torch.arange(8), 8, augmenting)])
+    torch.testing.assert_close(still, torch.from_numpy(data.images) / 255)
+    moved, order = next(iter(batches(data, torch.arange(8), 8, augmenting, torch_stream(0, 0, 0, "x"))))
+    assert not torch.allclose(moved, still[order])
