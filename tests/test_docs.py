@@ -1,0 +1,51 @@
+"""The code and the commands of the documentation run as they stand."""
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import lines
+from typer.testing import CliRunner
+
+from fedkd.cli import app
+
+HOME = Path(__file__).resolve().parents[1]
+
+
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (HOME / page).read_text(), re.DOTALL)
+
+
+def test_the_strategy_of_the_guide_runs_and_is_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (code,) = blocks("docs/write-a-strategy.md", "python")
+    assert len(code.splitlines()) <= 60
+    (tmp_path / "fedmean.py").write_text(code)
+    (command,) = blocks("docs/write-a-strategy.md", "console")
+    words = shlex.split(command.removeprefix("$ fedkd "))
+    (tmp_path / "configs" / "local").mkdir(parents=True)
+    shutil.copy(HOME / "configs/local/quick.toml", tmp_path / "configs/local")
+    monkeypatch.chdir(tmp_path)
+    quick = ["--set", "rounds=2", "--set", "model=mlp", "--out", "run"]
+    result = CliRunner().invoke(app, [*words, *quick])
+    assert result.exit_code == 0, result.output
+    last = lines(tmp_path / "run")[-1]
+    assert last["failures"] == []
+    assert set(last["bytes"]["up"]) == {"logits", "statistics"}
+    assert last["metrics"]["personal/accuracy"] > 0.8
+    refused = CliRunner().invoke(app, [*words, "--set", "strategy.pull=-1.0", "--out", "other"])
+    assert refused.exit_code == 2
+    assert "strategy.pull = -1.0" in refused.stderr
+
+
+@pytest.mark.parametrize("page", ["README.md", *(str(p.relative_to(HOME)) for p in sorted(HOME.glob("docs/**/*.md")))])
+def test_pages_link_to_files_that_exist(page: str) -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", (HOME / page).read_text()):
+        if "://" not in target:
+            assert (HOME / page).parent.joinpath(target).exists(), target
+
+
+def test_the_readme_opens_with_the_two_commands() -> None:
+    text = (HOME / "README.md").read_text()
+    assert text.index("make demo") < text.index("make test") < 3000
