@@ -14,6 +14,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from typing import Annotated, Any, Literal
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -30,7 +31,7 @@ from fedkd.environment import Environment
 from fedkd.errors import InputError
 from fedkd.flower import error_reply, without_content
 from fedkd.grid import SimulationGrid
-from fedkd.merging import Arrival, Block, Expectation, Merge, merge_block
+from fedkd.merging import Block, Expectation, Merge, merge_block
 
 from .node import Device, Threads, call_node, prepare_process
 
@@ -113,7 +114,8 @@ class RayGrid(SimulationGrid):
                 num_cpus=cpus_per_worker, num_gpus=gpus_per_worker, max_restarts=-1, max_task_retries=_TRIES
             )
             arguments = (environment.config, self._data, threads, device, gpus_per_worker > 0)
-            self._actors = [worker.remote(*arguments) for _ in range(count)]
+            self._new_worker: Callable[[], Any] = lambda: worker.remote(*arguments)
+            self._actors = [self._new_worker() for _ in range(count)]
             ray.get([actor.ready.remote() for actor in self._actors])
         except BaseException:
             self.close()
@@ -140,7 +142,15 @@ class RayGrid(SimulationGrid):
     def exchange_merged(
         self, blocks: list[list[Message]], merge: Merge, expectation: Expectation, limit: int, timeout: float | None
     ) -> Iterator[Block]:
-        """Run each block of clients on the next free worker, which folds their replies."""
+        """Run each block of clients on the next free worker, which folds their replies.
+
+        With a timeout each client runs by itself, and the driver folds, so that one late node does not cost its block.
+        """
+        if timeout is not None:
+            replies = self.exchange([message for block in blocks for message in block], timeout)
+            for block in blocks:
+                yield merge_block(islice(replies, len(block)), merge, expectation, limit)
+            return
         contents = _Contents()
         queue: list[_Call] = []
         for block in blocks:
@@ -161,8 +171,8 @@ class RayGrid(SimulationGrid):
         for call, result in self._in_order(queue, timeout):
             if isinstance(result, Block):
                 yield result
-            else:
-                yield Block(None, [Arrival(m.metadata.dst_node_id, failure=result) for m in call.messages])
+            else:  # one of its clients ended the process: find out which, and let the others count
+                yield merge_block(self.exchange(call.messages, None), merge, expectation, limit)
 
     def _in_order(self, calls: list[_Call], timeout: float | None) -> Iterator[tuple[_Call, Any]]:
         """Keep the workers busy; yield each call with its result, or with the reason why there is none, in order."""
@@ -173,9 +183,11 @@ class RayGrid(SimulationGrid):
         order = {id(call): number for number, call in enumerate(calls)}
         deadline = None if timeout is None else time.monotonic() + timeout
         following = 0
-        ahead = 2 * _QUEUED * len(self._actors)  # results that may wait for the reader
+        # results that may wait for the reader; where time counts, no client waits behind another one or for the reader
+        ahead = 2 * _QUEUED * len(self._actors) if timeout is None else len(calls)
+        queued = _QUEUED if timeout is None else 1
         while following < len(calls):
-            while waiting and len(running) + len(done) < ahead and min(load) < _QUEUED:
+            while waiting and len(running) + len(done) < ahead and min(load) < queued:
                 worker = load.index(min(load))
                 call = waiting.popleft()
                 refs = call.start(self._actors[worker])
@@ -186,8 +198,9 @@ class RayGrid(SimulationGrid):
             if not ready:
                 for call in [c for c, _, _ in running.values()] + list(waiting):
                     done[order[id(call)]] = f"no reply within {timeout:g} s"
-                for refs0 in running:
-                    ray.cancel(refs0, force=False)
+                for _, _, worker in running.values():  # whoever is late may never end
+                    ray.kill(self._actors[worker])
+                    self._actors[worker] = self._new_worker()
                 running, waiting = {}, deque()
             for ref in ready:
                 call, refs, worker = running.pop(ref)
@@ -201,9 +214,7 @@ class RayGrid(SimulationGrid):
         try:
             result = ray.get(refs[0])
         except ray.exceptions.RayError as error:
-            return (
-                f"its worker died {_TRIES + 1} times, or failed: {type(error).__name__}: {str(error).splitlines()[0]}"
-            )
+            return f"its worker died {_TRIES + 1} times: {type(error).__name__}: {str(error).splitlines()[0]}"
         for message, state in zip(call.messages, refs[1:], strict=True):
             self._states[message.metadata.dst_node_id] = state
         return result

@@ -74,8 +74,8 @@ def test_clients_that_kill_every_worker_are_named_failures(tiny: Make, tmp_path:
     changes = {"strategy": {"name": f"{PLUGINS / 'die.py'}:Die", "deaths": str(deaths)}}
     run(tiny({**changes, "engine": {"name": "ray", "workers": 2}}), tmp_path / "run")
     failures = lines(tmp_path / "run")[2]["failures"]
-    assert 3 in {failure["node"] for failure in failures}
-    assert all("its worker died" in failure["reason"] for failure in failures)
+    assert [failure["node"] for failure in failures] == [3]  # not the others of its block
+    assert "its worker died" in failures[0]["reason"]
 
 
 @pytest.mark.usefixtures("cluster")
@@ -166,17 +166,17 @@ def test_a_timeout_makes_late_nodes_failures_and_the_run_goes_on(tiny: Make, tmp
         "class SlowClient(LocalClient):\n"
         "    def fit(self, request):\n"
         "        if self.node == 5 and self.round == 1:\n"
-        "            threading.Event().wait(4)\n"
+        "            threading.Event().wait(90)\n"
         "        return super().fit(request)\n"
         "@dataclass(kw_only=True)\n"
         "class Slow(Local):\n"
         "    client: ClassVar = SlowClient\n"
     )
-    changes = {"strategy": {"name": f"{file}:Slow"}, "timeout": 2.0, "evaluate.every": 9, "rounds": 1}
+    changes = {"strategy": {"name": f"{file}:Slow"}, "timeout": 15.0, "evaluate.every": 9, "rounds": 1}
     engine = {"name": "ray", "workers": 2}
     run(tiny({**changes, "engine": engine}), tmp_path / "run")
     reasons = {f["node"]: f["reason"] for f in lines(tmp_path / "run")[1]["failures"]}
-    assert reasons[5] == "no reply within 2 s"
+    assert reasons == {5: "no reply within 15 s"}
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "nowhere"])
