@@ -34,6 +34,7 @@ class FlowerStrategy(Strategy):
 
     client: ClassVar[type[Client]] = GlobalModelClient
     equal_models: ClassVar[bool] = True
+    global_model: ClassVar[bool] = True
 
     def __init__(self, base: FlowerBase, name: str) -> None:
         """Wrap a strategy; `name` is what the config calls it."""
@@ -49,11 +50,6 @@ class FlowerStrategy(Strategy):
             least = getattr(self.base, option, 0)
             if least > cohort:
                 raise InputError(f"strategy.{option} = {least}: {self.name} would wait for ever, a round has {cohort}.")
-
-    def prepare(self, federation: Round) -> None:
-        """Start from fresh weights."""
-        if self.weights is None:
-            self.weights = federation.environment.initial_weights()
 
     def run_round(self, federation: Round) -> None:
         """Let the strategy write this round's messages, and aggregate the replies."""

@@ -306,6 +306,7 @@ class Strategy(FlowerBase):
 
     client: ClassVar[type[Client]] = Client
     equal_models: ClassVar[bool] = False  # whether all nodes must have one architecture
+    global_model: ClassVar[bool] = False  # whether the server holds a model; it starts from the run's fresh weights
     weights: Tensors | None = None  # the global model; None for a method that has none
 
     def check(self, environment: Environment) -> None:
@@ -349,6 +350,8 @@ class Strategy(FlowerBase):
         result = Result()
         if initial_arrays:
             self.weights = tensors_of(initial_arrays)
+        elif self.global_model and self.weights is None:
+            self.weights = environment.initial_weights()
         nodes = _wait_for_nodes(grid, environment)
         for number in range(server.first_round, num_rounds + 1):
             due = number % config.evaluate.every == 0 or number == num_rounds

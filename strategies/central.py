@@ -15,16 +15,13 @@ from fedkd.training import make_optimizer, train
 class Central(Strategy):
     """Pooled training: `[train]` on the union of the nodes' images, a fresh optimiser a round; nothing is sent.
 
-    The public set is not part of it. A cohort below all nodes has no effect: each round sees all images.
+    Starts from the same weights as FedAvg. The public set is not part of it. A cohort below all nodes has no effect:
+    each round sees all images.
     """
 
     client: ClassVar[type[Client]] = Client
     equal_models: ClassVar[bool] = True
-
-    def prepare(self, federation: Round) -> None:
-        """Start from fresh weights, the same as FedAvg's."""
-        if self.weights is None:
-            self.weights = federation.environment.initial_weights()
+    global_model: ClassVar[bool] = True
 
     def run_round(self, federation: Round) -> None:
         """Train on the pooled images."""

@@ -23,11 +23,7 @@ class FedAvg(Strategy):
 
     client: ClassVar[type[Client]] = GlobalModelClient
     equal_models: ClassVar[bool] = True
-
-    def prepare(self, federation: Round) -> None:
-        """Start from fresh weights."""
-        if self.weights is None:
-            self.weights = federation.environment.initial_weights()
+    global_model: ClassVar[bool] = True
 
     def run_round(self, federation: Round) -> None:
         """Send the global model, average what comes back."""
