@@ -30,6 +30,12 @@ class Environment:
         self.device = torch.device(device)
         self._models: dict[int, nn.Module] = {}
 
+    def use_device(self, device: str) -> None:
+        """Move to another device: models and batches are made there from now on."""
+        self.device = torch.device(device)
+        self._models.clear()
+        self.__dict__.pop("preprocess", None)
+
     def check(self) -> None:
         """Refuse what can be refused before anything runs: models, cohort, and what the strategy needs."""
         config, data = self.config, self.data

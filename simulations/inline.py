@@ -22,7 +22,7 @@ class InlineGrid(SimulationGrid):
         """Run clients here with this many threads, on this device (`auto`: a GPU where there is one)."""
         super().__init__(environment)
         self._threads_before = torch.get_num_threads()
-        environment.device = torch.device(prepare_process(threads, device, gpu=True))
+        environment.use_device(prepare_process(threads, device, gpu=True))
         self._app = make_client_app(environment.strategy, lambda: environment)
         self._states: dict[int, RecordDict] = {}
 

@@ -21,7 +21,6 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # workers without a GPU leave CUDA's variable alone
 
 import ray
-import torch
 from flwr.app import Message, RecordDict
 from pydantic import Field
 
@@ -110,9 +109,8 @@ class RayGrid(SimulationGrid):
             cohort = environment.config.cohort or environment.data.clients
             count = count_workers(workers, cpus_per_worker, gpus_per_worker, ray.cluster_resources(), cohort)
             self._data = ray.put(environment.data)  # held as long as a worker may have to start again
-            worker = ray.remote(_Worker).options(
-                num_cpus=cpus_per_worker, num_gpus=gpus_per_worker, max_restarts=-1, max_task_retries=_TRIES
-            )
+            # the engine restarts workers itself: it knows which client was running when one died
+            worker = ray.remote(_Worker).options(num_cpus=cpus_per_worker, num_gpus=gpus_per_worker)
             arguments = (environment.config, self._data, threads, device, gpus_per_worker > 0)
             self._new_worker: Callable[[], Any] = lambda: worker.remote(*arguments)
             self._actors = [self._new_worker() for _ in range(count)]
@@ -120,7 +118,7 @@ class RayGrid(SimulationGrid):
         except BaseException:
             self.close()
             raise
-        environment.device = torch.device(prepare_process(threads, device, gpu=False))
+        environment.use_device(prepare_process(threads, device, gpu=False))
         self._states: dict[int, Any] = {}
 
     def exchange(self, messages: list[Message], timeout: float | None) -> Iterator[Message]:
@@ -177,7 +175,7 @@ class RayGrid(SimulationGrid):
     def _in_order(self, calls: list[_Call], timeout: float | None) -> Iterator[tuple[_Call, Any]]:
         """Keep the workers busy; yield each call with its result, or with the reason why there is none, in order."""
         waiting = deque(calls)
-        running: dict[Any, tuple[_Call, list[Any], int]] = {}
+        running: dict[Any, tuple[_Call, list[Any], int]] = {}  # in the order in which they were started
         load = [0] * len(self._actors)
         done: dict[int, Any] = {}
         order = {id(call): number for number, call in enumerate(calls)}
@@ -203,18 +201,34 @@ class RayGrid(SimulationGrid):
                     self._actors[worker] = self._new_worker()
                 running, waiting = {}, deque()
             for ref in ready:
-                call, refs, worker = running.pop(ref)
-                load[worker] -= 1
-                done[order[id(call)]] = self._result(call, refs)
+                call, refs, worker = running[ref]
+                try:
+                    done[order[id(call)]] = self._result(call, refs)
+                    del running[ref]
+                    load[worker] -= 1
+                except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError) as error:
+                    lost = [first for first, (_, _, its_worker) in running.items() if its_worker == worker]
+                    unlucky = [running.pop(first)[0] for first in lost]
+                    unlucky[0].deaths += 1  # it was running; the others waited behind it
+                    if unlucky[0].deaths > _TRIES:
+                        reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+                        dead = unlucky.pop(0)
+                        done[order[id(dead)]] = f"its worker died {dead.deaths} times: {reason}"
+                    waiting.extendleft(reversed(unlucky))
+                    self._actors[worker] = self._new_worker()
+                    load[worker] = 0
             while following in done:
                 yield calls[following], done.pop(following)
                 following += 1
 
     def _result(self, call: _Call, refs: list[Any]) -> Any:
+        """Return a call's result, or the reason why it has none. Raises where the worker itself has died."""
         try:
             result = ray.get(refs[0])
+        except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError):
+            raise
         except ray.exceptions.RayError as error:
-            return f"its worker died {_TRIES + 1} times: {type(error).__name__}: {str(error).splitlines()[0]}"
+            return f"its worker failed: {type(error).__name__}: {str(error).splitlines()[0]}"
         for message, state in zip(call.messages, refs[1:], strict=True):
             self._states[message.metadata.dst_node_id] = state
         return result
@@ -271,6 +285,7 @@ class _Call:
     def __init__(self, start: Callable[[Any], list[Any]], messages: list[Message]) -> None:
         self.start = start
         self.messages = messages
+        self.deaths = 0  # of workers that were running it
 
 
 class _Contents:

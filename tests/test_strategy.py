@@ -163,6 +163,16 @@ def test_what_cannot_run_is_refused_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
+def test_an_environment_moves_to_another_device_with_models_and_batches(tiny: Make) -> None:
+    environment = Environment(tiny())
+    environment.check()
+    assert environment.model(0).classifier.weight.device.type == "cpu"  # type: ignore[union-attr]
+    assert environment.preprocess(environment.data.test.images[:2]).device.type == "cpu"
+    environment.use_device("meta")
+    assert environment.model(0).classifier.weight.device.type == "meta"  # type: ignore[union-attr]
+    assert environment.preprocess(environment.data.test.images[:2]).device.type == "meta"
+
+
 def test_flowers_phases_and_a_bare_start_are_refused(tiny: Make) -> None:
     strategy = FedAvg()
     with pytest.raises(TypeError, match="runs its rounds in run_round"):
