@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .datasets import Images
+from .datasets import Dataset, Images
 from .federated import FederatedData
 
 
 class Preprocess:
     """uint8 images to normalised float batches on a device, with or without augmentation."""
 
-    def __init__(self, data: FederatedData, augment: str, device: torch.device) -> None:
+    def __init__(self, data: FederatedData | Dataset, augment: str, device: torch.device) -> None:
         shape = (1, -1, 1, 1)
         self.mean = torch.tensor(data.mean, device=device).view(shape)
         self.deviation = torch.tensor(data.deviation, device=device).view(shape)
@@ -24,8 +24,13 @@ class Preprocess:
         self.device = device
 
     def __call__(self, images: np.ndarray, generator: torch.Generator | None = None) -> Tensor:
-        """Return float images, B x C x H x W, (x / 255 - mean) / deviation; augmented where a generator is given."""
+        """Return float images, B x C x H x W, (x / 255 - mean) / deviation; augmented where a generator is given.
+
+        Images of float32 are virtual ones: normalised already, and returned as they are.
+        """
         batch = torch.from_numpy(images).to(self.device)
+        if batch.is_floating_point():
+            return batch.contiguous()
         if generator is not None and self.augment == "crop_flip":
             batch = crop_flip(batch, generator)
         # strides of their own: an array's may differ from process to process, and choose other kernels

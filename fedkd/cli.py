@@ -1,4 +1,4 @@
-"""The command line: `fedkd run`, `fedkd list`, `fedkd partition`. Torch is imported only by what needs it."""
+"""The command line: `fedkd run`, `distill`, `list`, `partition`. Torch is imported only by what needs it."""
 
 from __future__ import annotations
 
@@ -64,10 +64,7 @@ def run(
 ) -> None:
     """Run a federation from a config, or continue one after a crash."""
     with _exit_codes():
-        if (config is None) == (resume is None):
-            raise InputError("Give either a config, or --resume with a run folder.")
-        if resume is not None and (out is not None or overrides):
-            raise InputError("--resume continues a run as it was: without --out and --set.")
+        _refuse_mixed(config, out, overrides, resume)
         _quiet()
         from . import run as runs
         from .config import read_config
@@ -91,9 +88,61 @@ def run(
             typer.echo(json_module.dumps(summary))
 
 
+@app.command()
+def distill(
+    config: ConfigPath = None,
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="The folder; by default a new one in runs/.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Continue the distillation in this folder.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print summary.json as the last line.")] = False,
+) -> None:
+    """Distil one named set into a few virtual images, or continue after a crash."""
+    with _exit_codes():
+        _refuse_mixed(config, out, overrides, resume)
+        from . import distill as distillations
+        from .config import read_distill_config
+        from .runfolder import free_folder, refuse_used
+
+        progress = _Progress("iteration")
+        if config is not None:
+            parsed = read_distill_config(config, overrides or [])
+            name = f"distill-{parsed.distiller.name.rsplit(':', 1)[-1]}-{parsed.data.name.rsplit('/', 1)[-1]}"
+            folder = out or free_folder(Path("runs"), f"{name.replace(':', '-')}-seed{parsed.seed}")
+            refuse_used(folder)
+        else:
+            assert resume is not None
+            folder = resume
+            parsed = read_distill_config(folder / "config.toml")
+        with progress:
+            told = lambda number, metrics: progress.advance(number, parsed.iterations, metrics)  # noqa: E731
+            if config is not None:
+                summary = distillations.distill(parsed, folder, told)
+            else:
+                summary = distillations.resume(folder, told)
+        accuracy = summary["final"]["test/accuracy"]
+        typer.echo(
+            f"{summary['distiller']}, {parsed.ipc} a class: test accuracy {accuracy:.4f} "
+            f"+- {summary['final']['test/deviation']:.4f} ({parsed.evaluate.networks} networks), "
+            f"at the start {summary['initial']['test/accuracy']:.4f}; {summary['seconds']['total']:.1f} s"
+        )
+        typer.echo("figures: " + " ".join(sorted(str(path) for path in (folder / "figures").glob("*.png"))))
+        typer.echo(f"folder: {folder}")
+        if json:
+            typer.echo(json_module.dumps(summary))
+
+
+def _refuse_mixed(config: Path | None, out: Path | None, overrides: list[str] | None, resume: Path | None) -> None:
+    if (config is None) == (resume is None):
+        raise InputError("Give either a config, or --resume with a run folder.")
+    if resume is not None and (out is not None or overrides):
+        raise InputError("--resume continues a run as it was: without --out and --set.")
+
+
 @app.command("list")
 def list_names(
-    what: Annotated[Literal["strategies", "models", "datasets", "partitions", "engines"], typer.Argument()],
+    what: Annotated[
+        Literal["strategies", "models", "datasets", "partitions", "engines", "distillers"], typer.Argument()
+    ],
 ) -> None:
     """Print the names that a config can use."""
     from .registry import names
@@ -104,6 +153,7 @@ def list_names(
         "datasets": ["npz:<file>", "images:<folder>", "any <name> with a file <data.root>/<name>.npz"],
         "partitions": ["path/to/file.py:function"],
         "engines": ["path/to/file.py:Class"],
+        "distillers": ["path/to/file.py:Class"],
     }
     for name in names(what) + more[what]:
         typer.echo(name)
@@ -188,7 +238,8 @@ _QUIET_SECONDS = 10.0  # between two lines about the same round
 class _Progress:
     """A bar with the current metrics and the time left; plain lines where the output is no terminal."""
 
-    def __init__(self) -> None:
+    def __init__(self, unit: str = "round") -> None:
+        self._unit = unit
         self._begin = time.monotonic()
         self._first: int | None = None
         self._shown = ""
@@ -217,21 +268,27 @@ class _Progress:
 
     def update(self, record: Record, environment: Environment) -> None:
         """Show the round that has ended."""
-        total = environment.config.rounds
-        if self._first is None:
-            self._first, self._begin = record.number, time.monotonic()
-        metrics = [(n, v) for n, v in sorted(record.metrics.items()) if n.endswith("accuracy")]
-        if metrics:
-            self._shown = "  ".join(f"{name} {value:.3f}" for name, value in metrics)
         for failure in record.failures:
             self._line(f"round {record.number}: node {failure['node']}, {failure['action']}: {failure['reason']}")
+        self.advance(record.number, environment.config.rounds, record.metrics)
+
+    def advance(self, number: int, total: int, metrics: dict[str, float]) -> None:
+        """Show that so many are done; of those that nothing was measured in, a line every ten seconds at most."""
+        if self._first is None:
+            self._first, self._begin = number, time.monotonic()
+        shown = [(n, v) for n, v in sorted(metrics.items()) if n.endswith("accuracy")]
+        if shown:
+            self._shown = "  ".join(f"{name} {value:.3f}" for name, value in shown)
         if self._bar is not None:
-            self._bar.update(self._task, total=total, completed=record.number, description=self._shown)
+            self._bar.update(self._task, total=total, completed=number, description=self._shown)
             return
-        done = record.number - self._first
-        left = (time.monotonic() - self._begin) / done * (total - record.number) if done else 0.0
-        text = f"round {record.number}/{total}" + (f"  {self._shown}" if metrics else "")
-        self._line(text + (f"  left {left:.0f} s" if done and record.number < total else ""))
+        if self._unit != "round" and not shown and time.monotonic() - self._told < _QUIET_SECONDS:
+            return
+        self._told = time.monotonic()
+        done = number - self._first
+        left = (time.monotonic() - self._begin) / done * (total - number) if done else 0.0
+        text = f"{self._unit} {number}/{total}" + (f"  {self._shown}" if shown else "")
+        self._line(text + (f"  left {left:.0f} s" if done and number < total else ""))
 
     def step(self, number: int, what: str, done: int, total: int) -> None:
         """Show how far long work on the server is: a second bar, or a line every ten seconds."""

@@ -6,7 +6,7 @@ import os
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field
@@ -16,10 +16,15 @@ from .registry import explain
 
 Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
+Group = Literal["color", "crop", "cutout", "flip", "scale", "rotate"]  # of differentiable augmentations
+GROUPS: tuple[Group, ...] = get_args(Group)
 
 
 class _Table(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=())
+
+
+_Kind = TypeVar("_Kind", bound=_Table)
 
 
 class NamedTable(_Table):
@@ -66,11 +71,9 @@ class PartitionConfig(_Table):
     seed: Annotated[int, Field(ge=0)] | None = None
 
 
-class DataConfig(_Table):
-    """`[data]`: which images, of what form, and who holds them."""
+class SetsConfig(_Table):
+    """Where named sets are, and the form that their images are brought to."""
 
-    name: str | None = None
-    names: Annotated[list[str], Field(min_length=1)] | None = None  # several sets, each a domain
     root: str | None = None
     download: bool = False
     size: Annotated[int, Field(ge=4)] | None = None
@@ -80,6 +83,18 @@ class DataConfig(_Table):
     deviation: list[Fraction] | None = None
     train_per_class: Count | None = None  # only the first so many images of each class and set
     test_per_class: Count | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Return the folder of the sets: `data.root`, else $FEDKD_DATA, else `data`."""
+        return Path(self.root or os.environ.get("FEDKD_DATA") or "data")
+
+
+class DataConfig(SetsConfig):
+    """`[data]`: which images, of what form, and who holds them."""
+
+    name: str | None = None
+    names: Annotated[list[str], Field(min_length=1)] | None = None  # several sets, each a domain
     partition: PartitionConfig
     public: PublicConfig | None = None
     validation: ValidationConfig | None = None
@@ -96,11 +111,6 @@ class DataConfig(_Table):
     def set_names(self) -> list[str]:
         """Return the named sets, one or several."""
         return list(self.names or [str(self.name)])
-
-    @property
-    def folder(self) -> Path:
-        """Return the folder of the sets: `data.root`, else $FEDKD_DATA, else `data`."""
-        return Path(self.root or os.environ.get("FEDKD_DATA") or "data")
 
 
 class Sgd(_Table):
@@ -203,8 +213,50 @@ class Config(_Table):
     checkpoint: CheckpointConfig = CheckpointConfig()
 
 
+class SetConfig(SetsConfig):
+    """`[data]` of a distillation: one named set."""
+
+    name: str
+
+
+class ProbeConfig(_Table):
+    """`[evaluate]` of a distillation: every so many iterations (and first and last), fresh networks train on it."""
+
+    every: Count = 500
+    networks: Count = 3
+    epochs: Count = 300  # the learning rate falls to a tenth after half of them
+    batch_size: Count = 256
+    optimizer: Sgd = Sgd(name="sgd", lr=0.01, momentum=0.9, weight_decay=5e-4)
+    augment: list[Group] = list(GROUPS)
+
+
+class DistillConfig(_Table):
+    """A whole distillation of one set: `fedkd distill`."""
+
+    seed: Annotated[int, Field(ge=0)] = 0
+    iterations: Annotated[int, Field(ge=0)] = 1000  # 0: measure how the images start
+    ipc: Count = 10  # virtual images a class
+    initial: Literal["real", "normal", "noise"] = "real"  # random real images, FedLGD's class statistics, or N(0, 1)
+    data: SetConfig
+    model: ModelConfig
+    distiller: NamedTable
+    network_every: Count = 100  # of distillers that want a trained network: iterations between two states of it
+    train: TrainConfig = TrainConfig(optimizer=Sgd(name="sgd", lr=0.01))  # how that network is trained between them
+    evaluate: ProbeConfig = ProbeConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig(every=100)
+
+
 def read_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     """Read a TOML run file and apply `key=value` overrides. Raises InputError for whatever is wrong with either."""
+    return parse_config(_read_table(path, overrides), str(path))
+
+
+def read_distill_config(path: Path, overrides: Sequence[str] = ()) -> DistillConfig:
+    """Read the TOML file of a distillation, as `read_config` does."""
+    return _parsed(DistillConfig, _read_table(path, overrides), str(path))
+
+
+def _read_table(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             table = tomllib.load(file)
@@ -214,15 +266,19 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         raise InputError(f"{path} is not a TOML file that can be read: {error}") from error
     for override in overrides:
         _override(table, override)
-    return parse_config(table, str(path))
+    return table
 
 
 def parse_config(table: dict[str, Any], source: str = "config") -> Config:
     """Return the config in a table. Raises InputError naming each wrong key, its value and what is valid."""
+    return _parsed(Config, table, source)
+
+
+def _parsed(kind: type[_Kind], table: dict[str, Any], source: str) -> _Kind:
     try:
-        return Config.model_validate(table)
+        return kind.model_validate(table)
     except pydantic.ValidationError as error:
-        raise InputError(f"{source}: {explain(error, Config.model_fields)}") from error
+        raise InputError(f"{source}: {explain(error, kind.model_fields)}") from error
 
 
 def _override(table: dict[str, Any], override: str) -> None:
@@ -245,7 +301,7 @@ def _override(table: dict[str, Any], override: str) -> None:
     table[last] = value
 
 
-def to_table(config: Config) -> dict[str, Any]:
+def to_table(config: Config | DistillConfig) -> dict[str, Any]:
     """Return the config as plain tables for TOML, without the keys that are unset."""
     return _plain(config.model_dump(mode="json"))
 

@@ -22,7 +22,7 @@ KEY = "data.name"
 
 
 class Images(NamedTuple):
-    """Labelled images: `images` uint8, N x C x H x W; `labels` int64, N."""
+    """Labelled images: `images` uint8, N x C x H x W (virtual ones float32, normalised); `labels` int64, N."""
 
     images: np.ndarray
     labels: np.ndarray

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .config import DataConfig
+from .config import DataConfig, SetConfig, SetsConfig
 from .datasets import Dataset, Images, load
 from .errors import InputError
 from .partitions import Pool, allocate, split
@@ -140,11 +140,18 @@ def federate(config: DataConfig, seed: int) -> FederatedData:
     )
 
 
-def _load(config: DataConfig, name: str) -> Dataset:
+def named_set(config: SetConfig) -> Dataset:
+    """Return one named set in the form that a config asks for, with the statistics to normalise it by."""
+    dataset = _first_of_each(_load(config, config.name), config)
+    mean, deviation = _statistics(config, [dataset])
+    return dataclasses.replace(dataset, mean=mean, deviation=deviation)
+
+
+def _load(config: SetsConfig, name: str) -> Dataset:
     return load(name, config.folder, download=config.download, size=config.size, channels=config.channels)
 
 
-def _first_of_each(dataset: Dataset, config: DataConfig) -> Dataset:
+def _first_of_each(dataset: Dataset, config: SetsConfig) -> Dataset:
     """Return the set with the first images of each class only, where `data` says so."""
 
     def cut(images: Images, limit: int | None) -> Images:
@@ -157,7 +164,7 @@ def _first_of_each(dataset: Dataset, config: DataConfig) -> Dataset:
     return dataclasses.replace(dataset, train=train, test=test)
 
 
-def _statistics(config: DataConfig, sets: list[Dataset]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _statistics(config: SetsConfig, sets: list[Dataset]) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return the mean and deviation of pixels that images are normalised by, a channel."""
     channels = sets[0].train.images.shape[1]
     for key in ("mean", "deviation"):

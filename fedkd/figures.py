@@ -150,7 +150,28 @@ def draw_features(lines: list[dict[str, Any]], classes: tuple[str, ...], title: 
     return _save(figure, path)
 
 
-def draw_images(folder: Path, title: str, rows: int = 8) -> Path | None:
+def draw_virtual(
+    images: np.ndarray, labels: np.ndarray, classes: tuple[str, ...], title: str, path: Path, rows: int = 10
+) -> Path:
+    """Draw virtual images (uint8, N x C x H x W), a column a class, `rows` of each at most. Returns the path."""
+    held = np.unique(labels)
+    tiles = [images[labels == label][:rows] for label in held]
+    deep = max(len(tile) for tile in tiles)
+    figure = Figure(figsize=(max(0.62 * len(held) + 0.3, 3.5), 0.62 * deep + 0.7), layout="constrained")
+    grid = figure.subplots(deep, len(held), squeeze=False)
+    for column, (label, tile) in enumerate(zip(held, tiles, strict=True)):
+        for row in range(deep):
+            axes = grid[row][column]
+            axes.axis("off")
+            if row < len(tile):
+                shown = tile[row].transpose(1, 2, 0)
+                axes.imshow(shown if len(tile[row]) == 3 else shown[:, :, 0], cmap="gray", vmin=0, vmax=255)
+        grid[0][column].set_title(classes[label], fontsize=8)
+    figure.suptitle(title, fontsize=9.5)
+    return _save(figure, path)
+
+
+def draw_images(folder: Path, title: str, rows: int = 8, unit: str = "round") -> Path | None:
     """Draw the rows of images that a run kept in a folder, one round below the other; `rows` of them, first and last
     among them. Returns the path of the picture beside the folder; None for an empty folder.
     """
@@ -175,7 +196,7 @@ def draw_images(folder: Path, title: str, rows: int = 8) -> Path | None:
                 if row == 0:
                     axes.set_title(captions[column], fontsize=8)
                 axes.imshow(tiles[column], cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-        name = f"round {int(file.stem.removeprefix('round-'))}"
+        name = f"{unit} {int(file.stem.removeprefix('round-'))}"
         grid[row][0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
     figure.suptitle(title, fontsize=9.5)
     return _save(figure, folder.with_suffix(".png"))

@@ -74,6 +74,36 @@ def nt_xent(first: Tensor, second: Tensor, temperature: float) -> Tensor:
     return F.cross_entropy(similarity, partner)
 
 
+def supervised_contrast(features: Tensor, labels: Tensor, temperature: float = 0.07) -> Tensor:
+    """Return SupCon, the mean over all N anchors (Khosla et al., 2020, L_out; its code with both temperatures equal).
+
+    -1/max(1, |P(i)|) sum_{p in P(i)} (z_i . z_p / tau - log sum_{a != i} exp(z_i . z_a / tau)), z = rows of `features`,
+    N x D, scaled to length 1; P(i): the others of the same label. An anchor without positives adds 0.
+    """
+    z = F.normalize(features, dim=1)
+    similarity = z @ z.T / temperature
+    itself = torch.eye(len(z), dtype=torch.bool, device=z.device)
+    log_shares = similarity - similarity.masked_fill(itself, -torch.inf).logsumexp(1, keepdim=True)
+    positives = (labels[:, None] == labels[None]) & ~itself
+    return -((log_shares * positives).sum(1) / positives.sum(1).clamp(min=1)).mean()
+
+
+def kernel_discrepancy(first: Tensor, second: Tensor, kernels: int = 5) -> Tensor:
+    """Return the squared maximum mean discrepancy of features, N x D and M x D, under a sum of Gaussian kernels.
+
+    exp(-||x - y||^2 / (b 2^i)), i = 0 ... `kernels` - 1; b = the mean squared distance of different rows of both, over
+    2^(kernels // 2), detached (FedLGD's code: `mmd`). Means over all pairs, a row with itself included.
+    """
+    both = torch.cat([first, second])
+    squares = (both[:, None] - both[None]).pow(2).sum(2)
+    count = len(both)
+    bandwidth = (squares.detach().sum() / (count**2 - count)).clamp(min=torch.finfo(squares.dtype).tiny)
+    bandwidth = bandwidth / 2 ** (kernels // 2)
+    values = torch.stack([torch.exp(-squares / (bandwidth * 2**i)) for i in range(kernels)]).sum(0)
+    n = len(first)
+    return values[:n, :n].mean() + values[n:, n:].mean() - values[:n, n:].mean() - values[n:, :n].mean()
+
+
 def relational_loss(
     first: Tensor,
     second: Tensor,

@@ -15,7 +15,7 @@ import tomli_w
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from .config import Config, to_table
+from .config import Config, DistillConfig, to_table
 from .errors import InputError
 from .strategy import Captioned, Record
 
@@ -30,7 +30,7 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.figures = path / "figures"
 
-    def create(self, config: Config) -> None:
+    def create(self, config: Config | DistillConfig) -> None:
         """Make the folder and write the resolved config. Raises InputError where something else is there."""
         refuse_used(self.path)
         for folder in (self.path, self.checkpoints, self.figures):
@@ -73,9 +73,9 @@ class RunFolder:
         """Return the folders of figures/ that hold images of rounds."""
         return sorted(path for path in self.figures.iterdir() if path.is_dir())
 
-    def rewind(self, number: int) -> None:
-        """Drop the lines of rounds after `number`, which a continued run writes again."""
-        kept = [line for line in self.lines() if line["round"] <= number]
+    def rewind(self, number: int, unit: str = "round") -> None:
+        """Drop the lines of rounds (or iterations) after `number`, which a continued run writes again."""
+        kept = [line for line in self.lines() if line[unit] <= number]
         partial = self.path / f".{METRICS}.partial"
         partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
         os.replace(partial, self.path / METRICS)
@@ -168,12 +168,15 @@ def summarise(
         },
         **sizes,
         "failures": sum(len(line["failures"]) for line in lines),
-        "versions": {
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("fedkd", "flwr", "ray", "torch", "torchvision", "numpy")},
-        },
-        "hardware": _hardware(),
+        **surroundings(),
     }
+
+
+def surroundings() -> dict[str, Any]:
+    """Return what a run stood on: versions and hardware."""
+    packages = ("fedkd", "flwr", "ray", "torch", "torchvision", "numpy")
+    versions = {"python": platform.python_version(), **{name: version(name) for name in packages}}
+    return {"versions": versions, "hardware": _hardware()}
 
 
 def _hardware() -> dict[str, Any]:

@@ -129,13 +129,15 @@ class Wrapper(Strategy):
         self.inner.restore(parts_of(state).get("base", {}))
 
 
-Kind = TypeVar("Kind", bound=Wrapper)
+Kind = TypeVar("Kind")
 
 
-def wrapper_of(strategy: Strategy, kind: type[Kind]) -> Kind:
-    """Return the wrapper of a kind in a run's strategy, for a client half that reads its hyper-parameters."""
-    while isinstance(strategy, Wrapper):
-        if isinstance(strategy, kind):
-            return strategy
+def layer_of(strategy: Strategy, kind: type[Kind]) -> Kind:
+    """Return the wrapper of a kind in a run's strategy, or its innermost one, for a client half that reads its
+    hyper-parameters.
+    """
+    while not isinstance(strategy, kind):
+        if not isinstance(strategy, Wrapper):
+            raise TypeError(f"There is no {kind.__name__} in the strategy.")
         strategy = strategy.inner
-    raise TypeError(f"There is no {kind.__name__} in the strategy.")
+    return strategy

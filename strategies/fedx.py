@@ -18,7 +18,7 @@ from fedkd import Client, InputError
 from fedkd.config import Architecture, NamedTable
 from fedkd.losses import nt_xent, relational_loss
 from fedkd.payload import Tensors
-from fedkd.wrapper import Wrapper, wrapper_of
+from fedkd.wrapper import Wrapper, layer_of
 
 from .self_supervised import Encoder, SelfSupervised, SelfSupervisedClient, whole_batches
 
@@ -44,7 +44,7 @@ class FedXClient(SelfSupervisedClient):
 
         One forward of the student over 3B images: batch norm sees all. The teacher sees what is used of it alone.
         """
-        method = wrapper_of(self.environment.strategy, FedX)
+        method = layer_of(self.environment.strategy, FedX)
         random = self.view(self.data.images[next(self.unrelated)])
         p1, p2, p_random = encoder(torch.cat([first, second, random])).chunk(3)
         with torch.no_grad():

@@ -1,0 +1,196 @@
+"""Training on distilled images: FedAvg, or any base, whose clients train on virtual images instead of their own.
+
+What all baselines of FedLGD (Huang et al., TMLR, arXiv:2303.02278) train on: the initial virtual images of each client,
+distilled before round 1 by distribution matching (Zhao and Bilen, WACV 2023, arXiv:2110.04181) and never refined.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from fedkd import Client, Expected, InputError, Payload, Round
+from fedkd.config import GROUPS, Group, NamedTable
+from fedkd.datasets import Images
+from fedkd.distillers import DM, RealImages, Virtual, class_statistics, normal_images, real_images
+from fedkd.streams import default_stream
+from fedkd.wrapper import Wrapper, layer_of
+
+if TYPE_CHECKING:
+    from fedkd import Environment
+
+Count = Annotated[int, Field(ge=1)]
+Steps = Annotated[int, Field(ge=0)]
+_VIRTUAL = "virtual"  # where a node's state keeps its images
+_CHUNK = 100  # steps of the initial distillation in one request
+_SHOWN = 20  # classes whose images a run shows
+_ANYTHING = (-math.inf, math.inf)
+
+
+@dataclass(kw_only=True)
+class VirtualImages:
+    """What methods on virtual images share: how each client's images come to be before round 1.
+
+    `ipc`: images a class that the client has; classes without images are skipped. They start from pixels ~ N(mean,
+    deviation) of the client's own class and channel (`normal`) or from random real images (`real`; a class with fewer
+    repeats its own), and take `initial_steps` steps of DM, each under a new random network of the run's architecture
+    (the paper's code takes 10,000, and its ConvNet whatever the model is). 0 steps and `real`: plain random real
+    images, the control. `real_batch`, `pixel_lr`, `pixel_momentum`, `augment`: of DM.
+
+    `show_local`: keep pictures of the cohort's first node's images in the run's figures; they leave the node for it.
+    """
+
+    ipc: Count = 10
+    initial: Literal["normal", "real"] = "normal"
+    initial_steps: Steps = 10_000
+    real_batch: Count = 256
+    pixel_lr: Annotated[float, Field(gt=0)] = 1.0
+    pixel_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    augment: list[Group] = field(default_factory=lambda: list(GROUPS))
+    show_local: bool = False
+
+    def check_images(self, environment: Environment) -> None:
+        """Refuse augmentation that would pass virtual images by."""
+        if environment.config.data.augment != "none":
+            raise InputError(
+                f"data.augment = {environment.config.data.augment!r}: virtual images are trained on as they are; set "
+                '"none" (the augmentation of the distillation is strategy.augment).'
+            )
+
+    def distil(self, federation: Round, nodes: list[int]) -> None:
+        """Let nodes that have first images distil them, some steps a request, so that progress can be told."""
+        starts = range(0, self.initial_steps, _CHUNK)
+        for first in federation.track("initial distillation", starts):
+            steps = Payload(numbers={"first": first, "steps": min(_CHUNK, self.initial_steps - first)})
+            replies = federation.ask(
+                "distil", dict.fromkeys(nodes, steps), expect=Expected(numbers={"loss": _ANYTHING})
+            )
+            losses = [reply.numbers["loss"] for _, reply in replies]
+        if starts:
+            federation.log("distillation_loss", sum(losses) / len(losses))
+
+    def show_images(self, federation: Round) -> None:
+        """Keep pictures of the first node's images where the config asks for it and the round is measured."""
+        if self.show_local and federation.due:
+            node = federation.cohort[0]
+            for _, reply in federation.ask("reveal", {node: Payload()}):
+                images, labels = reply.images["virtual"], reply.indices["labels"]
+                show(federation, f"local-{node}", images.numpy(), labels.numpy())
+
+
+def show(federation: Round, name: str, pixels: np.ndarray, labels: np.ndarray) -> None:
+    """Keep the first image (uint8) of each class for the run's figures."""
+    classes, first = np.unique(labels, return_index=True)
+    names = federation.environment.data.classes
+    federation.show(name, pixels[first[:_SHOWN]], [names[label] for label in classes[:_SHOWN]])
+
+
+class VirtualImagesClient(Client):
+    """A client whose training images are virtual ones of its own, kept in its state; `real` are the images it has."""
+
+    @property
+    def about(self) -> VirtualImages:
+        """Return the run's settings of virtual images."""
+        return layer_of(self.environment.strategy, VirtualImages)  # type: ignore[type-abstract]
+
+    @cached_property
+    def real(self) -> RealImages:
+        """Return the node's own images."""
+        return RealImages(self.environment.data.train_of(self.node), self.environment.preprocess)
+
+    @cached_property
+    def virtual(self) -> Virtual:
+        """Return the node's virtual images. Raises ValueError where it has none."""
+        kept = self.recall(_VIRTUAL)
+        if kept is None:
+            raise ValueError("this node has no virtual images: it was not there, or failed, when they were made")
+        return Virtual.of(kept, self.environment.device)
+
+    @cached_property
+    def data(self) -> Images:
+        """Return the node's virtual images, which it trains on."""
+        return self.virtual.as_data()
+
+    def keep_virtual(self) -> None:
+        """Put the virtual images into the node's lasting state."""
+        self.keep(_VIRTUAL, self.virtual.tensors())
+
+    def begin(self, request: Payload) -> Payload:
+        """Make the first virtual images of the node's own class statistics or images; return their number."""
+        about, stream = self.about, self.stream("first-images")
+        if about.initial == "real":
+            images, labels = real_images(self.real, about.ipc, stream)
+        else:
+            statistics = self.class_statistics()
+            _, height, width = self.environment.data.image_shape
+            images, labels = normal_images(*statistics, about.ipc, (height, width), stream)
+        self.virtual = Virtual(images.to(self.environment.device), labels.to(self.environment.device))
+        self.keep_virtual()
+        return Payload(numbers={"examples": len(labels)})
+
+    def class_statistics(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return mean and deviation of the node's pixels a class and channel, and which classes it has."""
+        return class_statistics(self.real.data, self.environment.preprocess, len(self.environment.data.classes))
+
+    def distil(self, request: Payload) -> Payload:
+        """Take some of the initial steps of distribution matching; return their mean loss."""
+        about, environment = self.about, self.environment
+        method = DM(
+            lr=about.pixel_lr, momentum=about.pixel_momentum, real_batch=about.real_batch, augment=about.augment
+        )
+        first, count = int(request.numbers["first"]), int(request.numbers["steps"])
+        total = 0.0
+        for number in range(first, first + count):
+            stream = self.stream(f"step-{number}")
+            with default_stream(stream):
+                network = environment.new_model(environment.architecture_of(self.node))
+            total += method.iterate(self.virtual, self.real, network, stream)
+        if first + count >= about.initial_steps:
+            self.virtual.more.clear()
+        self.keep_virtual()
+        return Payload(numbers={"loss": total / count})
+
+    def reveal(self, request: Payload) -> Payload:
+        """Return the virtual images, as pixels, and their labels: for pictures of a run that asks for them."""
+        pixels = self.environment.preprocess.pixels(self.virtual.images.clone())
+        return Payload(images={"virtual": torch.from_numpy(pixels)}, indices={"labels": self.virtual.labels.cpu()})
+
+
+@dataclass(kw_only=True)
+class FedAvgVirtual(VirtualImages, Wrapper):
+    """A base that averages weights (FedAvg by default), on virtual images: FedLGD's baselines (Huang et al., TMLR).
+
+    Each client distils its images before round 1 and trains on the virtual ones alone; nothing else changes, in client
+    or server. Test images stay real. A node that fails before round 1 has no images, and fails when it is asked.
+    """
+
+    base: NamedTable = field(default_factory=lambda: NamedTable(name="fedavg"))
+
+    def client_class(self) -> type[Client]:
+        """Return the base's client half, on virtual images."""
+        return type("FedAvgVirtualClient", (VirtualImagesClient, super().client_class()), {})
+
+    def check(self, environment: Environment) -> None:
+        """Refuse, besides, augmentation that would pass virtual images by."""
+        super().check(environment)
+        self.check_images(environment)
+
+    def prepare(self, federation: Round) -> None:
+        """Let each node make its images; let the base prepare."""
+        expect = Expected(numbers={"examples": (1, math.inf)})
+        nodes = [node for node, _ in federation.ask("begin", expect=expect)]
+        self.show_images(federation)
+        self.distil(federation, nodes)
+        super().prepare(federation)
+
+    def run_round(self, federation: Round) -> None:
+        """Let the base run its round."""
+        super().run_round(federation)
+        self.show_images(federation)

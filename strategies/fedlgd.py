@@ -1,0 +1,240 @@
+"""FedLGD: clients train on small virtual sets, refined against the global model; the server distils anchors for them.
+
+Huang, Wang, Yang, Li: Federated Learning on Virtual Heterogeneous Data with Local-global Dataset Distillation, TMLR,
+arXiv:2303.02278; its pipeline figure, an earlier version's text, and the authors' code.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, cast
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fedkd import ArraySpec, Client, Expected, GlobalModelClient, Payload, Round, RunError, Strategy, like
+from fedkd import weighted_mean as mean_of_weights
+from fedkd.datasets import Images
+from fedkd.distillers import FGM, IDM, Distance, Virtual, normal_images
+from fedkd.losses import kernel_discrepancy, supervised_contrast
+from fedkd.payload import Tensors, parts_of, under
+from fedkd.training import Loss, cross_entropy
+
+from .fedavg_virtual import VirtualImages, VirtualImagesClient, show
+
+if TYPE_CHECKING:
+    from fedkd import Environment
+
+NotNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+Steps = Annotated[int, Field(ge=0)]
+Regulariser = Literal["supcon", "mmd"]
+_ANCHORS = "anchors"  # where a node's state keeps the global virtual images
+
+
+class FedLGDClient(VirtualImagesClient, GlobalModelClient):
+    """Refines its virtual images in some rounds; trains on them and on the global ones."""
+
+    def begin(self, request: Payload) -> Payload:
+        """Make the first virtual images; return the node's class statistics."""
+        super().begin(request)
+        means, deviations, held = self.class_statistics()
+        return Payload(statistics={"means": means, "deviations": deviations, "held": held})
+
+    def fit(self, request: Payload) -> Payload:
+        """Refine the virtual images where asked; train the received weights on them and on the anchors."""
+        method = cast(FedLGD, self.strategy)
+        self.load_model(request.weights)
+        if request.images:
+            self.keep(_ANCHORS, {**request.images, **request.indices})
+        kept = self.recall(_ANCHORS)
+        if kept is None:
+            raise ValueError("this node has no global virtual images")
+        anchors = Virtual.of(kept, self.environment.device)
+        if request.numbers["refine"]:
+            self.refine(method)
+        selected = bool(request.numbers["selected"])
+        data = self.data if selected and method.selected == "figure" else _union(self.data, anchors.as_data())
+        loss: Loss = cross_entropy
+        if not selected:
+            loss = anchored_loss(anchors, method.lambda_con, method.temperature, method.regulariser)
+        value = self.train(data, torch.from_numpy(data.labels), purpose="local-training", loss=loss)
+        self.measure("personal_after_fit")
+        return Payload(weights=self.weights(), numbers={"examples": 1.0, "loss": value})
+
+    def refine(self, method: FedLGD) -> None:
+        """Take `local_steps` steps of IDM under the received model, and keep the images."""
+        distiller = IDM(
+            lr=method.pixel_lr, momentum=method.pixel_momentum, real_batch=method.real_batch, augment=method.augment
+        )
+        for number in range(method.local_steps):
+            distiller.iterate(self.virtual, self.real, self.model, self.stream(f"refine-{number}"))
+        self.virtual.more.clear()
+        self.model.requires_grad_(True)
+        self.__dict__.pop("data", None)
+        self.keep_virtual()
+
+
+def _union(first: Images, second: Images) -> Images:
+    return Images(*(np.concatenate(pair) for pair in zip(first, second, strict=True)))
+
+
+def anchored_loss(anchors: Virtual, lambda_con: float, temperature: float, regulariser: Regulariser) -> Loss:
+    """Return CE(batch) + lambda L_con over the batch and all anchors; gradients go through the features of both.
+
+    `supcon`: every image of both is an anchor of the contrast, the mean over them; `mmd`: the kernel discrepancy of the
+    two sides' features, free of labels (Huang et al.; the text sums over the anchors alone).
+    """
+
+    def loss(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        both = cast(Callable[[Tensor], Tensor], model.features)(torch.cat([images, anchors.images]))
+        value = F.cross_entropy(cast(nn.Module, model.classifier)(both[: len(images)]), labels)
+        if regulariser == "mmd":
+            return value + lambda_con * kernel_discrepancy(both[: len(images)], both[len(images) :])
+        return value + lambda_con * supervised_contrast(both, torch.cat([labels, anchors.labels]), temperature)
+
+    return loss
+
+
+@dataclass(kw_only=True)
+class FedLGD(VirtualImages, Strategy):
+    """FedLGD (Huang et al., TMLR): local-global dataset distillation; equal models.
+
+    Before round 1: `VirtualImages`, and the global virtual images, `server_ipc` a class, of pixels ~ N(mean, deviation)
+    of the clients' class statistics, averaged over those that have the class.
+
+    Round t + 1 (the paper counts t from 0), with t in tau = {0, `gap`, 2 `gap`, ..., `times` `gap`}: but for t = 0 the
+    cohort first refines its images by `local_steps` of IDM under the received model; trains by plain cross-entropy, on
+    its own images alone (`selected` = "figure", the paper's pipeline figure) or on both (`code`, already at t = 0, when
+    the global ones are noise); then the server takes `global_steps` of FGM towards (theta_t - theta_t+1) / lr under
+    theta_t. In all other rounds clients train on both, with L_con between each batch and all global images
+    (`anchored_loss`, `lambda_con`: the code's default is 1, its README's for digits 10). theta_t+1 is the plain mean.
+
+    Values: the paper's. Both distillers take `pixel_lr` and `pixel_momentum`. `distance`: of FGM. Global images travel
+    to a node when it does not have the newest ones. Deviations: true class statistics (the code divides by the number
+    of all images), empty classes skipped, a client sampled late starts from the newest weights (in the code from its
+    own last ones), seeds from streams (there from the clock), networks in eval mode for FGM. With batch norm the
+    statistics of batches and anchors mix; the paper has instance norm.
+    """
+
+    client: ClassVar[type[Client]] = FedLGDClient
+    equal_models: ClassVar[bool] = True
+    global_model: ClassVar[bool] = True
+    server_ipc: Count = 10
+    gap: Count = 5
+    times: Steps = 10
+    local_steps: Steps = 100
+    global_steps: Steps = 500
+    selected: Literal["figure", "code"] = "figure"
+    lambda_con: NotNegative = 1.0
+    temperature: Annotated[float, Field(gt=0)] = 0.07
+    regulariser: Regulariser = "supcon"
+    distance: Distance = "rows"
+    anchors: Tensors = field(default_factory=dict, init=False)  # the global virtual images and their labels
+    holders: set[int] = field(default_factory=set, init=False)  # nodes that have the newest ones
+
+    def check(self, environment: Environment) -> None:
+        """Refuse augmentation that would pass virtual images by."""
+        self.check_images(environment)
+
+    def prepare(self, federation: Round) -> None:
+        """Let each node make its images; make the global ones of what the nodes tell of theirs."""
+        classes, (channels, height, width) = len(federation.environment.data.classes), self._shape(federation)
+        table = ArraySpec((classes, channels))
+        positive = ArraySpec((classes, channels), between=(0, math.inf))
+        told = {"means": table, "deviations": positive, "held": ArraySpec((classes,), torch.bool)}
+        nodes, statistics = [], []
+        for node, reply in federation.ask("begin", expect=Expected(statistics=told)):
+            nodes.append(node)
+            statistics.append([reply.statistics[name] for name in told])
+        mean, deviation, held = average_statistics(*(torch.stack(part) for part in zip(*statistics, strict=True)))
+        images, labels = normal_images(
+            mean, deviation, held, self.server_ipc, (height, width), federation.stream("first-images")
+        )
+        self.anchors = {"images": images, "labels": labels}
+        self._show(federation)
+        self.show_images(federation)
+        self.distil(federation, nodes)
+
+    def _shape(self, federation: Round) -> tuple[int, int, int]:
+        return federation.environment.data.image_shape
+
+    def run_round(self, federation: Round) -> None:
+        """Send model and schedule, average what comes back, match the change of the model in selected rounds."""
+        assert self.weights is not None
+        t = federation.number - 1
+        selected = t % self.gap == 0 and t <= self.gap * self.times
+        numbers = {"selected": float(selected), "refine": float(selected and t > 0)}
+        plain = Payload(weights=self.weights, numbers=numbers)
+        images, labels = {"images": self.anchors["images"]}, {"labels": self.anchors["labels"]}
+        full = Payload(weights=self.weights, images=images, indices=labels, numbers=numbers)
+        down = {node: plain if node in self.holders else full for node in federation.cohort}
+        expect = Expected(weights=like(self.weights), numbers={"examples": (1, 1), "loss": (-math.inf, math.inf)})
+        merged = federation.ask("fit", down, expect=expect, merge=mean_of_weights)
+        failed = {f["node"] for f in federation.record.failures if f["action"] == "fit"}
+        self.holders = (self.holders | set(federation.cohort)) - failed
+        before, self.weights = self.weights, merged.weights
+        federation.log("train_loss", merged.numbers["loss"])
+        if selected:
+            self._distil(federation, before)
+        self._show(federation)
+        self.show_images(federation)
+
+    def _distil(self, federation: Round, before: Tensors) -> None:
+        """Move the global images so that their gradient under `before` is that of the round."""
+        assert self.weights is not None
+        environment = federation.environment
+        network = environment.model(0)
+        network.load_state_dict(before)
+        lr = federation.config.train.in_round(federation.number).optimizer.lr
+        target = [
+            ((before[name] - self.weights[name]) / lr).to(environment.device) for name, _ in network.named_parameters()
+        ]
+        virtual = Virtual.of(self.anchors, environment.device)
+        distiller = FGM(lr=self.pixel_lr, momentum=self.pixel_momentum, distance=self.distance)
+        stream = federation.stream("global-distillation")
+        losses = [
+            distiller.iterate(virtual, target, network, stream)
+            for _ in federation.track("global distillation", range(self.global_steps))
+        ]
+        if not bool(torch.isfinite(virtual.images).all()):
+            raise RunError(
+                f"Round {federation.number}: the global virtual images have diverged; lower strategy.pixel_lr = "
+                f"{self.pixel_lr}."
+            )
+        self.anchors = {"images": virtual.images.cpu(), "labels": virtual.labels.cpu()}
+        self.holders = set()
+        if losses:
+            federation.log("gradient_distance", [losses[0], losses[-1]])
+
+    def _show(self, federation: Round) -> None:
+        images = self.anchors["images"].to(federation.environment.device, copy=True)
+        pixels = federation.environment.preprocess.pixels(images)
+        show(federation, "global-virtual", pixels, self.anchors["labels"].numpy())
+
+    def state(self) -> Tensors:
+        """Return model, global images, and which nodes have them."""
+        holders = {"holders/nodes": torch.tensor(sorted(self.holders), dtype=torch.int64)}
+        return under("weights", self.weights or {}) | under("anchors", self.anchors) | holders
+
+    def restore(self, state: Tensors) -> None:
+        """Take back what `state` returned."""
+        parts = parts_of(state)
+        self.weights, self.anchors = parts.get("weights"), parts["anchors"]
+        self.holders = set(parts["holders"]["nodes"].tolist())
+
+
+def average_statistics(means: Tensor, deviations: Tensor, held: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the clients' class means and deviations, averaged evenly over those that have the class; and which exist.
+
+    `means`, `deviations`: N x classes x channels; `held`: N x classes. Deviations are averaged too, not pooled, as in
+    the authors' code.
+    """
+    shares = held.float() / held.sum(0).clamp(min=1)
+    averaged = (torch.einsum("nk,nkc->kc", shares, table) for table in (means, deviations))
+    return (*averaged, held.any(0))  # type: ignore[return-value]

@@ -1,0 +1,52 @@
+"""FedAvg with a supervised contrast inside each batch: the control of methods that add anchors to such a contrast.
+
+Khosla et al.: Supervised Contrastive Learning, NeurIPS 2020, arXiv:2004.11362; FedLGD's regulariser without its anchors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, cast
+
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fedkd import Client, GlobalModelClient
+from fedkd.losses import supervised_contrast
+from fedkd.training import Loss
+
+from .fedavg import FedAvg
+
+
+class SupConClient(GlobalModelClient):
+    """Minimises CE + lambda L_con over the batch."""
+
+    def local_loss(self) -> Loss:
+        """Return the cross-entropy plus the contrast of the batch's own features."""
+        method = cast(SupConOnly, self.strategy)
+        return contrasted_loss(method.lambda_con, method.temperature)
+
+
+def contrasted_loss(lambda_con: float, temperature: float) -> Loss:
+    """Return CE + lambda L_con(features, labels) of a batch."""
+
+    def loss(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        features = cast(Callable[[Tensor], Tensor], model.features)(images)
+        value = F.cross_entropy(cast(nn.Module, model.classifier)(features), labels)
+        return value + lambda_con * supervised_contrast(features, labels, temperature)
+
+    return loss
+
+
+@dataclass(kw_only=True)
+class SupConOnly(FedAvg):
+    """FedAvg with a supervised contrast in the batch, without any global data (the control of FedLGD and VHL).
+
+    lambda_con 0 is FedAvg; temperature tau: 0.07 as FedLGD's and VHL's. The features are those below the classifier.
+    """
+
+    client: ClassVar[type[Client]] = SupConClient
+    lambda_con: Annotated[float, Field(ge=0)] = 1.0
+    temperature: Annotated[float, Field(gt=0)] = 0.07

@@ -1,0 +1,257 @@
+"""VHL: clients share noise images with labels, and align the features of their own images with those.
+
+Tang, Zhang, Shi, He, Han, Chu: Virtual Homogeneity Learning: Defending against Data Heterogeneity in Federated
+Learning, ICML 2022, arXiv:2206.02465; and the authors' code, whose settings are the defaults here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Annotated, ClassVar, Literal, cast
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fedkd import Client, Expected, GlobalModelClient, Payload, Round, like, training, weighted_mean
+from fedkd.losses import supervised_contrast
+from fedkd.payload import Tensors, copied, parts_of, under
+from fedkd.streams import default_stream
+from fedkd.training import Loss
+
+from .fedavg import FedAvg
+
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+_NOISE = "noise"  # where a node's state keeps the shared images
+_HEAD = "noise_classifier"
+_SHOWN = 20
+
+
+class VHLClient(GlobalModelClient):
+    """Trains on its own images beside a batch of the shared noise images."""
+
+    def fit(self, request: Payload) -> Payload:
+        """Train the received weights, and with `labels` = "extra" the classifier of noise; return both."""
+        method = cast(VHL, self.strategy)
+        parts = parts_of(request.weights)
+        self.load_model(parts["model"])
+        if request.images:
+            self.keep(_NOISE, {**request.images, **request.indices})
+        kept = self.recall(_NOISE)
+        if kept is None:
+            raise ValueError("this node has no noise images")
+        trained, head = nn.ModuleList([self.model]), None
+        if method.labels == "extra":
+            head = method.new_head(self.model).to(self.environment.device)
+            head.load_state_dict(parts[_HEAD])
+            trained.append(head)
+        settings = self.settings
+        value = training.train(
+            self.model,
+            self.data,
+            self.labels,
+            epochs=settings.epochs,
+            batch_size=settings.batch_size,
+            optimizer=training.make_optimizer(trained, settings.optimizer),
+            preprocess=self.environment.preprocess,
+            order=self.stream("local-training"),
+            steps=settings.steps,
+            clip=settings.clip,
+            loss=virtual_homogeneity_loss(
+                self.environment.preprocess(kept["images"].numpy()),
+                kept["labels"].to(self.environment.device),
+                head,
+                self.stream("noise-batches"),
+                method,
+            ),
+        )
+        self.measure("personal_after_fit")
+        weights = under("model", self.weights()) | ({} if head is None else under(_HEAD, copied(head.state_dict())))
+        return Payload(weights=weights, numbers={"examples": len(self.data.labels), "loss": value})
+
+
+def virtual_homogeneity_loss(
+    noise: Tensor, noise_labels: Tensor, head: nn.Module | None, stream: torch.Generator, method: VHL
+) -> Loss:
+    """Return CE(x, y) + alpha CE(n, y_n) + align L_con(x and n, n's features detached) + noise_align L_con(n).
+
+    n: `noise_batch_size` of the noise images at random, all where there are fewer. With a `head` noise has classes of
+    its own: the logits of both are those of the classes and then those of the head. L_con matches classes by number
+    either way (Tang et al.; the code: `proxy_align_loss`).
+    """
+    size = min(method.noise_batch_size, len(noise))
+
+    def loss(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        chosen = torch.randperm(len(noise), generator=stream)[:size].to(noise.device)
+        features = cast(Callable[[Tensor], Tensor], model.features)(torch.cat([images, noise[chosen]]))
+        logits = cast(nn.Module, model.classifier)(features)
+        wanted, shift = noise_labels[chosen], 0
+        if head is not None:
+            shift = logits.shape[1]
+            logits = torch.cat([logits, head(features)], dim=1)
+        own, others = features[: len(images)], features[len(images) :]
+        value = F.cross_entropy(logits[: len(images)], labels)
+        value = value + method.alpha * F.cross_entropy(logits[len(images) :], wanted + shift)
+        both = torch.cat([own, others.detach()])
+        value = value + method.align * supervised_contrast(both, torch.cat([labels, wanted]), method.temperature)
+        return value + method.noise_align * supervised_contrast(others, wanted, method.temperature)
+
+    return loss
+
+
+@dataclass(kw_only=True)
+class VHL(FedAvg):
+    """VHL (Tang et al., ICML 2022): FedAvg with virtual homogeneous data.
+
+    Before round 1 the server draws `noise_per_class` images of each class from an untrained StyleGAN-v2 generator
+    (`StyleGenerator`, width `generator_width`) and sends them to each node once: z ~ N(m_y, `z_deviation`^2), the mean
+    of each class m_y ~ N(0, `z_mean`^2), as 8-bit pixels. Local training: `virtual_homogeneity_loss`.
+
+    Values: the authors' run script (their images: 5,000 a class). `labels`: "extra", noise has classes of its own that
+    are no part of the model that is measured (in the code they are, and a real image may be taken for noise); "shared",
+    the code's "patch": those of real images. Deviations: the code's noise inputs of the generator have weight 0 and are
+    left out; images come from the next power of two, resized; no JPEG between.
+    """
+
+    client: ClassVar[type[Client]] = VHLClient
+    noise_per_class: Count = 5000
+    noise_batch_size: Count = 128
+    alpha: NotNegative = 1.0
+    align: NotNegative = 1.0
+    noise_align: NotNegative = 0.1
+    temperature: Positive = 0.07
+    labels: Literal["extra", "shared"] = "extra"
+    z_mean: Positive = 0.3
+    z_deviation: Positive = 0.3
+    style: Count = 64
+    generator_width: Count = 512
+    noise: Tensors = field(default_factory=dict, init=False)
+    head: Tensors = field(default_factory=dict, init=False)
+    holders: set[int] = field(default_factory=set, init=False)  # nodes that have the noise images
+
+    def new_head(self, model: nn.Module) -> nn.Linear:
+        """Return a classifier of noise for a model; draws from torch's default stream."""
+        classifier = cast(nn.Linear, model.classifier)
+        return nn.Linear(classifier.in_features, classifier.out_features)
+
+    def prepare(self, federation: Round) -> None:
+        """Draw the noise images, and the classifier of noise."""
+        environment = federation.environment
+        classes, (channels, height, width) = len(environment.data.classes), environment.data.image_shape
+        with default_stream(federation.stream("noise-images")), torch.no_grad():
+            side = 2 ** max(2, math.ceil(math.log2(max(height, width))))
+            generator = StyleGenerator(side, self.style, self.generator_width).to(environment.device)
+            means = self.z_mean * torch.randn(classes, self.style)
+            rows = []
+            for mean in means:
+                z = mean + self.z_deviation * torch.randn(self.noise_per_class, self.style)
+                for part in z.to(environment.device).split(100):
+                    images = F.interpolate(generator(part), (height, width), mode="bilinear", antialias=True)
+                    images = images if channels == 3 else images.mean(1, keepdim=True)
+                    rows.append(images.clamp(0, 1).mul(255).round().byte().cpu())
+        labels = torch.arange(classes).repeat_interleave(self.noise_per_class)
+        self.noise = {"images": torch.cat(rows), "labels": labels}
+        if self.labels == "extra":
+            with default_stream(federation.stream("noise-classifier")):
+                self.head = copied(self.new_head(environment.model(0)).state_dict())
+        first = self.noise["images"][:: self.noise_per_class][:_SHOWN]
+        federation.show("noise", first.numpy(), list(environment.data.classes[:_SHOWN]))
+
+    def run_round(self, federation: Round) -> None:
+        """Send the model, and the noise images to nodes that lack them; average what comes back."""
+        assert self.weights is not None
+        sent = under("model", self.weights) | under(_HEAD, self.head)
+        plain = Payload(weights=sent)
+        images, labels = {"images": self.noise["images"]}, {"labels": self.noise["labels"]}
+        full = Payload(weights=sent, images=images, indices=labels)
+        down = {node: plain if node in self.holders else full for node in federation.cohort}
+        expect = Expected(weights=like(sent), numbers={"examples": (1, math.inf), "loss": (-math.inf, math.inf)})
+        merged = federation.ask("fit", down, expect=expect, merge=weighted_mean)
+        failed = {f["node"] for f in federation.record.failures if f["action"] == "fit"}
+        self.holders = (self.holders | set(federation.cohort)) - failed
+        parts = parts_of(merged.weights)
+        self.weights, self.head = parts["model"], parts.get(_HEAD, {})
+        federation.log("train_loss", merged.numbers["loss"])
+
+    def state(self) -> Tensors:
+        """Return model, classifier of noise, noise images, and which nodes have them."""
+        parts = {"weights": self.weights or {}, "noise": self.noise, "head": self.head}
+        holders = {"holders/nodes": torch.tensor(sorted(self.holders), dtype=torch.int64)}
+        return {name: t for part, tensors in parts.items() for name, t in under(part, tensors).items()} | holders
+
+    def restore(self, state: Tensors) -> None:
+        """Take back what `state` returned."""
+        parts = parts_of(state)
+        self.weights, self.noise, self.head = parts.get("weights"), parts["noise"], parts.get("head", {})
+        self.holders = set(parts["holders"]["nodes"].tolist())
+
+
+class StyleGenerator(nn.Module):
+    """StyleGAN-v2's generator (Karras et al., CVPR 2020, arXiv:1912.04958) as it starts: images that no one taught.
+
+    `side`: 4, 8, 16 ...; `width`: channels of every map (512, as the paper up to 32 pixels). One mapping layer, as
+    VHL's code; skip connections to RGB; modulated and demodulated convolutions; blur [1, 3, 3, 1].
+    """
+
+    def __init__(self, side: int, style: int, width: int) -> None:
+        super().__init__()
+        self.mapping = nn.Parameter(torch.randn(style, style))
+        self.start = nn.Parameter(torch.randn(1, width, 4, 4))
+        doublings = int(math.log2(side)) - 2
+        self.convolutions = nn.ModuleList(_Modulated(style, width, width, 3) for _ in range(1 + 2 * doublings))
+        self.to_rgb = nn.ModuleList(_Modulated(style, width, 3, 1) for _ in range(1 + doublings))
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Return images, B x 3 x side x side, of z, B x style; most values lie around 0."""
+        z = z * torch.rsqrt(z.pow(2).mean(1, keepdim=True) + 1e-8)
+        style = math.sqrt(2) * F.leaky_relu(F.linear(z, self.mapping / math.sqrt(z.shape[1])), 0.2)
+        x = self._activated(0, self.start.expand(len(z), -1, -1, -1), style)
+        rgb: Tensor = self.to_rgb[0](x, style)
+        for level in range(1, len(self.to_rgb)):
+            x = self._activated(2 * level - 1, x, style, up=True)
+            x = self._activated(2 * level, x, style)
+            rgb = _doubled(rgb) + self.to_rgb[level](x, style)
+        return rgb
+
+    def _activated(self, number: int, x: Tensor, style: Tensor, up: bool = False) -> Tensor:
+        return math.sqrt(2) * F.leaky_relu(self.convolutions[number](x, style, up), 0.2)
+
+
+class _Modulated(nn.Module):
+    """A convolution whose input channels are scaled by a style; of kernel 3 it is demodulated, of kernel 1 not."""
+
+    def __init__(self, style: int, inputs: int, outputs: int, kernel: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(outputs, inputs, kernel, kernel))
+        self.modulation = nn.Parameter(torch.randn(inputs, style))
+
+    def forward(self, x: Tensor, style: Tensor, up: bool = False) -> Tensor:
+        """Return the maps, twice as large with `up`."""
+        weight = self.weight / math.sqrt(self.weight[0].numel())
+        scale = 1 + F.linear(style, self.modulation / math.sqrt(style.shape[1]))
+        x = x * scale[:, :, None, None]
+        if up:
+            x = _blurred(F.conv_transpose2d(x, weight.transpose(0, 1), stride=2), (1, 1), 4)
+        else:
+            x = F.conv2d(x, weight, padding=weight.shape[2] // 2)
+        if weight.shape[2] == 3:
+            power = torch.einsum("oikl,bi->bo", weight.pow(2), scale.pow(2))
+            x = x * torch.rsqrt(power + 1e-8)[:, :, None, None]
+        return x
+
+
+def _blurred(x: Tensor, pad: tuple[int, int], gain: float) -> Tensor:
+    taps = torch.tensor([1.0, 3.0, 3.0, 1.0], device=x.device) / 8
+    kernel = (gain * taps[:, None] * taps[None]).expand(x.shape[1], 1, 4, 4)
+    return F.conv2d(F.pad(x, (*pad, *pad)), kernel, groups=x.shape[1])
+
+
+def _doubled(x: Tensor) -> Tensor:
+    spread = x.new_zeros(*x.shape[:2], 2 * x.shape[2], 2 * x.shape[3])
+    spread[:, :, ::2, ::2] = x
+    return _blurred(spread, (2, 1), 4)
