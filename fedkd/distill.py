@@ -121,7 +121,6 @@ class Distillation:
         self.truth = [(one - other).detach() / settings.optimizer.lr for one, other in pairs]
 
     def _train(self, network: nn.Module, data: Any, number: int) -> None:
-        network.requires_grad_(True)
         order = self.stream(number, "train")
         train_as(self.config.train, network, data, preprocess=self.preprocess, order=order)
 

@@ -220,7 +220,7 @@ class DM(Distiller):
 
     def iterate(self, virtual: Virtual, truth: Any, network: nn.Module, stream: torch.Generator) -> float:
         """Take one step on the pixels."""
-        network.train().requires_grad_(False)
+        network.train()
         embed = cast(Callable[[Tensor], Tensor], network.features)
         gradient = torch.zeros_like(virtual.images)
         total = 0.0
@@ -270,7 +270,7 @@ class DC(Distiller):
 
     def iterate(self, virtual: Virtual, truth: Any, network: nn.Module, stream: torch.Generator) -> float:
         """Take `outer` steps on the pixels, and train the network between them."""
-        network.train().requires_grad_(True)
+        network.train()
         classes = _by_class(virtual, truth)
         ipc = max(len(chosen) for _, chosen in classes)
         outer, inner = _LOOPS.get(ipc, (ipc, max(1, 500 // ipc)))
@@ -322,7 +322,7 @@ class FGM(Distiller):
 
     def iterate(self, virtual: Virtual, truth: Any, network: nn.Module, stream: torch.Generator) -> float:
         """Take one step on the pixels."""
-        network.eval().requires_grad_(True)
+        network.eval()
         images = virtual.images.detach().requires_grad_()
         loss = gradient_distance(
             gradient_of(network, images, virtual.labels, differentiable=True), truth, self.distance

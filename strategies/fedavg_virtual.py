@@ -31,7 +31,6 @@ Steps = Annotated[int, Field(ge=0)]
 _VIRTUAL = "virtual"  # where a node's state keeps its images
 _CHUNK = 100  # steps of the initial distillation in one request
 _SHOWN = 20  # classes whose images a run shows
-_ANYTHING = (-math.inf, math.inf)
 
 
 @dataclass(kw_only=True)
@@ -69,9 +68,8 @@ class VirtualImages:
         starts = range(0, self.initial_steps, _CHUNK)
         for first in federation.track("initial distillation", starts):
             steps = Payload(numbers={"first": first, "steps": min(_CHUNK, self.initial_steps - first)})
-            replies = federation.ask(
-                "distil", dict.fromkeys(nodes, steps), expect=Expected(numbers={"loss": _ANYTHING})
-            )
+            expect = Expected(numbers={"loss": (-math.inf, math.inf)})
+            replies = federation.ask("distil", dict.fromkeys(nodes, steps), expect=expect)
             losses = [reply.numbers["loss"] for _, reply in replies]
         if starts:
             federation.log("distillation_loss", sum(losses) / len(losses))
@@ -98,7 +96,7 @@ class VirtualImagesClient(Client):
     @property
     def about(self) -> VirtualImages:
         """Return the run's settings of virtual images."""
-        return layer_of(self.environment.strategy, VirtualImages)  # type: ignore[type-abstract]
+        return layer_of(self.environment.strategy, VirtualImages)
 
     @cached_property
     def real(self) -> RealImages:
@@ -186,8 +184,8 @@ class FedAvgVirtual(VirtualImages, Wrapper):
         """Let each node make its images; let the base prepare."""
         expect = Expected(numbers={"examples": (1, math.inf)})
         nodes = [node for node, _ in federation.ask("begin", expect=expect)]
-        self.show_images(federation)
         self.distil(federation, nodes)
+        self.show_images(federation)
         super().prepare(federation)
 
     def run_round(self, federation: Round) -> None:

@@ -75,7 +75,6 @@ class FedLGDClient(VirtualImagesClient, GlobalModelClient):
         for number in range(method.local_steps):
             distiller.iterate(self.virtual, self.real, self.model, self.stream(f"refine-{number}"))
         self.virtual.more.clear()
-        self.model.requires_grad_(True)
         self.__dict__.pop("data", None)
         self.keep_virtual()
 
@@ -158,8 +157,8 @@ class FedLGD(VirtualImages, Strategy):
         )
         self.anchors = {"images": images, "labels": labels}
         self._show(federation)
-        self.show_images(federation)
         self.distil(federation, nodes)
+        self.show_images(federation)
 
     def _shape(self, federation: Round) -> tuple[int, int, int]:
         return federation.environment.data.image_shape

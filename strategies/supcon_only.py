@@ -1,6 +1,6 @@
 """FedAvg with a supervised contrast inside each batch: the control of methods that add anchors to such a contrast.
 
-Khosla et al.: Supervised Contrastive Learning, NeurIPS 2020, arXiv:2004.11362; FedLGD's regulariser without its anchors.
+Khosla et al.: Supervised Contrastive Learning, NeurIPS 2020, arXiv:2004.11362; FedLGD's regulariser without anchors.
 """
 
 from __future__ import annotations
