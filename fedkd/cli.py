@@ -150,7 +150,12 @@ def list_names(
     more = {
         "strategies": ["path/to/file.py:Class", "flwr.serverapp.strategy:<Class>"],
         "models": ["torchvision:<name>", "path/to/file.py:function"],
-        "datasets": ["npz:<file>", "images:<folder>", "any <name> with a file <data.root>/<name>.npz"],
+        "datasets": [
+            "npz:<file>",
+            "images:<folder>",
+            "cifar10c:<corruption>",
+            "any <name> with a file <data.root>/<name>.npz",
+        ],
         "partitions": ["path/to/file.py:function"],
         "engines": ["path/to/file.py:Class"],
         "distillers": ["path/to/file.py:Class"],

@@ -1,7 +1,8 @@
 """Named image sets: each a function that returns a `Dataset` of uint8 images and integer labels.
 
 A set is read from `<root>/<name>.npz` where that file is there, else through torchvision's own class, which downloads
-only when asked. `npz:<path>` reads arrays of yours, `images:<folder>` folders of images, one a class.
+only when asked. `npz:<path>` reads arrays of yours, `images:<folder>` folders of images, one a class;
+`cifar10c:<corruption>` is CIFAR-10 under a corruption.
 """
 
 from __future__ import annotations
@@ -52,6 +53,11 @@ def load(name: str, root: Path, *, download: bool, size: int | None, channels: i
         dataset = from_npz(root / name.removeprefix("npz:"))
     elif name.startswith("images:"):
         dataset = from_folders(root / name.removeprefix("images:"), size)
+    elif name.startswith("cifar10c:"):
+        from .corruptions import cifar10c
+
+        clean = load("cifar10", root, download=download, size=None, channels=None)
+        dataset = cifar10c(name.removeprefix("cifar10c:"), clean, root / "cifar10c", root)
     elif (root / f"{name}.npz").is_file():
         dataset = from_npz(root / f"{name}.npz")
         if name in names("datasets") and ":" not in name:
