@@ -51,6 +51,28 @@ RUNS = {
         "model": {"name": "convnet", "channels": [8], "norm": "batch"},
         "strategy": {"name": "fedx", "base": {"name": "byol", "aug": "simclr", "width": 8, "probe_epochs": 2}},
     },
+    "fedlgd, 4 of 6 nodes": {
+        "cohort": 4,
+        "model": {"name": "convnet", "channels": [8]},
+        "strategy": {
+            "name": "fedlgd",
+            "ipc": 2,
+            "initial_steps": 2,
+            "local_steps": 2,
+            "global_steps": 2,
+            "gap": 1,
+        },
+    },
+    "vhl on virtual images, 4 of 6 nodes": {
+        "cohort": 4,
+        "model": {"name": "convnet", "channels": [8]},
+        "strategy": {
+            "name": "fedavg_virtual",
+            "ipc": 2,
+            "initial_steps": 2,
+            "base": {"name": "vhl", "noise_per_class": 2, "generator_width": 8},
+        },
+    },
     "flower's FedAdam": {"strategy": {"name": "flwr.serverapp.strategy:FedAdam"}, "cohort": 4},
 }
 

@@ -1,0 +1,388 @@
+"""FedLGD, its baselines on virtual images, SupCon alone and VHL: formulas, schedules, replays, and odd nodes."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import checkpoint_bytes, halves_are_the_whole, lines
+from flwr.app import Context, RecordDict
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fedkd import Environment, InputError
+from fedkd.checkpoints import latest, load_nodes, load_server
+from fedkd.config import Config
+from fedkd.distillers import DM, FGM, IDM, RealImages, Virtual, class_statistics, normal_images
+from fedkd.losses import kernel_discrepancy, supervised_contrast
+from fedkd.models import build
+from fedkd.payload import Tensors, parts_of, tensors_of
+from fedkd.run import run
+from fedkd.strategies.fedavg_virtual import VirtualImagesClient
+from fedkd.strategies.fedlgd import anchored_loss, average_statistics
+from fedkd.strategies.supcon_only import contrasted_loss
+from fedkd.strategies.vhl import VHL, StyleGenerator, _doubled, _Modulated, virtual_homogeneity_loss
+from fedkd.streams import default_stream, torch_stream
+
+Make = Callable[..., Config]
+NET = {"name": "convnet", "channels": [8, 8]}
+QUICK = {"ipc": 2, "initial_steps": 2, "real_batch": 8}
+LGD = {**QUICK, "name": "fedlgd", "server_ipc": 1, "local_steps": 2, "global_steps": 2, "gap": 2, "times": 1}
+
+
+@pytest.fixture(autouse=True)
+def _modules_may_draw() -> Iterator[None]:
+    with torch.random.fork_rng():
+        yield
+
+
+def noise(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def server(folder: Path) -> dict[str, Tensors]:
+    return parts_of(load_server(latest(folder / "checkpoints")[1]))
+
+
+def virtual_of(folder: Path) -> dict[int, Tensors]:
+    states = load_nodes(latest(folder / "checkpoints")[1])
+    return {node: tensors_of(state["virtual"]) for node, state in states}  # type: ignore[arg-type]
+
+
+# Losses
+
+
+def test_the_regularised_loss_is_the_sum_of_its_parts() -> None:
+    model = build("convnet", {"channels": [8, 8]}, (1, 8, 8), 3)
+    images, labels = noise(5, 1, 8, 8), torch.tensor([0, 1, 2, 0, 1])
+    anchors = Virtual(noise(6, 1, 8, 8, seed=1), torch.tensor([0, 0, 1, 1, 2, 2]))
+    f, g = model.features(images), model.features(anchors.images)
+    cross = F.cross_entropy(model(images), labels)
+    contrast = supervised_contrast(torch.cat([f, g]), torch.cat([labels, anchors.labels]), 0.07)
+    found = anchored_loss(anchors, 3.0, 0.07, "supcon")(model, images, labels)
+    torch.testing.assert_close(found, cross + 3 * contrast)
+    found = anchored_loss(anchors, 3.0, 0.07, "mmd")(model, images, labels)
+    torch.testing.assert_close(found, cross + 3 * kernel_discrepancy(f, g))
+    found = contrasted_loss(2.0, 0.07)(model, images, labels)
+    torch.testing.assert_close(found, cross + 2 * supervised_contrast(f, labels, 0.07))
+
+
+def test_gradients_of_the_regulariser_go_through_both_sides() -> None:
+    model = build("convnet", {"channels": [8, 8]}, (1, 8, 8), 2)
+    anchors = Virtual(noise(4, 1, 8, 8).requires_grad_(), torch.tensor([0, 0, 1, 1]))
+    anchored_loss(anchors, 1.0, 0.07, "supcon")(model, noise(4, 1, 8, 8, seed=1), torch.tensor([0, 1, 0, 1])).backward()
+    assert float(anchors.images.grad.abs().sum()) > 0
+
+
+def test_statistics_are_averaged_evenly_over_those_that_have_the_class() -> None:
+    means = torch.tensor([[[1.0], [2.0], [0.0]], [[3.0], [0.0], [0.0]]])
+    held = torch.tensor([[True, True, False], [True, False, False]])
+    mean, deviation, exists = average_statistics(means, 2 * means, held)
+    assert mean.flatten().tolist() == [2.0, 2.0, 0.0]
+    assert deviation.flatten().tolist() == [4.0, 4.0, 0.0]
+    assert exists.tolist() == [True, True, False]
+
+
+# The whole method, replayed
+
+
+def replay(config: Config, variant: str) -> tuple[Tensors, Tensor, dict[int, Tensor]]:
+    """Return model, global and local images after a run, by loops that follow the specification's pseudo-code."""
+    environment = Environment(config)
+    data, model, seed = environment.data, environment.model(0), config.seed
+    shape, count = data.image_shape, data.clients
+    method = environment.strategy
+    real = {i: RealImages(data.train_of(i), environment.preprocess) for i in range(count)}
+    tables = [class_statistics(real[i].data, environment.preprocess, 10) for i in range(count)]
+    local = {
+        i: Virtual(*normal_images(*tables[i], method.ipc, shape[1:], torch_stream(seed, 0, i, "begin/first-images")))
+        for i in range(count)
+    }
+    held = torch.stack([t[2] for t in tables])
+    mean = [torch.stack([torch.stack([t[k][c] for t in tables if t[2][c]]).mean(0) for c in range(10)]) for k in (0, 1)]
+    first = torch_stream(seed, 0, "server", "first-images")
+    anchors = Virtual(*normal_images(mean[0], mean[1], held.any(0), method.server_ipc, shape[1:], first))
+    for i in range(count):
+        for step in range(method.initial_steps):
+            stream = torch_stream(seed, 0, i, f"distil/step-{step}")
+            with default_stream(stream):
+                network = environment.new_model(0)
+            DM(real_batch=method.real_batch).iterate(local[i], real[i], network, stream)
+    theta = environment.initial_weights()
+    for t in range(config.rounds):
+        chosen = t % method.gap == 0 and t <= method.gap * method.times
+        results = []
+        for i in range(count):
+            model.load_state_dict(theta)
+            if chosen and t > 0:
+                local[i].more = {}
+                for step in range(method.local_steps):
+                    stream = torch_stream(seed, t + 1, i, f"fit/refine-{step}")
+                    IDM(real_batch=method.real_batch).iterate(local[i], real[i], model, stream)
+            images, labels = local[i].images, local[i].labels
+            if not (chosen and variant == "figure"):
+                images, labels = torch.cat([images, anchors.images]), torch.cat([labels, anchors.labels])
+            order = torch_stream(seed, t + 1, i, "fit/local-training")
+            for batch in torch.randperm(len(labels), generator=order).split(config.train.batch_size):
+                model.zero_grad()
+                loss = F.cross_entropy(model(images[batch]), labels[batch])
+                if not chosen:
+                    features = torch.cat([model.features(images[batch]), model.features(anchors.images)])
+                    both = torch.cat([labels[batch], anchors.labels])
+                    loss = loss + method.lambda_con * supervised_contrast(features, both)
+                loss.backward()
+                with torch.no_grad():
+                    for p in model.parameters():
+                        p -= config.train.optimizer.lr * p.grad
+            results.append({n: p.detach().clone() for n, p in model.state_dict().items()})
+        after = {n: torch.stack([r[n] for r in results]).mean(0) for n in theta}
+        if chosen:
+            model.load_state_dict(theta)
+            target = [(theta[n] - after[n]) / config.train.optimizer.lr for n, _ in model.named_parameters()]
+            anchors.more = {}
+            for _ in range(method.global_steps):
+                FGM().iterate(anchors, target, model, torch.Generator())
+        theta = after
+    return theta, anchors.images, {i: v.images for i, v in local.items()}
+
+
+@pytest.mark.parametrize("variant", ["figure", "code"])
+def test_a_run_is_the_pseudo_code(tiny: Make, tmp_path: Path, variant: str) -> None:
+    partition = {"scheme": "iid", "clients": 3}
+    changes = {"model": NET, "strategy": {**LGD, "selected": variant}, "rounds": 4, "data.partition": partition}
+    config = tiny({**changes, "train.optimizer.lr": 0.02})
+    run(config, tmp_path / "run")
+    weights, anchors, local = replay(config, variant)
+    found = server(tmp_path / "run")
+    torch.testing.assert_close(found["anchors"]["images"], anchors, atol=2e-3, rtol=1e-3)
+    for node, images in local.items():
+        torch.testing.assert_close(virtual_of(tmp_path / "run")[node]["images"], images, atol=2e-3, rtol=1e-3)
+    for name, tensor in weights.items():
+        torch.testing.assert_close(found["weights"][name], tensor, atol=1e-4, rtol=1e-3)
+
+
+def test_the_schedule_is_the_papers(tiny: Make, tmp_path: Path) -> None:
+    changes = {"model": NET, "rounds": 8, "strategy": {**LGD, "gap": 2, "times": 2, "initial_steps": 0}}
+    run(tiny(changes), tmp_path / "run")
+    found = lines(tmp_path / "run")
+    assert [line["round"] for line in found if "gradient_distance" in line["log"]] == [1, 3, 5]
+    sent = {line["round"]: line["bytes"]["down"].get("images", 0) for line in found}
+    assert [number for number, size in sent.items() if size] == [1, 2, 4, 6]  # new after 0, 1, 3 and 5
+    assert found[0]["bytes"]["up"].keys() == {"statistics"}
+
+
+def test_local_images_change_in_selected_rounds_alone(tiny: Make, tmp_path: Path) -> None:
+    images = {}
+    for rounds in (2, 3, 6):
+        run(tiny({"model": NET, "rounds": rounds, "strategy": LGD}), tmp_path / str(rounds))
+        images[rounds] = virtual_of(tmp_path / str(rounds))[0]["images"]
+        assert set(virtual_of(tmp_path / str(rounds))[0]) == {"images", "labels"}
+    assert not torch.equal(images[2], images[3])
+    assert torch.equal(images[3], images[6])
+
+
+def test_late_nodes_get_the_newest_images_once(tiny: Make, tmp_path: Path) -> None:
+    changes = {"model": NET, "rounds": 6, "cohort": 2, "strategy": {**LGD, "times": 0, "initial_steps": 0}}
+    run(tiny(changes), tmp_path / "run")
+    seen: set[int] = set()
+    one = None
+    for line in lines(tmp_path / "run")[2:]:
+        new = [node for node in line["cohort"] if node not in seen]
+        size = line["bytes"]["down"].get("images", 0)
+        one = one or size // len(new)
+        assert size == one * len(new)
+        seen |= set(line["cohort"])
+        assert line["failures"] == []
+    assert len(seen) > 2
+
+
+RUNS = {
+    "fedlgd": {"cohort": 4, "strategy": {**LGD, "show_local": True}},
+    "fedavg_virtual over vhl": {
+        "strategy": {
+            **QUICK,
+            "name": "fedavg_virtual",
+            "base": {"name": "vhl", "noise_per_class": 2, "generator_width": 8},
+        },
+        "cohort": 4,
+    },
+    "fedavg_virtual over scaffold": {"strategy": {**QUICK, "name": "fedavg_virtual", "base": {"name": "scaffold"}}},
+}
+
+
+@pytest.mark.parametrize("changes", RUNS.values(), ids=RUNS.keys())
+def test_interrupted_is_the_whole(tiny: Make, tmp_path: Path, changes: dict) -> None:
+    config = tiny({"model": NET, "rounds": 6, **changes})
+    run(config, tmp_path / "whole")
+    halves_are_the_whole(config, tmp_path / "whole", tmp_path / "halves")
+    assert all(line["failures"] == [] for line in lines(tmp_path / "whole"))
+
+
+def test_pictures_of_global_images_are_kept_and_of_local_ones_where_asked(tiny: Make, tmp_path: Path) -> None:
+    for name, shown in [("with", True), ("without", False)]:
+        run(tiny({"model": NET, "strategy": {**LGD, "show_local": shown}}), tmp_path / name)
+    assert (tmp_path / "with" / "figures" / "global-virtual.png").is_file()
+    assert (tmp_path / "with" / "figures" / "local-0.png").is_file()
+    assert not (tmp_path / "without" / "figures" / "local-0.png").exists()
+    assert "images" not in lines(tmp_path / "without")[1]["bytes"]["up"]
+
+
+# Odd nodes
+
+
+@pytest.mark.parametrize("initial", ["normal", "real"])
+@pytest.mark.parametrize("strategy", ["fedlgd", "fedavg_virtual"])
+def test_empty_classes_and_fewer_images_than_ipc(tiny: Make, tmp_path: Path, strategy: str, initial: str) -> None:
+    partition = {"scheme": "client_dirichlet", "clients": 4, "alpha": 0.1, "size": 9}
+    method = {**LGD, "name": strategy} if strategy == "fedlgd" else {**QUICK, "name": strategy}
+    config = tiny({"model": NET, "data.partition": partition, "strategy": {**method, "initial": initial, "ipc": 5}})
+    run(config, tmp_path / "run")
+    counts = Environment(config).data.label_counts()
+    assert (counts == 0).any()
+    assert ((counts > 0) & (counts < 5)).any()
+    for node, kept in virtual_of(tmp_path / "run").items():
+        held = np.flatnonzero(counts[node])
+        assert kept["labels"].tolist() == np.repeat(held, 5).tolist()
+        assert kept["images"].isfinite().all()
+    assert all(line["failures"] == [] for line in lines(tmp_path / "run"))
+    if strategy == "fedlgd":
+        everywhere = np.flatnonzero(counts.sum(0))
+        assert server(tmp_path / "run")["anchors"]["labels"].tolist() == everywhere.tolist()
+
+
+def test_a_node_without_images_says_so(tiny: Make) -> None:
+    environment = Environment(tiny({"model": NET, "strategy": LGD}))
+    context = Context(run_id=1, node_id=2, node_config={"partition-id": 2}, state=RecordDict(), run_config={})
+    client = environment.strategy.client_class()(environment, context, 1, "fit", False)
+    assert isinstance(client, VirtualImagesClient)
+    with pytest.raises(ValueError, match="no virtual images"):
+        _ = client.data
+
+
+@pytest.mark.parametrize("strategy", ["fedlgd", "fedavg_virtual"])
+def test_augmentation_that_would_pass_virtual_images_by_is_refused(tiny: Make, strategy: str) -> None:
+    with pytest.raises(InputError, match="data.augment"):
+        Environment(tiny({"strategy": {"name": strategy}, "data.augment": "crop_flip"})).check()
+
+
+def test_global_images_that_diverge_end_the_run_with_a_reason(tiny: Make, tmp_path: Path) -> None:
+    strategy = {**LGD, "initial_steps": 0, "pixel_lr": 1e38, "global_steps": 5, "distance": "squares"}
+    with pytest.raises(Exception, match="lower strategy.pixel_lr"):
+        run(tiny({"model": NET, "strategy": strategy}), tmp_path / "run")
+
+
+# The baselines on virtual images
+
+
+def test_a_base_trains_on_the_kept_images_alone(tiny: Make, tmp_path: Path) -> None:
+    strategy = {**QUICK, "name": "fedavg_virtual", "initial": "real", "initial_steps": 0}
+    config = tiny({"strategy": strategy, "rounds": 1, "train.optimizer.lr": 0.05})
+    run(config, tmp_path / "run")
+    environment = Environment(config)
+    start, model = environment.initial_weights(), environment.model(0)
+    total, images = {n: torch.zeros_like(t) for n, t in start.items()}, 0
+    for node, kept in virtual_of(tmp_path / "run").items():
+        real = environment.preprocess(environment.data.train_of(node).images).flatten(1)
+        assert all(bool((real - image.flatten()).abs().sum(1).min() == 0) for image in kept["images"])
+        model.load_state_dict(start)
+        order = torch_stream(0, 1, node, "fit/local-training")
+        for batch in torch.randperm(len(kept["labels"]), generator=order).split(config.train.batch_size):
+            loss = F.cross_entropy(model(kept["images"][batch]), kept["labels"][batch])
+            for p, g in zip(model.parameters(), torch.autograd.grad(loss, list(model.parameters())), strict=True):
+                p.data -= 0.05 * g
+        for n, t in model.state_dict().items():
+            total[n] += len(kept["labels"]) * t
+        images += len(kept["labels"])
+    for name, tensor in server(tmp_path / "run")["base"].items():
+        torch.testing.assert_close(tensor, total[name] / images, atol=1e-5, rtol=1e-4)
+
+
+def test_the_baselines_start_from_the_images_of_fedlgd(tiny: Make, tmp_path: Path) -> None:
+    run(tiny({"model": NET, "rounds": 1, "strategy": LGD}), tmp_path / "lgd")
+    run(tiny({"model": NET, "rounds": 1, "strategy": {**QUICK, "name": "fedavg_virtual"}}), tmp_path / "avg")
+    for node, kept in virtual_of(tmp_path / "avg").items():
+        assert torch.equal(kept["images"], virtual_of(tmp_path / "lgd")[node]["images"])
+
+
+def test_supcon_without_its_term_is_fedavg(tiny: Make, tmp_path: Path) -> None:
+    for name, strategy in [
+        ("avg", {"name": "fedavg"}),
+        ("none", {"name": "supcon_only", "lambda_con": 0.0}),
+        ("some", {"name": "supcon_only"}),
+    ]:
+        run(tiny({"strategy": strategy, "model": NET}), tmp_path / name)
+    assert checkpoint_bytes(tmp_path / "avg") == checkpoint_bytes(tmp_path / "none")
+    assert checkpoint_bytes(tmp_path / "avg") != checkpoint_bytes(tmp_path / "some")
+
+
+# VHL
+
+
+@pytest.mark.parametrize("labels", ["extra", "shared"])
+def test_the_loss_of_vhl_by_its_parts(labels: str) -> None:
+    method = VHL(labels=labels, noise_batch_size=100, alpha=0.7, align=2.0, noise_align=0.3)  # type: ignore[arg-type]
+    model = build("convnet", {"channels": [8, 8]}, (1, 8, 8), 3)
+    head = method.new_head(model) if labels == "extra" else None
+    images, wanted = noise(5, 1, 8, 8), torch.tensor([0, 1, 2, 0, 1])
+    virtual, given = noise(6, 1, 8, 8, seed=1), torch.tensor([0, 0, 1, 1, 2, 2])
+    found = virtual_homogeneity_loss(virtual, given, head, torch.Generator(), method)(model, images, wanted)
+    f, g = model.features(images), model.features(virtual)
+    rows = [nn.Linear.forward(model.classifier, x) for x in (f, g)]
+    if head is not None:
+        rows = [torch.cat([row, head(x)], 1) for row, x in zip(rows, (f, g), strict=True)]
+    expected = F.cross_entropy(rows[0], wanted) + 0.7 * F.cross_entropy(rows[1], given + (3 if head else 0))
+    expected = expected + 2 * supervised_contrast(torch.cat([f, g.detach()]), torch.cat([wanted, given]), 0.07)
+    expected = expected + 0.3 * supervised_contrast(g, given, 0.07)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("labels", ["extra", "shared"])
+def test_vhl_sends_its_noise_once_and_measures_the_plain_model(tiny: Make, tmp_path: Path, labels: str) -> None:
+    strategy = {"name": "vhl", "noise_per_class": 3, "generator_width": 8, "labels": labels}
+    run(tiny({"strategy": strategy, "model": NET, "rounds": 4, "cohort": 3}), tmp_path / "run")
+    seen: set[int] = set()
+    sizes = []
+    for line in lines(tmp_path / "run")[1:]:
+        new = set(line["cohort"]) - seen
+        seen |= new
+        sizes.append((line["bytes"]["down"].get("images", 0), len(new)))
+    assert len({size / count for size, count in sizes if count}) == 1
+    assert all(size == 0 for size, count in sizes if count == 0)
+    state = server(tmp_path / "run")
+    assert set(state["weights"]) == set(Environment(tiny({"model": NET})).initial_weights())
+    assert ("head" in state) == (labels == "extra")
+    assert state["noise"]["images"].dtype == torch.uint8
+    assert state["noise"]["labels"].tolist() == np.repeat(np.arange(10), 3).tolist()
+    rows = state["noise"]["images"].float().view(10, 3, -1)
+    within, between = rows.std(1).mean(), rows.mean(1).std(0).mean()
+    assert within > 1
+    assert between > 1
+    first, last = (lines(tmp_path / "run")[i]["metrics"]["global/accuracy"] for i in (0, -1))
+    assert last > first + 0.05
+    assert (tmp_path / "run" / "figures" / "noise.png").is_file()
+
+
+def test_the_modulated_convolution_by_weights_of_each_image() -> None:
+    layer = _Modulated(5, 4, 6, 3)
+    x, style = noise(2, 4, 8, 8), noise(2, 5, seed=1)
+    scale = 1 + style @ layer.modulation.T / 5**0.5
+    for b in range(2):
+        weight = layer.weight / 36**0.5 * scale[b][None, :, None, None]
+        weight = weight / (weight.pow(2).sum((1, 2, 3), keepdim=True) + 1e-8).sqrt()
+        torch.testing.assert_close(layer(x, style)[b], F.conv2d(x[b : b + 1], weight, padding=1)[0])
+        large = F.conv_transpose2d(x[b : b + 1], weight.transpose(0, 1), stride=2)
+        taps = torch.tensor([1.0, 3.0, 3.0, 1.0])
+        kernel = (4 * taps[:, None] * taps / 64).expand(6, 1, 4, 4)
+        expected = F.conv2d(F.pad(large, (1, 1, 1, 1)), kernel, groups=6)
+        torch.testing.assert_close(layer(x, style, up=True)[b], expected[0])
+    flat = _doubled(torch.full((1, 2, 6, 6), 0.7))
+    assert flat.shape == (1, 2, 12, 12)
+    torch.testing.assert_close(flat[:, :, 2:-2, 2:-2], torch.full((1, 2, 8, 8), 0.7))
+
+
+@pytest.mark.parametrize("side", [4, 8, 32])
+def test_the_generator_makes_images_of_its_size(side: int) -> None:
+    images = StyleGenerator(side, 16, 8)(noise(3, 16)).detach()
+    assert images.shape == (3, 3, side, side)
+    assert float((images[0] - images[1]).abs().mean()) > 0.01
