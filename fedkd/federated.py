@@ -97,6 +97,12 @@ def federate(config: DataConfig, seed: int) -> FederatedData:
                 f"data.names: {config.set_names[0]} and {name} have images of {shapes} (channels x height x width); "
                 "set data.size and data.channels to bring them to one shape."
             )
+        folders = name.startswith("images:") and config.set_names[0].startswith("images:")
+        if folders and other.classes != first.classes:
+            raise InputError(
+                f"data.names: {config.set_names[0]} has the classes {', '.join(first.classes)} and {name} "
+                f"{', '.join(other.classes)}; folders of one federation have the same class folders."
+            )
         if len(other.classes) != len(first.classes):
             raise InputError(
                 f"data.names: {config.set_names[0]} has {len(first.classes)} classes and {name} {len(other.classes)}; "

@@ -185,11 +185,14 @@ def resnet20(shape: Shape, classes: int, *, norm: Norm = "batch") -> nn.Module:
     return _cifar_resnet(shape, classes, 3, norm)
 
 
-def resnet18_cifar(shape: Shape, classes: int) -> nn.Module:
-    """Return ResNet-18 with a 3 x 3 first convolution of stride 1 and no max-pooling: MOON's and FedX's, for CIFAR."""
+def resnet18_cifar(shape: Shape, classes: int, *, norm: Literal["batch", "instance"] = "batch") -> nn.Module:
+    """Return ResNet-18 with a 3 x 3 first convolution of stride 1 and no max-pooling: MOON's and FedX's, for CIFAR.
+
+    With instance norm (with parameters) dataset distillation's and FedLGD's, for images of up to 32 pixels.
+    """
     from torchvision import models as zoo
 
-    trunk = zoo.resnet18(weights=None)
+    trunk = zoo.resnet18(weights=None, norm_layer=lambda channels: _conv_norm(norm, channels))
     trunk.conv1 = nn.Conv2d(shape[0], 64, 3, padding=1, bias=False)
     nn.init.kaiming_normal_(trunk.conv1.weight, mode="fan_out", nonlinearity="relu")
     trunk.maxpool, trunk.fc = nn.Identity(), nn.Identity()

@@ -9,7 +9,7 @@ import torch
 from conftest import TINY, merged
 
 from fedkd import Environment
-from fedkd.config import Config, parse_config, read_config, to_table
+from fedkd.config import Config, parse_config, read_config, read_distill_config, to_table
 from fedkd.errors import InputError
 from fedkd.models import build
 from fedkd.registry import find, names, options
@@ -107,9 +107,12 @@ def test_the_resolved_config_is_complete_and_reads_back(tiny: Callable[..., Conf
 
 
 CONFIGS = sorted((Path(__file__).resolve().parents[1] / "configs").glob("*/*.toml"))
+DISTILLATIONS = [path for path in CONFIGS if path.parent.name == "distill"]
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: f"{p.parent.name}-{p.stem}")
+@pytest.mark.parametrize(
+    "path", [p for p in CONFIGS if p not in DISTILLATIONS], ids=lambda p: f"{p.parent.name}-{p.stem}"
+)
 def test_every_config_of_the_project_is_valid(path: Path) -> None:
     config = read_config(path)
     strategy, _ = make_strategy(config.strategy)
@@ -121,6 +124,15 @@ def test_every_config_of_the_project_is_valid(path: Path) -> None:
     with torch.random.fork_rng():
         for spec in config.model.architectures:
             build(spec.name, spec.options, (3, 32, 32), 10)
+
+
+@pytest.mark.parametrize("path", DISTILLATIONS, ids=lambda p: p.stem)
+def test_every_distillation_of_the_project_is_valid(path: Path) -> None:
+    config = read_distill_config(path)
+    options(find("distillers", config.distiller.name, "x"), config.distiller.options, "x")
+    with torch.random.fork_rng():
+        (spec,) = config.model.architectures
+        build(spec.name, spec.options, (3, 32, 32), 10)
 
 
 @pytest.mark.parametrize("name", names("strategies"))

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from fedkd import Environment
 from fedkd.config import Config
@@ -87,6 +88,34 @@ def test_several_sets_are_domains(tiny: Make, mnist_root: Path) -> None:
         assert ((part >= bounds[domain]) & (part < bounds[domain + 1])).all()
     with pytest.raises(InputError, match="set data.size and data.channels"):
         federate(tiny({**changes, "data.size": None}).data, 0)
+
+
+def write_site(folder: Path, classes: tuple[str, ...], shade: int) -> None:
+    for part, count in (("train", 6), ("test", 3)):
+        for label, name in enumerate(classes):
+            home = folder / part / name
+            home.mkdir(parents=True)
+            for i in range(count):
+                pixels = np.full((12 + i, 10, 3), shade + label, np.uint8)  # of unequal size, as photographs are
+                Image.fromarray(pixels).save(home / f"{i}.png")
+
+
+def test_sites_with_image_folders_of_their_own(tiny: Make, tmp_path: Path) -> None:
+    write_site(tmp_path / "north", ("healthy", "ill"), 50)
+    write_site(tmp_path / "south", ("healthy", "ill"), 150)
+    names = ["images:north", "images:south"]
+    changes = {"name": None, "names": names, "root": str(tmp_path), "size": 8, "partition": {"scheme": "domains"}}
+    config = tiny({f"data.{key}": value for key, value in changes.items()})
+    data = federate(config.data, 0)
+    assert data.clients == 2
+    assert data.classes == ("healthy", "ill")
+    for node, shade in enumerate((50, 150)):
+        for images in (data.train_of(node), data.test_of(node)):
+            assert np.array_equal(images.images[:, 0, 0, 0], shade + images.labels)
+    write_site(tmp_path / "east", ("healthy", "sick"), 90)
+    wrong = tiny({f"data.{key}": value for key, value in changes.items()} | {"data.names": [*names, "images:east"]})
+    with pytest.raises(InputError, match="images:east healthy, sick"):
+        federate(wrong.data, 0)
 
 
 def test_the_partition_has_a_seed_of_its_own(tiny: Make) -> None:

@@ -27,7 +27,10 @@ def _stream() -> object:
         ("resnet20", {}, (3, 32, 32), 269722),  # He et al.: 0.27 million
         ("resnet8", {}, (3, 32, 32), 75290),
         ("resnet18_cifar", {}, (3, 32, 32), 11_168_832 + 5130),  # and FedX's without the classifier
+        ("resnet18_cifar", {"norm": "instance"}, (3, 28, 28), 11_173_962),  # FedLGD's
         ("convnet", {}, (3, 32, 32), 320010),  # Zhao et al., 2021
+        ("convnet", {}, (3, 28, 28), 311_050),  # FedLGD's
+        ("convnet", {}, (3, 96, 96), 483_850),  # with two classes its 336,386
     ],
 )
 def test_sizes_are_the_published_ones(name: str, table: dict, shape: tuple, parameters: int) -> None:
@@ -47,6 +50,7 @@ def test_sizes_are_the_published_ones(name: str, table: dict, shape: tuple, para
         ("convnet", {"channels": [8, 8], "projection": 6}),
         ("resnet8", {}),
         ("resnet18_cifar", {}),
+        ("resnet18_cifar", {"norm": "instance"}),
         ("resnet20", {"norm": "group"}),
         ("torchvision:resnet18", {}),
     ],
