@@ -21,7 +21,10 @@ NODES = 10
 OPTIONS: dict[str, dict[str, Any]] = {
     "feddf": {"steps": 1},
     "fedftg": {"iterations": 1, "generator_width": 4},
+    "fedavg_virtual": {"initial_steps": 0},
+    "fedlgd": {"initial_steps": 0, "local_steps": 0, "global_steps": 1},
     "fedmd": {"public_epochs": 0, "private_epochs": 0},
+    "vhl": {"noise_per_class": 1, "generator_width": 4},
 }
 
 

@@ -79,8 +79,9 @@ class VirtualImages:
         if self.show_local and federation.due:
             node = federation.cohort[0]
             for _, reply in federation.ask("reveal", {node: Payload()}):
-                images, labels = reply.images["virtual"], reply.indices["labels"]
-                show(federation, f"local-{node}", images.numpy(), labels.numpy())
+                if reply.images:
+                    images, labels = reply.images["virtual"], reply.indices["labels"]
+                    show(federation, f"local-{node}", images.numpy(), labels.numpy())
 
 
 def show(federation: Round, name: str, pixels: np.ndarray, labels: np.ndarray) -> None:
@@ -156,7 +157,9 @@ class VirtualImagesClient(Client):
         return Payload(numbers={"loss": total / count})
 
     def reveal(self, request: Payload) -> Payload:
-        """Return the virtual images, as pixels, and their labels: for pictures of a run that asks for them."""
+        """Return the virtual images, if any, as pixels, and their labels: for pictures of a run that asks for them."""
+        if self.recall(_VIRTUAL) is None:
+            return Payload()
         pixels = self.environment.preprocess.pixels(self.virtual.images.clone())
         return Payload(images={"virtual": torch.from_numpy(pixels)}, indices={"labels": self.virtual.labels.cpu()})
 
@@ -176,7 +179,9 @@ class FedAvgVirtual(VirtualImages, Wrapper):
         return type("FedAvgVirtualClient", (VirtualImagesClient, super().client_class()), {})
 
     def check(self, environment: Environment) -> None:
-        """Refuse, besides, augmentation that would pass virtual images by."""
+        """Refuse, besides, a base with virtual images of its own, and augmentation that would pass them by."""
+        if isinstance(self.innermost, VirtualImages):
+            raise InputError(f"strategy.base.name = {self.base.name!r}: it makes its own virtual images; run it alone.")
         super().check(environment)
         self.check_images(environment)
 

@@ -21,6 +21,7 @@ from fedkd import ArraySpec, Client, Expected, GlobalModelClient, Payload, Round
 from fedkd import weighted_mean as mean_of_weights
 from fedkd.datasets import Images
 from fedkd.distillers import FGM, IDM, Distance, Virtual, normal_images
+from fedkd.holders import Holders
 from fedkd.losses import kernel_discrepancy, supervised_contrast
 from fedkd.payload import Tensors, parts_of, under
 from fedkd.training import Loss, cross_entropy
@@ -75,7 +76,6 @@ class FedLGDClient(VirtualImagesClient, GlobalModelClient):
         for number in range(method.local_steps):
             distiller.iterate(self.virtual, self.real, self.model, self.stream(f"refine-{number}"))
         self.virtual.more.clear()
-        self.__dict__.pop("data", None)
         self.keep_virtual()
 
 
@@ -135,7 +135,7 @@ class FedLGD(VirtualImages, Strategy):
     regulariser: Regulariser = "supcon"
     distance: Distance = "rows"
     anchors: Tensors = field(default_factory=dict, init=False)  # the global virtual images and their labels
-    holders: set[int] = field(default_factory=set, init=False)  # nodes that have the newest ones
+    holders: Holders = field(default_factory=Holders, init=False)  # of the newest ones
 
     def check(self, environment: Environment) -> None:
         """Refuse augmentation that would pass virtual images by."""
@@ -172,11 +172,10 @@ class FedLGD(VirtualImages, Strategy):
         plain = Payload(weights=self.weights, numbers=numbers)
         images, labels = {"images": self.anchors["images"]}, {"labels": self.anchors["labels"]}
         full = Payload(weights=self.weights, images=images, indices=labels, numbers=numbers)
-        down = {node: plain if node in self.holders else full for node in federation.cohort}
         expect = Expected(weights=like(self.weights), numbers={"examples": (1, 1), "loss": (-math.inf, math.inf)})
+        down = self.holders.address(federation.cohort, plain, full)
         merged = federation.ask("fit", down, expect=expect, merge=mean_of_weights)
-        failed = {f["node"] for f in federation.record.failures if f["action"] == "fit"}
-        self.holders = (self.holders | set(federation.cohort)) - failed
+        self.holders.note(federation, "fit")
         before, self.weights = self.weights, merged.weights
         federation.log("train_loss", merged.numbers["loss"])
         if selected:
@@ -207,7 +206,7 @@ class FedLGD(VirtualImages, Strategy):
                 f"{self.pixel_lr}."
             )
         self.anchors = {"images": virtual.images.cpu(), "labels": virtual.labels.cpu()}
-        self.holders = set()
+        self.holders.forget()
         if losses:
             federation.log("gradient_distance", [losses[0], losses[-1]])
 
@@ -218,14 +217,14 @@ class FedLGD(VirtualImages, Strategy):
 
     def state(self) -> Tensors:
         """Return model, global images, and which nodes have them."""
-        holders = {"holders/nodes": torch.tensor(sorted(self.holders), dtype=torch.int64)}
+        holders = {"holders/nodes": self.holders.tensor()}
         return under("weights", self.weights or {}) | under("anchors", self.anchors) | holders
 
     def restore(self, state: Tensors) -> None:
         """Take back what `state` returned."""
         parts = parts_of(state)
         self.weights, self.anchors = parts.get("weights"), parts["anchors"]
-        self.holders = set(parts["holders"]["nodes"].tolist())
+        self.holders = Holders(parts["holders"]["nodes"].tolist())
 
 
 def average_statistics(means: Tensor, deviations: Tensor, held: Tensor) -> tuple[Tensor, Tensor, Tensor]:

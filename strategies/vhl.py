@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedkd import Client, Expected, GlobalModelClient, Payload, Round, like, training, weighted_mean
+from fedkd.holders import Holders
 from fedkd.losses import supervised_contrast
 from fedkd.payload import Tensors, copied, parts_of, under
 from fedkd.streams import default_stream
@@ -132,7 +133,7 @@ class VHL(FedAvg):
     generator_width: Count = 512
     noise: Tensors = field(default_factory=dict, init=False)
     head: Tensors = field(default_factory=dict, init=False)
-    holders: set[int] = field(default_factory=set, init=False)  # nodes that have the noise images
+    holders: Holders = field(default_factory=Holders, init=False)  # of the noise images
 
     def new_head(self, model: nn.Module) -> nn.Linear:
         """Return a classifier of noise for a model; draws from torch's default stream."""
@@ -169,11 +170,10 @@ class VHL(FedAvg):
         plain = Payload(weights=sent)
         images, labels = {"images": self.noise["images"]}, {"labels": self.noise["labels"]}
         full = Payload(weights=sent, images=images, indices=labels)
-        down = {node: plain if node in self.holders else full for node in federation.cohort}
+        down = self.holders.address(federation.cohort, plain, full)
         expect = Expected(weights=like(sent), numbers={"examples": (1, math.inf), "loss": (-math.inf, math.inf)})
         merged = federation.ask("fit", down, expect=expect, merge=weighted_mean)
-        failed = {f["node"] for f in federation.record.failures if f["action"] == "fit"}
-        self.holders = (self.holders | set(federation.cohort)) - failed
+        self.holders.note(federation, "fit")
         parts = parts_of(merged.weights)
         self.weights, self.head = parts["model"], parts.get(_HEAD, {})
         federation.log("train_loss", merged.numbers["loss"])
@@ -181,14 +181,14 @@ class VHL(FedAvg):
     def state(self) -> Tensors:
         """Return model, classifier of noise, noise images, and which nodes have them."""
         parts = {"weights": self.weights or {}, "noise": self.noise, "head": self.head}
-        holders = {"holders/nodes": torch.tensor(sorted(self.holders), dtype=torch.int64)}
+        holders = {"holders/nodes": self.holders.tensor()}
         return {name: t for part, tensors in parts.items() for name, t in under(part, tensors).items()} | holders
 
     def restore(self, state: Tensors) -> None:
         """Take back what `state` returned."""
         parts = parts_of(state)
         self.weights, self.noise, self.head = parts.get("weights"), parts["noise"], parts.get("head", {})
-        self.holders = set(parts["holders"]["nodes"].tolist())
+        self.holders = Holders(parts["holders"]["nodes"].tolist())
 
 
 class StyleGenerator(nn.Module):

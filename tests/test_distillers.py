@@ -326,6 +326,15 @@ def test_dm_augments_real_and_virtual_alike() -> None:
     torch.testing.assert_close(virtual.images, before, rtol=0, atol=0.1)
 
 
+def test_each_step_draws_another_augmentation() -> None:
+    truth, model = truth_of([5, 5]), small_net(2)
+    found = set()
+    for number in range(6):
+        virtual = Virtual(det((2, 3, 16, 16), 0.017, 0.5), torch.tensor([0, 1]))
+        found.add(DM().iterate(virtual, truth, model, stream(str(number))))
+    assert len({round(value, 3) for value in found}) > 3
+
+
 def test_fgm_takes_the_gradient_of_the_distance() -> None:
     model, labels = small_net(), torch.tensor([0, 1, 2, 3])
     wanted = gradient_of(model, det((9, 3, 16, 16), 0.031, 0.2), torch.arange(9) % 4)

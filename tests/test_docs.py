@@ -1,5 +1,6 @@
 """The code and the commands of the documentation run as they stand."""
 
+import json
 import re
 import shlex
 import shutil
@@ -37,6 +38,17 @@ def test_the_strategy_of_the_guide_runs_and_is_short(tmp_path: Path, monkeypatch
     refused = CliRunner().invoke(app, [*words, "--set", "strategy.pull=-1.0", "--out", "other"])
     assert refused.exit_code == 2
     assert "strategy.pull = -1.0" in refused.stderr
+
+
+def test_the_distiller_of_the_guide_runs(tmp_path: Path) -> None:
+    (code,) = blocks("docs/distill.md", "python")
+    (tmp_path / "mine.py").write_text(code)
+    name = f"distiller={{name='{tmp_path / 'mine.py'}:MeanImages', lr=0.1, momentum=0.9}}"
+    quick = ["--set", "iterations=40", "--set", "evaluate.epochs=40", "--set", name, "--out", str(tmp_path / "run")]
+    result = CliRunner().invoke(app, ["distill", str(HOME / "configs/distill/quick.toml"), *quick])
+    assert result.exit_code == 0, result.output
+    final = json.loads((tmp_path / "run" / "summary.json").read_text())["final"]
+    assert final["test/accuracy"] > 0.6
 
 
 @pytest.mark.parametrize("page", ["README.md", *(str(p.relative_to(HOME)) for p in sorted(HOME.glob("docs/**/*.md")))])

@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import checkpoint_bytes, halves_are_the_whole, lines
 from flwr.app import Context, RecordDict
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -266,6 +267,37 @@ def test_augmentation_that_would_pass_virtual_images_by_is_refused(tiny: Make, s
         Environment(tiny({"strategy": {"name": strategy}, "data.augment": "crop_flip"})).check()
 
 
+def test_methods_with_images_of_their_own_are_no_base(tiny: Make) -> None:
+    with pytest.raises(InputError, match="run it alone"):
+        Environment(tiny({"strategy": {"name": "fedavg_virtual", "base": {"name": "fedlgd"}}})).check()
+
+
+WRAPPED = {
+    "an average over fedlgd": {"name": "weight_ema", "base": LGD},
+    "virtual images below fedftg's generator": {
+        **QUICK,
+        "name": "fedavg_virtual",
+        "base": {"name": "fedftg", "iterations": 1, "generator_width": 4},
+    },
+    "virtual images for moon": {**QUICK, "name": "fedavg_virtual", "base": {"name": "moon"}},
+    "virtual images for feddyn": {**QUICK, "name": "fedavg_virtual", "base": {"name": "feddyn"}},
+    "virtual images for fedgen": {**QUICK, "name": "fedavg_virtual", "base": {"name": "fedgen"}},
+    "virtual images for fednova": {**QUICK, "name": "fedavg_virtual", "base": {"name": "fednova"}},
+    "virtual images for flower's FedAdam": {
+        **QUICK,
+        "name": "fedavg_virtual",
+        "base": {"name": "flwr.serverapp.strategy:FedAdam"},
+    },
+}
+
+
+@pytest.mark.parametrize("strategy", WRAPPED.values(), ids=WRAPPED.keys())
+def test_it_goes_below_and_above_other_methods(tiny: Make, tmp_path: Path, strategy: dict) -> None:
+    summary = run(tiny({"model": NET, "strategy": strategy, "cohort": 4}), tmp_path / "run")
+    assert summary["failures"] == 0
+    assert np.isfinite(summary["final"]["global/loss"])
+
+
 def test_global_images_that_diverge_end_the_run_with_a_reason(tiny: Make, tmp_path: Path) -> None:
     strategy = {**LGD, "initial_steps": 0, "pixel_lr": 1e38, "global_steps": 5, "distance": "squares"}
     with pytest.raises(Exception, match="lower strategy.pixel_lr"):
@@ -335,6 +367,11 @@ def test_the_loss_of_vhl_by_its_parts(labels: str) -> None:
     expected = expected + 2 * supervised_contrast(torch.cat([f, g.detach()]), torch.cat([wanted, given]), 0.07)
     expected = expected + 0.3 * supervised_contrast(g, given, 0.07)
     torch.testing.assert_close(found, expected)
+    parameters = list(model.parameters())
+    for one, other in zip(
+        torch.autograd.grad(found, parameters), torch.autograd.grad(expected, parameters), strict=True
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("labels", ["extra", "shared"])
@@ -386,3 +423,71 @@ def test_the_generator_makes_images_of_its_size(side: int) -> None:
     images = StyleGenerator(side, 16, 8)(noise(3, 16)).detach()
     assert images.shape == (3, 3, side, side)
     assert float((images[0] - images[1]).abs().mean()) > 0.01
+
+
+# A small federation of four domains (the specification's section 8)
+
+
+def glyph(digit: int, rng: np.random.Generator) -> np.ndarray:
+    """Return a digit of PIL's font, 0..1, 16 x 16, turned and moved a little."""
+    picture = Image.new("L", (32, 32))
+    ImageDraw.Draw(picture).text((16, 16), str(digit), 255, ImageFont.load_default(size=26), anchor="mm")
+    turned = picture.rotate(rng.uniform(-20, 20), translate=(int(rng.integers(-4, 5)), int(rng.integers(-4, 5))))
+    return np.asarray(turned.resize((16, 16), Image.Resampling.BILINEAR)) / 255
+
+
+def domain(kind: int, ink: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return the glyph as a domain shows it: white on black, dark on light, over colours, as a difference."""
+    mask, rough = ink[..., None], rng.random((16, 16, 3))
+    if kind == 0:
+        return np.repeat(mask, 3, 2)
+    if kind == 1:
+        return 0.85 - 0.7 * mask + 0.1 * (rough - 0.5)
+    slope = np.linspace(0, 1, 16)[:, None, None] * rng.random(3) + rng.random(3) * 0.3
+    return slope * (1 - mask) + rng.random(3) * mask if kind == 2 else np.abs(0.5 * (slope + 0.4 * rough) - mask)
+
+
+def write_domains(root: Path, seed: int) -> list[str]:
+    rng = np.random.default_rng(seed)
+    for kind in range(4):
+        arrays = {}
+        for part, count in (("train", 500), ("test", 300)):
+            labels = np.arange(count) % 10
+            images = np.stack([domain(kind, glyph(int(label), rng), rng) for label in labels])
+            arrays |= {f"x_{part}": (images.clip(0, 1) * 255).astype(np.uint8), f"y_{part}": labels}
+        np.savez(root / f"domain{kind}.npz", **arrays)
+    return [f"domain{kind}" for kind in range(4)]
+
+
+@pytest.mark.slow
+def test_fedlgd_beats_training_on_the_initial_virtual_images(tiny: Make, tmp_path: Path) -> None:
+    """Equal steps; the specification's claim: more than three points, the mean over three seeds."""
+    gains = []
+    for seed in range(3):
+        root = tmp_path / f"sets{seed}"
+        root.mkdir()
+        names = write_domains(root, seed)
+        images = {"ipc": 5, "initial_steps": 100}
+        lgd = {"server_ipc": 2, "gap": 5, "times": 3, "local_steps": 15, "global_steps": 80}
+        accuracy = {}
+        for name, strategy in [
+            ("virtual", {"name": "fedavg_virtual", **images}),
+            ("fedlgd", {"name": "fedlgd", **images, **lgd}),
+        ]:
+            data = {"name": None, "names": names, "root": str(root), "partition": {"scheme": "domains"}}
+            config = tiny(
+                {
+                    "seed": seed,
+                    "rounds": 30,
+                    **{f"data.{key}": value for key, value in data.items()},
+                    "data.node_test": 300,
+                    "model": {"name": "convnet", "channels": [16, 16]},
+                    "train.steps": 8,
+                    "train.batch_size": 32,
+                    "strategy": strategy,
+                    "evaluate.every": 30,
+                }
+            )
+            accuracy[name] = run(config, tmp_path / f"{name}-{seed}")["final"]["personal/accuracy"]
+        gains.append(accuracy["fedlgd"] - accuracy["virtual"])
+    assert sum(gains) / 3 > 0.03, gains
