@@ -8,9 +8,11 @@ and other libraries, so pixels differ from it; statistics do not. Each function 
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import io
 import os
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -34,15 +36,11 @@ def cifar10c(corruption: str, clean: Dataset, cache: Path, root: Path) -> Datase
     """
     if corruption not in NAMES:
         raise unknown(KEY, f"cifar10c:{corruption}", [f"cifar10c:{name}" for name in NAMES])
-    if corruption == "frost":
-        _frost_photographs(root)  # refuse before work is done
-    path = cache / f"{corruption}.npz"
-    if path.is_file():
-        with np.load(path, allow_pickle=False) as archive:
-            images = archive["images"]
-    else:
+    path, mark = cache / f"{corruption}.npz", _fingerprint(clean.test.images)
+    images = _stored(path, mark)
+    if images is None:
         images = np.stack([corrupted(corruption, clean.test.images, s, root) for s in range(1, 6)])
-        _store(path, images)
+        _store(path, images, mark)
     labels, cut = clean.test.labels, len(clean.test.labels) * 9 // 10
 
     def part(chosen: slice) -> Images:
@@ -62,11 +60,28 @@ def corrupted(corruption: str, images: np.ndarray, severity: int, root: Path) ->
     return np.ascontiguousarray((np.clip(changed, 0, 1) * 255).astype(np.uint8).transpose(0, 3, 1, 2))
 
 
-def _store(path: Path, images: np.ndarray) -> None:
+def _fingerprint(images: np.ndarray) -> np.ndarray:
+    digest = hashlib.blake2b(np.ascontiguousarray(images).tobytes(), digest_size=16).digest()
+    return np.frombuffer(digest, np.uint8)
+
+
+def _stored(path: Path, mark: np.ndarray) -> np.ndarray | None:
+    """Return the images in a file, where it is whole and was made of the clean images with this mark."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            if np.array_equal(archive["clean"], mark):
+                images: np.ndarray = archive["images"]
+                return images
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        pass
+    return None
+
+
+def _store(path: Path, images: np.ndarray, mark: np.ndarray) -> None:
     partial = path.with_name(f".{path.stem}.{os.getpid()}.npz")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(partial, images=images)
+        np.savez(partial, images=images, clean=mark)
         os.replace(partial, path)
     except OSError:
         partial.unlink(missing_ok=True)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from . import checkpoints
 from .batches import Preprocess
-from .config import DistillConfig, read_distill_config
+from .config import DistillConfig, TrainConfig, read_distill_config
 from .distillers import (
     Distiller,
     RealImages,
@@ -54,6 +54,10 @@ class Distillation:
         self.distiller: Distiller = kind(**options(kind, config.distiller.options, "distiller"))
         if config.model.names is not None:
             raise InputError("model.names: a distillation takes one architecture, model.name.")
+        if self.distiller.truth == "gradient" and self.distiller.fresh_networks:
+            raise InputError(
+                f"distiller.name = {config.distiller.name!r}: to match a gradient, set fresh_networks = False."
+            )
         table = config.distiller.model_copy(update=dataclasses.asdict(self.distiller))
         self.config = config.model_copy(update={"distiller": table})
         self.data = named_set(config.data)
@@ -90,12 +94,12 @@ class Distillation:
 
     def iterate(self, number: int) -> float:
         """Run iteration `number`, counted from 1; return the distiller's loss. Raises RunError where it diverges."""
-        stream = self.stream(number, "iteration")
-        if self.distiller.fresh_networks:
-            self.network = self.new_network(stream)
-        elif (number - 1) % self.config.network_every == 0:
-            self._next_state(number)
-        value = self.distiller.iterate(self.virtual, self.truth, self.network, stream)
+        with default_stream(self.stream(number, "default")):  # of networks with dropout
+            if self.distiller.fresh_networks:
+                self.network = self.new_network(self.stream(number, "network"))
+            elif (number - 1) % self.config.network_every == 0:
+                self._next_state(number)
+            value = self.distiller.iterate(self.virtual, self.truth, self.network, self.stream(number, "iteration"))
         if not bool(torch.isfinite(self.virtual.images).all()):
             raise RunError(f"iteration {number}: the images have diverged; lower distiller.lr = {self.distiller.lr}.")
         return value
@@ -106,8 +110,8 @@ class Distillation:
         So one node of FedLGD has it: images are matched under the model that trains on them (IDM), or with the change
         that training on real images makes of a model (FGM).
         """
-        settings = self.config.train
-        self.virtual.more.clear()
+        settings = self._settings(number)
+        self.virtual.rest()
         if self.distiller.truth == "images":
             if number > 1:
                 self._train(self.network, self.virtual.as_data(), number)
@@ -118,11 +122,14 @@ class Distillation:
         following.load_state_dict(self.network.state_dict())
         self._train(following, self.data.train, number)
         pairs = zip(self.network.parameters(), following.parameters(), strict=True)
-        self.truth = [(one - other).detach() / settings.optimizer.lr for one, other in pairs]
+        self.truth = [(a - b).detach() / settings.optimizer.lr for a, b in pairs if a.requires_grad]
+
+    def _settings(self, number: int) -> TrainConfig:
+        return self.config.train.in_round((number - 1) // self.config.network_every + 1)
 
     def _train(self, network: nn.Module, data: Any, number: int) -> None:
         order = self.stream(number, "train")
-        train_as(self.config.train, network, data, preprocess=self.preprocess, order=order)
+        train_as(self._settings(number), network, data, preprocess=self.preprocess, order=order)
 
     def measure(self, number: int) -> dict[str, float]:
         """Return the test accuracy of fresh networks that were trained on the virtual images: mean and deviation."""
@@ -130,20 +137,26 @@ class Distillation:
         found = []
         for trial in range(settings.networks):
             stream = self.stream(number, f"evaluate/{trial}")
-            network = self.new_network(stream)
+            network = self.new_network(self.stream(number, f"evaluate/network-{trial}"))
             optimizer = make_optimizer(network, settings.optimizer)
             fixed = Virtual(self.virtual.images.detach(), self.virtual.labels)
             network.train()
-            for epoch in range(settings.epochs):
-                if epoch == settings.epochs // 2 + 1:
-                    optimizer.param_groups[0]["lr"] *= 0.1
-                train_epoch(network, fixed, optimizer, settings.batch_size, settings.augment, stream)
+            with default_stream(self.stream(number, f"evaluate/default-{trial}")):
+                for epoch in range(settings.epochs):
+                    if epoch == settings.epochs // 2 + 1:
+                        optimizer.param_groups[0]["lr"] *= 0.1
+                    train_epoch(network, fixed, optimizer, settings.batch_size, settings.augment, stream)
             found.append(evaluate(network, self.data.test, self.preprocess)["accuracy"])
         return {"test/accuracy": float(np.mean(found)), "test/deviation": float(np.std(found))}
 
     def picture(self) -> np.ndarray:
         """Return the virtual images as uint8, as far as pixels can hold them."""
         return self.preprocess.pixels(self.virtual.images.detach().clone())
+
+    def classes(self) -> np.ndarray:
+        """Return the class of each virtual image, of soft labels the likeliest."""
+        labels = self.virtual.labels
+        return (labels.argmax(1) if labels.dim() > 1 else labels).cpu().numpy()
 
     def state(self) -> Tensors:
         """Return what must be kept to go on later."""
@@ -240,7 +253,7 @@ def _run(work: Distillation, folder: RunFolder, done: int, told: Told) -> dict[s
 
 def _show(work: Distillation, folder: RunFolder, number: int) -> None:
     """Keep the first virtual image of each class."""
-    labels = work.virtual.labels.cpu().numpy()
+    labels = work.classes()
     classes, first = np.unique(labels, return_index=True)
     captions = tuple(work.data.classes[label] for label in classes)
     folder.keep_images("progress", number, Captioned(work.picture()[first], captions))
@@ -253,7 +266,7 @@ def _write(work: Distillation, folder: RunFolder) -> None:
     plain: dict[str, Tensor] = {"images": work.virtual.images.detach().cpu(), "labels": work.virtual.labels.cpu()}
     save_file({name: tensor.contiguous() for name, tensor in plain.items()}, folder.path / VIRTUAL)
     about = f"{config.distiller.name} on {config.data.name}, {config.ipc} a class, seed {config.seed}"
-    labels = work.virtual.labels.cpu().numpy()
+    labels = work.classes()
     figures.draw_virtual(work.picture(), labels, work.data.classes, about, folder.figures / "virtual.png")
     for path in folder.image_folders():
         figures.draw_images(path, f"{path.name}: {about}", unit="iteration")

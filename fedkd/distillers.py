@@ -45,7 +45,12 @@ class Virtual:
 
     def tensors(self) -> Tensors:
         """Return all of it as named tensors on the CPU."""
-        return {"images": self.images.cpu(), "labels": self.labels.cpu(), **under("more", self.more)}
+        more = {name: tensor.cpu() for name, tensor in self.more.items()}
+        return {"images": self.images.cpu(), "labels": self.labels.cpu(), **under("more", more)}
+
+    def rest(self) -> None:
+        """Let the pixels start from rest: drop their velocity."""
+        self.more.pop(_VELOCITY, None)
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor], device: torch.device) -> Virtual:
@@ -161,9 +166,10 @@ def gradient_distance(virtual: Sequence[Tensor], truth: Sequence[Tensor], kind: 
 
 
 def gradient_of(network: nn.Module, images: Tensor, labels: Tensor, *, differentiable: bool = False) -> list[Tensor]:
-    """Return the gradient of the mean cross-entropy, a tensor a parameter; labels N, or N x classes."""
+    """Return the gradient of the mean cross-entropy, a tensor a parameter that trains; labels N, or N x classes."""
     loss = F.cross_entropy(network(images), labels)
-    return list(torch.autograd.grad(loss, list(network.parameters()), create_graph=differentiable))
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    return list(torch.autograd.grad(loss, trained, create_graph=differentiable, materialize_grads=True))
 
 
 # The distillers
@@ -212,7 +218,7 @@ class DM(Distiller):
 
     sum over classes of `mean_embedding_loss` of features under a random network, of at most `real_batch` real images
     and all virtual ones, changed alike by one group of `augment` a class (without flip for digits, say the authors).
-    Classes that one side lacks are skipped.
+    Classes that one side lacks are skipped. Batch norm sees a class of one side at a time: take instance norm.
     """
 
     real_batch: Count = 256
@@ -256,7 +262,7 @@ class DC(Distiller):
     An iteration takes a new network and `outer` times: a step on the pixels, on the sum over classes of the distance of
     the gradients of virtual and at most `real_batch` real images; then `inner` epochs of training the network on the
     virtual images (not after the last). `outer` and `inner` are by default the authors' for 1, 10, 20 ... 50 images a
-    class, else (ipc, 500 / ipc). Batch norm is frozen at the statistics of 16 real images a class.
+    class, else (ipc, 500 / ipc). Batch norm is frozen after one pass over 16 real images a class.
     """
 
     lr: Rate = 0.1

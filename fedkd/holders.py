@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,5 +32,10 @@ class Holders:
         self.nodes = set()
 
     def tensor(self) -> Tensor:
-        """Return the nodes as a tensor, for the server's state."""
-        return torch.tensor(sorted(self.nodes), dtype=torch.int64)
+        """Return the nodes as a tensor, for the server's state; ids may take all of 64 bits."""
+        return torch.from_numpy(np.array(sorted(self.nodes), np.uint64).view(np.int64))
+
+    @classmethod
+    def of(cls, nodes: Tensor) -> Holders:
+        """Return the holders in a tensor, as `tensor` returned it."""
+        return cls(nodes.numpy().view(np.uint64).tolist())

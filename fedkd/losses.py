@@ -80,6 +80,8 @@ def supervised_contrast(features: Tensor, labels: Tensor, temperature: float = 0
     -1/max(1, |P(i)|) sum_{p in P(i)} (z_i . z_p / tau - log sum_{a != i} exp(z_i . z_a / tau)), z = rows of `features`,
     N x D, scaled to length 1; P(i): the others of the same label. An anchor without positives adds 0.
     """
+    if len(features) < 2:
+        return features.sum() * 0
     z = F.normalize(features, dim=1)
     similarity = z @ z.T / temperature
     itself = torch.eye(len(z), dtype=torch.bool, device=z.device)
@@ -95,7 +97,8 @@ def kernel_discrepancy(first: Tensor, second: Tensor, kernels: int = 5) -> Tenso
     2^(kernels // 2), detached (FedLGD's code: `mmd`). Means over all pairs, a row with itself included.
     """
     both = torch.cat([first, second])
-    squares = (both[:, None] - both[None]).pow(2).sum(2)
+    lengths, products = both.pow(2).sum(1), both @ both.T  # not all differences at once: n x n x D would be gigabytes
+    squares = (lengths[:, None] + lengths[None] - 2 * products).clamp(min=0)
     count = len(both)
     bandwidth = (squares.detach().sum() / (count**2 - count)).clamp(min=torch.finfo(squares.dtype).tiny)
     bandwidth = bandwidth / 2 ** (kernels // 2)

@@ -6,6 +6,7 @@ distilled before round 1 by distribution matching (Zhao and Bilen, WACV 2023, ar
 
 from __future__ import annotations
 
+import contextlib
 import math
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,7 +17,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedkd import Client, Expected, InputError, Payload, Round
+from fedkd import ArraySpec, Client, Expected, InputError, Payload, Round, RunError
 from fedkd.config import GROUPS, Group, NamedTable
 from fedkd.datasets import Images
 from fedkd.distillers import DM, RealImages, Virtual, class_statistics, normal_images, real_images
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 Count = Annotated[int, Field(ge=1)]
 Steps = Annotated[int, Field(ge=0)]
 _VIRTUAL = "virtual"  # where a node's state keeps its images
+_STEPS = "initial-steps"  # and how many initial steps these have taken
 _CHUNK = 100  # steps of the initial distillation in one request
 _SHOWN = 20  # classes whose images a run shows
 
@@ -67,7 +69,7 @@ class VirtualImages:
         """Let nodes that have first images distil them, some steps a request, so that progress can be told."""
         starts = range(0, self.initial_steps, _CHUNK)
         for first in federation.track("initial distillation", starts):
-            steps = Payload(numbers={"first": first, "steps": min(_CHUNK, self.initial_steps - first)})
+            steps = Payload(numbers={"end": min(first + _CHUNK, self.initial_steps)})
             expect = Expected(numbers={"loss": (-math.inf, math.inf)})
             replies = federation.ask("distil", dict.fromkeys(nodes, steps), expect=expect)
             losses = [reply.numbers["loss"] for _, reply in replies]
@@ -78,8 +80,15 @@ class VirtualImages:
         """Keep pictures of the first node's images where the config asks for it and the round is measured."""
         if self.show_local and federation.due:
             node = federation.cohort[0]
-            for _, reply in federation.ask("reveal", {node: Payload()}):
-                if reply.images:
+            shape = federation.environment.data.image_shape
+            expect = Expected(
+                images={"virtual": ArraySpec((None, *shape), torch.uint8)},
+                indices={
+                    "labels": ArraySpec((None,), torch.int64, between=(0, len(federation.environment.data.classes) - 1))
+                },
+            )
+            with contextlib.suppress(RunError):  # a picture is no reason to end a run; the failure is recorded
+                for _, reply in federation.ask("reveal", {node: Payload()}, expect=expect):
                     images, labels = reply.images["virtual"], reply.indices["labels"]
                     show(federation, f"local-{node}", images.numpy(), labels.numpy())
 
@@ -114,11 +123,20 @@ class VirtualImagesClient(Client):
 
     @cached_property
     def data(self) -> Images:
-        """Return the node's virtual images, which it trains on."""
+        """Return the node's virtual images, which it trains on. Raises ValueError where they are not distilled yet."""
+        self.need_distilled()
         return self.virtual.as_data()
 
+    def need_distilled(self) -> None:
+        """Raise ValueError where the node has no virtual images, or they have not taken all initial steps."""
+        self.virtual  # noqa: B018
+        if (done := self._steps_done()) < self.about.initial_steps:
+            raise ValueError(f"this node's virtual images took {done} of {self.about.initial_steps} initial steps only")
+
     def keep_virtual(self) -> None:
-        """Put the virtual images into the node's lasting state."""
+        """Put the virtual images into the node's lasting state. Raises ValueError where they have diverged."""
+        if not bool(torch.isfinite(self.virtual.images).all()):
+            raise ValueError(f"the virtual images have diverged; lower strategy.pixel_lr = {self.about.pixel_lr}")
         self.keep(_VIRTUAL, self.virtual.tensors())
 
     def begin(self, request: Payload) -> Payload:
@@ -132,34 +150,40 @@ class VirtualImagesClient(Client):
             images, labels = normal_images(*statistics, about.ipc, (height, width), stream)
         self.virtual = Virtual(images.to(self.environment.device), labels.to(self.environment.device))
         self.keep_virtual()
+        self._note_steps(0)
         return Payload(numbers={"examples": len(labels)})
+
+    def _steps_done(self) -> int:
+        kept = self.recall(_STEPS)
+        return 0 if kept is None else int(kept["done"])
+
+    def _note_steps(self, done: int) -> None:
+        self.keep(_STEPS, {"done": torch.tensor(done)})
 
     def class_statistics(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return mean and deviation of the node's pixels a class and channel, and which classes it has."""
         return class_statistics(self.real.data, self.environment.preprocess, len(self.environment.data.classes))
 
     def distil(self, request: Payload) -> Payload:
-        """Take some of the initial steps of distribution matching; return their mean loss."""
+        """Take the initial steps of distribution matching up to one, missed ones too; return their mean loss."""
         about, environment = self.about, self.environment
         method = DM(
             lr=about.pixel_lr, momentum=about.pixel_momentum, real_batch=about.real_batch, augment=about.augment
         )
-        first, count = int(request.numbers["first"]), int(request.numbers["steps"])
-        total = 0.0
-        for number in range(first, first + count):
-            stream = self.stream(f"step-{number}")
-            with default_stream(stream):
+        end = int(request.numbers["end"])
+        losses = []
+        for number in range(self._steps_done(), end):
+            with default_stream(self.stream(f"network-{number}")):
                 network = environment.new_model(environment.architecture_of(self.node))
-            total += method.iterate(self.virtual, self.real, network, stream)
-        if first + count >= about.initial_steps:
-            self.virtual.more.clear()
+            losses.append(method.iterate(self.virtual, self.real, network, self.stream(f"step-{number}")))
+        if end >= about.initial_steps:
+            self.virtual.rest()
         self.keep_virtual()
-        return Payload(numbers={"loss": total / count})
+        self._note_steps(end)
+        return Payload(numbers={"loss": sum(losses) / max(len(losses), 1)})
 
     def reveal(self, request: Payload) -> Payload:
-        """Return the virtual images, if any, as pixels, and their labels: for pictures of a run that asks for them."""
-        if self.recall(_VIRTUAL) is None:
-            return Payload()
+        """Return the virtual images, as pixels, and their labels: for pictures of a run that asks for them."""
         pixels = self.environment.preprocess.pixels(self.virtual.images.clone())
         return Payload(images={"virtual": torch.from_numpy(pixels)}, indices={"labels": self.virtual.labels.cpu()})
 
@@ -169,7 +193,8 @@ class FedAvgVirtual(VirtualImages, Wrapper):
     """A base that averages weights (FedAvg by default), on virtual images: FedLGD's baselines (Huang et al., TMLR).
 
     Each client distils its images before round 1 and trains on the virtual ones alone; nothing else changes, in client
-    or server. Test images stay real. A node that fails before round 1 has no images, and fails when it is asked.
+    or server. Test images stay real. A node that misses the start, or the last initial steps, has no images to train on
+    and fails by name when it is asked.
     """
 
     base: NamedTable = field(default_factory=lambda: NamedTable(name="fedavg"))

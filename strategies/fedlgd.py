@@ -59,6 +59,7 @@ class FedLGDClient(VirtualImagesClient, GlobalModelClient):
         anchors = Virtual.of(kept, self.environment.device)
         if request.numbers["refine"]:
             self.refine(method)
+            self.load_model(request.weights)  # statistics of batch norm as they were
         selected = bool(request.numbers["selected"])
         data = self.data if selected and method.selected == "figure" else _union(self.data, anchors.as_data())
         loss: Loss = cross_entropy
@@ -70,12 +71,14 @@ class FedLGDClient(VirtualImagesClient, GlobalModelClient):
 
     def refine(self, method: FedLGD) -> None:
         """Take `local_steps` steps of IDM under the received model, and keep the images."""
+        self.need_distilled()
         distiller = IDM(
             lr=method.pixel_lr, momentum=method.pixel_momentum, real_batch=method.real_batch, augment=method.augment
         )
+        self.virtual.rest()
         for number in range(method.local_steps):
             distiller.iterate(self.virtual, self.real, self.model, self.stream(f"refine-{number}"))
-        self.virtual.more.clear()
+        self.virtual.rest()
         self.keep_virtual()
 
 
@@ -143,7 +146,8 @@ class FedLGD(VirtualImages, Strategy):
 
     def prepare(self, federation: Round) -> None:
         """Let each node make its images; make the global ones of what the nodes tell of theirs."""
-        classes, (channels, height, width) = len(federation.environment.data.classes), self._shape(federation)
+        data = federation.environment.data
+        classes, (channels, height, width) = len(data.classes), data.image_shape
         table = ArraySpec((classes, channels))
         positive = ArraySpec((classes, channels), between=(0, math.inf))
         told = {"means": table, "deviations": positive, "held": ArraySpec((classes,), torch.bool)}
@@ -159,9 +163,6 @@ class FedLGD(VirtualImages, Strategy):
         self._show(federation)
         self.distil(federation, nodes)
         self.show_images(federation)
-
-    def _shape(self, federation: Round) -> tuple[int, int, int]:
-        return federation.environment.data.image_shape
 
     def run_round(self, federation: Round) -> None:
         """Send model and schedule, average what comes back, match the change of the model in selected rounds."""
@@ -191,7 +192,9 @@ class FedLGD(VirtualImages, Strategy):
         network.load_state_dict(before)
         lr = federation.config.train.in_round(federation.number).optimizer.lr
         target = [
-            ((before[name] - self.weights[name]) / lr).to(environment.device) for name, _ in network.named_parameters()
+            ((before[name] - self.weights[name]) / lr).to(environment.device)
+            for name, parameter in network.named_parameters()
+            if parameter.requires_grad
         ]
         virtual = Virtual.of(self.anchors, environment.device)
         distiller = FGM(lr=self.pixel_lr, momentum=self.pixel_momentum, distance=self.distance)
@@ -224,7 +227,7 @@ class FedLGD(VirtualImages, Strategy):
         """Take back what `state` returned."""
         parts = parts_of(state)
         self.weights, self.anchors = parts.get("weights"), parts["anchors"]
-        self.holders = Holders(parts["holders"]["nodes"].tolist())
+        self.holders = Holders.of(parts["holders"]["nodes"])
 
 
 def average_statistics(means: Tensor, deviations: Tensor, held: Tensor) -> tuple[Tensor, Tensor, Tensor]:

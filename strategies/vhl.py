@@ -9,14 +9,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar, Literal, cast
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, cast
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedkd import Client, Expected, GlobalModelClient, Payload, Round, like, training, weighted_mean
+from fedkd import Client, Expected, GlobalModelClient, InputError, Payload, Round, like, training, weighted_mean
+from fedkd.batches import Preprocess
+from fedkd.datasets import Images
 from fedkd.holders import Holders
 from fedkd.losses import supervised_contrast
 from fedkd.payload import Tensors, copied, parts_of, under
@@ -24,6 +26,9 @@ from fedkd.streams import default_stream
 from fedkd.training import Loss
 
 from .fedavg import FedAvg
+
+if TYPE_CHECKING:
+    from fedkd import Environment
 
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -39,8 +44,8 @@ class VHLClient(GlobalModelClient):
     def fit(self, request: Payload) -> Payload:
         """Train the received weights, and with `labels` = "extra" the classifier of noise; return both."""
         method = cast(VHL, self.strategy)
-        parts = parts_of(request.weights)
-        self.load_model(parts["model"])
+        weights, kept_head = _split(request.weights)
+        self.load_model(weights)
         if request.images:
             self.keep(_NOISE, {**request.images, **request.indices})
         kept = self.recall(_NOISE)
@@ -49,7 +54,7 @@ class VHLClient(GlobalModelClient):
         trained, head = nn.ModuleList([self.model]), None
         if method.labels == "extra":
             head = method.new_head(self.model).to(self.environment.device)
-            head.load_state_dict(parts[_HEAD])
+            head.load_state_dict(kept_head)
             trained.append(head)
         settings = self.settings
         value = training.train(
@@ -64,20 +69,26 @@ class VHLClient(GlobalModelClient):
             steps=settings.steps,
             clip=settings.clip,
             loss=virtual_homogeneity_loss(
-                self.environment.preprocess(kept["images"].numpy()),
-                kept["labels"].to(self.environment.device),
+                Images(kept["images"].numpy(), kept["labels"].numpy()),
+                self.environment.preprocess,
                 head,
                 self.stream("noise-batches"),
                 method,
             ),
         )
         self.measure("personal_after_fit")
-        weights = under("model", self.weights()) | ({} if head is None else under(_HEAD, copied(head.state_dict())))
-        return Payload(weights=weights, numbers={"examples": len(self.data.labels), "loss": value})
+        trained_weights = self.weights() | ({} if head is None else under(_HEAD, copied(head.state_dict())))
+        return Payload(weights=trained_weights, numbers={"examples": len(self.data.labels), "loss": value})
+
+
+def _split(weights: Tensors) -> tuple[Tensors, Tensors]:
+    """Return the model's weights and those of the classifier of noise, which travel together."""
+    head = {name: tensor for name, tensor in weights.items() if name.startswith(f"{_HEAD}/")}
+    return {name: tensor for name, tensor in weights.items() if name not in head}, parts_of(head).get(_HEAD, {})
 
 
 def virtual_homogeneity_loss(
-    noise: Tensor, noise_labels: Tensor, head: nn.Module | None, stream: torch.Generator, method: VHL
+    noise: Images, preprocess: Preprocess, head: nn.Module | None, stream: torch.Generator, method: VHL
 ) -> Loss:
     """Return CE(x, y) + alpha CE(n, y_n) + align L_con(x and n, n's features detached) + noise_align L_con(n).
 
@@ -85,13 +96,13 @@ def virtual_homogeneity_loss(
     its own: the logits of both are those of the classes and then those of the head. L_con matches classes by number
     either way (Tang et al.; the code: `proxy_align_loss`).
     """
-    size = min(method.noise_batch_size, len(noise))
+    size = min(method.noise_batch_size, len(noise.labels))
 
     def loss(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-        chosen = torch.randperm(len(noise), generator=stream)[:size].to(noise.device)
-        features = cast(Callable[[Tensor], Tensor], model.features)(torch.cat([images, noise[chosen]]))
+        drawn = noise.take(torch.randperm(len(noise.labels), generator=stream)[:size].numpy())
+        features = cast(Callable[[Tensor], Tensor], model.features)(torch.cat([images, preprocess(drawn.images)]))
         logits = cast(nn.Module, model.classifier)(features)
-        wanted, shift = noise_labels[chosen], 0
+        wanted, shift = torch.from_numpy(drawn.labels).to(labels.device), 0
         if head is not None:
             shift = logits.shape[1]
             logits = torch.cat([logits, head(features)], dim=1)
@@ -140,6 +151,11 @@ class VHL(FedAvg):
         classifier = cast(nn.Linear, model.classifier)
         return nn.Linear(classifier.in_features, classifier.out_features)
 
+    def check(self, environment: Environment) -> None:
+        """Refuse models that no classifier of noise fits beside."""
+        if self.labels == "extra" and not isinstance(environment.model(0).classifier, nn.Linear):
+            raise InputError('strategy.labels = "extra" needs a model whose classifier is one linear layer.')
+
     def prepare(self, federation: Round) -> None:
         """Draw the noise images, and the classifier of noise."""
         environment = federation.environment
@@ -149,7 +165,7 @@ class VHL(FedAvg):
             generator = StyleGenerator(side, self.style, self.generator_width).to(environment.device)
             means = self.z_mean * torch.randn(classes, self.style)
             rows = []
-            for mean in means:
+            for mean in federation.track("noise images", list(means)):
                 z = mean + self.z_deviation * torch.randn(self.noise_per_class, self.style)
                 for part in z.to(environment.device).split(100):
                     images = F.interpolate(generator(part), (height, width), mode="bilinear", antialias=True)
@@ -166,7 +182,7 @@ class VHL(FedAvg):
     def run_round(self, federation: Round) -> None:
         """Send the model, and the noise images to nodes that lack them; average what comes back."""
         assert self.weights is not None
-        sent = under("model", self.weights) | under(_HEAD, self.head)
+        sent = self.weights | under(_HEAD, self.head)
         plain = Payload(weights=sent)
         images, labels = {"images": self.noise["images"]}, {"labels": self.noise["labels"]}
         full = Payload(weights=sent, images=images, indices=labels)
@@ -174,8 +190,7 @@ class VHL(FedAvg):
         expect = Expected(weights=like(sent), numbers={"examples": (1, math.inf), "loss": (-math.inf, math.inf)})
         merged = federation.ask("fit", down, expect=expect, merge=weighted_mean)
         self.holders.note(federation, "fit")
-        parts = parts_of(merged.weights)
-        self.weights, self.head = parts["model"], parts.get(_HEAD, {})
+        self.weights, self.head = _split(merged.weights)
         federation.log("train_loss", merged.numbers["loss"])
 
     def state(self) -> Tensors:
@@ -188,7 +203,7 @@ class VHL(FedAvg):
         """Take back what `state` returned."""
         parts = parts_of(state)
         self.weights, self.noise, self.head = parts.get("weights"), parts["noise"], parts.get("head", {})
-        self.holders = Holders(parts["holders"]["nodes"].tolist())
+        self.holders = Holders.of(parts["holders"]["nodes"])
 
 
 class StyleGenerator(nn.Module):

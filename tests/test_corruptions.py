@@ -152,11 +152,14 @@ def test_the_set_has_nine_tenths_of_each_severity_to_train(tmp_path: Path) -> No
     clean = read("cifar10", tmp_path)
     assert np.array_equal(data.test.images[8:], corrupted("contrast", clean.test.images, 5, tmp_path)[18:])
     assert len(data.mean) == 3
-    (tmp_path / "cifar10.npz").touch()
     kept = tmp_path / "cifar10c" / "contrast.npz"
     assert kept.is_file()
     assert np.array_equal(read("cifar10c:contrast", tmp_path).train.images, data.train.images)
     assert [p.name for p in kept.parent.iterdir()] == ["contrast.npz"]
+    kept.write_bytes(b"damaged")
+    assert np.array_equal(read("cifar10c:contrast", tmp_path).train.images, data.train.images)
+    write_clean(tmp_path, 40)  # another clean set: what was kept is of no use
+    assert len(read("cifar10c:contrast", tmp_path).train.labels) == 180
 
 
 def test_frost_takes_photographs_from_a_folder_or_says_where_to_get_them(

@@ -58,6 +58,36 @@ def test_interrupted_and_resumed_is_the_whole(tmp_path: Path, name: str) -> None
     assert whole == halves
 
 
+def test_a_network_with_dropout_draws_from_streams_too(tmp_path: Path) -> None:
+    (tmp_path / "dropping.py").write_text(
+        "from torch import nn\nfrom fedkd.models import Classifier\n"
+        "def build(shape, classes):\n"
+        "    trunk = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Dropout(0.5))\n"
+        "    return Classifier(trunk, 16, classes)\n"
+    )
+    changes = {"model": {"name": f"{tmp_path / 'dropping.py'}:build"}, "evaluate": {"networks": 1, "epochs": 2}}
+    for name in ("dm", "fgm"):
+        for trial in ("one", "two"):
+            distill(config(distiller={"name": name}, **changes), tmp_path / f"{name}-{trial}")
+        one, two = (tmp_path / f"{name}-{trial}" for trial in ("one", "two"))
+        assert (one / "virtual.safetensors").read_bytes() == (two / "virtual.safetensors").read_bytes()
+        assert lines(one) == lines(two)
+
+
+def test_soft_labels_are_kept_and_drawn(tmp_path: Path) -> None:
+    (tmp_path / "soft.py").write_text(
+        "import torch\nfrom fedkd.distillers import DM\n"
+        "class Soft(DM):\n"
+        "    def iterate(self, virtual, truth, network, stream):\n"
+        "        if virtual.labels.dim() == 1:\n"
+        "            virtual.labels = 0.9 * torch.nn.functional.one_hot(virtual.labels, 10).float() + 0.01\n"
+        "        return super().iterate(virtual, truth, network, stream)\n"
+    )
+    distill(config(distiller={"name": f"{tmp_path / 'soft.py'}:Soft"}), tmp_path / "run")
+    assert load_file(tmp_path / "run" / "virtual.safetensors")["labels"].shape == (20, 10)
+    assert (tmp_path / "run" / "figures" / "virtual.png").is_file()
+
+
 def test_the_folder_holds_images_and_pictures(tmp_path: Path) -> None:
     distill(config(), tmp_path / "run")
     tensors = load_file(tmp_path / "run" / "virtual.safetensors")

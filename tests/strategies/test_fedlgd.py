@@ -12,10 +12,13 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedkd import Environment, InputError
+from fedkd import Environment, InputError, Payload, RunError
 from fedkd.checkpoints import latest, load_nodes, load_server
 from fedkd.config import Config
+from fedkd.datasets import Images
 from fedkd.distillers import DM, FGM, IDM, RealImages, Virtual, class_statistics, normal_images
+from fedkd.federated import FederatedData
+from fedkd.holders import Holders
 from fedkd.losses import kernel_discrepancy, supervised_contrast
 from fedkd.models import build
 from fedkd.payload import Tensors, parts_of, tensors_of
@@ -106,9 +109,9 @@ def replay(config: Config, variant: str) -> tuple[Tensors, Tensor, dict[int, Ten
     anchors = Virtual(*normal_images(mean[0], mean[1], held.any(0), method.server_ipc, shape[1:], first))
     for i in range(count):
         for step in range(method.initial_steps):
-            stream = torch_stream(seed, 0, i, f"distil/step-{step}")
-            with default_stream(stream):
+            with default_stream(torch_stream(seed, 0, i, f"distil/network-{step}")):
                 network = environment.new_model(0)
+            stream = torch_stream(seed, 0, i, f"distil/step-{step}")
             DM(real_batch=method.real_batch).iterate(local[i], real[i], network, stream)
     theta = environment.initial_weights()
     for t in range(config.rounds):
@@ -292,16 +295,96 @@ WRAPPED = {
 
 
 @pytest.mark.parametrize("strategy", WRAPPED.values(), ids=WRAPPED.keys())
-def test_it_goes_below_and_above_other_methods(tiny: Make, tmp_path: Path, strategy: dict) -> None:
+def test_it_goes_below_and_above_other_methods(
+    tiny: Make, tmp_path: Path, strategy: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+    original = FederatedData.train_of
+    monkeypatch.setattr(FederatedData, "train_of", lambda self, node: (read.append(node), original(self, node))[1])
     summary = run(tiny({"model": NET, "strategy": strategy, "cohort": 4}), tmp_path / "run")
     assert summary["failures"] == 0
     assert np.isfinite(summary["final"]["global/loss"])
+    if strategy["name"] == "fedavg_virtual":  # to begin and to distil; never in a round, whatever the base
+        assert sorted(read) == sorted([*range(6)] * 2)
+
+
+def test_a_picture_that_fails_ends_no_run(tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: VirtualImagesClient, request: Payload) -> Payload:
+        raise RuntimeError("no picture today")
+
+    monkeypatch.setattr(VirtualImagesClient, "reveal", fail)
+    summary = run(tiny({"model": NET, "strategy": {**LGD, "show_local": True}}), tmp_path / "run")
+    assert summary["status"] == "completed"
+    assert "no picture today" in lines(tmp_path / "run")[1]["failures"][0]["reason"]
+
+
+@pytest.mark.parametrize("strategy", [LGD, {**QUICK, "name": "fedavg_virtual"}], ids=["fedlgd", "fedavg_virtual"])
+def test_a_node_that_misses_the_distillation_does_not_train_on_noise(
+    tiny: Make, tmp_path: Path, strategy: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    distil = VirtualImagesClient.distil
+
+    def fail(self: VirtualImagesClient, request: Payload) -> Payload:
+        if self.node == 0:
+            raise RuntimeError("out of power")
+        return distil(self, request)
+
+    monkeypatch.setattr(VirtualImagesClient, "distil", fail)
+    run(tiny({"model": NET, "strategy": strategy}), tmp_path / "run")
+    for line in lines(tmp_path / "run")[1:]:
+        (failure,) = line["failures"]
+        assert failure["node"] == 0
+        assert "0 of 2 initial steps" in failure["reason"]
+
+
+def test_a_chunk_that_was_missed_is_made_up_for(tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedkd.strategies.fedavg_virtual._CHUNK", 1)
+    config = tiny({"model": NET, "rounds": 1, "strategy": {**QUICK, "name": "fedavg_virtual"}})
+    run(config, tmp_path / "whole")
+    distil = VirtualImagesClient.distil
+
+    def fail(self: VirtualImagesClient, request: Payload) -> Payload:
+        if self.node == 0 and request.numbers["end"] == 1:
+            raise RuntimeError("away for a moment")
+        return distil(self, request)
+
+    monkeypatch.setattr(VirtualImagesClient, "distil", fail)
+    run(config, tmp_path / "missed")
+    assert torch.equal(virtual_of(tmp_path / "missed")[0]["images"], virtual_of(tmp_path / "whole")[0]["images"])
+
+
+def test_refining_leaves_the_statistics_of_batch_norm_alone(tiny: Make, tmp_path: Path) -> None:
+    found = {}
+    for steps in (0, 5):
+        strategy = {**LGD, "local_steps": steps, "pixel_lr": 1e-12, "global_steps": 0, "gap": 1}
+        config = tiny({"model": {**NET, "norm": "batch"}, "rounds": 3, "strategy": strategy})
+        run(config, tmp_path / str(steps))
+        found[steps] = server(tmp_path / str(steps))["weights"]
+    for name, tensor in found[0].items():
+        torch.testing.assert_close(found[5][name], tensor, atol=1e-4, rtol=1e-3)
+
+
+def test_a_last_batch_of_one_image_is_no_trouble(tiny: Make, tmp_path: Path) -> None:
+    partition = {"scheme": "client_dirichlet", "clients": 3, "alpha": 9.0, "size": 17}
+    for name in ("supcon_only", "vhl"):
+        extra = {"noise_per_class": 1, "noise_batch_size": 1, "generator_width": 4} if name == "vhl" else {}
+        config = tiny({"model": NET, "data.partition": partition, "strategy": {"name": name, **extra}})
+        assert run(config, tmp_path / name)["failures"] == 0
+    alone = torch.ones(1, 4, requires_grad=True)
+    supervised_contrast(alone, torch.tensor([1])).backward()
+    assert alone.grad is not None
+    assert not alone.grad.any()
 
 
 def test_global_images_that_diverge_end_the_run_with_a_reason(tiny: Make, tmp_path: Path) -> None:
     strategy = {**LGD, "initial_steps": 0, "pixel_lr": 1e38, "global_steps": 5, "distance": "squares"}
-    with pytest.raises(Exception, match="lower strategy.pixel_lr"):
+    with pytest.raises(RunError, match="lower strategy.pixel_lr"):
         run(tiny({"model": NET, "strategy": strategy}), tmp_path / "run")
+
+
+def test_holders_of_any_id_come_back() -> None:
+    nodes = {0, 7, 2**64 - 1}
+    assert Holders.of(Holders(list(nodes)).tensor()).nodes == nodes
 
 
 # The baselines on virtual images
@@ -352,13 +435,15 @@ def test_supcon_without_its_term_is_fedavg(tiny: Make, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("labels", ["extra", "shared"])
-def test_the_loss_of_vhl_by_its_parts(labels: str) -> None:
+def test_the_loss_of_vhl_by_its_parts(tiny: Make, labels: str) -> None:
     method = VHL(labels=labels, noise_batch_size=100, alpha=0.7, align=2.0, noise_align=0.3)  # type: ignore[arg-type]
     model = build("convnet", {"channels": [8, 8]}, (1, 8, 8), 3)
     head = method.new_head(model) if labels == "extra" else None
     images, wanted = noise(5, 1, 8, 8), torch.tensor([0, 1, 2, 0, 1])
     virtual, given = noise(6, 1, 8, 8, seed=1), torch.tensor([0, 0, 1, 1, 2, 2])
-    found = virtual_homogeneity_loss(virtual, given, head, torch.Generator(), method)(model, images, wanted)
+    shared = Images(virtual.numpy(), given.numpy())
+    preprocess = Environment(tiny()).preprocess
+    found = virtual_homogeneity_loss(shared, preprocess, head, torch.Generator(), method)(model, images, wanted)
     f, g = model.features(images), model.features(virtual)
     rows = [nn.Linear.forward(model.classifier, x) for x in (f, g)]
     if head is not None:
