@@ -139,20 +139,23 @@ class Client:
         optimizer: Sgd | Adam | None = None,
         loss: Loss = cross_entropy,
         augment: bool = True,
+        beside: nn.Module | None = None,
     ) -> float:
         """Train the model on images and their targets; return the mean loss of the last epoch.
 
         What is not given comes from `[train]`. `purpose` names the random stream of the shuffles. Without `augment`
-        the images stay as they are, for targets that were taken on them.
+        the images stay as they are, for targets that were taken on them. `beside`: a module of the loss that the same
+        optimiser trains.
         """
         settings = self.settings
+        trained = self.model if beside is None else nn.ModuleList([self.model, beside])
         return training.train(
             self.model,
             data,
             targets,
             epochs=epochs if epochs is not None else settings.epochs,
             batch_size=batch_size or settings.batch_size,
-            optimizer=training.make_optimizer(self.model, optimizer or settings.optimizer),
+            optimizer=training.make_optimizer(trained, optimizer or settings.optimizer),
             preprocess=self.environment.preprocess,
             order=self.stream(purpose),
             steps=settings.steps if epochs is None else None,

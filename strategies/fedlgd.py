@@ -17,8 +17,18 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedkd import ArraySpec, Client, Expected, GlobalModelClient, Payload, Round, RunError, Strategy, like
-from fedkd import weighted_mean as mean_of_weights
+from fedkd import (
+    ArraySpec,
+    Client,
+    Expected,
+    GlobalModelClient,
+    Payload,
+    Round,
+    RunError,
+    Strategy,
+    like,
+    weighted_mean,
+)
 from fedkd.datasets import Images
 from fedkd.distillers import FGM, IDM, Distance, Virtual, normal_images
 from fedkd.holders import Holders
@@ -175,7 +185,7 @@ class FedLGD(VirtualImages, Strategy):
         full = Payload(weights=self.weights, images=images, indices=labels, numbers=numbers)
         expect = Expected(weights=like(self.weights), numbers={"examples": (1, 1), "loss": (-math.inf, math.inf)})
         down = self.holders.address(federation.cohort, plain, full)
-        merged = federation.ask("fit", down, expect=expect, merge=mean_of_weights)
+        merged = federation.ask("fit", down, expect=expect, merge=weighted_mean)
         self.holders.note(federation, "fit")
         before, self.weights = self.weights, merged.weights
         federation.log("train_loss", merged.numbers["loss"])

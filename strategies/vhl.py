@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedkd import Client, Expected, GlobalModelClient, InputError, Payload, Round, like, training, weighted_mean
+from fedkd import Client, Expected, GlobalModelClient, InputError, Payload, Round, like, weighted_mean
 from fedkd.batches import Preprocess
 from fedkd.datasets import Images
 from fedkd.holders import Holders
@@ -51,31 +51,13 @@ class VHLClient(GlobalModelClient):
         kept = self.recall(_NOISE)
         if kept is None:
             raise ValueError("this node has no noise images")
-        trained, head = nn.ModuleList([self.model]), None
+        head: nn.Module | None = None
         if method.labels == "extra":
             head = method.new_head(self.model).to(self.environment.device)
             head.load_state_dict(kept_head)
-            trained.append(head)
-        settings = self.settings
-        value = training.train(
-            self.model,
-            self.data,
-            self.labels,
-            epochs=settings.epochs,
-            batch_size=settings.batch_size,
-            optimizer=training.make_optimizer(trained, settings.optimizer),
-            preprocess=self.environment.preprocess,
-            order=self.stream("local-training"),
-            steps=settings.steps,
-            clip=settings.clip,
-            loss=virtual_homogeneity_loss(
-                Images(kept["images"].numpy(), kept["labels"].numpy()),
-                self.environment.preprocess,
-                head,
-                self.stream("noise-batches"),
-                method,
-            ),
-        )
+        noise = Images(kept["images"].numpy(), kept["labels"].numpy())
+        loss = virtual_homogeneity_loss(noise, self.environment.preprocess, head, self.stream("noise-batches"), method)
+        value = self.train(self.data, self.labels, purpose="local-training", loss=loss, beside=head)
         self.measure("personal_after_fit")
         trained_weights = self.weights() | ({} if head is None else under(_HEAD, copied(head.state_dict())))
         return Payload(weights=trained_weights, numbers={"examples": len(self.data.labels), "loss": value})
