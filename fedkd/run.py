@@ -137,7 +137,9 @@ def draw(environment: Environment, folder: RunFolder) -> list[Path]:
     from . import figures  # matplotlib, which the run itself can do without
 
     config = environment.config
-    about = f"{config.strategy.name} on {', '.join(config.data.set_names)}, seed {config.seed}"
+    sets = config.data.set_names
+    named = ", ".join(sets) if len(sets) < 3 else f"{sets[0]} and {len(sets) - 1} sets more"  # titles are short
+    about = f"{config.strategy.name} on {named}, seed {config.seed}"
     curves = figures.draw_curves(folder.lines(), about, folder.figures / "curves.png")
     heat = figures.draw_partition(
         environment.data, f"{partition_name(config)}, seed {config.seed}", folder.figures / "partition.png"
@@ -152,5 +154,13 @@ def draw(environment: Environment, folder: RunFolder) -> list[Path]:
 def partition_name(config: Config) -> str:
     """Return the partition in words, such as `dirichlet (clients 20, alpha 0.1)`."""
     partition = config.data.partition
-    told = ", ".join(f"{key} {value}" for key, value in (partition.model_extra or {}).items())
-    return f"{partition.scheme} ({told})" if told else partition.scheme
+    return _in_words({"scheme": partition.scheme, **(partition.model_extra or {})})
+
+
+def _in_words(table: dict[str, Any]) -> str:
+    told = [
+        f"{key} {_in_words(value) if isinstance(value, dict) else value}"
+        for key, value in table.items()
+        if key != "scheme"
+    ]
+    return " ".join([str(table["scheme"]), *([f"({', '.join(told)})"] if told else [])])

@@ -5,6 +5,7 @@ import json
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ from typer.testing import CliRunner
 
 from fedkd import cli
 from fedkd.cli import app
+from fedkd.config import Config
+from fedkd.run import partition_name
 
 RUNNER = CliRunner()
 
@@ -194,3 +197,10 @@ def test_long_work_on_the_server_is_told_in_plain_lines(
         for done in range(3):
             progress.step(4, "server distillation", done, 2)
     assert capsys.readouterr().err == "round 4: server distillation 1/2\n"
+
+
+def test_a_partition_within_domains_is_told_in_words(tiny: Callable[..., Config]) -> None:
+    within = {"scheme": "dirichlet", "alpha": 0.5}
+    config = tiny({"data.partition": {"scheme": "domains", "per_domain": 3, "within": within}})
+    assert partition_name(config) == "domains (per_domain 3, within dirichlet (alpha 0.5))"
+    assert partition_name(tiny({"data.partition": {"scheme": "domains"}})) == "domains"
