@@ -30,10 +30,10 @@ from rich.console import Console
 from rich.table import Table
 from torch.nn import functional as F
 
-from fedkd.client import environment_here, make_client_app
 from fedkd.config import Config, parse_config
 from fedkd.environment import Environment
 from fedkd.flower import node_context
+from fedkd.onsite import SiteApp
 from fedkd.payload import RecordDict
 from fedkd.run import make_engine, make_server_app
 from fedkd.strategy import Record, Server
@@ -83,7 +83,7 @@ def flower(config: Config) -> list[float]:
             seconds.append(record.seconds["round"])
 
     environment = Environment(config)
-    client_app = make_client_app(environment.strategy, lambda: environment_here(config))
+    client_app = SiteApp(lambda run_config: config)
     server_app = make_server_app(Server(environment, on_round=note))
     resources = {"client_resources": {"num_cpus": 1, "num_gpus": 0.0}, "init_args": {"num_cpus": 2}}
     run_simulation(server_app, client_app, CLIENTS, backend_config=resources)  # type: ignore[arg-type]

@@ -11,7 +11,7 @@ import statistics
 import time
 
 import torch
-from flwr.app import Context, RecordDict
+from flwr.app import RecordDict
 
 from fedkd import Environment, Payload
 from fedkd.config import parse_config
@@ -35,8 +35,7 @@ def seconds(strategy: dict[str, object], data: FederatedData | None) -> tuple[fl
     request = Payload(weights=environment.strategy.initial_weights(environment))
     found = []
     for number in range(1, REPEATS + 1):
-        context = Context(0, 0, {"partition-id": 0}, RecordDict(), {})
-        client = environment.strategy.client_class()(environment, context, number, "fit", False)
+        client = environment.strategy.client_class()(environment, 0, RecordDict(), number, "fit", False)
         begin = time.perf_counter()
         getattr(client, "fit")(request)  # noqa: B009
         found.append((time.perf_counter() - begin) / STEPS)

@@ -30,7 +30,7 @@ def save(folder: Path, number: int, server: Tensors, nodes: Iterable[tuple[int, 
     _save(partial / _SERVER, server, {})
     count = 0
     for node, state in nodes:
-        _save_node(partial / _NODES / f"{node}.safetensors", state)
+        save_node(partial / _NODES / f"{node}.safetensors", state)
         count += 1
     (partial / _ABOUT).write_text(json.dumps({"round": number, "nodes": count}) + "\n")
     shutil.rmtree(target, ignore_errors=True)
@@ -40,7 +40,8 @@ def save(folder: Path, number: int, server: Tensors, nodes: Iterable[tuple[int, 
     return target
 
 
-def _save_node(path: Path, state: RecordDict) -> None:
+def save_node(path: Path, state: RecordDict) -> None:
+    """Write a node's state into a file."""
     tensors: Tensors = {}
     others: dict[str, Any] = {}
     for key, record in state.items():
@@ -86,12 +87,17 @@ def load_server(checkpoint: Path) -> Tensors:
 def load_nodes(checkpoint: Path) -> Iterator[tuple[int, RecordDict]]:
     """Yield the nodes' states, by node. Raises InputError naming a damaged file."""
     for path in sorted((checkpoint / _NODES).glob("*.safetensors"), key=lambda path: int(path.stem)):
-        tensors, others = _load(path)
-        records: dict[str, Tensors] = {}
-        for key, tensor in tensors.items():
-            record, name = key.split("\n", 1)
-            records.setdefault(record, {})[name] = tensor
-        state = RecordDict({key: array_record(arrays) for key, arrays in records.items()})
-        for key, entry in others.items():
-            state[key] = (MetricRecord if entry["kind"] == "MetricRecord" else ConfigRecord)(entry["values"])
-        yield int(path.stem), state
+        yield int(path.stem), load_node(path)
+
+
+def load_node(path: Path) -> RecordDict:
+    """Return the node's state in a file. Raises InputError naming a damaged one."""
+    tensors, others = _load(path)
+    records: dict[str, Tensors] = {}
+    for key, tensor in tensors.items():
+        record, name = key.split("\n", 1)
+        records.setdefault(record, {})[name] = tensor
+    state = RecordDict({key: array_record(arrays) for key, arrays in records.items()})
+    for key, entry in others.items():
+        state[key] = (MetricRecord if entry["kind"] == "MetricRecord" else ConfigRecord)(entry["values"])
+    return state

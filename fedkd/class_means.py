@@ -40,7 +40,7 @@ class ClassMeans:
 def expected_means(kind: str, classes: int, width: int, *, counts: bool = False) -> Expected:
     """Return what `ClassMeans.payload` must look like on arrival."""
     if counts:
-        told = ArraySpec((classes,), torch.int32, between=(0, 2**31 - 1))
+        told = ArraySpec((classes,), torch.int32, counts=True)
     else:
         told = ArraySpec((classes,), torch.uint8, between=(0, 1))
     expected = Expected(statistics={"counts" if counts else "present": told})

@@ -1,4 +1,4 @@
-"""The command line: `fedkd run`, `distill`, `list`, `partition`. Torch is imported only by what needs it."""
+"""The command line: `fedkd run`, `distill`, `list`, `partition`, `deploy`. Torch is imported only by what needs it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import json as json_module
 import logging
 import os
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -17,9 +16,7 @@ import typer
 from .errors import InputError, RunError
 
 if TYPE_CHECKING:
-    from .environment import Environment
     from .federated import FederatedData
-    from .strategy import Record
 
 # Neither Flower nor Ray shall call home from a user's machine unless the user says so.
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
@@ -68,13 +65,13 @@ def run(
         _quiet()
         from . import run as runs
         from .config import read_config
-        from .runfolder import free_folder, refuse_used
+        from .progress import Progress
+        from .runfolder import refuse_used, run_folder_of
 
-        progress = _Progress()
+        progress = Progress(sys.stderr)
         if config is not None:
             parsed = read_config(config, overrides or [])
-            name = f"{parsed.strategy.name.rsplit(':', 1)[-1]}-{parsed.data.set_names[0].rsplit('/', 1)[-1]}"
-            folder = out or free_folder(Path("runs"), f"{name.replace(':', '-')}-seed{parsed.seed}")
+            folder = out or run_folder_of(parsed)
             refuse_used(folder)
             with progress:
                 summary = runs.run(parsed, folder, progress.update, progress.step)
@@ -101,9 +98,10 @@ def distill(
         _refuse_mixed(config, out, overrides, resume)
         from . import distill as distillations
         from .config import read_distill_config
+        from .progress import Progress
         from .runfolder import free_folder, refuse_used
 
-        progress = _Progress("iteration")
+        progress = Progress(sys.stderr, "iteration")
         if config is not None:
             parsed = read_distill_config(config, overrides or [])
             name = f"distill-{parsed.distiller.name.rsplit(':', 1)[-1]}-{parsed.data.name.rsplit('/', 1)[-1]}"
@@ -169,19 +167,54 @@ def partition(
     config: Annotated[Path, typer.Argument(help="A TOML run file.")],
     overrides: Overrides = None,
     out: Annotated[Path, typer.Option(help="The picture of the label heat map.")] = Path("partition.png"),
+    write: Annotated[
+        Path | None, typer.Option(help="A folder for each node's images, as a set of its own: node-0.npz, ...")
+    ] = None,
 ) -> None:
-    """Print who holds what, and draw the label heat map."""
+    """Print who holds what, draw the label heat map, and write each node's images where a folder is given."""
     with _exit_codes():
         from .config import read_config
-        from .federated import federate
+        from .federated import federate, write_sets
         from .figures import draw_partition
         from .run import partition_name
 
         parsed = read_config(config, overrides or [])
+        if parsed.data.partition is None:
+            raise InputError("data.sites: the images are at the sites; there is no partition to show.")
         data = federate(parsed.data, parsed.seed)
         _print_partition(data)
         seed = parsed.seed if parsed.data.partition.seed is None else parsed.data.partition.seed
+        if write is not None:
+            typer.echo("sets: " + " ".join(str(path) for path in write_sets(data, write)))
         typer.echo(f"label heat map: {draw_partition(data, f'{partition_name(parsed)}, seed {seed}', out)}")
+
+
+deploy = typer.Typer(help="A federation of real sites.", no_args_is_help=True)
+app.add_typer(deploy, name="deploy")
+
+
+@deploy.command()
+def init(
+    folder: Annotated[Path, typer.Argument(help="A new folder for the federation.")],
+    config: Annotated[Path, typer.Option(help="The run file.")],
+    sites: Annotated[int, typer.Option(min=1, help="How many sites.")],
+    host: Annotated[str, typer.Option(help="Where sites reach the server: a name or an address.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="And the port.")] = 9443,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="No encryption, no authentication: for trials only.")
+    ] = False,
+) -> None:
+    """Write a federation, ready to start: certificates, keys, start scripts, a README of five steps."""
+    with _exit_codes():
+        from .provision import provision
+
+        provision(folder, config, sites, host, port, insecure=insecure)
+        typer.echo(f"{folder}: {sites} sites{', INSECURE' if insecure else ''}. Go on with {folder / 'README.md'}.")
+
+
+@deploy.callback()
+def _deploy() -> None:
+    """Keep `init` a command of its own."""
 
 
 def _quiet() -> None:
@@ -235,81 +268,6 @@ def _human(size: float) -> str:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1000
     raise AssertionError
-
-
-_QUIET_SECONDS = 10.0  # between two lines about the same round
-
-
-class _Progress:
-    """A bar with the current metrics and the time left; plain lines where the output is no terminal."""
-
-    def __init__(self, unit: str = "round") -> None:
-        self._unit = unit
-        self._begin = time.monotonic()
-        self._first: int | None = None
-        self._shown = ""
-        self._bar: Any = None
-        self._task: Any = None
-        self._step_task: Any = None
-        self._told = self._begin
-
-    def __enter__(self) -> _Progress:
-        if sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-            columns = (
-                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("left"),
-                TimeRemainingColumn(),
-            )  # fmt: skip
-            self._bar = Progress(*columns, console=Console(stderr=True))
-            self._bar.start()
-            self._task = self._bar.add_task("starting", total=None)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-
-    def update(self, record: Record, environment: Environment) -> None:
-        """Show the round that has ended."""
-        for failure in record.failures:
-            self._line(f"round {record.number}: node {failure['node']}, {failure['action']}: {failure['reason']}")
-        self.advance(record.number, environment.config.rounds, record.metrics)
-
-    def advance(self, number: int, total: int, metrics: dict[str, float]) -> None:
-        """Show that so many are done; of those that nothing was measured in, a line every ten seconds at most."""
-        if self._first is None:
-            self._first, self._begin = number, time.monotonic()
-        shown = [(n, v) for n, v in sorted(metrics.items()) if n.endswith("accuracy")]
-        if shown:
-            self._shown = "  ".join(f"{name} {value:.3f}" for name, value in shown)
-        if self._bar is not None:
-            self._bar.update(self._task, total=total, completed=number, description=self._shown)
-            return
-        if self._unit != "round" and not shown and time.monotonic() - self._told < _QUIET_SECONDS:
-            return
-        self._told = time.monotonic()
-        done = number - self._first
-        left = (time.monotonic() - self._begin) / done * (total - number) if done else 0.0
-        text = f"{self._unit} {number}/{total}" + (f"  {self._shown}" if shown else "")
-        self._line(text + (f"  left {left:.0f} s" if done and number < total else ""))
-
-    def step(self, number: int, what: str, done: int, total: int) -> None:
-        """Show how far long work on the server is: a second bar, or a line every ten seconds."""
-        if self._bar is not None:
-            if self._step_task is None:
-                self._step_task = self._bar.add_task(what, total=total)
-            self._bar.update(self._step_task, description=what, completed=done, total=total, visible=done < total)
-        elif time.monotonic() - self._told > _QUIET_SECONDS and 0 < done < total:
-            self._told = time.monotonic()
-            self._line(f"round {number}: {what} {done}/{total}")
-
-    def _line(self, text: str) -> None:
-        if self._bar is not None:
-            self._bar.console.print(text, highlight=False)
-        else:
-            typer.echo(text, err=True)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import traceback
 from collections.abc import Callable
 from functools import cached_property
 from typing import TYPE_CHECKING, cast
@@ -13,9 +14,10 @@ from flwr.clientapp import ClientApp
 from torch import Tensor, nn
 
 from . import training
-from .config import Adam, Config, Sgd, TrainConfig
+from .config import Adam, Sgd, TrainConfig
 from .datasets import Images
-from .payload import FLOWER_ARRAYS, REPORT, ROUND, Payload, Tensors, array_record, from_records, tensors_of
+from .flower import error_reply
+from .payload import FLOWER_ARRAYS, NODE, REPORT, ROUND, Payload, Tensors, array_record, from_records, tensors_of
 from .streams import default_stream, torch_stream
 from .training import Loss, cross_entropy
 
@@ -36,12 +38,17 @@ class Client:
 
     strategy: Strategy
 
-    def __init__(self, environment: Environment, context: Context, number: int, action: str, measured: bool) -> None:
-        """Make the client of one request. `measured`: whether the server wants this node's metrics in this round."""
+    def __init__(
+        self, environment: Environment, node: int, state: RecordDict, number: int, action: str, measured: bool
+    ) -> None:
+        """Make the client of one request, in round `number`.
+
+        `node`: its number in the federation. `measured`: whether the server wants its metrics in this round.
+        """
         self.environment = environment
         self.strategy = environment.strategy.innermost
-        self.node = int(context.node_config.get("partition-id", context.node_id))
-        self.state: RecordDict = context.state
+        self.node = node
+        self.state = state
         self.round = number
         self.action = action
         self.measured = measured
@@ -93,6 +100,11 @@ class Client:
         return None if record is None else tensors_of(record)
 
     # Its model
+
+    @property
+    def has_model(self) -> bool:
+        """Return whether the node keeps a personal model from an earlier request."""
+        return _MODEL in self.state.array_records
 
     @cached_property
     def model(self) -> nn.Module:
@@ -205,7 +217,7 @@ class Client:
             self.load_model(request.weights)
         for metric, value in self.score(self.test_data).items():
             self.report(f"personal/{metric}", value)
-        if not request.weights:  # else it is the same for all nodes, and the server measures it
+        if not request.weights and len(self.environment.data.test.labels):  # else the server measures it, or nobody can
             self.report("personal_global_test/accuracy", self.score(self.environment.data.test)["accuracy"])
         return Payload()
 
@@ -277,22 +289,22 @@ def _call(
     environment: Environment, message: Message, context: Context, action: str
 ) -> tuple[Payload, dict[str, float]]:
     told = message.content.config_records.get(ROUND, ConfigRecord())
-    measured = message.metadata.dst_node_id in cast(list[int], told.get("measured", []))
+    node = cast(int, told.get(NODE, message.metadata.dst_node_id))
+    measured = node in cast(list[int], told.get("measured", []))
     number = int(message.metadata.group_id or 0)
-    client = environment.strategy.client_class()(environment, context, number, action, measured)
+    client = environment.strategy.client_class()(environment, node, context.state, number, action, measured)
     with default_stream(client.stream("default")):
         reply = getattr(client, action)(from_records(message.content))
     return reply, client.metrics
 
 
-_environments: dict[str, Environment] = {}
-
-
-def environment_here(config: Config) -> Environment:
-    """Return this process's environment of a config, made at the first call: for runtimes that start without one."""
-    from .environment import Environment
-
-    key = config.model_dump_json()
-    if key not in _environments:
-        _environments[key] = Environment(config)
-    return _environments[key]
+def call(app: ClientApp, message: Message, context: Context) -> Message:
+    """Return the reply of a ClientApp; of a client that raises, an error reply, and the context's state as it was."""
+    before = RecordDict(dict(context.state))
+    try:
+        return app(message, context)
+    except Exception as error:  # whatever a client raises is a failure of that node, and of no other
+        context.state = before
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{frame.filename.rsplit('/', 1)[-1]}:{frame.lineno}"
+        return error_reply(message, f"{type(error).__name__}: {error} ({where})")

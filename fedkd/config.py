@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args
 
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field
@@ -18,13 +18,31 @@ Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Group = Literal["color", "crop", "cutout", "flip", "scale", "rotate"]  # of differentiable augmentations
 GROUPS: tuple[Group, ...] = get_args(Group)
+Kind = Literal[
+    "weights",
+    "control_variates",
+    "logits",
+    "prototypes",
+    "images",
+    "statistics",
+    "generator",
+    "indices",
+]  # of arrays in a payload
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+
+class Limits(NamedTuple):
+    """The bytes that one message may have: in all, and of a kind of arrays."""
+
+    total: int
+    kinds: Mapping[str, int]
 
 
 class _Table(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=())
 
 
-_Kind = TypeVar("_Kind", bound=_Table)
+_TableKind = TypeVar("_TableKind", bound=_Table)
 
 
 class NamedTable(_Table):
@@ -90,12 +108,27 @@ class SetsConfig(_Table):
         return Path(self.root or os.environ.get("FEDKD_DATA") or "data")
 
 
+class RealSites(_Table):
+    """`data.sites`: real sites bring images of their own, of this form; the server has none of them."""
+
+    count: Count  # sites that a new federation waits for
+    classes: Annotated[list[str], Field(min_length=2)]
+    shape: tuple[Literal[1, 3], Count, Count]  # channels, height, width
+    server: str | None = None  # a named set of the server's own: test images, and those of data.validation
+
+    @pydantic.field_validator("shape", mode="before")
+    @classmethod
+    def _from_list(cls, value: Any) -> Any:
+        return tuple(value) if isinstance(value, list) else value
+
+
 class DataConfig(SetsConfig):
     """`[data]`: which images, of what form, and who holds them."""
 
     name: str | None = None
     names: Annotated[list[str], Field(min_length=1)] | None = None  # several sets, each a domain
-    partition: PartitionConfig
+    sites: RealSites | None = None  # neither: real sites bring their own
+    partition: PartitionConfig | None = None
     public: PublicConfig | None = None
     validation: ValidationConfig | None = None
     node_test: Count = 200  # test images a node, drawn by its own label distribution
@@ -103,14 +136,27 @@ class DataConfig(SetsConfig):
 
     @pydantic.model_validator(mode="after")
     def _one_of(self) -> DataConfig:
-        if (self.name is None) == (self.names is None):
-            raise ValueError("set either name (one set) or names (several sets, each a domain)")
+        if [self.name, self.names, self.sites].count(None) != 2:
+            raise ValueError("set either name (one set), names (several sets, each a domain) or sites (real sites)")
+        if self.sites is None and self.partition is None:
+            raise ValueError("partition is missing: who holds what of the images")
+        if self.sites is not None and self.partition is not None:
+            raise ValueError("sites bring images of their own; there is nothing for partition to split")
+        if self.sites is not None and self.public is not None and self.public.name is None:
+            raise ValueError("public needs a name: a set that the server and all sites hold beside their own images")
+        if self.sites is not None and self.validation is not None and self.sites.server is None:
+            raise ValueError("validation is taken out of sites.server, a set of the server's own, which is missing")
         return self
 
     @property
     def set_names(self) -> list[str]:
-        """Return the named sets, one or several."""
-        return list(self.names or [str(self.name)])
+        """Return the named sets, one or several; `sites` where real sites bring theirs."""
+        return ["sites"] if self.sites is not None else list(self.names or [str(self.name)])
+
+    @property
+    def split_seed(self) -> int | None:
+        """Return the seed of the split, where it is another than the run's."""
+        return None if self.partition is None else self.partition.seed
 
 
 class Sgd(_Table):
@@ -204,6 +250,7 @@ class Config(_Table):
     min_replies: Count = 1  # fewer good replies than this to one request end the run
     timeout: Annotated[float, Field(gt=0)] | None = None  # seconds to wait for the replies to one request
     payload_limit: Count = 2**30  # bytes of one message
+    payload_limits: dict[Kind, Count] = {}  # of them, bytes of one kind of arrays
     data: DataConfig
     model: ModelConfig
     train: TrainConfig = TrainConfig()
@@ -211,6 +258,11 @@ class Config(_Table):
     engine: NamedTable = NamedTable(name="inline")
     evaluate: EvaluateConfig = EvaluateConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+
+    @property
+    def limits(self) -> Limits:
+        """Return the bytes that one message may have."""
+        return Limits(self.payload_limit, {kind: limit for kind, limit in self.payload_limits.items()})
 
 
 class SetConfig(SetsConfig):
@@ -274,7 +326,7 @@ def parse_config(table: dict[str, Any], source: str = "config") -> Config:
     return _parsed(Config, table, source)
 
 
-def _parsed(kind: type[_Kind], table: dict[str, Any], source: str) -> _Kind:
+def _parsed(kind: type[_TableKind], table: dict[str, Any], source: str) -> _TableKind:
     try:
         return kind.model_validate(table)
     except pydantic.ValidationError as error:

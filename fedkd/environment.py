@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from functools import cached_property
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from .batches import Preprocess
@@ -20,6 +22,20 @@ from .streams import Node, default_stream, torch_stream
 from .training import evaluate
 from .wrapper import make_strategy
 
+Threads = Annotated[int, Field(ge=1)]
+Device = Literal["auto", "cpu", "cuda"]
+
+
+def prepare_process(threads: int, device: Device, gpu: bool) -> str:
+    """Set the number of threads of a process that runs clients, and return its device.
+
+    One number of threads for all engines: sums in torch may depend on it. `gpu`: what `auto` stands for.
+    """
+    torch.set_num_threads(threads)
+    if device == "auto":
+        return "cuda" if gpu and torch.cuda.is_available() else "cpu"
+    return device
+
 
 class Environment:
     """The things around a method, made once a process. Model objects are kept and refilled."""
@@ -30,6 +46,7 @@ class Environment:
         self.config = config.model_copy(update={"strategy": table})
         self.data = data if data is not None else federate(config.data, config.seed)
         self.device = torch.device(device)
+        self.architecture_numbers: dict[int, int] = {}  # of nodes that said which they have
         self._models: dict[str, nn.Module] = {}
 
     def use_device(self, device: str) -> None:
@@ -54,11 +71,13 @@ class Environment:
             )
         for number in range(len(architectures)):
             self.model(number)
+        if config.data.sites is not None and self.strategy.pooled:
+            raise InputError(f"data.sites: {config.strategy.name} needs the sites' images, which the server lacks.")
         self.strategy.check(self)
 
     def architecture_of(self, node: int) -> int:
-        """Return the number of a node's architecture in `model.names`."""
-        return node % len(self.config.model.architectures)
+        """Return the number of a node's architecture in `model.names`: as it said, else they take turns."""
+        return self.architecture_numbers.get(node, node % len(self.config.model.architectures))
 
     def new_model(self, architecture: Architecture) -> nn.Module:
         """Return a new model object of an architecture, on the device; draws from torch's default stream."""

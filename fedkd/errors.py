@@ -20,3 +20,10 @@ def unknown(what: str, name: str, valid: Iterable[str]) -> InputError:
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else "."
     return InputError(f"{what}: unknown {name!r}{hint} Valid: {', '.join(names) or '(none)'}.")
+
+
+def on_one_line(text: str, most: int = 400) -> str:
+    """Return text of strangers as it can be shown: one line, nothing that moves a terminal, no more than so much."""
+    plain = "".join(c if c.isprintable() else " " for c in text)
+    plain = " ".join(plain.split())
+    return plain if len(plain) <= most else f"{plain[: most - 3]}..."

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
-from .config import DataConfig, SetConfig, SetsConfig
+from .config import DataConfig, RealSites, SetConfig, SetsConfig
 from .datasets import Dataset, Images, load
 from .errors import InputError
 from .partitions import Pool, allocate, split
@@ -46,7 +47,7 @@ class FederatedData:
     train_parts: Ragged
     test_parts: Ragged
     node_domains: np.ndarray  # of each node: the domain of most of its images
-    priors: np.ndarray  # nodes x classes: the label distribution of each node, as its test images follow it
+    priors: np.ndarray | None  # nodes x classes: each node's label distribution, as its test images follow it, if known
     public: Images | None
     validation: Images | None  # labelled images of the server's own
     public_labelled: bool
@@ -87,6 +88,9 @@ def federate(config: DataConfig, seed: int) -> FederatedData:
 
     The same config and seed give the same federation everywhere. Raises InputError for whatever cannot be met.
     """
+    if config.sites is not None:
+        return _without_images(config, config.sites, seed)
+    assert config.partition is not None
     seed = config.partition.seed if config.partition.seed is not None else seed
     sets = [_first_of_each(_load(config, name), config) for name in config.set_names]
     first = sets[0]
@@ -144,6 +148,118 @@ def federate(config: DataConfig, seed: int) -> FederatedData:
         mean=mean,
         deviation=deviation,
     )
+
+
+@dataclass(frozen=True)
+class SiteData(FederatedData):
+    """What a real site holds: its own images, whatever its number, and the public set."""
+
+    own_test: Images
+
+    def train_of(self, node: int) -> Images:
+        """Return the site's training images."""
+        return self.train
+
+    def test_of(self, node: int) -> Images:
+        """Return the site's test images."""
+        return self.own_test
+
+
+def site_data(config: DataConfig, name: str, seed: int) -> SiteData:
+    """Return the data of a real site whose own images are those of a named set. Raises InputError where they are wrong.
+
+    Whether they fit the federation is for the server to check, at the first contact.
+    """
+    own = _in_classes(_first_of_each(_load(config, name), config), config.sites)
+    if len(own.train.labels) == 0 or len(own.test.labels) == 0:
+        raise InputError(f"data = {name!r}: a site needs training and test images.")
+    public, _ = _public(config, own.train, seed, len(own.classes))
+    mean, deviation = _statistics(config, [own])
+    return SiteData(
+        train=own.train,
+        test=own.test.take(np.empty(0, np.int64)),
+        train_parts=Ragged.of([]),
+        test_parts=Ragged.of([]),
+        node_domains=np.empty(0, np.int64),
+        priors=None,
+        public=public,
+        validation=None,
+        public_labelled=bool(config.public and config.public.labelled),
+        classes=own.classes,
+        domain_names=("sites",),
+        mean=mean,
+        deviation=deviation,
+        own_test=own.test,
+    )
+
+
+def _in_classes(own: Dataset, sites: RealSites | None) -> Dataset:
+    """Return a site's set with the federation's classes; a site need not have images of each, but names them alike."""
+    if sites is None or not set(own.classes) <= set(sites.classes):
+        return own
+    labels = np.array([sites.classes.index(name) for name in own.classes])
+    train, test = (Images(part.images, labels[part.labels]) for part in (own.train, own.test))
+    return dataclasses.replace(own, train=train, test=test, classes=tuple(sites.classes))
+
+
+def _without_images(config: DataConfig, sites: RealSites, seed: int) -> FederatedData:
+    """Return what the server knows of a federation of real sites: the form of images, and what it holds itself."""
+    empty = Images(np.empty((0, *sites.shape), np.uint8), np.empty(0, np.int64))
+    test, validation = empty, None
+    own = Dataset(empty, empty, tuple(sites.classes), (0.5,) * sites.shape[0], (0.5,) * sites.shape[0])
+    if sites.server is not None:
+        held = _load(config, sites.server)
+        _refuse_unfit("data.sites.server", sites, held.classes, held.train.images.shape[1:])
+        test, (validation, _) = held.test, _validation(config, held.train, seed)
+    public, _ = _public(config, empty, seed, len(sites.classes))
+    mean, deviation = _statistics(config, [own])
+    return FederatedData(
+        train=empty,
+        test=test,
+        train_parts=Ragged.of([np.empty(0, np.int64)] * sites.count),
+        test_parts=Ragged.of([np.empty(0, np.int64)] * sites.count),
+        node_domains=np.zeros(sites.count, np.int64),
+        priors=None,
+        public=public,
+        validation=validation,
+        public_labelled=bool(config.public and config.public.labelled),
+        classes=tuple(sites.classes),
+        domain_names=("sites",),
+        mean=mean,
+        deviation=deviation,
+    )
+
+
+def write_sets(data: FederatedData, folder: Path) -> list[Path]:
+    """Write each node's images as a set of its own, `node-<n>.npz`, for trials with real sites; return the paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for node in range(data.clients):
+        arrays: dict[str, np.ndarray] = {"classes": np.array(data.classes)}
+        for part, images in (("train", data.train_of(node)), ("test", data.test_of(node))):
+            arrays[f"x_{part}"], arrays[f"y_{part}"] = images.images.transpose(0, 2, 3, 1), images.labels
+        paths.append(folder / f"node-{node}.npz")
+        np.savez_compressed(paths[-1], allow_pickle=False, **arrays)
+    return paths
+
+
+def misfit(sites: RealSites, classes: tuple[str, ...], shape: tuple[int, ...]) -> str | None:
+    """Return what is wrong with images of these classes and this shape for a federation of real sites, if anything."""
+    if classes != tuple(sites.classes):
+        return f"its classes are {_some(classes)}; data.sites.classes are {_some(tuple(sites.classes))}"
+    if shape != tuple(sites.shape):
+        have, want = ("x".join(map(str, one)) for one in (shape, sites.shape))
+        return f"its images are {have} (channels x height x width), data.sites.shape is {want}"
+    return None
+
+
+def _refuse_unfit(key: str, sites: RealSites, classes: tuple[str, ...], shape: tuple[int, ...]) -> None:
+    if (reason := misfit(sites, classes, shape)) is not None:
+        raise InputError(f"{key}: {reason}; data.size and data.channels bring images to one shape.")
+
+
+def _some(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:10]) + (f", ... ({len(names)})" if len(names) > 10 else "")
 
 
 def named_set(config: SetConfig) -> Dataset:

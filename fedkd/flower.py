@@ -1,7 +1,7 @@
 """The one module that touches what Flower does not make public; tests/test_flower.py says so when Flower changes.
 
 Flower gives a message its sender from a process-wide identity that its own runtimes set, and an id in its SuperLink.
-An engine of ours has neither, so it sets both.
+An engine of ours has neither, so it sets both. On real sites, the core knows a node by its number in the federation.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.app.message.message import make_message
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
+from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
@@ -52,3 +53,14 @@ def without_content(message: Message) -> Message:
 def error_reply(message: Message, reason: str) -> Message:
     """Return the reply that reports a node's failure."""
     return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
+
+
+def renumber(reply: Message, node: int) -> Message:
+    """Let a reply come from a node's number in the federation, in place of its id in Flower; return it."""
+    reply.metadata.__dict__["_src_node_id"] = node
+    return reply
+
+
+def activations(grid: Grid) -> dict[int, str]:
+    """Return the ids of the nodes that are connected, and when each of them last was started."""
+    return {node.node_id: node.last_activated_at for node in grid.get_nodes()}

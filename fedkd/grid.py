@@ -1,27 +1,61 @@
-"""What the simulation engines share: a Flower Grid whose replies come in the order of the messages, one at a time."""
+"""What carries messages: `Carrier`, and what the simulation engines share, a Flower Grid whose nodes are simulated."""
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from itertools import islice
+from typing import TYPE_CHECKING, Any
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
+from .config import Limits
 from .flower import be_the_server, give_ids, simulated_run
-from .merging import Block, Expectation, Merge
+from .merging import Block, Expectation, Merge, merge_block
 
 if TYPE_CHECKING:
     from .environment import Environment
 
 
-class SimulationGrid(Grid):
+class Carrier(ABC):
+    """Carries the messages of a round to nodes, which have numbers, and brings their replies in the messages' order."""
+
+    @abstractmethod
+    def nodes(self) -> list[int]:
+        """Return the nodes of the federation, ascending, as they are before a round."""
+
+    @abstractmethod
+    def exchange(self, messages: list[Message], timeout: float | None) -> Iterator[Message]:
+        """Run the clients of these messages; yield a reply or an error reply a message, in the messages' order."""
+
+    def exchange_merged(
+        self, blocks: list[list[Message]], merge: Merge, expectation: Expectation, limits: Limits, timeout: float | None
+    ) -> Iterator[Block]:
+        """Run the clients of these blocks of messages; yield each block's merged replies, in order."""
+        replies = self.exchange([message for block in blocks for message in block], timeout)
+        for block in blocks:
+            yield merge_block(islice(replies, len(block)), merge, expectation, limits)
+
+    def states(self) -> Iterator[tuple[int, RecordDict]]:
+        """Yield the nodes whose lasting state is ours to keep, with it, by node."""
+        yield from ()
+
+    def images_of(self, node: int) -> int | None:
+        """Return how many images a node said it has before it was asked for anything; None where that is known."""
+        return None
+
+    def events(self) -> list[dict[str, Any]]:
+        """Return what has happened to nodes since this was last asked."""
+        return []
+
+
+class SimulationGrid(Carrier, Grid):
     """A Flower Grid over simulated nodes 0, 1, ..., each with a state that lasts as long as the engine.
 
-    An engine writes `exchange`, `exchange_merged`, `states` and `restore`. It is a context manager: leaving it frees
-    what it started.
+    An engine writes `exchange`, `states` and `restore`, and `exchange_merged` where it can merge elsewhere. It is a
+    context manager: leaving it frees what it started.
     """
 
     def __init__(self, environment: Environment) -> None:
@@ -30,6 +64,7 @@ class SimulationGrid(Grid):
         self.environment = environment
         self._about = simulated_run()
         self._sent: dict[str, Message] = {}
+        self._nodes = list(range(environment.data.clients))
 
     def __enter__(self) -> SimulationGrid:
         return self
@@ -37,19 +72,9 @@ class SimulationGrid(Grid):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    @abstractmethod
-    def exchange(self, messages: list[Message], timeout: float | None) -> Iterator[Message]:
-        """Run the clients of these messages; yield a reply or an error reply a message, in the messages' order."""
-
-    @abstractmethod
-    def exchange_merged(
-        self, blocks: list[list[Message]], merge: Merge, expectation: Expectation, limit: int, timeout: float | None
-    ) -> Iterator[Block]:
-        """Run the clients of these blocks of messages; yield each block's merged replies, in order."""
-
-    @abstractmethod
-    def states(self) -> Iterator[tuple[int, RecordDict]]:
-        """Yield the nodes that have a lasting state, with it, by node."""
+    def nodes(self) -> list[int]:
+        """Return all nodes."""
+        return self._nodes
 
     @abstractmethod
     def restore(self, states: Iterable[tuple[int, RecordDict]]) -> None:
@@ -77,7 +102,7 @@ class SimulationGrid(Grid):
 
     def get_node_ids(self) -> Iterable[int]:
         """Return the ids of all nodes."""
-        return range(self.environment.data.clients)
+        return self._nodes
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Accept messages; they run when their replies are pulled. Returns their ids."""

@@ -6,14 +6,20 @@ sums in the same order give the same bytes everywhere.
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from flwr.app import Message, MetricRecord
 
+from .config import Limits
+from .errors import on_one_line
 from .payload import REPORT, Expected, Payload, PayloadError, count_bytes, receive
 
 BLOCK = 5
+_MOST_METRICS = 100  # of a reply
+_METRIC = re.compile(r"[a-z0-9_]{1,60}/[a-z0-9_]{1,60}")
 
 Merge = Callable[[Payload, Payload], Payload]  # folds the second into the first; may change the first in place
 Expectation = Expected | Mapping[int, Expected] | None  # one for all nodes, or one a node
@@ -38,7 +44,7 @@ class Block:
     arrivals: list[Arrival]
 
 
-def arrive(reply: Message, expectation: Expectation, limit: int) -> Arrival:
+def arrive(reply: Message, expectation: Expectation, limits: Limits) -> Arrival:
     """Check a reply before any strategy sees it; whatever is wrong with it becomes the failure of its node."""
     node = reply.metadata.src_node_id
     if reply.has_error():
@@ -46,21 +52,38 @@ def arrive(reply: Message, expectation: Expectation, limit: int) -> Arrival:
     arrival = Arrival(node, sizes=count_bytes(reply.content))
     expected = expectation.get(node) if isinstance(expectation, Mapping) else expectation
     try:
-        arrival.payload = receive(reply.content, expected, limit)
+        arrival.payload = receive(reply.content, expected, limits)
     except PayloadError as error:
         arrival.failure = f"bad reply: {error}"
         return arrival
-    report = reply.content.get(REPORT)
-    if isinstance(report, MetricRecord):
-        arrival.metrics = {name: float(v) for name, v in report.items() if not isinstance(v, list)}
+    try:
+        arrival.metrics = _metrics(reply.content.get(REPORT))
+    except PayloadError as error:
+        arrival.payload, arrival.failure = None, f"bad reply: {error}"
     return arrival
 
 
-def merge_block(replies: Iterable[Message], merge: Merge, expectation: Expectation, limit: int) -> Block:
+def _metrics(report: object) -> dict[str, float]:
+    """Return what a node reports of itself. Raises PayloadError for names that are none, and for what is not finite."""
+    if not isinstance(report, MetricRecord):
+        return {}
+    if len(report) > _MOST_METRICS:
+        raise PayloadError(f"{len(report)} metrics, {_MOST_METRICS} at most")
+    metrics = {}
+    for name, value in report.items():
+        if not _METRIC.fullmatch(name):
+            raise PayloadError(f"metric {on_one_line(name, 80)!r} is not named scope/metric")
+        if isinstance(value, list) or not math.isfinite(value):
+            raise PayloadError(f"metric {name!r} is {on_one_line(str(value), 80)}")
+        metrics[name] = float(value)
+    return metrics
+
+
+def merge_block(replies: Iterable[Message], merge: Merge, expectation: Expectation, limits: Limits) -> Block:
     """Fold the good replies of one block, holding one at a time."""
     block = Block(None, [])
     for reply in replies:
-        arrival = arrive(reply, expectation, limit)
+        arrival = arrive(reply, expectation, limits)
         block.arrivals.append(arrival)
         payload, arrival.payload = arrival.payload, None
         if payload is not None:

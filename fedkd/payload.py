@@ -17,25 +17,25 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from torch import Tensor
 
-KINDS = (
-    "weights",
-    "control_variates",
-    "logits",
-    "prototypes",
-    "images",
-    "statistics",
-    "generator",
-    "indices",
-)
+from .config import KINDS, Limits
+
 FLOWER_ARRAYS = "arrays"  # where Flower's own strategies keep the model's weights
 ROUND = "round"  # what the core tells a node beside the payload
+NODE = "node"  # there, on real sites: the node's number
 REPORT = "report"  # a node's metrics, beside the payload: measurement, not part of the method
-_OUTSIDE = (ROUND, REPORT)
+SITE = "site"  # what a real site tells of itself, beside the payload
+_OUTSIDE = (ROUND, REPORT, SITE)
+MOST_IMAGES = 2**31 - 1  # that a node can claim to have
+IMAGES = (1.0, float(MOST_IMAGES))  # the range of a number of images
 _DTYPES = ("<f8", "<f4", "<f2", "<i8", "<i4", "<i2", "|i1", "|u1", "|b1")
 _ROUNDING = 1e-3  # of rows of probabilities, also in half precision
+_MOST_AXES = 16
 _NPY = b"\x93NUMPY\x01\x00"
 # the header as numpy.save writes it and no other; numpy's own reader evaluates it and allocates before it compares
-_HEADER = re.compile(rb"\{'descr': '([^']{2,8})', 'fortran_order': (True|False), 'shape': \(([\d, ]{0,200})\), \} *\n")
+_HEADER = re.compile(
+    rb"\{'descr': '([!-&(-~]{2,8})', 'fortran_order': (True|False), "
+    rb"'shape': \((|\d{1,18}(?:, \d{1,18}){0,40},?)\), \} *\n"
+)
 
 Tensors = dict[str, Tensor]
 
@@ -78,18 +78,22 @@ class Payload:
 
 class ArraySpec(NamedTuple):
     """What an array must look like: its shape (None: any length) and dtype; the closed range of its values, if any;
-    whether its rows are probabilities that sum to 1.
+    whether its rows are probabilities that sum to 1; whether it counts a node's images, by class or so.
     """
 
     shape: tuple[int | None, ...]
     dtype: torch.dtype = torch.float32
     between: tuple[float, float] | None = None
     probabilities: bool = False
+    counts: bool = False
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What a reply must hold: arrays by kind, and numbers in a closed range; neither less nor more than this."""
+    """What a reply must hold: arrays by kind, and numbers in a closed range; neither less nor more than this.
+
+    `most_images`: how many images the node is known to have, at most: the bound of what counts them.
+    """
 
     weights: Mapping[str, ArraySpec] = field(default_factory=dict)
     control_variates: Mapping[str, ArraySpec] = field(default_factory=dict)
@@ -101,6 +105,7 @@ class Expected:
     indices: Mapping[str, ArraySpec] = field(default_factory=dict)
     numbers: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     strings: tuple[str, ...] = ()
+    most_images: int = MOST_IMAGES
 
 
 def like(tensors: Mapping[str, Tensor]) -> dict[str, ArraySpec]:
@@ -158,7 +163,11 @@ def _tensor(name: str, array: Array) -> Tensor:
     dtype, shape = np.dtype(code), tuple(int(length) for length in lengths.split(",") if length.strip())
     if math.prod(shape) * dtype.itemsize != len(data) - end:
         raise PayloadError(f"array {name!r}: its header says {shape} of {dtype}, its body has {len(data) - end} bytes")
-    values = np.frombuffer(data, dtype, offset=end)
+    if len(shape) > _MOST_AXES or max(shape, default=0) > np.iinfo(np.int64).max // max(1, len(data)):
+        raise PayloadError(f"array {name!r}: its header says {shape}, more than an array can be")
+    if code == "|b1" and data[end:].strip(b"\x00\x01"):
+        raise PayloadError(f"array {name!r} has truth values that are neither 0 nor 1")
+    values = np.frombuffer(data, dtype, offset=end) if end < len(data) else np.empty(0, dtype)
     ordered = values.reshape(shape[::-1]).T if fortran == "True" else values.reshape(shape)
     return torch.from_numpy(np.array(ordered, order="C"))
 
@@ -184,14 +193,19 @@ def from_records(records: RecordDict) -> Payload:
     return payload
 
 
-def receive(records: RecordDict, expected: Expected | None, limit: int) -> Payload:
-    """Decode and check what arrived: size, names, shapes, dtypes, finite values, numbers in range.
+def receive(records: RecordDict, expected: Expected | None, limits: Limits) -> Payload:
+    """Decode and check what arrived: sizes, names, shapes, dtypes, finite values, numbers in range.
 
-    `limit` is in bytes. Without `expected` only the size and the finite values are checked. Raises PayloadError.
+    Sizes are checked before anything is decoded. Without `expected` only the sizes and the finite values are checked.
+    Raises PayloadError.
     """
-    size = sum(count_bytes(records).values())
-    if size > limit:
-        raise PayloadError(f"payload of {size} bytes is over the limit of {limit}")
+    sizes = count_bytes(records)
+    size = sum(sizes.values())
+    if size > limits.total:
+        raise PayloadError(f"payload of {size} bytes is over the limit of {limits.total}")
+    for kind, most in limits.kinds.items():
+        if sizes.get(kind, 0) > most:
+            raise PayloadError(f"{kind} of {sizes[kind]} bytes are over the limit of {most}")
     payload = from_records(records)
     for kind, arrays in payload.by_kind():
         for name, tensor in arrays.items():
@@ -214,7 +228,7 @@ def _check_names(payload: Payload, expected: Expected) -> None:
             raise PayloadError(f"{kind} with {', '.join(map(repr, sorted(surplus)))}, which nobody asked for")
     for kind, arrays in payload.by_kind():
         for name, tensor in arrays.items():
-            shape, dtype, between, probabilities = getattr(expected, kind)[name]
+            shape, dtype, between, probabilities, counts = getattr(expected, kind)[name]
             fits = len(shape) == tensor.dim() and all(
                 want is None or want == have for want, have in zip(shape, tensor.shape, strict=True)
             )
@@ -222,14 +236,26 @@ def _check_names(payload: Payload, expected: Expected) -> None:
                 raise PayloadError(f"{kind} {name!r} has shape {tuple(tensor.shape)}, asked for was {shape}")
             if tensor.dtype != dtype:
                 raise PayloadError(f"{kind} {name!r} has dtype {tensor.dtype}, asked for was {dtype}")
-            low, high = between or ((0.0, 1.0) if probabilities else (-math.inf, math.inf))
+            low, high = between or _range(probabilities, counts)
             if tensor.numel() and not low <= float(tensor.min()) <= float(tensor.max()) <= high:
                 raise PayloadError(f"{kind} {name!r} has values outside {low} to {high}")
             if probabilities and bool(((tensor.double().sum(-1) - 1).abs() > _ROUNDING).any()):
                 raise PayloadError(f"{kind} {name!r} has rows that do not sum to 1")
+            if counts and int(tensor.sum(dtype=torch.float64)) > expected.most_images:
+                raise PayloadError(
+                    f"{kind} {name!r} counts {int(tensor.sum(dtype=torch.float64))} images, "
+                    f"the node has {expected.most_images}"
+                )
     for name, (low, high) in expected.numbers.items():
+        high = min(high, expected.most_images) if (low, high) == IMAGES else high
         if not low <= payload.numbers[name] <= high:
             raise PayloadError(f"number {name!r} is {payload.numbers[name]}, valid is {low} to {high}")
+
+
+def _range(probabilities: bool, counts: bool) -> tuple[float, float]:
+    if counts:
+        return 0.0, float(MOST_IMAGES)
+    return (0.0, 1.0) if probabilities else (-math.inf, math.inf)
 
 
 def count_bytes(records: RecordDict) -> dict[str, int]:

@@ -51,8 +51,17 @@ def _load_module(name: str, key: str) -> ModuleType:
         raise InputError(f"{key}: cannot import {name!r}: {error}.") from error
 
 
+_plugin_folders: list[Path] = []
+
+
+def look_for_plugins_in(folder: Path) -> None:
+    """Let relative `path/to/file.py:Name` be found in a folder before the current one, such as that of a Flower App."""
+    if folder not in _plugin_folders:
+        _plugin_folders.append(folder)
+
+
 def _load_file(path: Path, key: str) -> ModuleType:
-    path = path.resolve()
+    path = next((f / path for f in _plugin_folders if (f / path).is_file()), path).resolve()
     # one name a path, so that what is pickled by reference here is found again in another process that loaded the file
     name = "fedkd_file_" + hashlib.blake2b(str(path).encode(), digest_size=8).hexdigest()
     if name in sys.modules:

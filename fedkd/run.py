@@ -13,12 +13,13 @@ from flwr.serverapp import Grid, ServerApp
 
 from . import checkpoints
 from .config import Config, read_config
-from .environment import Environment
+from .environment import Environment, prepare_process
 from .errors import InputError
 from .flower import node_context
-from .grid import SimulationGrid
+from .grid import Carrier, SimulationGrid
 from .registry import find, options
-from .runfolder import CONFIG, RunFolder, refuse_used, summarise, to_line
+from .runfolder import CONFIG, ROSTER, RunFolder, refuse_used, summarise, to_line
+from .sites import Roster
 from .strategy import Record, Server
 
 
@@ -55,12 +56,14 @@ def run(
     into its summary first.
     """
     refuse_used(out)
+    _refuse_sites(config)
     environment = Environment(config)
     environment.check()
     with make_engine(environment) as grid:
         folder = RunFolder(out)
         folder.create(environment.config)
-        return _run(environment, grid, folder, _server(environment, 0, on_step), on_round)
+        context = node_context(0, environment.data.clients, RecordDict())
+        return _run(grid, context, folder, _server(environment, 0, on_step), on_round)
 
 
 def resume(
@@ -76,14 +79,79 @@ def resume(
     folder = RunFolder(path)
     if not (path / CONFIG).is_file():
         raise InputError(f"--resume {path}: there is no run; its {CONFIG} is missing.")
-    environment = Environment(read_config(path / CONFIG))
+    config = read_config(path / CONFIG)
+    _refuse_sites(config)
+    environment = Environment(config)
     environment.check()
     number, checkpoint = checkpoints.latest(folder.checkpoints)
     environment.strategy.restore(checkpoints.load_server(checkpoint))
     with make_engine(environment) as grid:
         grid.restore(checkpoints.load_nodes(checkpoint))
         folder.rewind(number)
-        return _run(environment, grid, folder, _server(environment, number + 1, on_step), on_round)
+        context = node_context(0, environment.data.clients, RecordDict())
+        return _run(grid, context, folder, _server(environment, number + 1, on_step), on_round)
+
+
+def _refuse_sites(config: Config) -> None:
+    if config.data.sites is not None:
+        raise InputError("data.sites: there are no images to simulate with; such a config is for `flwr run`.")
+
+
+def serve(
+    grid: Grid,
+    context: Context,
+    config: Config,
+    path: Path,
+    *,
+    resume: bool,
+    on_round: Callable[[Record, Environment], None] | None = None,
+    on_step: Callable[[int, str, int, int], None] | None = None,
+    on_event: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
+    """Run a config over a Grid of Flower's, into a new folder, or go on in an old one; return the summary.
+
+    Nodes keep their own states; the server's checkpoint and its roster of sites are in the folder. `on_event` hears
+    what happens to sites. Raises like `run`, and InputError where a folder to go on in holds another config.
+    """
+    folder = RunFolder(path)
+    if resume and not (path / ROSTER).is_file():
+        raise InputError(f"{path}: there is no run of real sites to continue; its {ROSTER} is missing.")
+    if not resume:
+        refuse_used(path)
+    engine = config.engine.options
+    device = prepare_process(engine.get("threads", 1), engine.get("device", "auto"), gpu=True)
+    environment = Environment(config, device=device)
+    environment.check()
+    first_round = 0
+    if resume:
+        if (difference := _difference(read_config(path / CONFIG), environment.config)) is not None:
+            raise InputError(f"{path} was begun with another config: {difference}.")
+        number, checkpoint = checkpoints.latest(folder.checkpoints)
+        environment.strategy.restore(checkpoints.load_server(checkpoint))
+        folder.rewind(number)
+        first_round, roster = number + 1, Roster.read(path / ROSTER)
+    else:
+        folder.create(environment.config)
+        roster = Roster(path=path / ROSTER)
+        roster.write()
+    server = replace(_server(environment, first_round, on_step), roster=roster)
+    return _run(grid, context, folder, server if on_event is None else replace(server, on_event=on_event), on_round)
+
+
+def _difference(before: Config, now: Config) -> str | None:
+    """Return the first key in which two configs differ, with both values; how many rounds there are may differ."""
+    flat = [_flat(config.model_dump(mode="json", exclude={"rounds"})) for config in (before, now)]
+    for key in sorted(flat[0].keys() | flat[1].keys()):
+        if flat[0].get(key) != flat[1].get(key):
+            return f"{key} was {flat[0].get(key)!r}, is {flat[1].get(key)!r}"
+    return None
+
+
+def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
 
 
 def _server(environment: Environment, first_round: int, on_step: Callable[[int, str, int, int], None] | None) -> Server:
@@ -92,13 +160,13 @@ def _server(environment: Environment, first_round: int, on_step: Callable[[int, 
 
 
 def _run(
-    environment: Environment,
-    grid: SimulationGrid,
+    grid: Grid,
+    context: Context,
     folder: RunFolder,
     server: Server,
     on_round: Callable[[Record, Environment], None] | None,
 ) -> dict[str, Any]:
-    config = environment.config
+    environment, config = server.environment, server.environment.config
     begin = time.perf_counter()
 
     def keep(record: Record) -> None:
@@ -109,9 +177,8 @@ def _run(
             on_round(record, environment)
 
     def checkpoint(number: int) -> None:
-        checkpoints.save(
-            folder.checkpoints, number, environment.strategy.state(), grid.states(), config.checkpoint.keep
-        )
+        states = grid.states() if isinstance(grid, Carrier) else ()
+        checkpoints.save(folder.checkpoints, number, environment.strategy.state(), states, config.checkpoint.keep)
 
     def end(status: str, error: str | None = None) -> dict[str, Any]:
         seconds = time.perf_counter() - begin
@@ -121,8 +188,8 @@ def _run(
 
     app = make_server_app(replace(server, on_round=keep, on_checkpoint=checkpoint))
     try:
-        app(grid, node_context(0, environment.data.clients, RecordDict()))
-    except KeyboardInterrupt:
+        app(grid, context)
+    except (KeyboardInterrupt, SystemExit):
         end("interrupted")
         raise
     except Exception as error:
@@ -141,9 +208,11 @@ def draw(environment: Environment, folder: RunFolder) -> list[Path]:
     named = ", ".join(sets) if len(sets) < 3 else f"{sets[0]} and {len(sets) - 1} sets more"  # titles are short
     about = f"{config.strategy.name} on {named}, seed {config.seed}"
     curves = figures.draw_curves(folder.lines(), about, folder.figures / "curves.png")
-    heat = figures.draw_partition(
-        environment.data, f"{partition_name(config)}, seed {config.seed}", folder.figures / "partition.png"
-    )
+    heat = None  # nobody knows who holds what on real sites
+    if config.data.partition is not None:
+        heat = figures.draw_partition(
+            environment.data, f"{partition_name(config)}, seed {config.seed}", folder.figures / "partition.png"
+        )
     weights = figures.draw_weights(folder.lines(), about, folder.figures / "weights.png")
     ensemble = figures.draw_ensemble(folder.lines(), environment.data.classes, about, folder.figures / "ensemble.png")
     features = figures.draw_features(folder.lines(), environment.data.classes, about, folder.figures / "features.png")
@@ -154,6 +223,7 @@ def draw(environment: Environment, folder: RunFolder) -> list[Path]:
 def partition_name(config: Config) -> str:
     """Return the partition in words, such as `dirichlet (clients 20, alpha 0.1)`."""
     partition = config.data.partition
+    assert partition is not None, "a run has one"
     return _in_words({"scheme": partition.scheme, **(partition.model_extra or {})})
 
 

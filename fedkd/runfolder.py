@@ -19,7 +19,7 @@ from .config import Config, DistillConfig, to_table
 from .errors import InputError
 from .strategy import Captioned, Record
 
-CONFIG, METRICS, SUMMARY = "config.toml", "metrics.jsonl", "summary.json"
+CONFIG, METRICS, SUMMARY, ROSTER = "config.toml", "metrics.jsonl", "summary.json", "sites.json"
 
 
 class RunFolder:
@@ -104,6 +104,12 @@ def free_folder(parent: Path, name: str) -> Path:
     return path
 
 
+def run_folder_of(config: Config) -> Path:
+    """Return a free folder in `runs/` that is named after a config."""
+    name = f"{config.strategy.name.rsplit(':', 1)[-1]}-{config.data.set_names[0].rsplit('/', 1)[-1]}"
+    return free_folder(Path("runs"), f"{name.replace(':', '-')}-seed{config.seed}")
+
+
 def to_line(record: Record) -> dict[str, Any]:
     """Return a round's record as a line of metrics.jsonl, in a fixed order; only `seconds` depends on the clock."""
     return {
@@ -116,6 +122,7 @@ def to_line(record: Record) -> dict[str, Any]:
         "bytes": _sorted(record.bytes),
         "evaluation_bytes": _sorted(record.evaluation_bytes),
         "failures": record.failures,
+        "events": record.events,
         "log": record.log,
         "seconds": record.seconds,
     }

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
-
 from .client import GlobalModelClient
-from .payload import Expected, Payload
+from .payload import IMAGES, Expected, Payload
 from .strategy import Round
 
 _MEAN_IMAGES = "mean_images"
@@ -26,7 +24,7 @@ class SharesClient(GlobalModelClient):
 
 def mean_images(federation: Round) -> float:
     """Return the mean number of images over all nodes that answer; in `prepare`, where the cohort is all nodes."""
-    expect = Expected(numbers={"examples": (1, math.inf)})
+    expect = Expected(numbers={"examples": IMAGES})
     counts = [reply.numbers["examples"] for _, reply in federation.ask("count", expect=expect)]
     return sum(counts) / len(counts)
 

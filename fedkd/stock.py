@@ -15,6 +15,7 @@ from .client import Client, GlobalModelClient
 from .errors import InputError, RunError
 from .payload import (
     FLOWER_ARRAYS,
+    IMAGES,
     Expected,
     Payload,
     Tensors,
@@ -72,7 +73,7 @@ class FlowerStrategy(Strategy):
         assert self.weights is not None
         expect = Expected(
             weights=like(self.weights),
-            numbers={"num-examples": (1, math.inf), "train_loss": (-math.inf, math.inf)},
+            numbers={"num-examples": IMAGES, "train_loss": (-math.inf, math.inf)},
         )
         grid = cast(Grid, _CohortGrid(federation))
         if hasattr(self.base, "current_arrays"):

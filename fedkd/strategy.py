@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import reduce
-from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar, overload
 
 import numpy as np
@@ -22,10 +22,10 @@ from flwr.serverapp.strategy import Strategy as FlowerBase
 from .client import Client
 from .config import Architecture, Config
 from .errors import RunError
-from .flower import error_reply
-from .grid import SimulationGrid
-from .merging import Arrival, Block, Expectation, Merge, arrive, blocks_of, merge_block
-from .payload import REPORT, ROUND, Payload, Tensors, array_record, count_bytes, tensors_of
+from .grid import Carrier
+from .merging import Arrival, Expectation, Merge, arrive, blocks_of
+from .payload import REPORT, ROUND, Expected, Payload, Tensors, array_record, count_bytes, tensors_of
+from .sites import Roster, Sites
 from .streams import default_stream, numpy_stream, torch_stream
 
 if TYPE_CHECKING:
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 Step = TypeVar("Step")
 Sizes = dict[str, dict[str, int]]  # "up" and "down": bytes by kind
-_POLL_SECONDS = 0.2
 
 
 class Reply(NamedTuple):
@@ -65,6 +64,7 @@ class Record:
     bytes: Sizes = field(default_factory=_no_bytes)
     evaluation_bytes: Sizes = field(default_factory=_no_bytes)
     failures: list[dict[str, Any]] = field(default_factory=list)
+    events: list[dict[str, Any]] = field(default_factory=list)
     log: dict[str, Any] = field(default_factory=dict)
     images: dict[str, Captioned] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -75,15 +75,18 @@ class Server:
     """What a strategy's loop needs besides the grid: the environment, and who wants to hear of each round.
 
     `on_round` gets the Record of each round, `on_checkpoint` the number of a round whose state is to be kept, `on_step`
-    how far long work on the server is: the round, what it is, steps done, steps in all. `first_round` is 0 for a new
-    run, and the round after the checkpoint for one that continues.
+    how far long work on the server is: the round, what it is, steps done, steps in all; `on_event`, at once, what
+    happens to real sites. `first_round` is 0 for a new run, and the round after the checkpoint for one that continues.
+    `roster`: the real sites that the federation has met; its own for each run unless given.
     """
 
     environment: Environment
     on_round: Callable[[Record], None] = lambda record: None
     on_checkpoint: Callable[[int], None] = lambda number: None
     on_step: Callable[[int, str, int, int], None] = lambda number, what, done, total: None
+    on_event: Callable[[str], None] = lambda text: None
     first_round: int = 0
+    roster: Roster = field(default_factory=Roster)
 
 
 class Replies(Iterable[Reply]):
@@ -115,10 +118,18 @@ class Round:
     """
 
     def __init__(
-        self, server: Server, grid: Grid, number: int, nodes: list[int], cohort: list[int], measured: list[int]
+        self,
+        server: Server,
+        grid: Grid,
+        carrier: Carrier,
+        number: int,
+        nodes: list[int],
+        cohort: list[int],
+        measured: list[int],
     ) -> None:
         self.environment = server.environment
         self.grid = grid
+        self.carrier = carrier
         self.number = number
         self.nodes = nodes
         self.cohort = cohort
@@ -200,6 +211,7 @@ class Round:
         """
         self._finish_open()
         messages = self._messages(action, payload if payload is not None else Payload(), self.cohort)
+        expect = self._bounded(expect, [message.metadata.dst_node_id for message in messages])
         required = min(self.config.min_replies, len(messages))
         if merge is not None:
             return self._merged(action, messages, expect, merge, required)
@@ -212,6 +224,7 @@ class Round:
         For Flower's own strategies, which write and read their messages themselves.
         """
         self._finish_open()
+        expect = self._bounded(expect, self.nodes)
         told = ConfigRecord({"measured": self._measured})
         sent = [
             Message(
@@ -224,7 +237,7 @@ class Round:
         ]
         good: list[Message] = []
         for reply in self._send(sent, self.record.bytes):
-            arrival = arrive(reply, expect, self.config.payload_limit)
+            arrival = arrive(reply, expect, self.config.limits)
             self._note("train", arrival, self.record.bytes)
             if arrival.payload is not None:
                 self._hear(arrival.node, arrival.payload)
@@ -276,7 +289,7 @@ class Round:
         def good_ones() -> Iterator[Reply]:
             good = 0
             for reply in replies:
-                arrival = arrive(reply, expect, self.config.payload_limit)
+                arrival = arrive(reply, expect, self.config.limits)
                 self._note(action, arrival, traffic)
                 if arrival.payload is not None:
                     good += 1
@@ -289,17 +302,11 @@ class Round:
     def _merged(
         self, action: str, messages: list[Message], expect: Expectation, merge: Merge, required: int
     ) -> Payload:
-        limit = self.config.payload_limit
-        split = blocks_of(messages)
         if self._heard is not None:
             return self._merged_here(action, messages, expect, merge, max(required, 1))
-        blocks: Iterator[Block]
-        if isinstance(self.grid, SimulationGrid):
-            _count_sent(messages, self.record.bytes)
-            blocks = self.grid.exchange_merged(split, merge, expect, limit, self.config.timeout)
-        else:
-            replies = self._send(messages, self.record.bytes)
-            blocks = (merge_block(islice(replies, len(part)), merge, expect, limit) for part in split)
+        _count_sent(messages, self.record.bytes)
+        limits, timeout = self.config.limits, self.config.timeout
+        blocks = self.carrier.exchange_merged(blocks_of(messages), merge, expect, limits, timeout)
         total: Payload | None = None
         good = 0
         for block in blocks:
@@ -327,15 +334,20 @@ class Round:
         if self._heard is not None:
             self._heard.append(Reply(node, copy.deepcopy(payload)))  # a merge may change what it gets
 
+    def _bounded(self, expect: Expectation, nodes: Iterable[int]) -> Expectation:
+        """Return the expectation, one a node, with how many images each node can have, where that is known."""
+        bounded: dict[int, Expected] = {}
+        for node in nodes:
+            images, one = self.carrier.images_of(node), expect.get(node) if isinstance(expect, Mapping) else expect
+            if images is not None and one is not None:
+                most = self.environment.strategy.most_images(images, self.environment)
+                bounded[node] = dataclasses.replace(one, most_images=most)
+        return {**expect, **bounded} if isinstance(expect, Mapping) else bounded or expect
+
     def _send(self, messages: list[Message], traffic: Sizes) -> Iterator[Message]:
         """Send messages; return their replies in the same order, an error reply for each that does not come in time."""
         _count_sent(messages, traffic)
-        timeout = self.config.timeout
-        if isinstance(self.grid, SimulationGrid):
-            return self.grid.exchange(messages, timeout)
-        arrived = {reply.metadata.src_node_id: reply for reply in self.grid.send_and_receive(messages, timeout=timeout)}
-        late = f"no reply within {timeout} s"
-        return (arrived.get(m.metadata.dst_node_id) or error_reply(m, late) for m in messages)
+        return self.carrier.exchange(messages, self.config.timeout)
 
     def _note(self, action: str, arrival: Arrival, traffic: Sizes) -> None:
         _add(traffic["up"], arrival.sizes)
@@ -379,6 +391,8 @@ class Strategy(FlowerBase):
     equal_models: ClassVar[bool] = False  # whether all nodes must have one architecture
     global_model: ClassVar[bool] = False  # whether the server holds a model; it starts from the run's fresh weights
     classifies: ClassVar[bool] = True  # whether the global model is a classifier, one of the run's architecture
+    listed_models: ClassVar[bool] = False  # whether the server needs to know each node's architecture
+    pooled: ClassVar[bool] = False  # whether the server needs the nodes' images, which only a simulation has
     weights: Tensors | None = None  # the global model; None for a method that has none
 
     @property
@@ -419,8 +433,10 @@ class Strategy(FlowerBase):
         return {}
 
     def measure(self, federation: Round) -> dict[str, float]:
-        """Return the metrics that the server measures itself: by default of its models on the global test set."""
+        """Return the metrics that the server measures: by default of its models on the global test set, if any."""
         environment = federation.environment
+        if not len(environment.data.test.labels):
+            return {}
         metrics = _global_metrics(self.global_models(), environment)
         for scope, (architecture, weights) in self.stages().items():
             scores = environment.score(architecture, weights, environment.data.test)
@@ -438,6 +454,10 @@ class Strategy(FlowerBase):
     def restore(self, state: Tensors) -> None:
         """Take back what `state` returned."""
         self.weights = dict(state) or None
+
+    def most_images(self, images: int, environment: Environment) -> int:
+        """Return how many images a node with so many of its own may say that it trained on."""
+        return images
 
     def start(
         self,
@@ -465,14 +485,15 @@ class Strategy(FlowerBase):
             self.weights = tensors_of(initial_arrays)
         elif self.global_model and self.weights is None:
             self.weights = self.initial_weights(environment)
-        nodes = _wait_for_nodes(grid, environment)
+        carrier = grid if isinstance(grid, Carrier) else Sites(grid, server)
         for number in range(server.first_round, num_rounds + 1):
             due = number % config.evaluate.every == 0 or number == num_rounds
             begin = time.perf_counter()
+            nodes = carrier.nodes()
             cohort = _draw(nodes, config.cohort, config.seed, number, "cohort") if number else nodes
             share = max(1, round(config.evaluate.fraction * len(nodes)))
             measured = _draw(nodes, share, config.seed, number, "evaluate") if due else []
-            federation = Round(server, grid, number, nodes, cohort, measured)
+            federation = Round(server, grid, carrier, number, nodes, cohort, measured)
             with default_stream(federation.stream("default")):
                 (self.run_round if number else self.prepare)(federation)
                 federation.close()
@@ -485,7 +506,10 @@ class Strategy(FlowerBase):
                     if metrics is not None:
                         result.evaluate_metrics_serverapp[number] = metrics
             record = federation.record
+            record.events = carrier.events()
             for metric, values in record.nodes.items():
+                if metric in record.metrics:  # the server's own; no node may speak over it
+                    continue
                 record.metrics[metric] = sum(values[node] for node in sorted(values)) / len(values)
             record.seconds = {"round": trained - begin, "evaluation": time.perf_counter() - trained}
             server.on_round(record)
@@ -535,15 +559,3 @@ def _draw(nodes: list[int], count: int | None, seed: int, number: int, purpose: 
         return nodes
     rng = numpy_stream(seed, number, "server", purpose)
     return sorted(nodes[i] for i in rng.choice(len(nodes), count, replace=False))
-
-
-def _wait_for_nodes(grid: Grid, environment: Environment) -> list[int]:
-    """Return all node ids, ascending, once as many are there as the config speaks of."""
-    wanted = environment.config.cohort or environment.data.clients
-    begin = time.monotonic()
-    while len(nodes := sorted(grid.get_node_ids())) < wanted:
-        limit = environment.config.timeout
-        if limit is not None and time.monotonic() - begin > limit:
-            raise RunError(f"{len(nodes)} nodes connected within {limit} s; a round needs {wanted}.")
-        time.sleep(_POLL_SECONDS)
-    return nodes

@@ -86,6 +86,8 @@ class Wrapper(Strategy):
     def check(self, environment: Environment) -> None:
         """Refuse a base that has no global model which clients train, and a wrapper twice over."""
         below, key = self.inner, "strategy.base"
+        if self.inner.pooled and environment.config.data.sites is not None:
+            raise InputError(f"data.sites: {self.base.name} needs the sites' images, which the server lacks.")
         while isinstance(below, Wrapper):
             if type(below) is type(self):
                 raise InputError(f"{key}.name: one {type(self).__name__} stands below another; one is enough.")
@@ -115,6 +117,10 @@ class Wrapper(Strategy):
         """Return the base's metrics, where it measures in a way of its own; else those of the models."""
         own = type(self.inner).measure is not Strategy.measure
         return self.inner.measure(federation) if own else super().measure(federation)
+
+    def most_images(self, images: int, environment: Environment) -> int:
+        """Return the base's."""
+        return self.inner.most_images(images, environment)
 
     def initial_weights(self, environment: Environment) -> Tensors:
         """Return the base's."""

@@ -8,11 +8,10 @@ import torch
 from flwr.app import Message, RecordDict
 
 from fedkd.client import make_client_app
-from fedkd.environment import Environment
+from fedkd.environment import Device, Environment, Threads, prepare_process
 from fedkd.grid import SimulationGrid
-from fedkd.merging import Block, Expectation, Merge, merge_block
 
-from .node import Device, Threads, call_node, prepare_process
+from .node import call_node
 
 
 class InlineGrid(SimulationGrid):
@@ -30,13 +29,6 @@ class InlineGrid(SimulationGrid):
         """Run the clients one by one."""
         for message in messages:
             yield self._call(message)
-
-    def exchange_merged(
-        self, blocks: list[list[Message]], merge: Merge, expectation: Expectation, limit: int, timeout: float | None
-    ) -> Iterator[Block]:
-        """Run the clients one by one, and fold each block's replies."""
-        for block in blocks:
-            yield merge_block(map(self._call, block), merge, expectation, limit)
 
     def _call(self, message: Message) -> Message:
         node = message.metadata.dst_node_id

@@ -14,7 +14,6 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
 from typing import Annotated, Any, Literal
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -25,14 +24,14 @@ from flwr.app import Message, RecordDict
 from pydantic import Field
 
 from fedkd.client import make_client_app
-from fedkd.config import Config
-from fedkd.environment import Environment
+from fedkd.config import Config, Limits
+from fedkd.environment import Device, Environment, Threads, prepare_process
 from fedkd.errors import InputError
 from fedkd.flower import error_reply, without_content
 from fedkd.grid import SimulationGrid
 from fedkd.merging import Block, Expectation, Merge, merge_block
 
-from .node import Device, Threads, call_node, prepare_process
+from .node import call_node
 
 Workers = Literal["auto"] | Annotated[int, Field(ge=1)]
 _TRIES = 3  # how often clients run again whose worker died, before that is their failure
@@ -59,7 +58,7 @@ class _Worker:
         numbers: list[int],
         merge: Merge,
         expectation: Expectation,
-        limit: int,
+        limits: Limits,
         *contents_and_states: Any,
     ) -> tuple[Any, ...]:
         """Run a block of clients and fold their replies. `numbers[i]` is the content of message i.
@@ -76,7 +75,7 @@ class _Worker:
                 states.append(after)
                 yield reply
 
-        block = merge_block(replies(), merge, expectation, limit)
+        block = merge_block(replies(), merge, expectation, limits)
         return (block, *states)
 
 
@@ -138,16 +137,14 @@ class RayGrid(SimulationGrid):
             yield reply if isinstance(reply, Message) else error_reply(call.messages[0], reply)
 
     def exchange_merged(
-        self, blocks: list[list[Message]], merge: Merge, expectation: Expectation, limit: int, timeout: float | None
+        self, blocks: list[list[Message]], merge: Merge, expectation: Expectation, limits: Limits, timeout: float | None
     ) -> Iterator[Block]:
         """Run each block of clients on the next free worker, which folds their replies.
 
         With a timeout each client runs by itself, and the driver folds, so that one late node does not cost its block.
         """
         if timeout is not None:
-            replies = self.exchange([message for block in blocks for message in block], timeout)
-            for block in blocks:
-                yield merge_block(islice(replies, len(block)), merge, expectation, limit)
+            yield from super().exchange_merged(blocks, merge, expectation, limits, timeout)
             return
         contents = _Contents()
         queue: list[_Call] = []
@@ -162,7 +159,7 @@ class RayGrid(SimulationGrid):
             ) -> list[Any]:
                 states = [self._states.get(shell.metadata.dst_node_id) for shell in shells]
                 method = actor.call_block.options(num_returns=1 + len(shells))
-                returned: list[Any] = method.remote(shells, numbers, merge, expectation, limit, *unique, *states)
+                returned: list[Any] = method.remote(shells, numbers, merge, expectation, limits, *unique, *states)
                 return returned
 
             queue.append(_Call(start, block))
@@ -170,7 +167,7 @@ class RayGrid(SimulationGrid):
             if isinstance(result, Block):
                 yield result
             else:  # one of its clients ended the process: find out which, and let the others count
-                yield merge_block(self.exchange(call.messages, None), merge, expectation, limit)
+                yield merge_block(self.exchange(call.messages, None), merge, expectation, limits)
 
     def _in_order(self, calls: list[_Call], timeout: float | None) -> Iterator[tuple[_Call, Any]]:
         """Keep the workers busy; yield each call with its result, or with the reason why there is none, in order."""

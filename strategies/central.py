@@ -21,6 +21,7 @@ class Central(Strategy):
     client: ClassVar[type[Client]] = Client
     equal_models: ClassVar[bool] = True
     global_model: ClassVar[bool] = True
+    pooled: ClassVar[bool] = True
 
     def run_round(self, federation: Round) -> None:
         """Train on the pooled images."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from fedkd import Client, Expected, GlobalModelClient, Payload, Round, Strategy, like, weighted_mean
+from fedkd.payload import IMAGES
 
 
 @dataclass(kw_only=True)
@@ -28,9 +29,7 @@ class FedAvg(Strategy):
     def run_round(self, federation: Round) -> None:
         """Send the global model, average what comes back."""
         assert self.weights is not None
-        expect = Expected(
-            weights=like(self.weights), numbers={"examples": (1, math.inf), "loss": (-math.inf, math.inf)}
-        )
+        expect = Expected(weights=like(self.weights), numbers={"examples": IMAGES, "loss": (-math.inf, math.inf)})
         merged = federation.ask("fit", Payload(weights=self.weights), expect=expect, merge=weighted_mean)
         self.weights = merged.weights
         federation.log("train_loss", merged.numbers["loss"])

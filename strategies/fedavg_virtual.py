@@ -21,6 +21,7 @@ from fedkd import ArraySpec, Client, Expected, InputError, Payload, Round, RunEr
 from fedkd.config import GROUPS, Group, NamedTable
 from fedkd.datasets import Images
 from fedkd.distillers import DM, RealImages, Virtual, class_statistics, normal_images, real_images
+from fedkd.payload import IMAGES
 from fedkd.streams import default_stream
 from fedkd.wrapper import Wrapper, layer_of
 
@@ -64,6 +65,10 @@ class VirtualImages:
                 f"data.augment = {environment.config.data.augment!r}: virtual images are trained on as they are; set "
                 '"none" (the augmentation of the distillation is strategy.augment).'
             )
+
+    def most_images(self, images: int, environment: Environment) -> int:
+        """Return the number of virtual images, where that is larger: they are what a node trains on."""
+        return max(images, self.ipc * len(environment.data.classes))
 
     def distil(self, federation: Round, nodes: list[int]) -> None:
         """Let nodes that have first images distil them, some steps a request, so that progress can be told."""
@@ -212,7 +217,7 @@ class FedAvgVirtual(VirtualImages, Wrapper):
 
     def prepare(self, federation: Round) -> None:
         """Let each node make its images; let the base prepare."""
-        expect = Expected(numbers={"examples": (1, math.inf)})
+        expect = Expected(numbers={"examples": IMAGES})
         nodes = [node for node, _ in federation.ask("begin", expect=expect)]
         self.distil(federation, nodes)
         self.show_images(federation)

@@ -19,7 +19,7 @@ from torch import Tensor
 from fedkd import Client, Expected, GlobalModelClient, InputError, Payload, Round, Strategy, like, weighted_mean
 from fedkd.config import Architecture
 from fedkd.losses import kl_from_probabilities
-from fedkd.payload import Tensors, copied, parts_of, under
+from fedkd.payload import IMAGES, Tensors, copied, parts_of, under
 from fedkd.training import predict
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ class FedDF(Strategy):
     """
 
     client: ClassVar[type[Client]] = GlobalModelClient
+    listed_models: ClassVar[bool] = True
     teacher: Teacher = "avg_logits"
     temperature: Annotated[float, Field(gt=0)] = 1.0
     steps: Annotated[int, Field(ge=1)] = 10_000
@@ -90,7 +91,7 @@ class FedDF(Strategy):
         environment = federation.environment
         down = {n: Payload(weights=weights) for n, weights in self.models.items()}
         specs = {
-            n: Expected(weights=like(w), numbers={"examples": (1, math.inf), "loss": (-math.inf, math.inf)})
+            n: Expected(weights=like(w), numbers={"examples": IMAGES, "loss": (-math.inf, math.inf)})
             for n, w in self.models.items()
         }
         kinds = {node: environment.architecture_of(node) for node in federation.cohort}

@@ -7,12 +7,12 @@ Federated Learning, ICML 2021, arXiv:2105.10056, as their code has them.
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 from fedkd import Client, Payload, Round, like, weighted_mean
 from fedkd.class_means import expected_means, mean_over_nodes
+from fedkd.payload import IMAGES
 
 from .fd import LabelLogits, LabelLogitsClient
 
@@ -61,7 +61,7 @@ class FedDistillFL(LabelLogits):
         assert self.weights is not None
         classes = len(federation.environment.data.classes)
         expect = dataclasses.replace(
-            expected_means("logits", classes, classes), weights=like(self.weights), numbers={"examples": (1, math.inf)}
+            expected_means("logits", classes, classes), weights=like(self.weights), numbers={"examples": IMAGES}
         )
         teachings = self.teachings(federation)
         down = dataclasses.replace(next(iter(teachings.values())), weights=self.weights)  # one table for all

@@ -312,7 +312,7 @@ class FedFTG(Wrapper):
 
     def _label_counts(self, federation: Round, nodes: list[int]) -> tuple[list[int], Tensor]:
         """Return the nodes that told their label counts, ascending, and the counts, K x C."""
-        spec = ArraySpec((len(federation.environment.data.classes),), torch.int32, between=(0, 2**31 - 1))
+        spec = ArraySpec((len(federation.environment.data.classes),), torch.int32, counts=True)
         request = Payload()
         replies = federation.ask(
             "label_counts", dict.fromkeys(nodes, request), expect=Expected(statistics={"label_counts": spec})

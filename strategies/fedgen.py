@@ -30,7 +30,7 @@ from fedkd import (
 )
 from fedkd.generators import FeatureGenerator
 from fedkd.losses import diversity_loss, kl_divergence
-from fedkd.payload import Tensors, copied, parts_of, under
+from fedkd.payload import IMAGES, Tensors, copied, parts_of, under
 from fedkd.streams import default_stream
 from fedkd.teachers import Teachers
 from fedkd.training import Loss
@@ -170,8 +170,8 @@ class FedGen(Strategy):
             down.generator, down.statistics = self.generator, {"label_distribution": self.distribution}
         expect = Expected(
             weights=like(self.weights),
-            statistics={"label_counts": ArraySpec((classes,), torch.int32, between=(0, 2**31 - 1))},
-            numbers={"examples": (1, math.inf), "loss": (-math.inf, math.inf)},
+            statistics={"label_counts": ArraySpec((classes,), torch.int32, counts=True)},
+            numbers={"examples": IMAGES, "loss": (-math.inf, math.inf)},
         )
         total: Payload | None = None
         heads, counts = [], []

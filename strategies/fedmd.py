@@ -26,6 +26,10 @@ class FedMDClient(TransferClient):
 
     def pretrain(self, request: Payload) -> Payload:
         """Train on the labelled public set, then on the node's own images (transfer learning, the paper's step 1)."""
+        self._pretrain()
+        return Payload()
+
+    def _pretrain(self) -> None:
         method = cast(Pretraining, self.strategy)
         if method.public_epochs:
             labels = torch.from_numpy(self.public.labels)
@@ -33,10 +37,11 @@ class FedMDClient(TransferClient):
         if method.private_epochs:
             self.train(self.data, self.labels, purpose="private-pretraining", epochs=method.private_epochs)
         self.keep_model()
-        return Payload()
 
     def communicate(self, request: Payload) -> Payload:
-        """Return the knowledge on the subset, P x C, in its order."""
+        """Return the knowledge on the subset, P x C, in its order; of a latecomer, once it is pre-trained."""
+        if not self.has_model:
+            self._pretrain()
         return self.tell(self.knowledge(self.subset(request)))
 
     def digest(self, request: Payload) -> Payload:

@@ -14,7 +14,7 @@ import torch
 
 from fedkd import Client, Expected, GlobalModelClient, InputError, Payload, Round, Strategy, like
 from fedkd.config import Sgd
-from fedkd.payload import Tensors
+from fedkd.payload import IMAGES, Tensors
 
 if TYPE_CHECKING:
     from fedkd import Environment
@@ -60,7 +60,7 @@ class FedNova(Strategy):
         assert self.weights is not None
         start = self.weights
         trained = {name for name, _ in federation.environment.model(0).named_parameters()}
-        numbers = {"examples": (1, math.inf), "loss": (-math.inf, math.inf), "normaliser": (1, math.inf)}
+        numbers = {"examples": IMAGES, "loss": (-math.inf, math.inf), "normaliser": (1, math.inf)}
         expect = Expected(weights=like(start), numbers=numbers)
         sums: Tensors = {name: torch.zeros_like(tensor, dtype=torch.float64) for name, tensor in start.items()}
         examples = steps = loss = 0.0

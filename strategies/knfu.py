@@ -184,8 +184,9 @@ class KnFu(TransferStrategy):
         )
         targets = fuse(weights, knowledge if self.fuse_space == "logit" else soft)
         log_weights(federation, nodes, weights)
-        true_priors = torch.from_numpy(federation.environment.data.priors[nodes])
-        federation.log("prior_distance", float((priors - true_priors).abs().sum(1).mean()))
+        known = federation.environment.data.priors
+        if known is not None:
+            federation.log("prior_distance", float((priors - torch.from_numpy(known[nodes])).abs().sum(1).mean()))
         federation.ask(
             "finetune",
             {n: Payload(logits={"targets": t}, indices=indices) for n, t in zip(nodes, targets, strict=True)},

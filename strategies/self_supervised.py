@@ -29,6 +29,7 @@ from .fedavg import FedAvg
 if TYPE_CHECKING:
     from fedkd import Environment
     from fedkd.datasets import Images
+    from fedkd.federated import FederatedData
 
 _LOCAL = "local"
 _EVALUATION_BATCH = 500
@@ -147,6 +148,8 @@ class SelfSupervisedClient(Client):
         if local is not None:
             del self.state[_LOCAL]
             test, method = self.environment.data.test, self.method
+            if not len(test.labels):  # a real site does not hold the global test images
+                return Payload()
             mine = method.embeddings(self.environment, local, test)
             theirs = method.embeddings(self.environment, request.weights, test)
             for name, a, b in zip(("feature", "projection"), mine, theirs, strict=True):
@@ -181,11 +184,24 @@ class SelfSupervised(FedAvg):
             raise InputError(f"strategy {name} needs a model with a linear classifier.")
         if environment.config.train.batch_size < 2:
             raise InputError(f"train.batch_size = 1: strategy {name} tells images of a batch apart; 2 or more.")
+        if environment.config.data.sites is not None:
+            self._check_sites(name, data)
+            return
         sizes = np.diff(data.train_parts.offsets)
         if sizes.min() < 2:
             raise InputError(
                 f"data.partition: node {int(sizes.argmin())} holds one image; strategy {name} needs minimum = 2."
             )
+
+    def _check_sites(self, name: str, data: FederatedData) -> None:
+        """Refuse real sites where the server cannot probe, or should pool what it does not have."""
+        if data.validation is None or not len(data.test.labels):
+            raise InputError(
+                f"data.sites: {name} measures features on labelled images of the server's own: set "
+                "data.sites.server, a named set, and data.validation."
+            )
+        if self.pooled_steps:
+            raise InputError(f"strategy.pooled_steps = {self.pooled_steps}: the server has none of the sites' images.")
 
     def encoder(self, environment: Environment) -> Encoder:
         """Return this process's encoder object; its weights are whatever the last user left."""

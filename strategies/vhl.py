@@ -21,7 +21,7 @@ from fedkd.batches import Preprocess
 from fedkd.datasets import Images
 from fedkd.holders import Holders
 from fedkd.losses import supervised_contrast
-from fedkd.payload import Tensors, copied, parts_of, under
+from fedkd.payload import IMAGES, Tensors, copied, parts_of, under
 from fedkd.streams import default_stream
 from fedkd.training import Loss
 
@@ -169,7 +169,7 @@ class VHL(FedAvg):
         images, labels = {"images": self.noise["images"]}, {"labels": self.noise["labels"]}
         full = Payload(weights=sent, images=images, indices=labels)
         down = self.holders.address(federation.cohort, plain, full)
-        expect = Expected(weights=like(sent), numbers={"examples": (1, math.inf), "loss": (-math.inf, math.inf)})
+        expect = Expected(weights=like(sent), numbers={"examples": IMAGES, "loss": (-math.inf, math.inf)})
         merged = federation.ask("fit", down, expect=expect, merge=weighted_mean)
         self.holders.note(federation, "fit")
         self.weights, self.head = _split(merged.weights)

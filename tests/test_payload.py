@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from fedkd import ArraySpec, Expected, Payload, like, weighted_mean
+from fedkd.config import Limits
 from fedkd.payload import PayloadError, count_bytes, from_records, receive
 
-LIMIT = 10**6
+LIMIT = Limits(10**6, {"images": 1000})
 ARRAYS = hnp.arrays(
     st.sampled_from([np.float32, np.float64, np.float16, np.int64, np.int32, np.uint8, np.bool_]),
     hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4),

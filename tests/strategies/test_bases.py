@@ -5,7 +5,7 @@ state that survives, replies in any order, runs that are interrupted.
 import copy
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import halves_are_the_whole, lines
-from flwr.app import Message, RecordDict
-from flwr.serverapp import Grid
+from flwr.app import Context, RecordDict
+from loopback import Loopback
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -26,7 +26,7 @@ from fedkd.config import Config, NamedTable, read_config
 from fedkd.flower import node_context
 from fedkd.generators import FeatureGenerator, ImageGenerator
 from fedkd.payload import parts_of
-from fedkd.run import make_engine, make_server_app, run
+from fedkd.run import make_engine, make_server_app, run, serve
 from fedkd.strategies.fedftg import stratified_labels
 from fedkd.strategies.fedgen import generative_loss, generator_loss
 from fedkd.strategies.fednova import normaliser
@@ -453,43 +453,18 @@ def test_a_round_that_a_node_sits_out_changes_nothing_of_its_state(tiny: Make, t
     assert changed or not kept[-1]
 
 
-class Backwards(Grid):
-    """A grid whose replies arrive in reverse, like a real federation's in any order."""
-
-    def __init__(self, grid: Any) -> None:
-        self.grid = grid
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.grid, name)
-
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
-        return list(self.grid.exchange(list(messages), timeout))[::-1]
-
-    def get_node_ids(self) -> Iterable[int]:
-        return list(self.grid.get_node_ids())[::-1]
-
-    def set_run(self, *args: Any) -> None: ...
-    @property
-    def run(self) -> Any: ...
-    def create_message(self, *args: Any) -> Any: ...
-    def push_messages(self, messages: Any) -> Any: ...
-    def pull_messages(self, message_ids: Any) -> Any: ...
-
-
 @pytest.mark.parametrize("base", BASES)
-def test_the_order_of_replies_changes_nothing(tiny: Make, base: str) -> None:
+def test_the_order_of_replies_changes_nothing(tiny: Make, tmp_path: Path, base: str) -> None:
     config = setting(tiny, {"name": "fedftg", **SMALL, "base": {"name": base, **BASES[base]}})
-    results = []
-    for wrap in (lambda grid: grid, Backwards):
-        environment, records = Environment(config), []
-        with make_engine(environment) as grid:
-            server = Server(environment, on_round=records.append)
-            make_server_app(server)(wrap(grid), node_context(0, 6, RecordDict()))
-        results.append((environment.strategy.state(), records))
-    (first, a), (second, b) = results
+    run(config, tmp_path / "forwards")
+    grid = Loopback(config, {100 - node: {"partition-id": node} for node in range(6)})  # its replies come in reverse
+    serve(grid, Context(7, 1, {}, RecordDict(), {}), config, tmp_path / "backwards", resume=False)
+    first, second = (load_server(latest(tmp_path / name / "checkpoints")[1]) for name in ("forwards", "backwards"))
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
-    assert [record.metrics for record in a] == [record.metrics for record in b]
+    assert [line["metrics"] for line in lines(tmp_path / "forwards")] == [
+        line["metrics"] for line in lines(tmp_path / "backwards")
+    ]
 
 
 # Wrappers
@@ -672,7 +647,7 @@ def test_fedgens_teachers_are_the_clients_own_heads(tiny: Make) -> None:
     """A head that is right alone about its own class teaches; the mean head would not."""
     method = make_strategy(NamedTable(name="fedgen", generator_steps=300, generator_lr=0.02, noise=2, hidden=16))[0]
     environment = Environment(tiny({"strategy": {"name": "fedgen"}, "model": {"name": "mlp", "hidden": [2]}}))
-    federation = Round(Server(environment), cast(Grid, None), 1, [0, 1], [0, 1], [])
+    federation = Round(Server(environment), cast(Any, None), cast(Any, None), 1, [0, 1], [0, 1], [])
     with torch.random.fork_rng():
         method.prepare(federation)
     heads = []

@@ -1,0 +1,240 @@
+"""What happens at a real site: its own data and model, its lasting state on disk, and the ClientApp of any strategy.
+
+A SuperNode's `--node-config` says what is there:
+`data`: the site's own images, such as `npz:/srv/scans.npz` or `images:/srv/scans`; or `partition-id`: a share of the
+config's images, for tests. `name`: what the federation calls the site. `model`: its architecture, where it has one of
+its own. `state`: a folder for what the site keeps between requests, so that a restart of the SuperNode loses nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import traceback
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import cast
+
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.app.user_config import UserConfig
+from flwr.clientapp import ClientApp
+
+from . import checkpoints
+from .client import call, make_client_app
+from .config import CheckpointConfig, Config, ModelConfig, NamedTable
+from .environment import Environment, prepare_process
+from .errors import InputError, on_one_line
+from .federated import SiteData, site_data
+from .flower import error_reply
+from .introduction import JOIN, NAME, REFUSE, Introduction
+from .payload import NODE, ROUND, SITE
+
+_FEDERATION = re.compile(r"[0-9a-f]{32}")
+_RUN = "run.json"
+_PATH = re.compile(
+    r"(?:[A-Za-z]:)?[\w.~-]*[/\\][^\s'\":;,()]+|[^\s'\":;,()]+\.(?:npz|npy|png|jpe?g|bmp|gif|tiff?|webp)\b", re.I
+)
+_log = logging.getLogger("fedkd")
+
+
+class SiteApp(ClientApp):
+    """Flower's ClientApp of whatever strategy a run's config names, with the data of the site that it runs at.
+
+    `read`: the config of a run, of Flower's run config.
+    """
+
+    def __init__(self, read: Callable[[UserConfig], Config]) -> None:
+        super().__init__()
+        self._read = read
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        """Answer a message; whatever goes wrong is logged here in full, and told to the server without paths."""
+        try:
+            return self._answer(message, context)
+        except Exception as error:
+            _log.error("%s", traceback.format_exc() if not isinstance(error, InputError) else error)
+            return error_reply(message, without_paths(f"{type(error).__name__}: {error}"))
+
+    def _answer(self, message: Message, context: Context) -> Message:
+        told = message.content.config_records.get(ROUND, ConfigRecord())
+        if message.metadata.message_type == REFUSE:
+            _log.error("The server refused this site: %s", on_one_line(str(told.get("reason", "no reason given"))))
+            return Message(RecordDict(), reply_to=message)
+        config = self._read(context.run_config)
+        environment = environment_at(config, context.node_config)
+        if message.metadata.message_type == JOIN:
+            return Message(introduce(environment, context).to_payload().to_records(), reply_to=message)
+        node = cast(int, told[NODE])
+        if (own := _own_model(context.node_config)) is not None:
+            environment.architecture_numbers[node] = _number_of(own, environment.config.model)
+        states = _states(context.node_config, str(told["federation"]))
+        lost = False
+        if not context.state and states is not None:
+            context.state = recall_state(states, context.run_id, cast(int, told["first_round"]))
+        if not context.state and told.get("keeps", False):
+            lost = True
+            _log.warning("The state of this site is not here%s; it starts afresh.", _hint(states))
+        app = make_client_app(environment.strategy, lambda: environment)
+        reply = call(app, message, context)
+        if reply.has_error():
+            _log.error("Round %s: %s", message.metadata.group_id, reply.error.reason)
+            return error_reply(message, without_paths(reply.error.reason or ""))
+        if states is not None:
+            keep_state(states, context.run_id, int(message.metadata.group_id), context.state, config.checkpoint)
+        reply.content[SITE] = ConfigRecord({"keeps": bool(context.state), "lost": lost})
+        return reply
+
+
+def _hint(states: Path | None) -> str:
+    return "" if states is not None else " (--node-config 'state=\"FOLDER\"' would have kept it over the restart)"
+
+
+def without_paths(text: str) -> str:
+    """Return the text of an error with what looks like a path or a file's name left out: names may tell of patients."""
+    return _PATH.sub("<path>", text)
+
+
+_environments: dict[str, Environment] = {}
+
+
+def environment_at(config: Config, node_config: UserConfig) -> Environment:
+    """Return this process's environment of a config at a site, made at the first call.
+
+    Threads and device are those of the config's engine, so that a site computes as a simulated node does. Raises
+    InputError for a site whose data are missing or wrong.
+    """
+    own = {key: node_config[key] for key in ("data", "model") if key in node_config}
+    key = json.dumps([config.model_dump(mode="json"), own])
+    if key not in _environments:
+        model = _own_model(node_config)
+        if model is not None and model not in [a.name for a in config.model.architectures]:
+            names = [*config.model.architectures, NamedTable(name=model)]
+            config = config.model_copy(update={"model": ModelConfig(names=names)})
+        engine = config.engine.options
+        device = prepare_process(engine.get("threads", 1), engine.get("device", "auto"), gpu=True)
+        _environments[key] = Environment(config, _own_data(config, node_config), device)
+    return _environments[key]
+
+
+def _own_data(config: Config, node_config: UserConfig) -> SiteData | None:
+    """Return the site's own data; None where it has a share of the config's."""
+    data = node_config.get("data")
+    if data is None and "partition-id" not in node_config:
+        raise InputError("this site has no data: set data, or partition-id for tests, in --node-config.")
+    if data is None and config.data.sites is not None:
+        raise InputError("data.sites: sites bring images of their own; this one has no data in --node-config.")
+    if data is None:
+        return None
+    if config.data.sites is None:
+        named = ", ".join(config.data.set_names)
+        raise InputError(
+            f"data = {data!r} in --node-config: the config has images of its own ({named}); with "
+            "data.sites sites bring theirs."
+        )
+    return site_data(config.data, str(data), config.seed)
+
+
+def _own_model(node_config: UserConfig) -> str | None:
+    return str(node_config["model"]) if "model" in node_config else None
+
+
+def _number_of(name: str, model: ModelConfig) -> int:
+    return [architecture.name for architecture in model.architectures].index(name)
+
+
+def introduce(environment: Environment, context: Context) -> Introduction:
+    """Return what this site tells of itself. Raises InputError for a name, a model or a state folder that cannot be."""
+    node_config, data = context.node_config, environment.data
+    partition = -1 if isinstance(data, SiteData) else int(cast(int, node_config["partition-id"]))
+    default = f"partition-{partition}" if partition >= 0 else f"node-{context.node_id}"
+    name = str(node_config.get("name", default))
+    if not NAME.fullmatch(name):
+        raise InputError(f"name = {name!r} in --node-config: letters, digits, spaces, and the signs - . _ are valid.")
+    if not isinstance(data, SiteData) and not 0 <= partition < data.clients:
+        raise InputError(f"partition-id = {partition}: the config has partitions 0 to {data.clients - 1}.")
+    model = _own_model(node_config) or ""
+    if model:
+        environment.model(_number_of(model, environment.config.model))  # one that cannot be built is refused here
+    if "state" in node_config:
+        folder = Path(str(node_config["state"])).expanduser()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / ".writable").touch()
+        except OSError as error:
+            raise InputError(f"state in --node-config: the folder cannot be written: {error.strerror}.") from error
+    return Introduction(
+        name=name,
+        partition=partition,
+        model=model,
+        images=len(data.train_of(partition).labels),
+        test_images=len(data.test_of(partition).labels),
+        classes=data.classes,
+        shape=data.image_shape,
+        version=version("fedkd"),
+    )
+
+
+# What the site keeps between requests
+
+
+def _states(node_config: UserConfig, federation: str) -> Path | None:
+    if "state" not in node_config:
+        return None
+    if not _FEDERATION.fullmatch(federation):  # it becomes a folder's name
+        raise InputError(f"the server calls the federation {on_one_line(federation, 40)!r}, which is no name of one.")
+    return Path(str(node_config["state"])).expanduser() / federation
+
+
+def recall_state(folder: Path, run: int, first_round: int) -> RecordDict:
+    """Return the site's state as a run of the server finds it; empty where there is none.
+
+    `run`: Flower's, a new one where the server was restarted. Such a run goes on from a checkpoint: what the site has
+    kept of its rounds from `first_round` on is forgotten, so that both go on from the same point.
+    """
+    about = folder / _RUN
+    if not about.is_file() or json.loads(about.read_text())["run"] != run:
+        for path in _kept(folder):
+            if _round_of(path) >= first_round:
+                path.unlink()
+        folder.mkdir(parents=True, exist_ok=True)
+        about.write_text(json.dumps({"run": run}) + "\n")
+    for path in reversed(_kept(folder)):
+        try:
+            return checkpoints.load_node(path)
+        except InputError as error:
+            _log.error("%s It is passed over.", error)
+            path.unlink()
+    return RecordDict()
+
+
+def keep_state(folder: Path, run: int, number: int, state: RecordDict, every: CheckpointConfig) -> None:
+    """Write the site's state after a request of a round, and delete what no restart can ask for any more.
+
+    A server that was restarted goes on from its last checkpoint, or from one before it where that one was not complete.
+    """
+    if not state and not _kept(folder):
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / _RUN).write_text(json.dumps({"run": run}) + "\n")
+    path = folder / f"round-{number:06d}.safetensors"
+    partial = folder / f".{path.name}.partial"
+    checkpoints.save_node(partial, state)
+    os.replace(partial, path)
+    rounds = [_round_of(old) for old in _kept(folder)]
+    last = number // every.every * every.every
+    marks = [number, *(last - step * every.every for step in range(every.keep + 1))]
+    needed = {max((r for r in rounds if r <= mark), default=-1) for mark in marks}
+    for old in _kept(folder):
+        if _round_of(old) not in needed:
+            old.unlink()
+
+
+def _kept(folder: Path) -> list[Path]:
+    return sorted(folder.glob("round-*.safetensors"))
+
+
+def _round_of(path: Path) -> int:
+    return int(path.stem.removeprefix("round-"))
