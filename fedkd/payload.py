@@ -30,6 +30,7 @@ IMAGES = (1.0, float(MOST_IMAGES))  # the range of a number of images
 _DTYPES = ("<f8", "<f4", "<f2", "<i8", "<i4", "<i2", "|i1", "|u1", "|b1")
 _ROUNDING = 1e-3  # of rows of probabilities, also in half precision
 _MOST_AXES = 16
+_MOST_VALUES = 2**31  # also of an array that holds none, because one of its lengths is 0
 _NPY = b"\x93NUMPY\x01\x00"
 # the header as numpy.save writes it and no other; numpy's own reader evaluates it and allocates before it compares
 _HEADER = re.compile(
@@ -163,7 +164,7 @@ def _tensor(name: str, array: Array) -> Tensor:
     dtype, shape = np.dtype(code), tuple(int(length) for length in lengths.split(",") if length.strip())
     if math.prod(shape) * dtype.itemsize != len(data) - end:
         raise PayloadError(f"array {name!r}: its header says {shape} of {dtype}, its body has {len(data) - end} bytes")
-    if len(shape) > _MOST_AXES or max(shape, default=0) > np.iinfo(np.int64).max // max(1, len(data)):
+    if len(shape) > _MOST_AXES or math.prod(max(1, length) for length in shape) > _MOST_VALUES:
         raise PayloadError(f"array {name!r}: its header says {shape}, more than an array can be")
     if code == "|b1" and data[end:].strip(b"\x00\x01"):
         raise PayloadError(f"array {name!r} has truth values that are neither 0 nor 1")

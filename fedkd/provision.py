@@ -67,9 +67,10 @@ def provision(folder: Path, config_path: Path, sites: int, host: str, port: int,
             _write(server / "nginx.conf", _fill(_NGINX, told))
     for number, name in enumerate(names):
         home = folder / "sites" / name
-        own = _OWN_DATA if config.data.sites is not None else _SHARE
-        _write(home / "site.env", _fill(_SITE_ENV + own, {**told, "name": name, "partition": str(number)}))
-        _write(home / "start.sh", _fill(_SUPERNODE, {**told, "security": _INSECURE if insecure else _SECURE}), 0o755)
+        brings, own = (_OWN_DATA, _OWN) if config.data.sites is not None else (_SHARE, "partition-id=$PARTITION")
+        _write(home / "site.env", _fill(_SITE_ENV + brings, {"name": name, "partition": str(number)}))
+        security = _INSECURE if insecure else _SECURE
+        _write(home / "start.sh", _fill(_SUPERNODE, {**told, "security": security, "own": own}), 0o755)
         _write(home / "fedkd-site.service", _unit("site"))
         if authority is not None:
             shutil.copyfile(server / "ca.crt", home / "ca.crt")
@@ -250,18 +251,16 @@ set -eu
 here=$(dirname "$0")
 exec "$here/flwr.sh" run "$here/../app" federation --stream "$@"
 """
-_SITE_ENV = """# What this site brings. start.sh reads it.
-NAME="@name@"                  # what the federation calls this site
-STATE="$PWD/state"             # what this site keeps between requests, such as its own model; it never leaves
-RUNTIME_PORT=9094              # on the loopback; one of its own for each SuperNode on a machine
-export FEDKD_DATA="$PWD/data"  # where public sets are that the config names
-MODEL=""                       # an architecture of its own, such as mlp; by default the config's
+_SITE_ENV = """# What this site brings. start.sh reads it; a variable of the environment goes before it.
+NAME="${NAME:-@name@}"                # what the federation calls this site
+STATE="${STATE:-$PWD/state}"          # what it keeps between requests, such as its own model; it never leaves
+RUNTIME_PORT="${RUNTIME_PORT:-9094}"  # on the loopback; one of its own for each SuperNode on a machine
+MODEL="${MODEL:-}"                    # an architecture of its own, such as mlp; by default the config's
+export FEDKD_DATA="${FEDKD_DATA:-$PWD/data}"  # where public sets are that the config names
 """
-_OWN_DATA = """DATA=""                        # npz:/path/to/file.npz or images:/path/to/folder
-OWN="data=\\"${DATA:?set DATA in site.env}\\""
+_OWN_DATA = """DATA="${DATA:-}"                      # npz:/path/to/file.npz or images:/path/to/folder
 """
-_SHARE = """PARTITION=@partition@                    # which share of the config's images this site holds: for tests
-OWN="partition-id=$PARTITION"
+_SHARE = """PARTITION="${PARTITION:-@partition@}"             # which share of the config's images it holds: for tests
 """
 _SUPERNODE = """#!/bin/sh
 # Starts this site's SuperNode. It opens no port to the outside: it asks the server for work.
@@ -270,10 +269,11 @@ cd "$(dirname "$0")"
 . ./site.env
 export FLWR_HOME="$PWD/flower" FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1
 exec flower-supernode --superlink @host@:@port@ --port "$RUNTIME_PORT" @security@ \\
-    --node-config "name=\\"$NAME\\" $OWN state=\\"$STATE\\"${MODEL:+ model=\\"$MODEL\\"}"
+    --node-config "name=\\"$NAME\\" @own@ state=\\"$STATE\\"${MODEL:+ model=\\"$MODEL\\"}"
 """
 _SECURE = "--root-certificates ca.crt --auth-supernode-private-key key"
 _INSECURE = "--insecure"
+_OWN = 'data=\\"${DATA:?set DATA in site.env}\\"'
 _SYSTEMD = """# systemctl enable --now fedkd-@what@; adapt the paths and the user.
 [Unit]
 Description=fedkd @what@

@@ -11,6 +11,7 @@ from conftest import lines
 from typer.testing import CliRunner
 
 from fedkd.cli import app
+from fedkd.registry import names
 
 HOME = Path(__file__).resolve().parents[1]
 
@@ -51,7 +52,9 @@ def test_the_distiller_of_the_guide_runs(tmp_path: Path) -> None:
     assert final["test/accuracy"] > 0.6
 
 
-@pytest.mark.parametrize("page", ["README.md", *(str(p.relative_to(HOME)) for p in sorted(HOME.glob("docs/**/*.md")))])
+@pytest.mark.parametrize(
+    "page", ["README.md", "SECURITY.md", *(str(p.relative_to(HOME)) for p in sorted(HOME.glob("docs/**/*.md")))]
+)
 def test_pages_link_to_files_that_exist(page: str) -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", (HOME / page).read_text()):
         if "://" not in target:
@@ -61,3 +64,16 @@ def test_pages_link_to_files_that_exist(page: str) -> None:
 def test_the_readme_opens_with_the_two_commands() -> None:
     text = (HOME / "README.md").read_text()
     assert text.index("make demo") < text.index("make test") < 3000
+
+
+def test_every_strategy_says_what_it_reveals() -> None:
+    table = (HOME / "SECURITY.md").read_text().split("## What each strategy reveals")[1]
+    named = set(re.findall(r"`(\w+)`", "".join(line.split("|")[1] for line in table.splitlines() if "|" in line)))
+    of_fedx = {"simclr", "moco", "byol", "fedu", "protocl"}  # "and its bases"
+    assert set(names("strategies")) - of_fedx <= named
+    assert "`fedx` and its bases" in table
+
+
+def test_the_tests_that_the_security_page_names_exist() -> None:
+    for name in re.findall(r"`(test_\w+\.py)`", (HOME / "SECURITY.md").read_text()):
+        assert (HOME / "tests" / name).is_file(), name

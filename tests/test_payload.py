@@ -1,7 +1,10 @@
 """Payloads cross Flower's records unchanged, and nothing that is wrong gets past the check on arrival."""
 
+import contextlib
 import math
+import re
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +16,7 @@ from hypothesis.extra import numpy as hnp
 
 from fedkd import ArraySpec, Expected, Payload, like, weighted_mean
 from fedkd.config import Limits
-from fedkd.payload import PayloadError, count_bytes, from_records, receive
+from fedkd.payload import IMAGES, PayloadError, count_bytes, from_records, receive
 
 LIMIT = Limits(10**6, {"images": 1000})
 ARRAYS = hnp.arrays(
@@ -183,3 +186,78 @@ def test_counters_are_averaged_and_rounded() -> None:
     merged = weighted_mean(one, Payload(weights={"n": torch.tensor(20)}, numbers={"examples": 2}))
     assert merged.weights["n"].item() == 17
     assert merged.weights["n"].dtype == torch.int64
+
+
+def test_every_limit_is_told_by_its_kind() -> None:
+    payload = Payload(images={"x": torch.zeros(1, 1, 40, 40, dtype=torch.uint8)}, logits={"z": torch.zeros(10**4)})
+    with pytest.raises(PayloadError, match="images of 1729 bytes are over the limit of 1000"):
+        receive(payload.to_records(), None, LIMIT)
+    assert receive(Payload(logits={"z": torch.zeros(10**4)}).to_records(), None, LIMIT)
+
+
+def test_counts_of_images_are_bounded_by_what_the_node_has() -> None:
+    expected = Expected(
+        statistics={"counts": ArraySpec((2,), torch.int32, counts=True)}, numbers={"examples": IMAGES}, most_images=10
+    )
+
+    def told(counts: list[int], examples: float) -> Payload:
+        return Payload(statistics={"counts": torch.tensor(counts, dtype=torch.int32)}, numbers={"examples": examples})
+
+    assert receive(told([4, 6], 10).to_records(), expected, LIMIT)
+    for counts, examples, message in (
+        ([5, 6], 10, "statistics 'counts' counts 11 images, the node has 10"),
+        ([-1, 6], 10, "statistics 'counts' has values outside 0.0 to"),
+        ([5, 5], 11, "number 'examples' is 11, valid is 1.0 to 10"),
+        ([5, 5], 0, "number 'examples' is 0, valid is 1.0 to 10"),
+    ):
+        with pytest.raises(PayloadError, match=message):
+            receive(told(counts, examples).to_records(), expected, LIMIT)
+
+
+HEADERS = st.one_of(
+    st.binary(max_size=200),
+    st.builds(
+        lambda code, order, shape: f"{{'descr': '{code}', 'fortran_order': {order}, 'shape': {shape}, }}\n".encode(),
+        st.sampled_from(["<f4", "|b1", "|O", ">f8", "<f16", "<U9", "\x8e"]) | st.text(max_size=9),
+        st.sampled_from(["True", "False", "0"]),
+        st.lists(st.integers(-(2**70), 2**70) | st.integers(0, 3), max_size=70).map(tuple) | st.text(max_size=30),
+    ),
+)
+
+
+@given(HEADERS, st.binary(max_size=64), st.none() | st.integers(0, 2**16 - 1))
+@settings(deadline=None, max_examples=400)
+def test_no_bytes_get_anything_but_a_named_refusal_out_of_the_decoder(
+    header: bytes, body: bytes, length: int | None
+) -> None:
+    size = min(len(header), 2**16 - 1) if length is None else length
+    array = Array("float32", (1,), "numpy.ndarray", b"\x93NUMPY\x01\x00" + size.to_bytes(2, "little") + header + body)
+    with contextlib.suppress(PayloadError):
+        tensor = receive(RecordDict({"weights": ArrayRecord({"w": array})}), None, LIMIT).weights["w"]
+        assert tensor.numel() * tensor.element_size() <= len(body) + len(header)
+
+
+@pytest.mark.parametrize(
+    ("code", "shape", "body", "message"),
+    [
+        ("|b1", "(2,)", b"\x00\x07", "truth values that are neither 0 nor 1"),
+        ("<f4", "(0, 999999999999999999)", b"", "more than an array can be"),
+        ("<f4", "(" + "1, " * 16 + "1)", b"\x00" * 4, "more than an array can be"),
+        ("\x8e\x8e", "(1,)", b"", "does not start with the header"),
+    ],
+)
+def test_what_the_fuzzer_found_stays_refused(code: str, shape: str, body: bytes, message: str) -> None:
+    header = f"{{'descr': '{code}', 'fortran_order': False, 'shape': {shape}, }}\n".encode("latin-1")
+    data = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + body
+    array = Array("float32", (1,), "numpy.ndarray", data)
+    with pytest.raises(PayloadError, match=message):
+        from_records(RecordDict({"weights": ArrayRecord({"w": array})}))
+
+
+def test_nothing_of_ours_unpickles() -> None:
+    home = Path(__file__).resolve().parents[1]
+    sources = [path for part in ("fedkd", "strategies", "deploy") for path in sorted((home / part).rglob("*.py"))]
+    assert len(sources) > 60
+    unpickling = r"pickle\.|import pickle|torch\.load\b|allow_pickle=True|(?<![.\w])(eval|exec)\("
+    for path in sources:
+        assert not re.search(unpickling, path.read_text()), path
