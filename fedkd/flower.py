@@ -64,3 +64,8 @@ def renumber(reply: Message, node: int) -> Message:
 def activations(grid: Grid) -> dict[int, str]:
     """Return the ids of the nodes that are connected, and when each of them last was started."""
     return {node.node_id: node.last_activated_at for node in grid.get_nodes()}
+
+
+def has_stable_ids(grid: Grid) -> bool:
+    """Return whether a SuperNode keeps its id over restarts: where keys are checked, which takes TLS in Flower."""
+    return not getattr(grid, "_insecure", True)

@@ -14,6 +14,10 @@ from .payload import Expected, Payload, PayloadError, receive
 
 JOIN, REFUSE = "query.join", "query.refuse"  # messages: who are you; you cannot take part, for this reason
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_. -]{0,63}")  # of a site
+TROUBLES = {
+    "lost": "its state was lost; it starts afresh",
+    "damaged": "its newest state is damaged; it goes on from an older one",
+}  # of a site, in its replies
 _MOST = float(2**53)
 
 

@@ -19,6 +19,8 @@ from .payload import REPORT, Expected, Payload, PayloadError, count_bytes, recei
 
 BLOCK = 5
 _MOST_METRICS = 100  # of a reply
+_MOST_METRIC = 1e30  # so that means stay finite
+_SERVERS = re.compile(r"global(_\d+)?|aggregated|probe|knn|semi_\d+")  # scopes that only the server measures
 _METRIC = re.compile(r"[a-z0-9_]{1,60}/[a-z0-9_]{1,60}")
 
 Merge = Callable[[Payload, Payload], Payload]  # folds the second into the first; may change the first in place
@@ -54,7 +56,7 @@ def arrive(reply: Message, expectation: Expectation, limits: Limits) -> Arrival:
     try:
         arrival.payload = receive(reply.content, expected, limits)
     except PayloadError as error:
-        arrival.failure = f"bad reply: {error}"
+        arrival.failure = on_one_line(f"bad reply: {error}")
         return arrival
     try:
         arrival.metrics = _metrics(reply.content.get(REPORT))
@@ -75,6 +77,10 @@ def _metrics(report: object) -> dict[str, float]:
             raise PayloadError(f"metric {on_one_line(name, 80)!r} is not named scope/metric")
         if isinstance(value, list) or not math.isfinite(value):
             raise PayloadError(f"metric {name!r} is {on_one_line(str(value), 80)}")
+        if _SERVERS.fullmatch(name.split("/")[0]):
+            raise PayloadError(f"metric {name!r} is the server's to report")
+        if not (0 <= value <= 1 if name.endswith("/accuracy") else abs(value) <= _MOST_METRIC):
+            raise PayloadError(f"metric {name!r} is {value}, out of range")
         metrics[name] = float(value)
     return metrics
 

@@ -34,8 +34,12 @@ from .payload import NODE, ROUND, SITE
 
 _FEDERATION = re.compile(r"[0-9a-f]{32}")
 _RUN = "run.json"
+_ENDING = r"\.(?:npz|npy|png|jpe?g|bmp|gif|tiff?|webp|dcm|nii|gz|csv|tsv|json|h5|hdf5|svs|mha|mhd|nrrd|zip|txt)\b"
 _PATH = re.compile(
-    r"(?:[A-Za-z]:)?[\w.~-]*[/\\][^\s'\":;,()]+|[^\s'\":;,()]+\.(?:npz|npy|png|jpe?g|bmp|gif|tiff?|webp)\b", re.I
+    rf"(['\"])[^'\"\n]*(?:[/\\]|{_ENDING})[^'\"\n]*\1"  # quoted, with a separator or a known ending in it
+    rf"|(?:[A-Za-z]:)?[\w.~-]*[/\\][^'\":;,()\n]*?{_ENDING}[\w.]*"  # up to an ending, spaces and all
+    rf"|(?:[A-Za-z]:)?[\w.~-]*[/\\][^\s'\":;,()]+|[^\s'\":;,()]+{_ENDING}[\w.]*",
+    re.IGNORECASE,
 )
 _log = logging.getLogger("fedkd")
 
@@ -71,11 +75,12 @@ class SiteApp(ClientApp):
         if (own := _own_model(context.node_config)) is not None:
             environment.architecture_numbers[node] = _number_of(own, environment.config.model)
         states = _states(context.node_config, str(told["federation"]))
-        lost = False
+        trouble, first_round = "", cast(int, told["first_round"])
         if not context.state and states is not None:
-            context.state = recall_state(states, context.run_id, cast(int, told["first_round"]))
+            context.state, damaged = recall_state(states, context.run_id, first_round)
+            trouble = "damaged" if damaged else ""
         if not context.state and told.get("keeps", False):
-            lost = True
+            trouble = "lost"
             _log.warning("The state of this site is not here%s; it starts afresh.", _hint(states))
         app = make_client_app(environment.strategy, lambda: environment)
         reply = call(app, message, context)
@@ -83,8 +88,9 @@ class SiteApp(ClientApp):
             _log.error("Round %s: %s", message.metadata.group_id, reply.error.reason)
             return error_reply(message, without_paths(reply.error.reason or ""))
         if states is not None:
-            keep_state(states, context.run_id, int(message.metadata.group_id), context.state, config.checkpoint)
-        reply.content[SITE] = ConfigRecord({"keeps": bool(context.state), "lost": lost})
+            number = int(message.metadata.group_id)
+            keep_state(states, context.run_id, number, context.state, config.checkpoint, first_round)
+        reply.content[SITE] = ConfigRecord({"keeps": bool(context.state), "trouble": trouble})
         return reply
 
 
@@ -188,44 +194,62 @@ def _states(node_config: UserConfig, federation: str) -> Path | None:
     return Path(str(node_config["state"])).expanduser() / federation
 
 
-def recall_state(folder: Path, run: int, first_round: int) -> RecordDict:
-    """Return the site's state as a run of the server finds it; empty where there is none.
+def recall_state(folder: Path, run: int, first_round: int) -> tuple[RecordDict, bool]:
+    """Return a site's state as a run of the server finds it, empty where there is none; whether a newer one is damaged.
 
     `run`: Flower's, a new one where the server was restarted. Such a run goes on from a checkpoint: what the site has
     kept of its rounds from `first_round` on is forgotten, so that both go on from the same point.
     """
-    about = folder / _RUN
-    if not about.is_file() or json.loads(about.read_text())["run"] != run:
+    if not _is_of(folder, run):
         for path in _kept(folder):
             if _round_of(path) >= first_round:
                 path.unlink()
-        folder.mkdir(parents=True, exist_ok=True)
-        about.write_text(json.dumps({"run": run}) + "\n")
+        _sign(folder, run)
+    damaged = False
     for path in reversed(_kept(folder)):
         try:
-            return checkpoints.load_node(path)
+            return checkpoints.load_node(path), damaged
         except InputError as error:
             _log.error("%s It is passed over.", error)
+            damaged = True
             path.unlink()
-    return RecordDict()
+    return RecordDict(), damaged
 
 
-def keep_state(folder: Path, run: int, number: int, state: RecordDict, every: CheckpointConfig) -> None:
+def _is_of(folder: Path, run: int) -> bool:
+    """Return whether the newest state was written in a run."""
+    try:
+        return bool(json.loads((folder / _RUN).read_text())["run"] == run)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _sign(folder: Path, run: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / f".{_RUN}.partial"
+    partial.write_text(json.dumps({"run": run}) + "\n")
+    os.replace(partial, folder / _RUN)
+
+
+def keep_state(
+    folder: Path, run: int, number: int, state: RecordDict, every: CheckpointConfig, first_round: int
+) -> None:
     """Write the site's state after a request of a round, and delete what no restart can ask for any more.
 
-    A server that was restarted goes on from its last checkpoint, or from one before it where that one was not complete.
+    A server that was restarted goes on from its last checkpoint, or from one before it where that one was not complete;
+    or from the round before `first_round`, where this run itself went on.
     """
     if not state and not _kept(folder):
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / _RUN).write_text(json.dumps({"run": run}) + "\n")
+    if not _is_of(folder, run):
+        _sign(folder, run)
     path = folder / f"round-{number:06d}.safetensors"
     partial = folder / f".{path.name}.partial"
     checkpoints.save_node(partial, state)
     os.replace(partial, path)
     rounds = [_round_of(old) for old in _kept(folder)]
     last = number // every.every * every.every
-    marks = [number, *(last - step * every.every for step in range(every.keep + 1))]
+    marks = [number, first_round - 1, *(last - step * every.every for step in range(every.keep + 1))]
     needed = {max((r for r in rounds if r <= mark), default=-1) for mark in marks}
     for old in _kept(folder):
         if _round_of(old) not in needed:

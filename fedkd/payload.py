@@ -208,6 +208,12 @@ def receive(records: RecordDict, expected: Expected | None, limits: Limits) -> P
         if sizes.get(kind, 0) > most:
             raise PayloadError(f"{kind} of {sizes[kind]} bytes are over the limit of {most}")
     payload = from_records(records)
+    for key, record in records.items():
+        plain = str if isinstance(record, ConfigRecord) else int | float
+        if key in _OUTSIDE or isinstance(record, ArrayRecord):
+            continue
+        if wrong := [name for name, value in record.items() if not isinstance(value, plain)]:
+            raise PayloadError(f"{key} {wrong[0]!r} is neither a number nor a text")
     for kind, arrays in payload.by_kind():
         for name, tensor in arrays.items():
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):

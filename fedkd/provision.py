@@ -45,12 +45,16 @@ def provision(folder: Path, config_path: Path, sites: int, host: str, port: int,
     if wanted is not None and wanted != sites:
         raise InputError(f"--sites {sites}: data.sites.count in {config_path} is {wanted}.")
     direct = host in _LOOPBACK
+    listen = host if direct and ":" not in host else "[::1]" if direct else "127.0.0.1"
+    bound = port if direct else _SUPERLINK_PORT
     told = {
         "count": str(sites),
         "host": f"[{host}]" if ":" in host else host,
         "port": str(port),
-        "superlink_port": str(port if direct else _SUPERLINK_PORT),
-        "secure": "" if insecure else "yes",
+        "listen": listen.strip("[]"),
+        "superlink_port": str(bound),
+        "superlink": f"{listen}:{bound}",
+        "listen_also": f"\n    listen [::]:{port} ssl;" if ":" in host else "",
     }
     names = [f"site-{number}" for number in range(1, sites + 1)]
     _write_app(folder / "app", config)
@@ -74,7 +78,7 @@ def provision(folder: Path, config_path: Path, sites: int, host: str, port: int,
         _write(home / "fedkd-site.service", _unit("site"))
         if authority is not None:
             shutil.copyfile(server / "ca.crt", home / "ca.crt")
-            _write_key(home)
+            _write_key(home, server / "keys" / f"{name}.pub")
     steps = _README_INSECURE if insecure else _README
     _write(folder / "README.md", _fill(steps, {**told, "config": config_path.name, "nginx": "" if direct else _BEHIND}))
 
@@ -186,15 +190,16 @@ def _certificate(certificate: x509.Certificate) -> str:
     return certificate.public_bytes(serialization.Encoding.PEM).decode()
 
 
-def _write_key(folder: Path) -> None:
-    """Write a SuperNode's key pair, as `ssh-keygen -t ecdsa -b 384` does."""
+def _write_key(folder: Path, copy: Path) -> None:
+    """Write a SuperNode's key pair, as `ssh-keygen -t ecdsa -b 384` does, and a copy of its public half."""
     key = ec.generate_private_key(ec.SECP384R1())
     private = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
     )
     public = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
     _write(folder / "key", private.decode(), 0o600)
-    _write(folder / "key.pub", public.decode() + "\n")
+    for path in (folder / "key.pub", copy):
+        _write(path, public.decode() + "\n")
 
 
 def _unit(what: str) -> str:
@@ -206,7 +211,7 @@ _SUPERLINK = """#!/bin/sh
 set -eu
 cd "$(dirname "$0")"
 export FLWR_HOME="$PWD/flower" FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1
-exec flower-superlink --host 127.0.0.1 --port @superlink_port@ --database state.db \\
+exec flower-superlink --host @listen@ --port @superlink_port@ --database state.db \\
     --ssl-ca-certfile ca.crt --ssl-certfile server.crt --ssl-keyfile server.key \\
     --enable-supernode-auth --disable-runtime-dependency-installation
 """
@@ -215,7 +220,7 @@ _SUPERLINK_INSECURE = """#!/bin/sh
 set -eu
 cd "$(dirname "$0")"
 export FLWR_HOME="$PWD/flower" FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1
-exec flower-superlink --host "${BIND:-127.0.0.1}" --port @port@ --database state.db --insecure \\
+exec flower-superlink --host "${BIND:-@listen@}" --port @port@ --database state.db --insecure \\
     --disable-runtime-dependency-installation
 """
 _FLWR = """#!/bin/sh
@@ -229,20 +234,19 @@ cat > "$FLWR_HOME/config.toml" <<END
 default = "federation"
 
 [superlink.federation]
-address = "127.0.0.1:@superlink_port@"
+address = "@superlink@"
 root-certificates = "$here/ca.crt"
 END
 exec flwr "$@"
 """
-_FLWR_INSECURE = _FLWR.replace('address = "127.0.0.1:@superlink_port@"\n', 'address = "127.0.0.1:@port@"\n').replace(
-    'root-certificates = "$here/ca.crt"', "insecure = true"
-)
+_FLWR_INSECURE = _FLWR.replace('root-certificates = "$here/ca.crt"', "insecure = true")
 _REGISTER = """#!/bin/sh
-# Registers the sites' public keys: ./register.sh ../sites/*/key.pub
+# Registers the sites' public keys: all of keys/, or those that are named.
 set -eu
 here=$(dirname "$0")
+[ $# -gt 0 ] || set -- "$here"/keys/*.pub
 for key in "$@"; do
-    "$here/flwr.sh" supernode register "$key" federation --name "$(basename "$(dirname "$key")")"
+    "$here/flwr.sh" supernode register "$key" federation --name "$(basename "$key" .pub)"
 done
 """
 _RUN = """#!/bin/sh
@@ -252,7 +256,7 @@ here=$(dirname "$0")
 exec "$here/flwr.sh" run "$here/../app" federation --stream "$@"
 """
 _SITE_ENV = """# What this site brings. start.sh reads it; a variable of the environment goes before it.
-NAME="${NAME:-@name@}"                # what the federation calls this site
+SITE="${SITE:-@name@}"                # what the federation calls this site
 STATE="${STATE:-$PWD/state}"          # what it keeps between requests, such as its own model; it never leaves
 RUNTIME_PORT="${RUNTIME_PORT:-9094}"  # on the loopback; one of its own for each SuperNode on a machine
 MODEL="${MODEL:-}"                    # an architecture of its own, such as mlp; by default the config's
@@ -269,7 +273,7 @@ cd "$(dirname "$0")"
 . ./site.env
 export FLWR_HOME="$PWD/flower" FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1
 exec flower-supernode --superlink @host@:@port@ --port "$RUNTIME_PORT" @security@ \\
-    --node-config "name=\\"$NAME\\" @own@ state=\\"$STATE\\"${MODEL:+ model=\\"$MODEL\\"}"
+    --node-config "name=\\"$SITE\\" @own@ state=\\"$STATE\\"${MODEL:+ model=\\"$MODEL\\"}"
 """
 _SECURE = "--root-certificates ca.crt --auth-supernode-private-key key"
 _INSECURE = "--insecure"
@@ -300,7 +304,7 @@ _NGINX = """\
 # Lets sites through to the Fleet API of the SuperLink. Its Control API, which starts runs and registers keys, knows no
 # accounts, and stays on this machine's loopback. This goes into the http block; adapt the paths.
 server {
-    listen @port@ ssl;
+    listen @port@ ssl;@listen_also@
     server_name @host@;
     ssl_certificate /opt/fedkd/server/server.crt;
     ssl_certificate_key /opt/fedkd/server/server.key;
@@ -334,8 +338,9 @@ installed at the server and at each site, in the same version (`pip install fedk
 1. **Hand out.** Copy `server/` and `app/` to the server, and each folder of `sites/` to its site, by a way that you
    trust: they hold private keys. `ca/ca.key` is needed for further certificates only: keep it offline.
 2. **Start the server**: `server/start.sh` (or `fedkd-server.service`).
-@nginx@3. **Register the keys** at the server: `server/register.sh sites/*/key.pub`. A site may make its own key instead
-   (`ssh-keygen -t ecdsa -b 384 -f key -N ''`) and send you nothing but `key.pub`.
+@nginx@3. **Register the keys** at the server: `server/register.sh`. They are in `server/keys/`. A site may make its
+   own key instead (`ssh-keygen -t ecdsa -b 384 -f key -N ''`) and send you nothing but `key.pub`, to go there under
+   its name.
 4. **Start the sites**: say in `site.env` what the site brings, then `./start.sh` (or `fedkd-site.service`).
    `server/flwr.sh supernode list` shows who is there.
 5. **Run**: `server/run.sh --run-config 'out="runs/first"'`. After a crash of the server, the same with

@@ -18,8 +18,8 @@ from .errors import InputError
 from .flower import node_context
 from .grid import Carrier, SimulationGrid
 from .registry import find, options
-from .runfolder import CONFIG, ROSTER, RunFolder, refuse_used, summarise, to_line
-from .sites import Roster
+from .runfolder import CONFIG, RunFolder, refuse_used, summarise, to_line
+from .sites import ROSTER, Roster
 from .strategy import Record, Server
 
 
@@ -129,7 +129,7 @@ def serve(
         number, checkpoint = checkpoints.latest(folder.checkpoints)
         environment.strategy.restore(checkpoints.load_server(checkpoint))
         folder.rewind(number)
-        first_round, roster = number + 1, Roster.read(path / ROSTER)
+        first_round, roster = number + 1, Roster.read(path / ROSTER, number + 1)
     else:
         folder.create(environment.config)
         roster = Roster(path=path / ROSTER)

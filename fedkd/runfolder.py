@@ -19,7 +19,7 @@ from .config import Config, DistillConfig, to_table
 from .errors import InputError
 from .strategy import Captioned, Record
 
-CONFIG, METRICS, SUMMARY, ROSTER = "config.toml", "metrics.jsonl", "summary.json", "sites.json"
+CONFIG, METRICS, SUMMARY = "config.toml", "metrics.jsonl", "summary.json"
 
 
 class RunFolder:

@@ -16,48 +16,59 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import httpx
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from .config import Limits
-from .errors import RunError, on_one_line
+from .errors import InputError, RunError, on_one_line
 from .federated import misfit
-from .flower import activations, error_reply, give_ids, renumber
+from .flower import activations, error_reply, give_ids, has_stable_ids, renumber
 from .grid import Carrier
-from .introduction import JOIN, REFUSE, Introduction, introduction_of
+from .introduction import JOIN, REFUSE, TROUBLES, Introduction, introduction_of
 from .payload import MOST_IMAGES, NODE, ROUND, SITE, PayloadError, count_bytes
 
 if TYPE_CHECKING:
     from .environment import Environment
     from .strategy import Server
 
+ROSTER = "sites.json"
 _POLL_SECONDS = 0.25
 _PATIENCE = 60.0  # seconds that a round waits for a newcomer to introduce itself
 _REMIND_SECONDS = 30.0  # between two lines about who is missing
 _ONE_MEGABYTE = 10**6
+_PATIENT_TIMEOUTS = 3  # after so many, a reply is no longer waited for
+_LEAST_TTL = 60.0
 
 
 @dataclass
 class Roster:
     """The sites that a federation has met, kept in a file so that a restarted server knows them again.
 
-    `numbers`: of sites by name. `keeping`: numbers of those that said that they hold a state.
+    `numbers`: of sites by name. `ids`: of their SuperNodes in Flower. `keeping`: of sites that said that they hold a
+    state, by name, the round in which they first did.
     """
 
     federation: str = field(default_factory=lambda: uuid.uuid4().hex)
     numbers: dict[str, int] = field(default_factory=dict)
-    keeping: list[int] = field(default_factory=list)
+    ids: dict[str, int] = field(default_factory=dict)
+    keeping: dict[str, int] = field(default_factory=dict)
     path: Path | None = None
 
     @classmethod
-    def read(cls, path: Path) -> Roster:
-        """Return the roster in a file."""
-        return cls(**json.loads(path.read_text()), path=path)
+    def read(cls, path: Path, first_round: int) -> Roster:
+        """Return the roster in a file, for a run that goes on with a round. Raises InputError for a damaged one."""
+        try:
+            roster = cls(**json.loads(path.read_text()), path=path)
+        except (ValueError, TypeError) as error:
+            raise InputError(f"{path} is damaged: {error}") from error
+        roster.keeping = {name: since for name, since in roster.keeping.items() if since < first_round}
+        return roster
 
     def write(self) -> None:
         """Write it, whole or not at all."""
         if self.path is not None:
-            table = {"federation": self.federation, "numbers": self.numbers, "keeping": sorted(self.keeping)}
+            table = {key: value for key, value in vars(self).items() if key != "path"}
             partial = self.path.with_name(f".{self.path.name}.partial")
             partial.write_text(json.dumps(table, indent=2) + "\n")
             os.replace(partial, self.path)
@@ -84,6 +95,11 @@ class _Sent:
     place: int | None
     lost: bool = False  # the site has restarted since: no reply is to be expected
 
+    @property
+    def what(self) -> str:
+        """Return which request it is."""
+        return f"{self.action!r} of round {self.group}"
+
 
 class Sites(Carrier):
     """Carries messages to real sites over Flower's Grid.
@@ -103,7 +119,7 @@ class Sites(Carrier):
         self._joining: dict[str, tuple[int, float]] = {}  # by message: the Flower id, and since when
         self._sent: dict[str, _Sent] = {}  # by message
         self._events: list[dict[str, Any]] = []
-        self._welcome: list[tuple[Introduction, int]] = []  # accepted, and to be numbered when all are here
+        self._welcome: dict[int, tuple[Introduction, str]] = {}  # by Flower id: to be numbered when all are here
         self._begun = False
 
     def images_of(self, node: int) -> int | None:
@@ -136,7 +152,8 @@ class Sites(Carrier):
             self._hear_introductions()
             now = time.monotonic()
             waiting = any(now - since < _PATIENCE for _, since in self._joining.values())
-            present = len(self._sites) + len(self._welcome)
+            self._welcome = {id: one for id, one in self._welcome.items() if here.get(id) == one[1]}
+            present = sum(here.get(site.id) == site.activated for site in self._sites.values()) + len(self._welcome)
             if not waiting and (self._begun or present >= wanted):
                 break
             missing = f"{present} of {wanted} sites are here"
@@ -148,9 +165,9 @@ class Sites(Carrier):
                 self._tell(f"{missing}; waiting for the others")
             time.sleep(_POLL_SECONDS)
         self._begun = True
-        for one, id in sorted(self._welcome, key=lambda w: (w[0].partition, w[0].name)):
+        for id, (one, _) in sorted(self._welcome.items(), key=lambda w: (w[1][0].partition, w[1][0].name)):
             self._accept(one, id)
-        self._welcome = []
+        self._welcome = {}
         return sorted(self._roster.numbers.values())
 
     def _greet(self, here: dict[int, str]) -> None:
@@ -171,10 +188,14 @@ class Sites(Carrier):
         """Welcome or refuse those that have introduced themselves."""
         if not self._joining:
             return
-        for reply in self._grid.pull_messages(list(self._joining)):
-            id, _ = self._joining.pop(reply.metadata.reply_to_message_id)
-            if reply.has_error():
-                self._note(f"SuperNode {id}", None, f"refused: {on_one_line(reply.error.reason or 'no reason')}")
+        for sent in list(self._joining):
+            reply = self._pull(sent)
+            if reply is None:
+                continue
+            id, _ = self._joining.pop(sent)
+            if isinstance(reply, str) or reply.has_error():
+                reason = reply if isinstance(reply, str) else reply.error.reason
+                self._note(f"SuperNode {id}", None, f"refused: {on_one_line(reason or 'no reason')}")
                 continue
             try:
                 one = introduction_of(reply.content, Limits(_ONE_MEGABYTE, {}))
@@ -184,7 +205,7 @@ class Sites(Carrier):
             if (reason := self._objection(one, id)) is not None:
                 self._refuse(one.name, id, reason)
             else:
-                self._welcome.append((one, id))
+                self._welcome[id] = (one, self._asked[id])
 
     def _objection(self, one: Introduction, id: int) -> str | None:
         """Return why a site cannot take part, if it cannot."""
@@ -194,9 +215,13 @@ class Sites(Carrier):
             return f"it runs fedkd {one.version}, the server {version('fedkd')}"
         here = activations(self._grid)
         others = [(site.name, site.id) for site in self._sites.values()]
-        others += [(other.name, its_id) for other, its_id in self._welcome]
+        others += [(other.name, its_id) for its_id, (other, _) in self._welcome.items()]
         if any(name == one.name and its_id != id and its_id in here for name, its_id in others):
             return "another connected site has the same name"
+        if any(other.partition == one.partition >= 0 for i, (other, _) in self._welcome.items() if i != id):
+            return f"another site has partition-id = {one.partition}"
+        if (reason := self._objection_to_identity(one, id)) is not None:
+            return reason
         if config.data.sites is None:
             if not 0 <= one.partition < environment.data.clients:
                 return f"partition-id = {one.partition}: the config has partitions 0 to {environment.data.clients - 1}"
@@ -211,6 +236,22 @@ class Sites(Carrier):
             return f"model = {one.model!r}: {config.strategy.name} needs one of the config's: {', '.join(listed)}"
         return None
 
+    def _objection_to_identity(self, one: Introduction, id: int) -> str | None:
+        """Return what speaks against a site's being who it says, as far as its key shows, if anything does."""
+        roster = self._roster
+        owner = next((name for name, number in roster.numbers.items() if number == one.partition), one.name)
+        if owner != one.name:
+            return f"another site, {owner}, has partition-id = {one.partition}"
+        if not has_stable_ids(self._grid):
+            return None
+        if roster.ids.get(one.name, id) != id:
+            return (
+                f"the name belongs to SuperNode {roster.ids[one.name]}, which has another key; "
+                f"a line of ids in {ROSTER} says so"
+            )
+        before = next((name for name, known in roster.ids.items() if known == id), one.name)
+        return None if before == one.name else f"it has taken part as {before} before"
+
     def _refuse(self, name: str, id: int, reason: str) -> None:
         self._note(name, None, f"refused: {reason}")
         told = ConfigRecord({"reason": reason})
@@ -221,6 +262,7 @@ class Sites(Carrier):
         known = one.name in numbers
         free = next(n for n in range(len(numbers) + 1) if n not in numbers.values())
         number = numbers.setdefault(one.name, one.partition if one.partition >= 0 else free)
+        self._roster.ids[one.name] = id
         self._roster.write()
         self._sites[number] = _Site(one.name, id, self._asked[id], one.images)
         listed = [architecture.name for architecture in self._environment.config.model.architectures]
@@ -287,48 +329,74 @@ class Sites(Carrier):
                 NODE: node,
                 "federation": self._roster.federation,
                 "first_round": self._first_round,
-                "keeps": node in self._roster.keeping,
+                "keeps": site.name in self._roster.keeping,
             }
         )
         content = RecordDict({**message.content, ROUND: told})
-        return Message(content, site.id, message.metadata.message_type, group_id=message.metadata.group_id)
+        timeout = self._environment.config.timeout
+        ttl = None if timeout is None else max(_LEAST_TTL, _PATIENT_TIMEOUTS * timeout)  # then its site is free again
+        return Message(content, site.id, message.metadata.message_type, ttl=ttl, group_id=message.metadata.group_id)
 
     def _busy(self, node: int) -> _Sent | None:
         return next((sent for sent in self._sent.values() if sent.node == node and not sent.lost), None)
 
     def _why_late(self, message: Message, timeout: float) -> str:
         busy = self._busy(message.metadata.dst_node_id)
-        still = "" if busy is None else f"; it is still at {busy.action!r} of round {busy.group}"
+        still = "" if busy is None else f"; it is still at {busy.what}"
         return f"no reply within {timeout:g} s{still}"
 
     def _collect(self, messages: list[Message], here: dict[int, str], done: dict[int, Message]) -> None:
         """Take what has arrived: replies to these messages, and replies to earlier requests, which are dropped."""
-        for reply in self._grid.pull_messages(list(self._sent)) if self._sent else ():
-            sent = self._sent.pop(reply.metadata.reply_to_message_id)
+        for id in list(self._sent):
+            reply = self._pull(id)
+            if reply is None:
+                continue
+            sent = self._sent.pop(id)
             if sent.place is not None:
                 done[sent.place] = self._arrived(messages[sent.place], reply)
-            elif not reply.has_error():
+            elif isinstance(reply, str) or reply.has_error():
+                self._note(self._sites[sent.node].name, sent.node, f"no reply to {sent.what}, given up")
+            else:
                 size = sum(count_bytes(reply.content).values())
-                event = f"late reply to {sent.action!r} of round {sent.group}, dropped"
-                self._note(self._sites[sent.node].name, sent.node, event, bytes=size)
+                self._note(self._sites[sent.node].name, sent.node, f"late reply to {sent.what}, dropped", bytes=size)
         for sent in self._sent.values():
-            started = here.get(self._sites[sent.node].id)
-            if sent.place is not None and started not in (None, sent.activated):
+            if here.get(self._sites[sent.node].id) in (None, sent.activated):
+                continue
+            sent.lost = True
+            if sent.place is not None:
                 reason = "its SuperNode was started anew during the request"
                 done[sent.place] = error_reply(messages[sent.place], reason)
-                sent.place, sent.lost = None, True
+                sent.place = None
 
-    def _arrived(self, message: Message, reply: Message) -> Message:
+    def _pull(self, id: str) -> Message | str | None:
+        """Return the reply to a message; why it cannot be read; or None where it is not there yet.
+
+        One at a time, and known by what was asked: what a reply says of itself is its site's own word.
+        """
+        try:
+            replies = list(self._grid.pull_messages([id]))
+        except httpx.HTTPError:
+            raise  # it is the SuperLink that does not answer
+        except Exception as error:  # Flower has read what a site has written
+            return f"its reply cannot be read: {type(error).__name__}: {error}"
+        return replies[0] if replies else None
+
+    def _arrived(self, message: Message, reply: Message | str) -> Message:
         """Return a reply as from a simulated node, once what it tells of its site is noted."""
         node = message.metadata.dst_node_id
+        if isinstance(reply, str):
+            return error_reply(message, on_one_line(reply))
         if reply.has_error():
             return error_reply(message, on_one_line(reply.error.reason or f"error {reply.error.code}"))
         about = reply.content.pop(SITE, ConfigRecord())
         told = about if isinstance(about, ConfigRecord) else ConfigRecord()
-        keeps, before = bool(told.get("keeps", False)), node in self._roster.keeping
-        if told.get("lost", False):
-            self._note(self._sites[node].name, node, "its state was lost; it starts afresh")
-        if keeps != before:
-            self._roster.keeping = sorted({*self._roster.keeping, node} - (set() if keeps else {node}))
+        name, keeping = self._sites[node].name, self._roster.keeping
+        if told.get("trouble") in TROUBLES:
+            self._note(name, node, TROUBLES[str(told["trouble"])])
+        if bool(told.get("keeps", False)) != (name in keeping):
+            if name in keeping:
+                del keeping[name]
+            else:
+                keeping[name] = int(message.metadata.group_id)
             self._roster.write()
         return renumber(reply, node)

@@ -24,7 +24,7 @@ from .config import Architecture, Config
 from .errors import RunError
 from .grid import Carrier
 from .merging import Arrival, Expectation, Merge, arrive, blocks_of
-from .payload import REPORT, ROUND, Expected, Payload, Tensors, array_record, count_bytes, tensors_of
+from .payload import FLOWER_ARRAYS, ROUND, Expected, Payload, Tensors, array_record, count_bytes, tensors_of
 from .sites import Roster, Sites
 from .streams import default_stream, numpy_stream, torch_stream
 
@@ -221,7 +221,8 @@ class Round:
     def exchange(self, messages: Iterable[Message], expect: Expectation = None) -> list[Message]:
         """Send ready-made Flower messages; return the good replies as messages, in node order, checked like any reply.
 
-        For Flower's own strategies, which write and read their messages themselves.
+        For Flower's own strategies, which write and read their messages themselves. They get what was checked, and
+        nothing else that a reply may bring.
         """
         self._finish_open()
         expect = self._bounded(expect, self.nodes)
@@ -241,7 +242,8 @@ class Round:
             self._note("train", arrival, self.record.bytes)
             if arrival.payload is not None:
                 self._hear(arrival.node, arrival.payload)
-                reply.content.pop(REPORT, None)
+                one = expect.get(arrival.node) if isinstance(expect, Mapping) else expect
+                reply.content = _flower_records(arrival.payload, one)
                 good.append(reply)
         self._enough("train", len(sent), len(good), min(self.config.min_replies, len(sent)))
         return good
@@ -364,6 +366,13 @@ class Round:
                 f"Round {self.number}, request {action!r}: {good} of {asked} replies are good, min_replies is "
                 f"{required}. {told}{' ...' if len(failures) > 3 else ''}"
             )
+
+
+def _flower_records(payload: Payload, expected: Expected | None) -> RecordDict:
+    """Return a checked payload under Flower's own names, its weights in the order in which they were asked for."""
+    order = payload.weights if expected is None else expected.weights
+    weights = {name: payload.weights[name] for name in order}
+    return RecordDict({FLOWER_ARRAYS: array_record(weights), "metrics": MetricRecord(dict(payload.numbers))})
 
 
 def _count_sent(messages: list[Message], traffic: Sizes) -> None:

@@ -120,32 +120,37 @@ class VirtualImagesClient(Client):
 
     @cached_property
     def virtual(self) -> Virtual:
-        """Return the node's virtual images. Raises ValueError where it has none."""
+        """Return the node's virtual images; of a node that was not there when they were made, its first ones."""
         kept = self.recall(_VIRTUAL)
-        if kept is None:
-            raise ValueError("this node has no virtual images: it was not there, or failed, when they were made")
-        return Virtual.of(kept, self.environment.device)
+        return self._first_images() if kept is None else Virtual.of(kept, self.environment.device)
 
     @cached_property
     def data(self) -> Images:
-        """Return the node's virtual images, which it trains on. Raises ValueError where they are not distilled yet."""
-        self.need_distilled()
+        """Return the node's virtual images, which it trains on."""
+        self.catch_up()
         return self.virtual.as_data()
 
-    def need_distilled(self) -> None:
-        """Raise ValueError where the node has no virtual images, or they have not taken all initial steps."""
+    def catch_up(self) -> None:
+        """Make the images, or take the initial steps, that the node missed when all others did."""
         self.virtual  # noqa: B018
-        if (done := self._steps_done()) < self.about.initial_steps:
-            raise ValueError(f"this node's virtual images took {done} of {self.about.initial_steps} initial steps only")
+        if self._steps_done() < self.about.initial_steps:
+            self._distil_up_to(self.about.initial_steps)
 
     def keep_virtual(self) -> None:
         """Put the virtual images into the node's lasting state. Raises ValueError where they have diverged."""
-        if not bool(torch.isfinite(self.virtual.images).all()):
+        self._keep_images(self.virtual)
+
+    def _keep_images(self, virtual: Virtual) -> None:
+        if not bool(torch.isfinite(virtual.images).all()):
             raise ValueError(f"the virtual images have diverged; lower strategy.pixel_lr = {self.about.pixel_lr}")
-        self.keep(_VIRTUAL, self.virtual.tensors())
+        self.keep(_VIRTUAL, virtual.tensors())
 
     def begin(self, request: Payload) -> Payload:
         """Make the first virtual images of the node's own class statistics or images; return their number."""
+        self.virtual = self._first_images()
+        return Payload(numbers={"examples": len(self.virtual.labels)})
+
+    def _first_images(self) -> Virtual:
         about, stream = self.about, self.stream("first-images")
         if about.initial == "real":
             images, labels = real_images(self.real, about.ipc, stream)
@@ -153,10 +158,10 @@ class VirtualImagesClient(Client):
             statistics = self.class_statistics()
             _, height, width = self.environment.data.image_shape
             images, labels = normal_images(*statistics, about.ipc, (height, width), stream)
-        self.virtual = Virtual(images.to(self.environment.device), labels.to(self.environment.device))
-        self.keep_virtual()
+        virtual = Virtual(images.to(self.environment.device), labels.to(self.environment.device))
+        self._keep_images(virtual)
         self._note_steps(0)
-        return Payload(numbers={"examples": len(labels)})
+        return virtual
 
     def _steps_done(self) -> int:
         kept = self.recall(_STEPS)
@@ -171,11 +176,14 @@ class VirtualImagesClient(Client):
 
     def distil(self, request: Payload) -> Payload:
         """Take the initial steps of distribution matching up to one, missed ones too; return their mean loss."""
+        losses = self._distil_up_to(int(request.numbers["end"]))
+        return Payload(numbers={"loss": sum(losses) / max(len(losses), 1)})
+
+    def _distil_up_to(self, end: int) -> list[float]:
         about, environment = self.about, self.environment
         method = DM(
             lr=about.pixel_lr, momentum=about.pixel_momentum, real_batch=about.real_batch, augment=about.augment
         )
-        end = int(request.numbers["end"])
         losses = []
         for number in range(self._steps_done(), end):
             with default_stream(self.stream(f"network-{number}")):
@@ -185,7 +193,7 @@ class VirtualImagesClient(Client):
             self.virtual.rest()
         self.keep_virtual()
         self._note_steps(end)
-        return Payload(numbers={"loss": sum(losses) / max(len(losses), 1)})
+        return losses
 
     def reveal(self, request: Payload) -> Payload:
         """Return the virtual images, as pixels, and their labels: for pictures of a run that asks for them."""
@@ -198,8 +206,8 @@ class FedAvgVirtual(VirtualImages, Wrapper):
     """A base that averages weights (FedAvg by default), on virtual images: FedLGD's baselines (Huang et al., TMLR).
 
     Each client distils its images before round 1 and trains on the virtual ones alone; nothing else changes, in client
-    or server. Test images stay real. A node that misses the start, or the last initial steps, has no images to train on
-    and fails by name when it is asked.
+    or server. Test images stay real. A node that misses the start, or some of the initial steps, makes up for them
+    before it trains.
     """
 
     base: NamedTable = field(default_factory=lambda: NamedTable(name="fedavg"))

@@ -73,6 +73,7 @@ class FedDF(Strategy):
 
     def check(self, environment: Environment) -> None:
         """Refuse a run without a public set, or that drops the worst without images to tell them by."""
+        self._environment = environment
         if environment.data.public is None:
             raise InputError("strategy feddf needs a public set: set data.public, such as public = { size = 2000 }.")
         if self.drop_worst and environment.data.validation is None:
@@ -176,9 +177,8 @@ class FedDF(Strategy):
 
     def evaluation(self, nodes: list[int]) -> dict[int, Payload]:
         """Return to each node the fused model of its architecture."""
-        count = len(self.models)
         payloads = {n: Payload(weights=weights) for n, weights in self.models.items()}
-        return {node: payloads[node % count] for node in nodes}
+        return {node: payloads[self._environment.architecture_of(node)] for node in nodes}
 
     def global_models(self) -> list[tuple[Architecture, Tensors]]:
         """Return the fused models."""

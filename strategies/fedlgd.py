@@ -81,7 +81,7 @@ class FedLGDClient(VirtualImagesClient, GlobalModelClient):
 
     def refine(self, method: FedLGD) -> None:
         """Take `local_steps` steps of IDM under the received model, and keep the images."""
-        self.need_distilled()
+        self.catch_up()
         distiller = IDM(
             lr=method.pixel_lr, momentum=method.pixel_momentum, real_batch=method.real_batch, augment=method.augment
         )

@@ -60,8 +60,11 @@ class FedNova(Strategy):
         assert self.weights is not None
         start = self.weights
         trained = {name for name, _ in federation.environment.model(0).named_parameters()}
-        numbers = {"examples": IMAGES, "loss": (-math.inf, math.inf), "normaliser": (1, math.inf)}
-        expect = Expected(weights=like(start), numbers=numbers)
+        numbers = {"examples": IMAGES, "loss": (-math.inf, math.inf)}
+        expect = {
+            node: Expected(weights=like(start), numbers={**numbers, "normaliser": (1, self._most(federation, node))})
+            for node in federation.cohort
+        }
         sums: Tensors = {name: torch.zeros_like(tensor, dtype=torch.float64) for name, tensor in start.items()}
         examples = steps = loss = 0.0
         for _, reply in federation.ask("fit", Payload(weights=start), expect=expect):
@@ -81,3 +84,11 @@ class FedNova(Strategy):
         }
         federation.log("train_loss", loss / examples)
         federation.log("effective_steps", steps / examples)
+
+    def _most(self, federation: Round, node: int) -> float:
+        """Return the largest normaliser that a node can have, with as many images as it told of."""
+        images = federation.carrier.images_of(node)
+        if images is None:
+            return math.inf
+        momentum = cast(Sgd, federation.config.train.optimizer).momentum
+        return normaliser(federation.config.train.batches(images), momentum)

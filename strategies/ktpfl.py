@@ -110,6 +110,7 @@ class KTpFL(Pretraining):
         indices = self.draw_subset(federation)
         told = self.gather(federation, "communicate", Payload(indices=indices), soft=True)
         nodes, knowledge = list(told), torch.stack(list(told.values()))
+        self._welcome([node for node in nodes if node not in self.known])
         places = torch.tensor([self.known.index(node) for node in nodes])
         block = self.coefficients[places[:, None], places]
         mass = block.sum(1, keepdim=True)
@@ -122,6 +123,14 @@ class KTpFL(Pretraining):
             {n: Payload(logits={"targets": t}, indices=indices) for n, t in zip(nodes, targets, strict=True)},
             expect=Expected(),
         )
+
+    def _welcome(self, newcomers: list[int]) -> None:
+        """Give nodes that join later a row of equal coefficients, and in all other rows a share of one node of them."""
+        for node in newcomers:
+            before = len(self.known)
+            wider = torch.full((before + 1,) * 2, 1 / (before + 1), dtype=torch.float64)
+            wider[:before, :before] = self.coefficients * before / (before + 1)
+            self.coefficients, self.known = wider, [*self.known, node]
 
     def state(self) -> Tensors:
         """Return the coefficients and whose they are."""

@@ -29,10 +29,10 @@ from fedkd.wrapper import make_strategy
         ({"train.optimizer": {"name": "sgd", "lr": 0}}, "train.optimizer.sgd.lr = 0: .*greater than 0"),
         ({"train.optimizer": {"name": "sdg", "lr": 0.1}}, "'sgd', 'adam', 'adamw'"),
         ({"evaluate.fraction": 1.5}, "evaluate.fraction = 1.5"),
-        ({"data.names": ["digits"]}, "set either name .* or names"),
+        ({"data.names": ["digits"]}, "set either name .* names .* or sites"),
         ({"model.names": ["mlp", "cnn"]}, "set either name .* or names"),
         ({"strategy": None}, "strategy: is missing"),
-        ({"data.partition": None}, "data.partition: is missing"),
+        ({"data.partition": None}, "data = .* partition is missing"),
         ({"data.channels": 2}, "data.channels = 2"),
     ],
 )
@@ -119,7 +119,8 @@ def test_every_config_of_the_project_is_valid(path: Path) -> None:
     assert strategy is not None
     folder = path.parent.name
     assert config.strategy.name == folder or folder == "flower"
-    options(find("partitions", config.data.partition.scheme, "x"), config.data.partition.model_extra or {}, "x")
+    if (partition := config.data.partition) is not None:
+        options(find("partitions", partition.scheme, "x"), partition.model_extra or {}, "x")
     options(find("engines", config.engine.name, "x"), config.engine.options, "x")
     with torch.random.fork_rng():
         for spec in config.model.architectures:

@@ -6,9 +6,12 @@ import re
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -230,6 +233,53 @@ def strangers_get_nowhere(shell: Shell, tmp_path: Path, port: str) -> None:
         shell.does(f"{environment} timeout 20 {command} > {name}.log 2>&1 && exit 1 || true")
     logs = {name: (tmp_path / f"{name}.log").read_text() for name in tries}
     assert not any("SuperNode ID" in log for log in logs.values()), logs  # it is told one when it is let in
-    assert re.search("CERTIFICATE_VERIFY_FAILED|certificate verify failed", logs["site-2"]), logs["site-2"]
+    reasons = {
+        "site-1": "No SuperNode found with the given public key|not registered|[Uu]nauthenticated|401",
+        "site-2": "CERTIFICATE_VERIFY_FAILED|certificate verify failed",
+        "plain": "disconnected|[Cc]onnection|RemoteProtocolError|400",
+    }
+    for name, reason in reasons.items():
+        assert re.search(reason, logs[name]), f"{name}: {logs[name]}"
+    for name in ("site-1", "site-2", "site-3"):  # the same scripts, with registered keys
+        wait_for(tmp_path / f"federation/{name}.log", "SuperNode ID")
     told = shell.does("federation/server/flwr.sh supernode list --format json")
     assert [node["status"] for node in json.loads(told[told.index("{") :])["nodes"]] == ["online"] * 3, told
+
+
+@pytest.mark.skipif(shutil.which("nginx") is None, reason="nginx is not installed")
+def test_nginx_lets_sites_through_and_nobody_else(shell: Shell, tmp_path: Path) -> None:
+    front, superlink, runtime = map(str, free_ports(3))
+    shell.does(f"fedkd deploy init fed --config configs/fedavg/sites.toml --sites 3 --host 127.0.0.2 --port {front}")
+    for name in ("start.sh", "flwr.sh", "nginx.conf"):
+        path = tmp_path / "fed/server" / name
+        path.write_text(
+            path.read_text().replace(":8000", f":{superlink}").replace("--port 8000", f"--port {superlink}")
+        )
+    conf = (tmp_path / "fed/server/nginx.conf").read_text().replace("/opt/fedkd", str(tmp_path / "fed"))
+    paths = "".join(
+        f"{what}_temp_path {tmp_path}/{what};" for what in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    whole = f"pid {tmp_path}/pid; error_log {tmp_path}/error.log; events {{}} http {{ access_log off; {paths}\n{conf}}}"
+    (tmp_path / "whole.conf").write_text(whole)
+    shell.does(f"nginx -c {tmp_path}/whole.conf -p {tmp_path} -g 'daemon off;' > nginx.log 2>&1 &")
+    shell.does("fed/server/start.sh > server.log 2>&1 &")
+    wait_for(tmp_path / "server.log", "Uvicorn running")
+    shell.does("fed/server/register.sh fed/sites/site-1/key.pub")
+    shell.does(f"DATA=digits RUNTIME_PORT={runtime} fed/sites/site-1/start.sh > site.log 2>&1 &")
+    wait_for(tmp_path / "site.log", "SuperNode ID")
+    context = ssl.create_default_context(cafile=tmp_path / "fed/server/ca.crt")
+    answers = {}
+    for path in (
+        "/v1/control/list-runs",
+        "/v1/control/register-node",
+        "/v1/runtime/get-nodes",
+        "/v1/fleet/pull-messages",
+    ):
+        request = urllib.request.Request(f"https://127.0.0.2:{front}{path}", data=b"", method="POST")
+        try:
+            with urllib.request.urlopen(request, context=context) as answer:
+                answers[path] = answer.status
+        except urllib.error.HTTPError as error:
+            answers[path] = error.code
+    assert answers.pop("fleet/pull-messages") != 403  # the SuperLink itself answers there
+    assert set(answers.values()) == {403}, answers

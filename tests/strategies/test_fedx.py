@@ -127,11 +127,10 @@ def test_the_losses_are_their_formulas_by_loops() -> None:
 
 
 def client_of(config: Config, node: int = 0) -> tuple[Any, Environment]:
-    from flwr.app import Context, RecordDict
+    from flwr.app import RecordDict
 
     environment = Environment(config)
-    context = Context(0, node, {"partition-id": node}, RecordDict(), {})
-    return environment.strategy.client_class()(environment, context, 1, "fit", False), environment
+    return environment.strategy.client_class()(environment, node, RecordDict(), 1, "fit", False), environment
 
 
 def test_the_objective_is_its_four_terms_with_one_forward_and_a_frozen_teacher(tiny: Make) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fedkd import Environment
-from fedkd.config import Config
+from fedkd.config import Config, Limits
 from fedkd.fusion import effective_neighbours, fuse
 from fedkd.losses import kl_from_probabilities
 from fedkd.run import run
@@ -228,7 +228,7 @@ def test_a_node_with_another_transfer_set_is_a_named_failure(tiny: Make, tmp_pat
     told = Payload(numbers={"transfer_set": float(other.public_fingerprint)}).to_records()
     wanted = Expected(numbers={"transfer_set": (float(fingerprint), float(fingerprint))})
     with pytest.raises(PayloadError, match="number 'transfer_set' is"):
-        receive(told, wanted, 10**6)
+        receive(told, wanted, Limits(10**6, {}))
 
 
 def test_knowledge_that_is_no_probability_is_its_nodes_failure() -> None:
@@ -236,14 +236,14 @@ def test_knowledge_that_is_no_probability_is_its_nodes_failure() -> None:
 
     wanted = Expected(logits={"knowledge": ArraySpec((2, 2), probabilities=True)})
     good = torch.tensor([[0.25, 0.75], [1.0, 0.0]])
-    receive(Payload(logits={"knowledge": good}).to_records(), wanted, 10**6)
+    receive(Payload(logits={"knowledge": good}).to_records(), wanted, Limits(10**6, {}))
     for bad, message in (
         (torch.tensor([[-0.5, 1.5], [1.0, 0.0]]), "outside 0.0 to 1.0"),
         (torch.tensor([[0.0, 0.0], [1.0, 0.0]]), "rows that do not sum to 1"),
         (torch.tensor([[torch.nan, 0.0], [1.0, 0.0]]), "not finite"),
     ):
         with pytest.raises(PayloadError, match=message):
-            receive(Payload(logits={"knowledge": bad}).to_records(), wanted, 10**6)
+            receive(Payload(logits={"knowledge": bad}).to_records(), wanted, Limits(10**6, {}))
 
 
 def test_in_logit_space_the_extraction_temperature_counts_once(tiny: Make, tmp_path: Path) -> None:
