@@ -46,7 +46,7 @@ def provision(folder: Path, config_path: Path, sites: int, host: str, port: int,
         raise InputError(f"--sites {sites}: data.sites.count in {config_path} is {wanted}.")
     direct = host in _LOOPBACK
     listen = host if direct and ":" not in host else "[::1]" if direct else "127.0.0.1"
-    bound = port if direct else _SUPERLINK_PORT
+    bound = port if direct or insecure else _SUPERLINK_PORT
     told = {
         "count": str(sites),
         "host": f"[{host}]" if ":" in host else host,

@@ -82,6 +82,9 @@ def test_insecure_is_said_and_has_no_keys(tmp_path: Path) -> None:
     assert "--insecure" in (tmp_path / "fed/server/start.sh").read_text()
     assert "--insecure" in (tmp_path / "fed/sites/site-1/start.sh").read_text()
     assert not [path for path in (tmp_path / "fed").rglob("*") if path.name in ("ca", "key", "ca.crt", "server.key")]
+    provision(tmp_path / "far", KNFU, 3, "fl.example.org", 9443, insecure=True)
+    assert 'address = "127.0.0.1:9443"' in (tmp_path / "far/server/flwr.sh").read_text()
+    assert "--port 9443" in (tmp_path / "far/server/start.sh").read_text()
     provision(tmp_path / "secure", KNFU, 3, "127.0.0.1", 9443, insecure=False)
     assert not any("--insecure" in path.read_text() for path in (tmp_path / "secure").rglob("*.sh"))
 
