@@ -152,8 +152,9 @@ class Sites(Carrier):
             self._hear_introductions()
             now = time.monotonic()
             waiting = any(now - since < _PATIENCE for _, since in self._joining.values())
-            self._welcome = {id: one for id, one in self._welcome.items() if here.get(id) == one[1]}
-            present = sum(here.get(site.id) == site.activated for site in self._sites.values()) + len(self._welcome)
+            known = [(site.id, site.activated) for site in self._sites.values()]
+            known += [(id, activated) for id, (_, activated) in self._welcome.items()]
+            present = sum(here.get(id) == activated for id, activated in known)
             if not waiting and (self._begun or present >= wanted):
                 break
             missing = f"{present} of {wanted} sites are here"
@@ -165,8 +166,11 @@ class Sites(Carrier):
                 self._tell(f"{missing}; waiting for the others")
             time.sleep(_POLL_SECONDS)
         self._begun = True
-        for id, (one, _) in sorted(self._welcome.items(), key=lambda w: (w[1][0].partition, w[1][0].name)):
-            self._accept(one, id)
+        for id, (one, activated) in sorted(self._welcome.items(), key=lambda w: (w[1][0].partition, w[1][0].name)):
+            if here.get(id) == activated:
+                self._accept(one, id)
+            else:
+                del self._asked[id]  # it has gone again; it is greeted anew when it is back
         self._welcome = {}
         return sorted(self._roster.numbers.values())
 
@@ -253,6 +257,7 @@ class Sites(Carrier):
         return None if before == one.name else f"it has taken part as {before} before"
 
     def _refuse(self, name: str, id: int, reason: str) -> None:
+        reason = on_one_line(reason)
         self._note(name, None, f"refused: {reason}")
         told = ConfigRecord({"reason": reason})
         self._push(Message(RecordDict({ROUND: told}), id, REFUSE, group_id="0"))

@@ -370,11 +370,11 @@ def test_a_newcomer_joins_a_running_federation(tiny: Make, tmp_path: Path) -> No
 # The server restarts
 
 
-@pytest.mark.parametrize("strategy", ["scaffold", "knfu", "fedlgd"])
+@pytest.mark.parametrize(("strategy", "every"), [("scaffold", 2), ("scaffold", 4), ("knfu", 2), ("fedlgd", 2)])
 def test_a_server_that_goes_on_from_its_checkpoint_ends_as_if_it_had_not_stopped(
-    tiny: Make, tmp_path: Path, strategy: str
+    tiny: Make, tmp_path: Path, strategy: str, every: int
 ) -> None:
-    changes: dict[str, Any] = {"strategy": {"name": strategy}, "rounds": 5, "checkpoint.every": 2}
+    changes: dict[str, Any] = {"strategy": {"name": strategy}, "rounds": 5, "checkpoint.every": every}
     if strategy == "knfu":
         changes |= PUBLIC | MIXED
     if strategy == "fedlgd":
@@ -525,11 +525,26 @@ def test_a_site_cannot_speak_over_the_servers_metrics(tiny: Make, tmp_path: Path
     ]
 
 
-def test_an_error_text_of_a_site_is_shown_on_one_line_and_without_paths(tiny: Make, tmp_path: Path) -> None:
+def test_an_error_text_of_a_site_is_shown_on_one_line_and_without_paths(
+    tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     config = tiny({"rounds": 1, "strategy": {"name": f"{PLUGINS / 'misbehave.py'}:Misbehave"}})
     start(config, partitioned(config), tmp_path / "run")
     (first, *_) = failures(tmp_path / "run")
     assert first == "1 1 fit: ValueError: the disk is full (misbehave.py:24)"
+
+    def broken(self: Any, request: Payload) -> Payload:
+        raise OSError("cannot read\n/srv/Anna.png\x1b[2J")
+
+    config = tiny({"rounds": 1})
+    monkeypatch.setattr("fedkd.client.GlobalModelClient.fit", broken)
+    with pytest.raises(RunError):
+        start(config, partitioned(config), tmp_path / "broken")
+    reasons = [event["error"] for event in [json.loads((tmp_path / "broken/summary.json").read_text())]]
+    assert "OSError: cannot read <path>" in reasons[0]
+    assert "Anna" not in reasons[0]
+    assert "\x1b" not in reasons[0]
+    assert "/srv/Anna.png" in caplog.text
     text = "ValueError: /srv/ward 3/Anna M 1950.png is 30 x 40; C:\\scans\\b.dcm, rel/d.npz and cell.tiff (x.py:3)"
     assert without_paths(text) == "ValueError: <path> is 30 x 40; <path>, <path> and <path> (x.py:3)"
     for name in (
@@ -721,13 +736,14 @@ def test_a_supernode_that_restarts_before_the_start_counts_once(tiny: Make, tmp_
             restarts[0] += 1
             if restarts[0] < 8:
                 grid.restart(IDS[0])
-            else:
-                grid.online = set(IDS)
+            else:  # it goes, the others come, it comes back
+                grid.online = set(IDS) if restarts[0] > 12 else set(IDS) - {IDS[0]}
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("fedkd.sites.time", Impatient())
         start(config, grid, tmp_path / "run")
     assert lines(tmp_path / "run")[0]["cohort"] == list(range(6))
+    assert failures(tmp_path / "run") == []
 
 
 def test_a_name_stays_with_its_key(tiny: Make, tmp_path: Path) -> None:
