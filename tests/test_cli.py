@@ -14,7 +14,7 @@ from conftest import TINY, merged
 from PIL import Image
 from typer.testing import CliRunner
 
-from fedkd import cli
+from fedkd import progress
 from fedkd.cli import app
 from fedkd.config import Config
 from fedkd.run import partition_name
@@ -192,10 +192,10 @@ def test_help_does_not_import_torch() -> None:
 def test_long_work_on_the_server_is_told_in_plain_lines(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(cli, "_QUIET_SECONDS", -1.0)
-    with cli._Progress() as progress:
+    monkeypatch.setattr(progress, "_QUIET_SECONDS", -1.0)
+    with progress.Progress(sys.stderr) as shown:
         for done in range(3):
-            progress.step(4, "server distillation", done, 2)
+            shown.step(4, "server distillation", done, 2)
     assert capsys.readouterr().err == "round 4: server distillation 1/2\n"
 
 
