@@ -246,6 +246,8 @@ class Sites(Carrier):
         owner = next((name for name, number in roster.numbers.items() if number == one.partition), one.name)
         if owner != one.name:
             return f"another site, {owner}, has partition-id = {one.partition}"
+        if one.partition >= 0 and roster.numbers.get(one.name, one.partition) != one.partition:
+            return f"it has had partition-id = {roster.numbers[one.name]} before, and has {one.partition} now"
         if not has_stable_ids(self._grid):
             return None
         if roster.ids.get(one.name, id) != id:
@@ -271,6 +273,7 @@ class Sites(Carrier):
         self._roster.write()
         self._sites[number] = _Site(one.name, id, self._asked[id], one.images)
         listed = [architecture.name for architecture in self._environment.config.model.architectures]
+        self._environment.architecture_numbers.pop(number, None)
         if one.model in listed:
             self._environment.architecture_numbers[number] = listed.index(one.model)
         about = f"{one.images} training images" + (f", {one.model}" if one.model else "")
@@ -396,8 +399,9 @@ class Sites(Carrier):
         about = reply.content.pop(SITE, ConfigRecord())
         told = about if isinstance(about, ConfigRecord) else ConfigRecord()
         name, keeping = self._sites[node].name, self._roster.keeping
-        if told.get("trouble") in TROUBLES:
-            self._note(name, node, TROUBLES[str(told["trouble"])])
+        trouble = told.get("trouble")
+        if isinstance(trouble, str) and trouble in TROUBLES:
+            self._note(name, node, TROUBLES[trouble])
         if bool(told.get("keeps", False)) != (name in keeping):
             if name in keeping:
                 del keeping[name]

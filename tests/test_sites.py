@@ -898,3 +898,34 @@ def test_names_of_three_megabytes_are_not_repeated(tiny: Make, tmp_path: Path) -
     start(config, grid, tmp_path / "run")
     (failure,) = failures(tmp_path / "run")
     assert len(failure) < 450
+
+
+@pytest.mark.parametrize(
+    "about", [ConfigRecord({"trouble": ["lost"]}), ConfigRecord({"keeps": 7.5}), MetricRecord({"x": 1})]
+)
+def test_what_a_site_says_of_itself_may_be_anything(tiny: Make, tmp_path: Path, about: Any) -> None:
+    config = tiny({"rounds": 1})
+    grid = partitioned(config)
+
+    def tampered(message: Message, reply: Message) -> Message:
+        if message.metadata.message_type == "train.fit":
+            reply.content["site"] = about
+        return reply
+
+    grid.tampered = tampered
+    start(config, grid, tmp_path / "run")
+    assert failures(tmp_path / "run") == []
+
+
+def test_a_site_that_says_another_share_than_before_is_refused(tiny: Make, tmp_path: Path) -> None:
+    config = tiny({"rounds": 3})
+    grid = partitioned(config)
+    grid.sites[IDS[0]]["name"] = "mine"
+
+    def change() -> None:
+        grid.online.discard(IDS[5])
+        grid.sites[IDS[0]] = {"name": "mine", "partition-id": 5}
+        grid.restart(IDS[0])
+
+    start(config, grid, tmp_path / "run", on_round=after_round(1, change))
+    assert "2 mine: refused: another site, partition-5, has partition-id = 5" in events(tmp_path / "run")
