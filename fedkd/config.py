@@ -153,11 +153,6 @@ class DataConfig(SetsConfig):
         """Return the named sets, one or several; `sites` where real sites bring theirs."""
         return ["sites"] if self.sites is not None else list(self.names or [str(self.name)])
 
-    @property
-    def split_seed(self) -> int | None:
-        """Return the seed of the split, where it is another than the run's."""
-        return None if self.partition is None else self.partition.seed
-
 
 class Sgd(_Table):
     """Stochastic gradient descent, as torch.optim.SGD."""

@@ -18,6 +18,7 @@ from .datasets import Images
 from .errors import InputError
 from .federated import FederatedData, federate
 from .models import build
+from .registry import options
 from .streams import Node, default_stream, torch_stream
 from .training import evaluate
 from .wrapper import make_strategy
@@ -35,6 +36,19 @@ def prepare_process(threads: int, device: Device, gpu: bool) -> str:
     if device == "auto":
         return "cuda" if gpu and torch.cuda.is_available() else "cpu"
     return device
+
+
+def prepare_as_engine(config: Config) -> str:
+    """Do so with the threads and the device of a config's engine, for runtimes of Flower's; return the device.
+
+    Raises InputError where one of them is wrong.
+    """
+    given = {key: value for key, value in config.engine.options.items() if key in ("threads", "device")}
+
+    def chosen(*, threads: Threads = 1, device: Device = "auto") -> str:
+        return prepare_process(threads, device, gpu=True)
+
+    return chosen(**options(chosen, given, "engine"))
 
 
 class Environment:

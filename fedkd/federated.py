@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -174,7 +175,7 @@ def site_data(config: DataConfig, name: str, seed: int) -> SiteData:
     if len(own.train.labels) == 0 or len(own.test.labels) == 0:
         raise InputError(f"data = {name!r}: a site needs training and test images.")
     public, _ = _public(config, own.train, seed, len(own.classes))
-    mean, deviation = _statistics(config, [own])
+    mean, deviation = _statistics(config, [_neutral(own)])  # all sites and the server normalise alike
     return SiteData(
         train=own.train,
         test=own.test.take(np.empty(0, np.int64)),
@@ -193,6 +194,12 @@ def site_data(config: DataConfig, name: str, seed: int) -> SiteData:
     )
 
 
+def _neutral(dataset: Dataset) -> Dataset:
+    """Return a set without pixel statistics of its own."""
+    half = (0.5,) * dataset.train.images.shape[1]
+    return dataclasses.replace(dataset, mean=half, deviation=half)
+
+
 def _in_classes(own: Dataset, sites: RealSites | None) -> Dataset:
     """Return a site's set with the federation's classes; a site need not have images of each, but names them alike."""
     if sites is None or not set(own.classes) <= set(sites.classes):
@@ -206,13 +213,12 @@ def _without_images(config: DataConfig, sites: RealSites, seed: int) -> Federate
     """Return what the server knows of a federation of real sites: the form of images, and what it holds itself."""
     empty = Images(np.empty((0, *sites.shape), np.uint8), np.empty(0, np.int64))
     test, validation = empty, None
-    own = Dataset(empty, empty, tuple(sites.classes), (0.5,) * sites.shape[0], (0.5,) * sites.shape[0])
     if sites.server is not None:
         held = _load(config, sites.server)
         _refuse_unfit("data.sites.server", sites, held.classes, held.train.images.shape[1:])
         test, (validation, _) = held.test, _validation(config, held.train, seed)
     public, _ = _public(config, empty, seed, len(sites.classes))
-    mean, deviation = _statistics(config, [own])
+    mean, deviation = _statistics(config, [_neutral(Dataset(empty, empty, tuple(sites.classes)))])
     return FederatedData(
         train=empty,
         test=test,
@@ -235,11 +241,11 @@ def write_sets(data: FederatedData, folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for node in range(data.clients):
-        arrays: dict[str, np.ndarray] = {"classes": np.array(data.classes)}
+        arrays: dict[str, Any] = {"classes": np.array(data.classes)}
         for part, images in (("train", data.train_of(node)), ("test", data.test_of(node))):
             arrays[f"x_{part}"], arrays[f"y_{part}"] = images.images.transpose(0, 2, 3, 1), images.labels
         paths.append(folder / f"node-{node}.npz")
-        np.savez_compressed(paths[-1], allow_pickle=False, **arrays)
+        np.savez_compressed(paths[-1], **arrays)
     return paths
 
 

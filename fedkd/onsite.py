@@ -25,7 +25,7 @@ from flwr.clientapp import ClientApp
 from . import checkpoints
 from .client import call, make_client_app
 from .config import CheckpointConfig, Config, ModelConfig, NamedTable
-from .environment import Environment, prepare_process
+from .environment import Environment, prepare_as_engine
 from .errors import InputError, on_one_line
 from .federated import SiteData, site_data
 from .flower import error_reply
@@ -119,9 +119,7 @@ def environment_at(config: Config, node_config: UserConfig) -> Environment:
         if model is not None and model not in [a.name for a in config.model.architectures]:
             names = [*config.model.architectures, NamedTable(name=model)]
             config = config.model_copy(update={"model": ModelConfig(names=names)})
-        engine = config.engine.options
-        device = prepare_process(engine.get("threads", 1), engine.get("device", "auto"), gpu=True)
-        _environments[key] = Environment(config, _own_data(config, node_config), device)
+        _environments[key] = Environment(config, _own_data(config, node_config), prepare_as_engine(config))
     return _environments[key]
 
 

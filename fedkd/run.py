@@ -13,7 +13,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from . import checkpoints
 from .config import Config, read_config
-from .environment import Environment, prepare_process
+from .environment import Environment, prepare_as_engine
 from .errors import InputError
 from .flower import node_context
 from .grid import Carrier, SimulationGrid
@@ -118,9 +118,7 @@ def serve(
         raise InputError(f"{path}: there is no run of real sites to continue; its {ROSTER} is missing.")
     if not resume:
         refuse_used(path)
-    engine = config.engine.options
-    device = prepare_process(engine.get("threads", 1), engine.get("device", "auto"), gpu=True)
-    environment = Environment(config, device=device)
+    environment = Environment(config, device=prepare_as_engine(config))
     environment.check()
     first_round = 0
     if resume:

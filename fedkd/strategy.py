@@ -211,7 +211,7 @@ class Round:
         """
         self._finish_open()
         messages = self._messages(action, payload if payload is not None else Payload(), self.cohort)
-        expect = self._bounded(expect, [message.metadata.dst_node_id for message in messages])
+        expect = self._bounded(expect, messages)
         required = min(self.config.min_replies, len(messages))
         if merge is not None:
             return self._merged(action, messages, expect, merge, required)
@@ -225,7 +225,8 @@ class Round:
         nothing else that a reply may bring.
         """
         self._finish_open()
-        expect = self._bounded(expect, self.nodes)
+        messages = list(messages)
+        expect = self._bounded(expect, messages)
         told = ConfigRecord({"measured": self._measured})
         sent = [
             Message(
@@ -336,15 +337,18 @@ class Round:
         if self._heard is not None:
             self._heard.append(Reply(node, copy.deepcopy(payload)))  # a merge may change what it gets
 
-    def _bounded(self, expect: Expectation, nodes: Iterable[int]) -> Expectation:
+    def _bounded(self, expect: Expectation, messages: list[Message]) -> Expectation:
         """Return the expectation, one a node, with how many images each node can have, where that is known."""
-        bounded: dict[int, Expected] = {}
-        for node in nodes:
-            images, one = self.carrier.images_of(node), expect.get(node) if isinstance(expect, Mapping) else expect
-            if images is not None and one is not None:
+        nodes = [message.metadata.dst_node_id for message in messages]
+        known = {node: images for node in nodes if (images := self.carrier.images_of(node)) is not None}
+        if expect is None or not known:
+            return expect
+        bounded = dict(expect) if isinstance(expect, Mapping) else dict.fromkeys(nodes, expect)
+        for node, images in known.items():
+            if node in bounded:
                 most = self.environment.strategy.most_images(images, self.environment)
-                bounded[node] = dataclasses.replace(one, most_images=most)
-        return {**expect, **bounded} if isinstance(expect, Mapping) else bounded or expect
+                bounded[node] = dataclasses.replace(bounded[node], most_images=most)
+        return bounded
 
     def _send(self, messages: list[Message], traffic: Sizes) -> Iterator[Message]:
         """Send messages; return their replies in the same order, an error reply for each that does not come in time."""

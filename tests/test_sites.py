@@ -18,7 +18,7 @@ from loopback import Clock, Loopback
 from fedkd import InputError, Payload, RunError
 from fedkd.checkpoints import save_node
 from fedkd.config import CheckpointConfig, Config, Limits, parse_config
-from fedkd.federated import federate, write_sets
+from fedkd.federated import federate, site_data, write_sets
 from fedkd.flower import error_reply
 from fedkd.introduction import introduction_of
 from fedkd.models import build
@@ -214,14 +214,30 @@ def test_shares_names_and_versions_are_checked(tiny: Make, tmp_path: Path, monke
 def test_a_site_may_lack_a_class_but_not_have_another(tmp_path: Path) -> None:
     images, labels = np.zeros((6, 8, 8), np.uint8), np.array([0, 1] * 3)
     arrays = {"x_train": images, "y_train": labels, "x_test": images, "y_test": labels}
-    np.savez(tmp_path / "two.npz", classes=np.array(["7", "3"]), **arrays, allow_pickle=False)
-    from fedkd.federated import site_data
-
+    np.savez(tmp_path / "two.npz", classes=np.array(["7", "3"]), **arrays)
     config = sites_config({})
     data = site_data(config.data, f"npz:{tmp_path / 'two.npz'}", 0)
     assert data.classes == tuple(CLASSES)
     assert data.train_of(3).labels.tolist() == [7, 3] * 3
     assert data.test_of(0).labels.tolist() == [7, 3] * 3
+
+
+def test_all_sites_and_the_server_normalise_alike() -> None:
+    """A named set has pixel statistics of its own, a file has not."""
+    for changes, mean in (({}, (0.5,)), ({"data.mean": [0.3]}, (0.3,))):
+        config = sites_config(changes)
+        assert site_data(config.data, "digits", 0).mean == federate(config.data, 0).mean == mean
+
+
+def test_a_wrong_engine_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    for engine, message in (
+        ({"name": "inline", "threads": "two"}, "engine.threads = 'two'"),
+        ({"name": "ray", "device": "tpu"}, "engine.device = 'tpu'"),
+    ):
+        config = sites_config({"engine": engine})
+        with pytest.raises(InputError, match=message):
+            start(config, Loopback(config, {5: {"data": "digits"}}), tmp_path / "run")
+        assert not (tmp_path / "run").exists()
 
 
 # Slow, gone, back
