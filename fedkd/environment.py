@@ -39,9 +39,9 @@ def prepare_process(threads: int, device: Device, gpu: bool) -> str:
 
 
 def prepare_as_engine(config: Config) -> str:
-    """Do so with the threads and the device of a config's engine, for runtimes of Flower's; return the device.
+    """Set the threads that a config's engine has, in a process that Flower runs, and return the device.
 
-    Raises InputError where one of them is wrong.
+    Raises InputError where `engine.threads` or `engine.device` is wrong.
     """
     given = {key: value for key, value in config.engine.options.items() if key in ("threads", "device")}
 

@@ -14,6 +14,7 @@ import torch
 from conftest import PLUGINS, TINY, checkpoint_bytes, lines, merged
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from loopback import Clock, Loopback
+from PIL import Image
 
 from fedkd import InputError, Payload, RunError
 from fedkd.checkpoints import save_node
@@ -147,6 +148,23 @@ def test_a_model_that_the_config_does_not_list_is_a_sites_own_affair(tiny: Make,
         lenet, mlp = (build(name, {}, (1, 16, 16), 10, "model").state_dict() for name in ("lenet5", "mlp"))
     assert kept.keys() == lenet.keys()
     assert grid.contexts[IDS[1]].state.array_records["model"].keys() == mlp.keys()
+
+
+def test_a_site_with_folders_of_images_takes_part(tiny: Make, tmp_path: Path) -> None:
+    """One site has folders (not of every class), the other a file."""
+    digits = federate(tiny().data, 0)
+    for label in (3, 8):
+        (tmp_path / "scans" / str(label)).mkdir(parents=True)
+        for number, image in enumerate(digits.train.images[digits.train.labels == label][:20]):
+            Image.fromarray(image[0]).save(tmp_path / "scans" / str(label) / f"{number:02}.png")
+    config = sites_config({"data.sites.count": 2, "data.channels": 1})
+    sites = {5: {"data": f"images:{tmp_path / 'scans'}", "name": "folders"}, 9: {"data": "digits", "name": "file"}}
+    start(config, Loopback(config, sites), tmp_path / "run")
+    assert failures(tmp_path / "run") == []
+    assert events(tmp_path / "run")[1] == "0 folders: joined: 32 training images"
+    own = site_data(config.data, f"images:{tmp_path / 'scans'}", 0)
+    assert set(own.train.labels) == set(own.own_test.labels) == {3, 8}
+    assert own.image_shape == (1, 8, 8)
 
 
 # Who is refused, and told so on both sides
