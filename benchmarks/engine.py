@@ -11,6 +11,7 @@ evaluation. They take turns, and the table shows the median round of each.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import logging
 import multiprocessing as mp
@@ -96,7 +97,7 @@ class Plain:
     def __init__(self, config: Config) -> None:
         torch.set_num_threads(1)
         environment = Environment(config)
-        self.model = environment.model(0)
+        self.model = environment.model(0).to(memory_format=torch.contiguous_format)  # as models are made
         data = environment.data
         images = torch.from_numpy(data.train.images)
         floats = images.float().div_(255).sub_(data.mean[0]).div_(data.deviation[0])
@@ -202,6 +203,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=8, help="rounds a turn; the first two do not count")
     parser.add_argument("--turns", type=int, default=2)
     parser.add_argument("--hidden", type=int, nargs="*", help="an MLP with these widths instead of LeNet-5")
+    parser.add_argument("--only", nargs="*", help="competitors whose names hold one of these words")
     parser.add_argument("--json", type=Path, help="write the rows to this file")
     arguments = parser.parse_args()
     model = {"name": "mlp", "hidden": arguments.hidden} if arguments.hidden else {"name": "lenet5"}
@@ -218,6 +220,16 @@ def main() -> None:
         ("fedkd ray, 2 workers", ours, two),
         ("Flower's simulation, 2 actors", flower, inline),
     ]
+    from other_frameworks import blazefl_two, pfl_two  # they import this file
+
+    for name, function, package in (
+        ("pfl, 2 processes", pfl_two, "pfl"),
+        ("BlazeFL, 2 threads", blazefl_two, "blazefl"),
+    ):
+        if importlib.util.find_spec(package) is not None:
+            competitors.append((name, function, inline))
+    if arguments.only:
+        competitors = [one for one in competitors if any(word in one[0] for word in arguments.only)]
     seconds: dict[str, list[float]] = {name: [] for name, _, _ in competitors}
     for _ in range(arguments.turns):
         for name, function, its_config in competitors:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -11,6 +12,8 @@ from torch.nn import functional as F
 
 from .datasets import Dataset, Images
 from .federated import FederatedData
+
+_VALUES = 2**20  # of images that are prepared together
 
 
 class Preprocess:
@@ -76,13 +79,18 @@ def batches(
     preprocess: Preprocess,
     order: torch.Generator | None = None,
     augment: bool = True,
+    most: int | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield (images, targets) batches: shuffled and, with `augment`, augmented by `order`; as they stand without it.
 
-    `targets`: one row an image (labels, logits, probabilities). The last batch may be smaller.
+    `targets`: one row an image (labels, logits, probabilities). The last batch may be smaller. `most`: how many batches
+    are wanted. Batches are prepared several at a time, as many as make a million values.
     """
     count = len(data.labels)
     positions = torch.randperm(count, generator=order) if order is not None else torch.arange(count)
-    for start in range(0, count, size):
-        chosen = positions[start : start + size]
-        yield preprocess(data.images[chosen.numpy()], order if augment else None), targets[chosen].to(preprocess.device)
+    if most is not None:
+        positions = positions[: most * size]
+    together = max(1, _VALUES // max(1, size * math.prod(data.images.shape[1:]))) * size
+    for chosen in positions.split(together) if len(positions) else ():
+        images = preprocess(data.images[chosen.numpy()], order if augment else None)
+        yield from zip(images.split(size), targets[chosen].to(preprocess.device).split(size), strict=True)

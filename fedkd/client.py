@@ -17,7 +17,19 @@ from . import training
 from .config import Adam, Sgd, TrainConfig
 from .datasets import Images
 from .flower import error_reply
-from .payload import FLOWER_ARRAYS, NODE, REPORT, ROUND, Payload, Tensors, array_record, from_records, tensors_of
+from .models import fill
+from .payload import (
+    FLOWER_ARRAYS,
+    NODE,
+    REPORT,
+    ROUND,
+    Payload,
+    Tensors,
+    array_record,
+    from_records,
+    is_finite,
+    tensors_of,
+)
 from .streams import default_stream, torch_stream
 from .training import Loss, cross_entropy
 
@@ -90,7 +102,7 @@ class Client:
         Raises ValueError for values that are not finite: a node whose training diverged once shall not carry it on.
         """
         for key, tensor in tensors.items():
-            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            if not is_finite(tensor):
                 raise ValueError(f"{name} {key!r} is not finite: local training has diverged, and is not kept")
         self.state[name] = array_record(tensors)
 
@@ -115,19 +127,19 @@ class Client:
         architecture = self.environment.architecture_of(self.node)
         weights = self.recall(_MODEL) or self.environment.initial_weights(architecture, self.node)
         model = self.environment.model(architecture)
-        model.load_state_dict(weights)
+        fill(model, weights, self.environment.tensors_of(model))
         return model
 
     def load_model(self, weights: Tensors) -> nn.Module:
         """Return the node's model, filled with these weights."""
         model = self.environment.model(self.environment.architecture_of(self.node))
-        model.load_state_dict(weights)
+        fill(model, weights, self.environment.tensors_of(model))
         self.__dict__["model"] = model
         return model
 
     def weights(self) -> Tensors:
         """Return the model's weights and buffers as CPU tensors."""
-        return {name: tensor.detach().cpu() for name, tensor in self.model.state_dict().items()}
+        return {name: tensor.detach().cpu() for name, tensor in self.environment.tensors_of(self.model).items()}
 
     def keep_model(self) -> None:
         """Put the model's weights into the node's lasting state, as its personal model."""
@@ -270,7 +282,7 @@ def make_client_app(strategy: Strategy, environment: Callable[[], Environment]) 
 
 def _answer(environment: Environment, message: Message, context: Context, action: str) -> Message:
     reply, metrics = _call(environment, message, context, action)
-    records = reply.to_records()
+    records = reply.to_records(copy=False)
     if metrics:
         records[REPORT] = MetricRecord({**metrics})
     return Message(records, reply_to=message)
@@ -279,7 +291,8 @@ def _answer(environment: Environment, message: Message, context: Context, action
 def _answer_stock(environment: Environment, message: Message, context: Context) -> Message:
     reply, metrics = _call(environment, message, context, "fit")
     numbers = {"num-examples": reply.numbers["examples"], "train_loss": reply.numbers["loss"]}
-    records = RecordDict({FLOWER_ARRAYS: array_record(reply.weights), "metrics": MetricRecord({**numbers})})
+    arrays = array_record(reply.weights, copy=False)
+    records = RecordDict({FLOWER_ARRAYS: arrays, "metrics": MetricRecord({**numbers})})
     if metrics:
         records[REPORT] = MetricRecord({**metrics})
     return Message(records, reply_to=message)
@@ -299,7 +312,10 @@ def _call(
 
 
 def call(app: ClientApp, message: Message, context: Context) -> Message:
-    """Return the reply of a ClientApp; of a client that raises, an error reply, and the context's state as it was."""
+    """Return the reply of a ClientApp; of a client that raises, an error reply, and the context's state as it was.
+
+    The reply's arrays may be those of a model that the next client will change: send, merge or copy them before.
+    """
     before = RecordDict(dict(context.state))
     try:
         return app(message, context)

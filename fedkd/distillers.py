@@ -23,6 +23,7 @@ from .config import GROUPS, Group
 from .datasets import Images
 from .payload import Tensors, parts_of, under
 from .siamese import siamese_augment
+from .training import Optimizer
 
 Count = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0)]
@@ -341,7 +342,7 @@ class FGM(Distiller):
 def train_epoch(
     network: nn.Module,
     virtual: Virtual,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Optimizer,
     batch_size: int,
     augment: Sequence[Group],
     stream: torch.Generator,

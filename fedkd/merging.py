@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from flwr.app import Message, MetricRecord
+from flwr.app import Message, MetricRecord, RecordDict
 
 from .config import Limits
 from .errors import on_one_line
@@ -23,7 +23,7 @@ _MOST_METRIC = 1e30  # so that means stay finite
 _SERVERS = re.compile(r"global(_\d+)?|aggregated|probe|knn|semi_\d+")  # scopes that only the server measures
 _METRIC = re.compile(r"[a-z0-9_]{1,60}/[a-z0-9_]{1,60}")
 
-Merge = Callable[[Payload, Payload], Payload]  # folds the second into the first; may change the first in place
+Merge = Callable[[Payload, Payload], Payload]  # folds the second into the first; may change the first alone in place
 Expectation = Expected | Mapping[int, Expected] | None  # one for all nodes, or one a node
 
 
@@ -42,19 +42,22 @@ class Arrival:
 class Block:
     """A merged run of replies: their fold (None where all failed), and an Arrival without payload for each."""
 
-    merged: Payload | None
+    merged: RecordDict | None
     arrivals: list[Arrival]
 
 
-def arrive(reply: Message, expectation: Expectation, limits: Limits) -> Arrival:
-    """Check a reply before any strategy sees it; whatever is wrong with it becomes the failure of its node."""
+def arrive(reply: Message, expectation: Expectation, limits: Limits, copy: bool = True) -> Arrival:
+    """Check a reply before any strategy sees it; whatever is wrong with it becomes the failure of its node.
+
+    Without `copy`, its arrays may share memory with the reply's, and are to be read.
+    """
     node = reply.metadata.src_node_id
     if reply.has_error():
         return Arrival(node, failure=reply.error.reason or f"error {reply.error.code}")
     arrival = Arrival(node, sizes=count_bytes(reply.content))
     expected = expectation.get(node) if isinstance(expectation, Mapping) else expectation
     try:
-        arrival.payload = receive(reply.content, expected, limits)
+        arrival.payload = receive(reply.content, expected, limits, copy)
     except PayloadError as error:
         arrival.failure = on_one_line(f"bad reply: {error}")
         return arrival
@@ -87,14 +90,15 @@ def _metrics(report: object) -> dict[str, float]:
 
 def merge_block(replies: Iterable[Message], merge: Merge, expectation: Expectation, limits: Limits) -> Block:
     """Fold the good replies of one block, holding one at a time."""
-    block = Block(None, [])
+    merged: Payload | None = None
+    arrivals = []
     for reply in replies:
-        arrival = arrive(reply, expectation, limits)
-        block.arrivals.append(arrival)
+        arrival = arrive(reply, expectation, limits, copy=merged is None)  # others fold into the first good one
+        arrivals.append(arrival)
         payload, arrival.payload = arrival.payload, None
         if payload is not None:
-            block.merged = payload if block.merged is None else merge(block.merged, payload)
-    return block
+            merged = payload if merged is None else merge(merged, payload)
+    return Block(None if merged is None else merged.to_records(copy=False), arrivals)
 
 
 def blocks_of(messages: list[Message]) -> list[list[Message]]:

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from functools import lru_cache
+from io import BytesIO
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -65,11 +68,11 @@ class Payload:
             if arrays := getattr(self, kind):
                 yield kind, arrays
 
-    def to_records(self) -> RecordDict:
-        """Return the payload as Flower records."""
+    def to_records(self, copy: bool = True) -> RecordDict:
+        """Return the payload as Flower records. Without `copy`, arrays on the CPU are the payload's own memory."""
         records = RecordDict()
         for kind, arrays in self.by_kind():
-            records[kind] = array_record(arrays)
+            records[kind] = array_record(arrays, copy)
         if self.numbers:
             records["numbers"] = MetricRecord(dict(self.numbers))
         if self.strings:
@@ -116,7 +119,10 @@ def like(tensors: Mapping[str, Tensor]) -> dict[str, ArraySpec]:
 
 def copied(tensors: Mapping[str, Tensor]) -> Tensors:
     """Return copies of their own on the CPU, such as of a model's `state_dict()`."""
-    return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
+    return {
+        name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+        for name, tensor in tensors.items()
+    }
 
 
 def under(part: str, tensors: Mapping[str, Tensor]) -> Tensors:
@@ -137,20 +143,73 @@ class PayloadError(ValueError):
     """A payload that is not what was asked for; the text names the array or number and what was wrong."""
 
 
-def array_record(tensors: Mapping[str, Tensor]) -> ArrayRecord:
-    """Return the tensors as a Flower record."""
-    return ArrayRecord({name: Array(tensor.detach().cpu().contiguous().numpy()) for name, tensor in tensors.items()})
+class HeldArray(Array):
+    """Flower's Array over a NumPy array, contiguous: its bytes are written where a message leaves for a real site.
+
+    Between processes of one machine it is pickled as what it is, so that readers share one copy.
+    """
+
+    values: np.ndarray
+
+    def __init__(self, values: np.ndarray) -> None:
+        # at once: Flower's own way to set a field looks at each
+        self.__dict__.update(values=values, dtype=_name_of(values.dtype), shape=values.shape, stype="numpy.ndarray")
+
+    @property
+    def data(self) -> bytes:  # type: ignore[override]
+        """Return the array as `numpy.save` writes it."""
+        buffer = BytesIO()
+        np.save(buffer, self.values, allow_pickle=False)
+        return buffer.getvalue()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return HeldArray, (self.values,)
+
+    def view(self) -> Tensor:
+        """Return the array as a tensor that shares its memory, which may be read-only."""
+        if self.values.flags.writeable:
+            return torch.from_numpy(self.values)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that torch cannot mark a tensor as read-only
+            return torch.from_numpy(self.values)
+
+    def size(self) -> int:
+        """Return how many bytes `data` has."""
+        return _header_bytes(self.values.dtype.str, self.shape) + self.values.nbytes
 
 
-def tensors_of(record: Mapping[str, Array]) -> Tensors:
-    """Return the arrays of a Flower record as tensors of their own.
+_name_of = lru_cache(maxsize=100)(str)  # of a dtype
+
+
+@lru_cache(maxsize=10_000)
+def _header_bytes(code: str, shape: tuple[int, ...]) -> int:
+    buffer = BytesIO()
+    np.lib.format.write_array_header_1_0(buffer, {"descr": code, "fortran_order": False, "shape": shape})
+    return buffer.tell()
+
+
+def array_record(tensors: Mapping[str, Tensor], copy: bool = True) -> ArrayRecord:
+    """Return the tensors as a Flower record. Without `copy`, those on the CPU share its memory."""
+    record = ArrayRecord()
+    for name, tensor in tensors.items():
+        held = tensor.detach().to("cpu", copy=copy, memory_format=torch.contiguous_format)
+        record[name] = HeldArray(held.contiguous().numpy())
+    return record
+
+
+def tensors_of(record: Mapping[str, Array], copy: bool = True) -> Tensors:
+    """Return the arrays of a Flower record as tensors: of their own, or without `copy` where they are, to be read.
 
     Raises PayloadError for an array whose bytes do not match its header. No memory is taken before that is checked.
     """
-    return {name: _tensor(name, array) for name, array in record.items()}
+    return {name: _tensor(name, array, copy) for name, array in record.items()}
 
 
-def _tensor(name: str, array: Array) -> Tensor:
+def _tensor(name: str, array: Array, copy: bool) -> Tensor:
+    if isinstance(array, HeldArray):
+        if array.values.dtype.str not in _DTYPES:
+            raise PayloadError(f"array {name!r} has dtype {array.values.dtype.str}, valid are {', '.join(_DTYPES)}")
+        return torch.from_numpy(array.values.copy()) if copy else array.view()
     data, start = array.data, len(_NPY) + 2
     if array.stype != "numpy.ndarray":
         raise PayloadError(f"array {name!r} is serialised as {array.stype!r}, valid is 'numpy.ndarray'")
@@ -173,10 +232,11 @@ def _tensor(name: str, array: Array) -> Tensor:
     return torch.from_numpy(np.array(ordered, order="C"))
 
 
-def from_records(records: RecordDict) -> Payload:
+def from_records(records: RecordDict, copy: bool = True) -> Payload:
     """Return the payload that Flower records hold. Flower's own `arrays` are weights.
 
-    Raises PayloadError for records of another kind and for damaged arrays.
+    Without `copy`, arrays may share the records' memory, and are to be read. Raises PayloadError for records of another
+    kind and for damaged arrays.
     """
     payload = Payload()
     for key, record in records.items():
@@ -186,7 +246,7 @@ def from_records(records: RecordDict) -> Payload:
             kind = "weights" if key == FLOWER_ARRAYS else key
             if kind not in KINDS:
                 raise PayloadError(f"arrays of kind {key!r}, valid are {', '.join(KINDS)}")
-            setattr(payload, kind, tensors_of(record))
+            setattr(payload, kind, tensors_of(record, copy))
         elif isinstance(record, MetricRecord):
             payload.numbers.update({k: v for k, v in record.items() if not isinstance(v, list)})
         else:
@@ -194,11 +254,33 @@ def from_records(records: RecordDict) -> Payload:
     return payload
 
 
-def receive(records: RecordDict, expected: Expected | None, limits: Limits) -> Payload:
+def owned(records: RecordDict) -> RecordDict:
+    """Return records whose arrays share no memory with anything else."""
+    copies = RecordDict()
+    for key, record in records.items():
+        if isinstance(record, ArrayRecord):
+            arrays = ArrayRecord()
+            for name, array in record.items():
+                arrays[name] = HeldArray(array.values.copy()) if isinstance(array, HeldArray) else array
+            record = arrays
+        copies[key] = record
+    return copies
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Return whether all values are finite."""
+    if tensor.dtype in (torch.float32, torch.float64):
+        flat = tensor.reshape(-1)
+        if math.isfinite(float(flat.dot(flat))):  # one pass without memory; it may overflow where no value does
+            return True
+    return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
+
+
+def receive(records: RecordDict, expected: Expected | None, limits: Limits, copy: bool = True) -> Payload:
     """Decode and check what arrived: sizes, names, shapes, dtypes, finite values, numbers in range.
 
     Sizes are checked before anything is decoded. Without `expected` only the sizes and the finite values are checked.
-    Raises PayloadError.
+    `copy` as in `from_records`. Raises PayloadError.
     """
     sizes = count_bytes(records)
     size = sum(sizes.values())
@@ -207,7 +289,7 @@ def receive(records: RecordDict, expected: Expected | None, limits: Limits) -> P
     for kind, most in limits.kinds.items():
         if sizes.get(kind, 0) > most:
             raise PayloadError(f"{kind} of {sizes[kind]} bytes are over the limit of {most}")
-    payload = from_records(records)
+    payload = from_records(records, copy)
     for key, record in records.items():
         plain = str if isinstance(record, ConfigRecord) else int | float
         if key in _OUTSIDE or isinstance(record, ArrayRecord):
@@ -216,7 +298,7 @@ def receive(records: RecordDict, expected: Expected | None, limits: Limits) -> P
             raise PayloadError(f"{key} {wrong[0]!r} is neither a number nor a text")
     for kind, arrays in payload.by_kind():
         for name, tensor in arrays.items():
-            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            if not is_finite(tensor):
                 raise PayloadError(f"{kind} {name!r} has values that are not finite")
     for name, number in payload.numbers.items():
         if not math.isfinite(number):
@@ -228,7 +310,10 @@ def receive(records: RecordDict, expected: Expected | None, limits: Limits) -> P
 
 def _check_names(payload: Payload, expected: Expected) -> None:
     for kind in (*KINDS, "numbers", "strings"):
-        got, wanted = set(getattr(payload, kind)), set(getattr(expected, kind))
+        got, wanted = getattr(payload, kind), getattr(expected, kind)
+        if not got and not wanted:
+            continue
+        got, wanted = set(got), set(wanted)
         if missing := wanted - got:
             raise PayloadError(f"{kind} without {', '.join(map(repr, sorted(missing)))}")
         if surplus := got - wanted:
@@ -243,9 +328,11 @@ def _check_names(payload: Payload, expected: Expected) -> None:
                 raise PayloadError(f"{kind} {name!r} has shape {tuple(tensor.shape)}, asked for was {shape}")
             if tensor.dtype != dtype:
                 raise PayloadError(f"{kind} {name!r} has dtype {tensor.dtype}, asked for was {dtype}")
-            low, high = between or _range(probabilities, counts)
-            if tensor.numel() and not low <= float(tensor.min()) <= float(tensor.max()) <= high:
-                raise PayloadError(f"{kind} {name!r} has values outside {low} to {high}")
+            bounds = between or _range(probabilities, counts)
+            if bounds is not None and tensor.numel():
+                (low, high), (least, most) = bounds, torch.aminmax(tensor)
+                if not low <= float(least) <= float(most) <= high:
+                    raise PayloadError(f"{kind} {name!r} has values outside {low} to {high}")
             if probabilities and bool(((tensor.double().sum(-1) - 1).abs() > _ROUNDING).any()):
                 raise PayloadError(f"{kind} {name!r} has rows that do not sum to 1")
             if counts and int(tensor.sum(dtype=torch.float64)) > expected.most_images:
@@ -259,10 +346,10 @@ def _check_names(payload: Payload, expected: Expected) -> None:
             raise PayloadError(f"number {name!r} is {payload.numbers[name]}, valid is {low} to {high}")
 
 
-def _range(probabilities: bool, counts: bool) -> tuple[float, float]:
+def _range(probabilities: bool, counts: bool) -> tuple[float, float] | None:
     if counts:
         return 0.0, float(MOST_IMAGES)
-    return (0.0, 1.0) if probabilities else (-math.inf, math.inf)
+    return (0.0, 1.0) if probabilities else None
 
 
 def count_bytes(records: RecordDict) -> dict[str, int]:
@@ -277,12 +364,16 @@ def count_bytes(records: RecordDict) -> dict[str, int]:
             continue
         if isinstance(record, ArrayRecord):
             kind = "weights" if key == FLOWER_ARRAYS else key
-            size = sum(len(name.encode()) + len(array.data) for name, array in record.items())
+            size = sum(len(name.encode()) + _array_bytes(array) for name, array in record.items())
         else:
             kind = "numbers" if isinstance(record, MetricRecord) else "strings"
             size = sum(len(name.encode()) + _scalar_bytes(value) for name, value in record.items())
         sizes[kind] = sizes.get(kind, 0) + size
     return sizes
+
+
+def _array_bytes(array: Array) -> int:
+    return array.size() if isinstance(array, HeldArray) else len(array.data)
 
 
 def _scalar_bytes(value: object) -> int:

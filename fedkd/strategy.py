@@ -24,7 +24,17 @@ from .config import Architecture, Config
 from .errors import RunError
 from .grid import Carrier
 from .merging import Arrival, Expectation, Merge, arrive, blocks_of
-from .payload import FLOWER_ARRAYS, ROUND, Expected, Payload, Tensors, array_record, count_bytes, tensors_of
+from .payload import (
+    FLOWER_ARRAYS,
+    ROUND,
+    Expected,
+    Payload,
+    Tensors,
+    array_record,
+    count_bytes,
+    from_records,
+    tensors_of,
+)
 from .sites import Roster, Sites
 from .streams import default_stream, numpy_stream, torch_stream
 
@@ -317,7 +327,8 @@ class Round:
                 self._note(action, arrival, self.record.bytes)
                 good += arrival.failure is None
             if block.merged is not None:
-                total = block.merged if total is None else merge(total, block.merged)
+                part = from_records(block.merged, copy=total is None)
+                total = part if total is None else merge(total, part)
         self._enough(action, len(messages), good, max(required, 1))
         assert total is not None
         return total

@@ -8,8 +8,11 @@ import torch
 from flwr.app import Message, RecordDict
 
 from fedkd.client import make_client_app
+from fedkd.config import Limits
 from fedkd.environment import Device, Environment, Threads, prepare_process
 from fedkd.grid import SimulationGrid
+from fedkd.merging import Block, Expectation, Merge, merge_block
+from fedkd.payload import owned
 
 from .node import call_node
 
@@ -28,7 +31,17 @@ class InlineGrid(SimulationGrid):
     def exchange(self, messages: list[Message], timeout: float | None) -> Iterator[Message]:
         """Run the clients one by one."""
         for message in messages:
-            yield self._call(message)
+            reply = self._call(message)
+            if not reply.has_error():
+                reply.content = owned(reply.content)  # whoever reads may keep it while other clients run
+            yield reply
+
+    def exchange_merged(
+        self, blocks: list[list[Message]], merge: Merge, expectation: Expectation, limits: Limits, timeout: float | None
+    ) -> Iterator[Block]:
+        """Run the clients one by one, and fold each reply before the next client runs."""
+        for block in blocks:
+            yield merge_block(map(self._call, block), merge, expectation, limits)
 
     def _call(self, message: Message) -> Message:
         node = message.metadata.dst_node_id

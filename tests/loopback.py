@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from types import SimpleNamespace
 from typing import Any
 
-from flwr.app import Context, Message, RecordDict
+from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedkd.config import Config
@@ -54,7 +54,10 @@ class Loopback(Grid):
             ids.append(str(len(self.sent)))
             message.metadata.__dict__["_message_id"] = ids[-1]
             self.sent.append(message)
+            message.content = on_the_wire(message.content)
             reply = self.app(message, self.contexts[message.metadata.dst_node_id])
+            if not reply.has_error():
+                reply.content = on_the_wire(reply.content)
             self.replies[ids[-1]] = (message, self.tampered(message, reply))
         return ids
 
@@ -73,6 +76,18 @@ class Loopback(Grid):
     def run(self) -> Any: ...
     def create_message(self, *args: Any) -> Any: ...
     def send_and_receive(self, *args: Any, **more: Any) -> Any: ...
+
+
+def on_the_wire(records: RecordDict) -> RecordDict:
+    """Return records as Flower sends them: arrays as their bytes."""
+    return RecordDict(
+        {
+            key: ArrayRecord({name: Array(a.dtype, tuple(a.shape), a.stype, a.data) for name, a in record.items()})
+            if isinstance(record, ArrayRecord)
+            else record
+            for key, record in records.items()
+        }
+    )
 
 
 class Clock:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from fedkd.errors import InputError
-from fedkd.models import build
+from fedkd.models import build, fill
 from fedkd.streams import default_stream, torch_stream
 
 
@@ -135,3 +135,38 @@ def test_a_projection_head_needs_a_linear_classifier(tmp_path: Path) -> None:
     for name, message in (("bare", "needs `features`"), ("deep", "needs a classifier that is one linear layer")):
         with pytest.raises(InputError, match=message):
             build(f"{file}:{name}", {"projection": 5}, (1, 8, 8), 7)
+
+
+def test_weights_are_channels_last_where_the_model_can_do_with_it(tmp_path: Path) -> None:
+    assert build("convnet", {}, (3, 32, 32), 10).features[0].weight.is_contiguous(memory_format=torch.channels_last)
+    file = tmp_path / "viewing.py"
+    file.write_text(
+        "import torch\n"
+        "class Viewing(torch.nn.Module):\n"
+        "    def __init__(self, classes):\n"
+        "        super().__init__()\n"
+        "        self.convolution = torch.nn.Conv2d(3, 4, 3)\n"
+        "        self.classifier = torch.nn.Linear(144, classes)\n"
+        "    def features(self, images):\n"
+        "        return self.convolution(images).view(len(images), -1)\n"
+        "    def forward(self, images):\n"
+        "        return self.classifier(self.features(images))\n"
+        "def viewing(shape, classes):\n"
+        "    return Viewing(classes)\n"
+    )
+    model = build(f"{file}:viewing", {}, (3, 8, 8), 10)
+    assert model.convolution.weight.is_contiguous()
+    assert model(torch.ones(5, 3, 8, 8)).shape == (5, 10)
+
+
+def test_filling_a_model_is_load_state_dict() -> None:
+    model, other = (build("resnet8", {}, (3, 8, 8), 10) for _ in range(2))
+    weights = {name: torch.full(tensor.shape, 2, dtype=tensor.dtype) for name, tensor in model.state_dict().items()}
+    fill(model, weights)
+    other.load_state_dict(weights)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, other.state_dict()[name])
+    with pytest.raises(RuntimeError, match="size mismatch for classifier.bias"):
+        fill(model, {**weights, "classifier.bias": torch.ones(1)})
+    with pytest.raises(RuntimeError, match="Missing key"):
+        fill(model, {name: tensor for name, tensor in weights.items() if name != "classifier.bias"})

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import pickle
 import re
 import tracemalloc
 from pathlib import Path
@@ -16,7 +17,17 @@ from hypothesis.extra import numpy as hnp
 
 from fedkd import ArraySpec, Expected, Payload, like, weighted_mean
 from fedkd.config import Limits
-from fedkd.payload import IMAGES, PayloadError, count_bytes, from_records, receive
+from fedkd.payload import (
+    IMAGES,
+    HeldArray,
+    PayloadError,
+    count_bytes,
+    from_records,
+    is_finite,
+    owned,
+    receive,
+    tensors_of,
+)
 
 LIMIT = Limits(10**6, {"images": 1000})
 ARRAYS = hnp.arrays(
@@ -261,3 +272,49 @@ def test_nothing_of_ours_unpickles() -> None:
     unpickling = r"pickle\.|import pickle|torch\.load\b|allow_pickle=True|(?<![.\w])(eval|exec)\("
     for path in sources:
         assert not re.search(unpickling, path.read_text()), path
+
+
+def test_a_held_array_is_flowers_array_with_the_same_bytes() -> None:
+    for values in (np.ones((2, 3), np.float32), np.array(7), np.zeros((0, 4), np.int64), np.array([True])):
+        held, flowers = HeldArray(values), Array(values)
+        assert (held.dtype, held.shape, held.stype, held.data) == (
+            flowers.dtype, flowers.shape, flowers.stype, flowers.data,
+        )  # fmt: skip
+        assert held.size() == len(flowers.data)
+        assert pickle.loads(pickle.dumps(held)).data == flowers.data
+
+
+def test_arrays_are_copied_where_they_shall_be() -> None:
+    tensor = torch.zeros(3)
+    snapshot = Payload(weights={"w": tensor}).to_records()
+    live = Payload(weights={"w": tensor}).to_records(copy=False)
+    mine = from_records(live)
+    shared = from_records(live, copy=False)
+    kept = owned(live)
+    tensor += 1
+    assert [float(p.weights["w"][0]) for p in (from_records(snapshot), mine, shared, from_records(kept))] == [
+        0,
+        0,
+        1,
+        0,
+    ]
+
+
+def test_read_only_memory_is_read_and_never_written() -> None:
+    values = np.ones(3, np.float32)
+    values.flags.writeable = False
+    record = ArrayRecord()
+    record["w"] = HeldArray(values)
+    assert torch.equal(tensors_of(record, copy=False)["w"], torch.ones(3))
+    tensors_of(record)["w"].add_(1)
+    assert values.tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_values_are_finite_or_not_whatever_their_size(bad: float, dtype: torch.dtype) -> None:
+    large = torch.full((5, 7), torch.finfo(dtype).max, dtype=dtype)  # its sum of squares is not finite
+    assert is_finite(large)
+    assert is_finite(torch.zeros(0, dtype=dtype))
+    large[2, 3] = bad
+    assert not is_finite(large)

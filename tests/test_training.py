@@ -85,7 +85,20 @@ def test_one_epoch_of_sgd_is_the_closed_form_of_softmax_regression() -> None:
 
 
 def test_optimisers_are_the_named_ones() -> None:
-    assert make_optimizer(model(), Sgd(name="sgd", lr=0.1, momentum=0.9, weight_decay=0.2)).defaults["momentum"] == 0.9
+    ours, theirs = model(), model()
+    theirs.load_state_dict(ours.state_dict())
+    pair = (
+        make_optimizer(ours, Sgd(name="sgd", lr=0.1, momentum=0.9, weight_decay=0.2)),
+        torch.optim.SGD(theirs.parameters(), lr=0.1, momentum=0.9, weight_decay=0.2, foreach=True),
+    )
+    for step in range(4):
+        for net, optimizer in zip((ours, theirs), pair, strict=True):
+            optimizer.zero_grad()
+            moved = net.parameters() if step != 2 else [net[1].weight]  # in one step the bias has no gradient
+            sum((parameter + 1).square().sum() for parameter in moved).backward()
+            optimizer.step()
+    for mine, its in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(mine, its)
     assert type(make_optimizer(model(), Adam(name="adam"))) is torch.optim.Adam
     assert type(make_optimizer(model(), Adam(name="adamw", weight_decay=0.1))) is torch.optim.AdamW
 
@@ -181,3 +194,19 @@ def test_a_clip_bounds_the_gradient_but_not_the_weight_decay() -> None:
         )  # fmt: skip
         moved = [p.detach() - (1 - decay) * b for p, b in zip(net.parameters(), before, strict=True)]
         assert torch.cat([m.flatten() for m in moved]).norm().item() == pytest.approx(0.01, rel=1e-3)
+
+
+def test_batches_do_not_depend_on_how_many_are_prepared_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = images(50)
+
+    def passed(most: int | None = None) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        return list(batches(data, torch.arange(50), 8, PLAIN, torch_stream(0, 0, 0, "x"), most=most))
+
+    together = passed()
+    monkeypatch.setattr("fedkd.batches._VALUES", 2 * 8 * 64)
+    apart = passed()
+    assert [len(x) for x, _ in together] == [8] * 6 + [2]
+    for (x, y), (other, wanted) in zip(together, apart, strict=True):
+        assert torch.equal(x, other)
+        assert torch.equal(y, wanted)
+    assert [y.tolist() for _, y in passed(3)] == [y.tolist() for _, y in together[:3]]
