@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,8 @@ def save(folder: Path, number: int, server: Tensors, nodes: Iterable[tuple[int, 
     for node, state in nodes:
         save_node(partial / _NODES / f"{node}.safetensors", state)
         count += 1
-    (partial / _ABOUT).write_text(json.dumps({"round": number, "nodes": count}) + "\n")
+    digests = {str(path.relative_to(partial)): _digest(path) for path in sorted(partial.rglob("*.safetensors"))}
+    (partial / _ABOUT).write_text(json.dumps({"round": number, "nodes": count, "files": digests}) + "\n")
     shutil.rmtree(target, ignore_errors=True)
     os.replace(partial, target)
     for old in _all(folder)[:-keep]:
@@ -67,16 +69,44 @@ def _load(path: Path) -> tuple[Tensors, dict[str, Any]]:
         raise InputError(f"The checkpoint {path} is damaged: {error}") from error
 
 
-def latest(folder: Path) -> tuple[int, Path]:
-    """Return the newest complete checkpoint and its round. Raises InputError where there is none."""
-    found = _all(folder)
-    if not found:
-        raise InputError(f"There is no complete checkpoint in {folder}.")
-    return int(found[-1].name.removeprefix("round-")), found[-1]
+def latest(folder: Path, told: Callable[[str], None] = lambda text: None) -> tuple[int, Path]:
+    """Return the newest checkpoint that is whole, and its round; `told` hears of each newer one, and what is wrong.
+
+    Raises InputError where there is none, naming what is damaged.
+    """
+    damaged = []
+    for path in reversed(_all(folder)):
+        if (objection := _objection(path)) is None:
+            return int(path.name.removeprefix("round-")), path
+        damaged.append(f"The checkpoint {path} is damaged: {objection}.")
+        told(f"{damaged[-1]} The one before it is used.")
+    raise InputError(" ".join([f"There is no complete checkpoint in {folder}.", *damaged]))
+
+
+def there_are_none(folder: Path) -> bool:
+    """Return whether a run ended before its first checkpoint was written."""
+    return not _all(folder)
 
 
 def _all(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("round-*") if (path / _ABOUT).is_file())
+    return sorted(path for path in folder.glob("round-*") if path.is_dir())
+
+
+def _objection(checkpoint: Path) -> str | None:
+    """Return what is wrong with a checkpoint, if anything: files that are missing, or not what was written."""
+    try:
+        digests = json.loads((checkpoint / _ABOUT).read_text())["files"]
+        for name, digest in digests.items():
+            if _digest(checkpoint / name) != digest:
+                return f"{name} is not what was written"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 def load_server(checkpoint: Path) -> Tensors:

@@ -79,7 +79,7 @@ def run(
             assert resume is not None
             folder = resume
             with progress:
-                summary = runs.resume(folder, progress.update, progress.step)
+                summary = runs.resume(folder, progress.update, progress.step, progress.line)
         _print_summary(summary, folder)
         if json:
             typer.echo(json_module.dumps(summary))

@@ -16,6 +16,7 @@ from .registry import explain
 
 Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
+Probability = Annotated[float, Field(ge=0, le=1)]
 Group = Literal["color", "crop", "cutout", "flip", "scale", "rotate"]  # of differentiable augmentations
 GROUPS: tuple[Group, ...] = get_args(Group)
 Kind = Literal[
@@ -202,11 +203,22 @@ class EvaluateConfig(_Table):
     fraction: Fraction = 1.0
 
 
+class FaultsConfig(_Table):
+    """`[faults]`: what goes wrong in a simulation, drawn by the run's seed, with these probabilities."""
+
+    dropout: Probability = 0.0  # a node is away for a whole round
+    straggler: Probability = 0.0  # a node takes longer for a request, by simulated seconds
+    delay: Annotated[float, Field(gt=0)] = 60.0  # their mean (an exponential distribution); `timeout` decides
+    error: Probability = 0.0  # a client raises before it has done anything
+    corrupted: Probability = 0.0  # a reply arrives with a NaN, in another shape, or with the claim to be huge
+    lost: Probability = 0.0  # a client does its work, and its reply never arrives
+
+
 class CheckpointConfig(_Table):
     """`[checkpoint]`: every so many rounds (and after the last); the newest `keep` stay."""
 
     every: Count = 10
-    keep: Count = 1
+    keep: Count = 2  # the one before is used where the newest is damaged
 
 
 class ModelConfig(_Table):
@@ -253,6 +265,13 @@ class Config(_Table):
     engine: NamedTable = NamedTable(name="inline")
     evaluate: EvaluateConfig = EvaluateConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    faults: FaultsConfig = FaultsConfig()
+
+    @pydantic.model_validator(mode="after")
+    def _simulated_faults(self) -> Config:
+        if self.data.sites is not None and self.faults != FaultsConfig():
+            raise ValueError("faults are of a simulation; data.sites are real sites, with faults of their own")
+        return self
 
     @property
     def limits(self) -> Limits:

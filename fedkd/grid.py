@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
 from .config import Limits
+from .faults import fault_of
 from .flower import be_the_server, give_ids, simulated_run
 from .merging import Block, Expectation, Merge, merge_block
 
@@ -23,7 +24,7 @@ class Carrier(ABC):
     """Carries the messages of a round to nodes, which have numbers, and brings their replies in the messages' order."""
 
     @abstractmethod
-    def nodes(self) -> list[int]:
+    def nodes(self) -> Sequence[int]:
         """Return the nodes of the federation, ascending, as they are before a round."""
 
     @abstractmethod
@@ -38,9 +39,9 @@ class Carrier(ABC):
         for block in blocks:
             yield merge_block(islice(replies, len(block)), merge, expectation, limits)
 
-    def states(self) -> Iterator[tuple[int, RecordDict]]:
-        """Yield the nodes whose lasting state is ours to keep, with it, by node."""
-        yield from ()
+    def states(self) -> Iterable[tuple[int, RecordDict]]:
+        """Return the nodes whose lasting state is ours to keep, with it, by node: as they are now, when it is read."""
+        return ()
 
     def images_of(self, node: int) -> int | None:
         """Return how many images a node said it has before it was asked for anything; None where that is known."""
@@ -54,8 +55,8 @@ class Carrier(ABC):
 class SimulationGrid(Carrier, Grid):
     """A Flower Grid over simulated nodes 0, 1, ..., each with a state that lasts as long as the engine.
 
-    An engine writes `exchange`, `states` and `restore`, and `exchange_merged` where it can merge elsewhere. It is a
-    context manager: leaving it frees what it started.
+    An engine writes `carry`, `states` and `restore`, and `carry_merged` where it can merge elsewhere; `call_node` runs
+    a client and lets go wrong what the config wants to. It is a context manager: leaving it frees what it started.
     """
 
     def __init__(self, environment: Environment) -> None:
@@ -64,7 +65,43 @@ class SimulationGrid(Carrier, Grid):
         self.environment = environment
         self._about = simulated_run()
         self._sent: dict[str, Message] = {}
-        self._nodes = list(range(environment.data.clients))
+        self._nodes = range(environment.data.clients)
+        self._events: list[dict[str, Any]] = []
+
+    @abstractmethod
+    def carry(self, messages: list[Message], timeout: float | None) -> Iterator[Message]:
+        """Run the clients of these messages; yield a reply or an error reply a message, in the messages' order."""
+
+    def carry_merged(
+        self, blocks: list[list[Message]], merge: Merge, expectation: Expectation, limits: Limits, timeout: float | None
+    ) -> Iterator[Block]:
+        """Run the clients of these blocks of messages; yield each block's merged replies, in order."""
+        replies = self.carry([message for block in blocks for message in block], timeout)
+        for block in blocks:
+            yield merge_block(islice(replies, len(block)), merge, expectation, limits)
+
+    def exchange(self, messages: list[Message], timeout: float | None) -> Iterator[Message]:
+        """Run the clients, and note what goes wrong on purpose."""
+        self._foresee(messages)
+        return self.carry(messages, timeout)
+
+    def exchange_merged(
+        self, blocks: list[list[Message]], merge: Merge, expectation: Expectation, limits: Limits, timeout: float | None
+    ) -> Iterator[Block]:
+        """Run the clients block by block, and note what goes wrong on purpose."""
+        self._foresee([message for block in blocks for message in block])
+        return self.carry_merged(blocks, merge, expectation, limits, timeout)
+
+    def _foresee(self, messages: list[Message]) -> None:
+        for message in messages:
+            if (fault := fault_of(self.environment.config, message)) is not None:
+                action = message.metadata.message_type.removeprefix("train.")
+                self._events.append(fault.event(message.metadata.dst_node_id, action))
+
+    def events(self) -> list[dict[str, Any]]:
+        """Return what has happened since this was last asked."""
+        events, self._events = self._events, []
+        return events
 
     def __enter__(self) -> SimulationGrid:
         return self
@@ -72,7 +109,7 @@ class SimulationGrid(Carrier, Grid):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def nodes(self) -> list[int]:
+    def nodes(self) -> Sequence[int]:
         """Return all nodes."""
         return self._nodes
 

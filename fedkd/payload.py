@@ -165,6 +165,10 @@ class HeldArray(Array):
     def __reduce__(self) -> tuple[Any, ...]:
         return HeldArray, (self.values,)
 
+    def numpy(self) -> np.ndarray:
+        """Return the array itself."""
+        return self.values
+
     def view(self) -> Tensor:
         """Return the array as a tensor that shares its memory, which may be read-only."""
         if self.values.flags.writeable:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from flwr.app import ArrayRecord, Context, RecordDict
 from flwr.serverapp import Grid, ServerApp
@@ -17,6 +17,7 @@ from .environment import Environment, prepare_as_engine
 from .errors import InputError
 from .flower import node_context
 from .grid import Carrier, SimulationGrid
+from .payload import Tensors, copied
 from .registry import find, options
 from .runfolder import CONFIG, RunFolder, refuse_used, summarise, to_line
 from .sites import ROSTER, Roster
@@ -70,11 +71,13 @@ def resume(
     path: Path,
     on_round: Callable[[Record, Environment], None] | None = None,
     on_step: Callable[[int, str, int, int], None] | None = None,
+    on_event: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
-    """Continue the run in a folder from its newest checkpoint; return the summary.
+    """Continue the run in a folder from its newest checkpoint that is whole; return the summary.
 
-    Ends with the same metrics and weights as a run that was never interrupted. Raises like `run`, and InputError for a
-    folder without a run or without a checkpoint.
+    Ends with the same metrics and weights as a run that was never interrupted; one that ended before its first
+    checkpoint begins again. `on_event` hears of damaged checkpoints. Raises like `run`, and InputError for a folder
+    without a run, or whose checkpoints are all damaged.
     """
     folder = RunFolder(path)
     if not (path / CONFIG).is_file():
@@ -83,10 +86,13 @@ def resume(
     _refuse_sites(config)
     environment = Environment(config)
     environment.check()
-    number, checkpoint = checkpoints.latest(folder.checkpoints)
-    environment.strategy.restore(checkpoints.load_server(checkpoint))
+    number, checkpoint = -1, None
+    if not checkpoints.there_are_none(folder.checkpoints):
+        number, checkpoint = checkpoints.latest(folder.checkpoints, on_event)
+        environment.strategy.restore(checkpoints.load_server(checkpoint))
     with make_engine(environment) as grid:
-        grid.restore(checkpoints.load_nodes(checkpoint))
+        if checkpoint is not None:
+            grid.restore(checkpoints.load_nodes(checkpoint))
         folder.rewind(number)
         context = node_context(0, environment.data.clients, RecordDict())
         return _run(grid, context, folder, _server(environment, number + 1, on_step), on_round)
@@ -124,7 +130,7 @@ def serve(
     if resume:
         if (difference := _difference(read_config(path / CONFIG), environment.config)) is not None:
             raise InputError(f"{path} was begun with another config: {difference}.")
-        number, checkpoint = checkpoints.latest(folder.checkpoints)
+        number, checkpoint = checkpoints.latest(folder.checkpoints, on_event or (lambda text: None))
         environment.strategy.restore(checkpoints.load_server(checkpoint))
         folder.rewind(number)
         first_round, roster = number + 1, Roster.read(path / ROSTER, number + 1)
@@ -166,19 +172,28 @@ def _run(
 ) -> dict[str, Any]:
     environment, config = server.environment, server.environment.config
     begin = time.perf_counter()
+    ended: _Ended | None = None  # the last whole round: the method may have gone on from it when the run is interrupted
 
     def keep(record: Record) -> None:
+        nonlocal ended
         for name, row in record.images.items():
             folder.keep_images(name, record.number, row)
         folder.append(to_line(record))
+        states = grid.states() if isinstance(grid, Carrier) else ()
+        ended = _Ended(record.number, copied(environment.strategy.state()), states)
         if on_round is not None:
             on_round(record, environment)
 
     def checkpoint(number: int) -> None:
-        states = grid.states() if isinstance(grid, Carrier) else ()
-        checkpoints.save(folder.checkpoints, number, environment.strategy.state(), states, config.checkpoint.keep)
+        nonlocal ended
+        assert ended is not None
+        assert ended.number == number
+        checkpoints.save(folder.checkpoints, number, ended.server, ended.states, config.checkpoint.keep)
+        ended = None
 
     def end(status: str, error: str | None = None) -> dict[str, Any]:
+        if ended is not None:
+            checkpoint(ended.number)
         seconds = time.perf_counter() - begin
         summary = summarise(config, folder.lines(), status=status, seconds=seconds, error=error)
         folder.write_summary(summary)
@@ -195,6 +210,14 @@ def _run(
         raise
     draw(environment, folder)
     return end("completed")
+
+
+class _Ended(NamedTuple):
+    """What a checkpoint of a round holds."""
+
+    number: int
+    server: Tensors
+    states: Iterable[tuple[int, RecordDict]]
 
 
 def draw(environment: Environment, folder: RunFolder) -> list[Path]:

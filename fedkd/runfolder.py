@@ -35,8 +35,10 @@ class RunFolder:
         refuse_used(self.path)
         for folder in (self.path, self.checkpoints, self.figures):
             folder.mkdir(parents=True, exist_ok=True)
-        (self.path / CONFIG).write_text(tomli_w.dumps(to_table(config)))
         (self.path / METRICS).touch()
+        partial = self.path / f".{CONFIG}.partial"
+        partial.write_text(tomli_w.dumps(to_table(config)))
+        os.replace(partial, self.path / CONFIG)  # last: with it the folder is a run that can be continued
 
     def append(self, line: dict[str, Any]) -> None:
         """Add a line to metrics.jsonl."""

@@ -133,7 +133,7 @@ class Round:
         grid: Grid,
         carrier: Carrier,
         number: int,
-        nodes: list[int],
+        nodes: Sequence[int],
         cohort: list[int],
         measured: list[int],
     ) -> None:
@@ -514,7 +514,7 @@ class Strategy(FlowerBase):
             due = number % config.evaluate.every == 0 or number == num_rounds
             begin = time.perf_counter()
             nodes = carrier.nodes()
-            cohort = _draw(nodes, config.cohort, config.seed, number, "cohort") if number else nodes
+            cohort = _draw(nodes, config.cohort, config.seed, number, "cohort") if number else list(nodes)
             share = max(1, round(config.evaluate.fraction * len(nodes)))
             measured = _draw(nodes, share, config.seed, number, "evaluate") if due else []
             federation = Round(server, grid, carrier, number, nodes, cohort, measured)
@@ -578,8 +578,8 @@ def _global_metrics(models: list[tuple[Architecture, Tensors]], environment: Env
     return found
 
 
-def _draw(nodes: list[int], count: int | None, seed: int, number: int, purpose: str) -> list[int]:
+def _draw(nodes: Sequence[int], count: int | None, seed: int, number: int, purpose: str) -> list[int]:
     if count is None or count >= len(nodes):
-        return nodes
+        return list(nodes)
     rng = numpy_stream(seed, number, "server", purpose)
     return sorted(nodes[i] for i in rng.choice(len(nodes), count, replace=False))

@@ -40,8 +40,7 @@ class SgdSteps:
     """torch.optim.SGD by its functional form. Making one of torch's classes first imports its compiler: 1.4 s."""
 
     def __init__(self, parameters: list[nn.Parameter], settings: Sgd) -> None:
-        self.param_groups: list[dict[str, Any]] = [{"params": parameters}]
-        self._settings = settings
+        self.param_groups: list[dict[str, Any]] = [{"params": parameters, **settings.model_dump(exclude={"name"})}]
         self._momentum: dict[int, Tensor | None] = {}
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -52,16 +51,17 @@ class SgdSteps:
     @torch.no_grad()
     def step(self) -> None:
         """Change the parameters that have a gradient."""
-        moved = [(i, p, p.grad) for i, p in enumerate(self.param_groups[0]["params"]) if p.grad is not None]
+        group = self.param_groups[0]
+        moved = [(i, p, p.grad) for i, p in enumerate(group["params"]) if p.grad is not None]
         buffers = [self._momentum.get(i) for i, _, _ in moved]
         sgd(
             [p for _, p, _ in moved],
             [g for _, _, g in moved],
             buffers,
             foreach=True,
-            weight_decay=self._settings.weight_decay,
-            momentum=self._settings.momentum,
-            lr=self._settings.lr,
+            weight_decay=group["weight_decay"],
+            momentum=group["momentum"],
+            lr=group["lr"],
             dampening=0.0,
             nesterov=False,
             maximize=False,

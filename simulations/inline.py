@@ -28,7 +28,7 @@ class InlineGrid(SimulationGrid):
         self._app = make_client_app(environment.strategy, lambda: environment)
         self._states: dict[int, RecordDict] = {}
 
-    def exchange(self, messages: list[Message], timeout: float | None) -> Iterator[Message]:
+    def carry(self, messages: list[Message], timeout: float | None) -> Iterator[Message]:
         """Run the clients one by one."""
         for message in messages:
             reply = self._call(message)
@@ -36,7 +36,7 @@ class InlineGrid(SimulationGrid):
                 reply.content = owned(reply.content)  # whoever reads may keep it while other clients run
             yield reply
 
-    def exchange_merged(
+    def carry_merged(
         self, blocks: list[list[Message]], merge: Merge, expectation: Expectation, limits: Limits, timeout: float | None
     ) -> Iterator[Block]:
         """Run the clients one by one, and fold each reply before the next client runs."""
@@ -46,14 +46,14 @@ class InlineGrid(SimulationGrid):
     def _call(self, message: Message) -> Message:
         node = message.metadata.dst_node_id
         state = self._states.get(node, RecordDict())
-        reply, state = call_node(self._app, message, state, self.environment.data.clients)
+        reply, state = call_node(self.environment, self._app, message, state)
         if state:
             self._states[node] = state
         return reply
 
-    def states(self) -> Iterator[tuple[int, RecordDict]]:
-        """Yield the nodes' states."""
-        yield from sorted(self._states.items(), key=lambda item: item[0])
+    def states(self) -> Iterable[tuple[int, RecordDict]]:
+        """Return the nodes' states as they are now."""
+        return sorted(self._states.items(), key=lambda item: item[0])
 
     def restore(self, states: Iterable[tuple[int, RecordDict]]) -> None:
         """Take the nodes' states of a checkpoint."""

@@ -1,4 +1,4 @@
-"""Running one simulated node: the call of the ClientApp on one message, with the node's state around it."""
+"""Running one simulated node: the call of the ClientApp on one message, its state around it, and faults on purpose."""
 
 from __future__ import annotations
 
@@ -6,11 +6,23 @@ from flwr.app import Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedkd.client import call
-from fedkd.flower import node_context
+from fedkd.environment import Environment
+from fedkd.faults import damaged, fault_of
+from fedkd.flower import error_reply, node_context
 
 
-def call_node(app: ClientApp, message: Message, state: RecordDict, clients: int) -> tuple[Message, RecordDict]:
+def call_node(
+    environment: Environment, app: ClientApp, message: Message, state: RecordDict
+) -> tuple[Message, RecordDict]:
     """Return a node's reply and its new state; of a client that raises, an error reply and its state as it was."""
-    context = node_context(message.metadata.dst_node_id, clients, RecordDict(dict(state)))
+    fault = fault_of(environment.config, message)
+    reason = None if fault is None else fault.failure(environment.config.timeout)
+    if fault is not None and not fault.runs:
+        return error_reply(message, str(reason)), state
+    context = node_context(message.metadata.dst_node_id, environment.data.clients, RecordDict(dict(state)))
     reply = call(app, message, context)
+    if reason is not None:
+        reply = error_reply(message, reason)
+    elif fault is not None and fault.kind == "corrupted" and not reply.has_error():
+        reply.content = damaged(reply.content, fault.damage)
     return reply, context.state

@@ -50,7 +50,7 @@ class _Worker:
 
     def call(self, message: Message, content: RecordDict, state: RecordDict | None) -> tuple[Message, RecordDict]:
         message.content = content
-        return call_node(self.app, message, state or RecordDict(), self.environment.data.clients)
+        return call_node(self.environment, self.app, message, state or RecordDict())
 
     def call_block(
         self,
@@ -120,7 +120,7 @@ class RayGrid(SimulationGrid):
         environment.use_device(prepare_process(threads, device, gpu=gpus_per_worker > 0))
         self._states: dict[int, Any] = {}
 
-    def exchange(self, messages: list[Message], timeout: float | None) -> Iterator[Message]:
+    def carry(self, messages: list[Message], timeout: float | None) -> Iterator[Message]:
         """Run each client on the next free worker."""
         contents = _Contents()
         queue: list[_Call] = []
@@ -136,7 +136,7 @@ class RayGrid(SimulationGrid):
         for call, reply in self._in_order(queue, timeout):
             yield reply if isinstance(reply, Message) else error_reply(call.messages[0], reply)
 
-    def exchange_merged(
+    def carry_merged(
         self, blocks: list[list[Message]], merge: Merge, expectation: Expectation, limits: Limits, timeout: float | None
     ) -> Iterator[Block]:
         """Run each block of clients on the next free worker, which folds their replies.
@@ -144,7 +144,7 @@ class RayGrid(SimulationGrid):
         With a timeout each client runs by itself, and the driver folds, so that one late node does not cost its block.
         """
         if timeout is not None:
-            yield from super().exchange_merged(blocks, merge, expectation, limits, timeout)
+            yield from super().carry_merged(blocks, merge, expectation, limits, timeout)
             return
         contents = _Contents()
         queue: list[_Call] = []
@@ -167,7 +167,7 @@ class RayGrid(SimulationGrid):
             if isinstance(result, Block):
                 yield result
             else:  # one of its clients ended the process: find out which, and let the others count
-                yield merge_block(self.exchange(call.messages, None), merge, expectation, limits)
+                yield merge_block(self.carry(call.messages, None), merge, expectation, limits)
 
     def _in_order(self, calls: list[_Call], timeout: float | None) -> Iterator[tuple[_Call, Any]]:
         """Keep the workers busy; yield each call with its result, or with the reason why there is none, in order."""
@@ -230,12 +230,9 @@ class RayGrid(SimulationGrid):
             self._states[message.metadata.dst_node_id] = state
         return result
 
-    def states(self) -> Iterator[tuple[int, RecordDict]]:
-        """Yield the nodes' states, fetched one at a time."""
-        for node in sorted(self._states):
-            state = ray.get(self._states[node])
-            if state:
-                yield node, state
+    def states(self) -> Iterable[tuple[int, RecordDict]]:
+        """Return the nodes' states as they are now, fetched one at a time."""
+        return _States(dict(self._states))
 
     def restore(self, states: Iterable[tuple[int, RecordDict]]) -> None:
         """Put the nodes' states of a checkpoint into the object store."""
@@ -283,6 +280,18 @@ class _Call:
         self.start = start
         self.messages = messages
         self.deaths = 0  # of workers that were running it
+
+
+class _States(Iterable[tuple[int, RecordDict]]):
+    """Nodes' states in the object store, each fetched when it is read."""
+
+    def __init__(self, refs: dict[int, Any]) -> None:
+        self._refs = refs
+
+    def __iter__(self) -> Iterator[tuple[int, RecordDict]]:
+        for node in sorted(self._refs):
+            if state := ray.get(self._refs[node]):
+                yield node, state
 
 
 class _Contents:

@@ -120,11 +120,19 @@ def test_resume_wants_a_run_with_a_checkpoint(config: Path, tmp_path: Path) -> N
         assert (result.exit_code, message in result.stderr) == (2, True), result.output
     out = tmp_path / "out"
     assert RUNNER.invoke(app, ["run", str(config), "--out", str(out)]).exit_code == 0
-    (server,) = out.glob("checkpoints/*/server.safetensors")
-    server.write_bytes(server.read_bytes()[:100])
+    servers = sorted(out.glob("checkpoints/*/server.safetensors"))
+    assert len(servers) == 2
+    servers[1].write_bytes(servers[1].read_bytes()[:100])
+    result = RUNNER.invoke(app, ["run", "--resume", str(out)])
+    assert result.exit_code == 0
+    said = f"The checkpoint {servers[1].parent} is damaged: server.safetensors is not what was written. The one before"
+    assert said in result.stderr
+    for server in servers:
+        server.write_bytes(b"")
     result = RUNNER.invoke(app, ["run", "--resume", str(out)])
     assert result.exit_code == 2
-    assert f"{server} is damaged" in result.stderr
+    for server in servers:
+        assert f"The checkpoint {server.parent} is damaged" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -161,7 +169,7 @@ def test_the_command_itself_without_a_terminal(config: Path, tmp_path: Path) -> 
 
 
 def test_ctrl_c_exits_with_130_and_the_run_continues(config: Path, tmp_path: Path) -> None:
-    config.write_text(tomli_w.dumps(merged(TINY, {"rounds": 4000, "checkpoint": {"every": 1}})))
+    config.write_text(tomli_w.dumps(merged(TINY, {"rounds": 4000, "checkpoint": {"every": 3000}})))
     out = tmp_path / "out"
     command = [sys.executable, "-m", "fedkd.cli", "run", str(config), "--out", str(out)]
     heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # also where the tests run in the background
@@ -175,6 +183,8 @@ def test_ctrl_c_exits_with_130_and_the_run_continues(config: Path, tmp_path: Pat
     assert "continue with --resume" in process.stderr.read()
     assert json.loads((out / "summary.json").read_text())["status"] == "interrupted"
     reached = json.loads((out / "summary.json").read_text())["rounds"]
+    saved = [int(path.name.removeprefix("round-")) for path in out.glob("checkpoints/round-*")]
+    assert max(saved) in (reached, reached - 1)  # what it had reached, not what was due
     text = (out / "config.toml").read_text()
     (out / "config.toml").write_text(text.replace("rounds = 4000", f"rounds = {reached + 2}"))
     result = RUNNER.invoke(app, ["run", "--resume", str(out), "--json"])

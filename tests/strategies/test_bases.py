@@ -735,13 +735,13 @@ def test_long_work_on_the_server_tells_its_progress(tiny: Make) -> None:
 
 @pytest.mark.slow
 def test_on_mnist_the_first_round_gains_from_fine_tuning(mnist_root: Path, tmp_path: Path) -> None:
-    """The specification's experiment: at least 4 points in the mean.
+    """The specification's experiment: at least 4 points in the mean. Of ten seeds: single gains are -14 to +33 points.
 
     Its other claim, a gain of the mean over three rounds on every seed, does not hold here: docs/methods/fedftg.md.
     """
     path = Path(__file__).resolve().parents[2] / "configs" / "fedftg" / "mnist-8px.toml"
     gains = []
-    for seed in range(5):
+    for seed in range(10):
         config = read_config(path, [f"data.root={mnist_root}", "rounds=1", f"seed={seed}"])
         run(config, tmp_path / str(seed))
         metrics = lines(tmp_path / str(seed))[1]["metrics"]
