@@ -74,7 +74,7 @@ def run(
             folder = out or run_folder_of(parsed)
             refuse_used(folder)
             with progress:
-                summary = runs.run(parsed, folder, progress.update, progress.step)
+                summary = runs.run(parsed, folder, progress.update, progress.step, progress.line)
         else:
             assert resume is not None
             folder = resume

@@ -27,3 +27,7 @@ def on_one_line(text: str, most: int = 400) -> str:
     plain = "".join(c if c.isprintable() else " " for c in text)
     plain = " ".join(plain.split())
     return plain if len(plain) <= most else f"{plain[: most - 3]}..."
+
+
+class StatesLost(RunError):
+    """Nodes' states were lost with the machine that held them; the run can go on from its last checkpoint."""

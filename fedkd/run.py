@@ -14,7 +14,7 @@ from flwr.serverapp import Grid, ServerApp
 from . import checkpoints
 from .config import Config, read_config
 from .environment import Environment, prepare_as_engine
-from .errors import InputError
+from .errors import InputError, StatesLost
 from .flower import node_context
 from .grid import Carrier, SimulationGrid
 from .payload import Tensors, copied
@@ -49,10 +49,12 @@ def run(
     out: Path,
     on_round: Callable[[Record, Environment], None] | None = None,
     on_step: Callable[[int, str, int, int], None] | None = None,
+    on_event: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Run a config into a new folder; return the summary. Nothing is written before all input is accepted.
 
-    `on_round` hears of each round that has ended, `on_step` of long work on the server (see `Server`). Raises
+    `on_round` hears of each round that has ended, `on_step` of long work on the server (see `Server`), `on_event` of
+    what the run survives. Raises
     InputError for input that is refused, RunError for a run that cannot go on; whatever ends a run early is written
     into its summary first.
     """
@@ -63,8 +65,7 @@ def run(
     with make_engine(environment) as grid:
         folder = RunFolder(out)
         folder.create(environment.config)
-        context = node_context(0, environment.data.clients, RecordDict())
-        return _run(grid, context, folder, _server(environment, 0, on_step), on_round)
+        return _simulate(grid, folder, 0, on_round, on_step, on_event)
 
 
 def resume(
@@ -86,16 +87,43 @@ def resume(
     _refuse_sites(config)
     environment = Environment(config)
     environment.check()
-    number, checkpoint = -1, None
-    if not checkpoints.there_are_none(folder.checkpoints):
-        number, checkpoint = checkpoints.latest(folder.checkpoints, on_event)
-        environment.strategy.restore(checkpoints.load_server(checkpoint))
     with make_engine(environment) as grid:
-        if checkpoint is not None:
-            grid.restore(checkpoints.load_nodes(checkpoint))
-        folder.rewind(number)
+        first_round = _back_to_checkpoint(grid, folder, on_event)
+        return _simulate(grid, folder, first_round, on_round, on_step, on_event)
+
+
+def _simulate(
+    grid: SimulationGrid,
+    folder: RunFolder,
+    first_round: int,
+    on_round: Callable[[Record, Environment], None] | None,
+    on_step: Callable[[int, str, int, int], None] | None,
+    on_event: Callable[[str], None],
+) -> dict[str, Any]:
+    """Run to the end; where nodes' states are lost with a machine, again from the last checkpoint, on what is left."""
+    while True:
+        environment = grid.environment
         context = node_context(0, environment.data.clients, RecordDict())
-        return _run(grid, context, folder, _server(environment, number + 1, on_step), on_round)
+        try:
+            return _run(grid, context, folder, _server(environment, first_round, on_step), on_round)
+        except StatesLost as error:
+            on_event(f"{error} The run goes on from its last checkpoint.")
+            grid.environment = Environment(environment.config, environment.data, str(environment.device))
+            grid.environment.check()
+            first_round = _back_to_checkpoint(grid, folder, on_event)
+
+
+def _back_to_checkpoint(grid: SimulationGrid, folder: RunFolder, on_event: Callable[[str], None]) -> int:
+    """Take the server and the nodes back to the last checkpoint, if there is one; return the round to go on with."""
+    number = -1
+    if checkpoints.there_are_none(folder.checkpoints):
+        grid.restore(())
+    else:
+        number, checkpoint = checkpoints.latest(folder.checkpoints, on_event)
+        grid.environment.strategy.restore(checkpoints.load_server(checkpoint))
+        grid.restore(checkpoints.load_nodes(checkpoint))
+    folder.rewind(number)
+    return number + 1
 
 
 def _refuse_sites(config: Config) -> None:
@@ -204,6 +232,10 @@ def _run(
         app(grid, context)
     except (KeyboardInterrupt, SystemExit):
         end("interrupted")
+        raise
+    except StatesLost as error:
+        ended = None  # its states are among those that are lost
+        end("failed", f"{type(error).__name__}: {error}")
         raise
     except Exception as error:
         end("failed", f"{type(error).__name__}: {error}")

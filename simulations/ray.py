@@ -14,6 +14,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -26,16 +27,26 @@ from pydantic import Field
 from fedkd.client import make_client_app
 from fedkd.config import Config, Limits
 from fedkd.environment import Device, Environment, Threads, prepare_process
-from fedkd.errors import InputError
+from fedkd.errors import InputError, RunError, StatesLost
 from fedkd.flower import error_reply, without_content
 from fedkd.grid import SimulationGrid
 from fedkd.merging import Block, Expectation, Merge, merge_block
 
 from .node import call_node
 
+_log = logging.getLogger("fedkd")
 Workers = Literal["auto"] | Annotated[int, Field(ge=1)]
 _TRIES = 3  # how often clients run again whose worker died, before that is their failure
+_START_SECONDS = 300.0  # to wait for a worker where none is left
 _QUEUED = 2  # calls a worker has at most, so that it never waits for the driver
+
+
+@dataclass
+class _Result:
+    """A reply or a merged block, and which of its nodes keep a state."""
+
+    value: Any
+    keeps: list[bool]
 
 
 class _Worker:
@@ -48,9 +59,15 @@ class _Worker:
     def ready(self) -> bool:
         return True
 
-    def call(self, message: Message, content: RecordDict, state: RecordDict | None) -> tuple[Message, RecordDict]:
+    def gpus(self) -> list[int]:
+        """Return the GPUs that this worker has shares of."""
+        return sorted(int(number) for number in ray.get_gpu_ids())
+
+    def call(self, message: Message, content: RecordDict, state: RecordDict | None) -> tuple[_Result, RecordDict]:
+        """Run one client; return its reply and its new state, which goes back to the object store by itself."""
         message.content = content
-        return call_node(self.environment, self.app, message, state or RecordDict())
+        reply, after = call_node(self.environment, self.app, message, state or RecordDict())
+        return _Result(reply, [bool(after)]), after
 
     def call_block(
         self,
@@ -71,12 +88,12 @@ class _Worker:
 
         def replies() -> Iterator[Message]:
             for message, number, state in zip(messages, numbers, before, strict=True):
-                reply, after = self.call(message, contents[number], state)
+                result, after = self.call(message, contents[number], state)
                 states.append(after)
-                yield reply
+                yield result.value
 
         block = merge_block(replies(), merge, expectation, limits)
-        return (block, *states)
+        return (_Result(block, [bool(state) for state in states]), *states)
 
 
 class RayGrid(SimulationGrid):
@@ -103,22 +120,29 @@ class RayGrid(SimulationGrid):
         self._started = not ray.is_initialized()
         if self._started:
             connect(address)
-        self._actors: list[Any] = []
+        self._slots: list[_Slot] = []
         try:
             cohort = environment.config.cohort or environment.data.clients
             count = count_workers(workers, cpus_per_worker, gpus_per_worker, ray.cluster_resources(), cohort)
             self._data = ray.put(environment.data)  # held as long as a worker may have to start again
-            # the engine restarts workers itself: it knows which client was running when one died
-            worker = ray.remote(_Worker).options(num_cpus=cpus_per_worker, num_gpus=gpus_per_worker)
-            arguments = (environment.config, self._data, threads, device, gpus_per_worker > 0)
-            self._new_worker: Callable[[], Any] = lambda: worker.remote(*arguments)
-            self._actors = [self._new_worker() for _ in range(count)]
-            ray.get([actor.ready.remote() for actor in self._actors])
+            self._shares = (cpus_per_worker, gpus_per_worker)
+            self._arguments = (environment.config, self._data, threads, device, gpus_per_worker > 0)
+            self._slots = [self._new_slot() for _ in range(count)]
+            ray.get([slot.starting for slot in self._slots])
+            for slot in self._slots:
+                slot.starting = None
         except BaseException:
             self.close()
             raise
         environment.use_device(prepare_process(threads, device, gpu=gpus_per_worker > 0))
         self._states: dict[int, Any] = {}
+        self._halved = False
+
+    def _new_slot(self) -> _Slot:
+        # the engine restarts workers itself: it knows which client was running when one died
+        cpus, gpus = self._shares
+        actor: Any = ray.remote(_Worker).options(num_cpus=cpus, num_gpus=gpus).remote(*self._arguments)
+        return _Slot(actor, actor.ready.remote())
 
     def carry(self, messages: list[Message], timeout: float | None) -> Iterator[Message]:
         """Run each client on the next free worker."""
@@ -171,64 +195,147 @@ class RayGrid(SimulationGrid):
 
     def _in_order(self, calls: list[_Call], timeout: float | None) -> Iterator[tuple[_Call, Any]]:
         """Keep the workers busy; yield each call with its result, or with the reason why there is none, in order."""
+        for number, call in enumerate(calls):
+            call.number = number
         waiting = deque(calls)
-        running: dict[Any, tuple[_Call, list[Any], int]] = {}  # in the order in which they were started
-        load = [0] * len(self._actors)
+        running: dict[Any, tuple[_Call, list[Any], _Slot]] = {}  # in the order in which they were started
         done: dict[int, Any] = {}
-        order = {id(call): number for number, call in enumerate(calls)}
         deadline = None if timeout is None else time.monotonic() + timeout
         following = 0
         # results that may wait for the reader; where time counts, no client waits behind another one or for the reader
-        ahead = 2 * _QUEUED * len(self._actors) if timeout is None else len(calls)
+        ahead = 2 * _QUEUED * len(self._slots) if timeout is None else len(calls)
         queued = _QUEUED if timeout is None else 1
+
+        def again(lost: Iterable[_Call]) -> None:
+            waiting.extendleft(sorted(lost, key=lambda call: -call.number))
+
         while following < len(calls):
-            while waiting and len(running) + len(done) < ahead and min(load) < queued:
-                worker = load.index(min(load))
+            free = [slot for slot in self._slots if slot.starting is None]
+            while waiting and free and len(running) + len(done) < ahead:
+                slot = min(free, key=lambda slot: slot.load)
+                if slot.load >= queued:
+                    break
                 call = waiting.popleft()
-                refs = call.start(self._actors[worker])
-                running[refs[0]] = (call, refs, worker)
-                load[worker] += 1
+                refs = call.start(slot.actor)
+                running[refs[0]] = (call, refs, slot)
+                slot.load += 1
+            starting = {slot.starting: slot for slot in self._slots if slot.starting is not None}
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            ready, _ = ray.wait(list(running), num_returns=1, timeout=left)
+            if not running and left is None:
+                left = _START_SECONDS
+            ready, _ = ray.wait([*running, *starting], num_returns=1, timeout=left)
+            if not ready and deadline is None:
+                raise RunError(f"No worker could be started within {_START_SECONDS:g} s; is the cluster still there?")
             if not ready:
                 for call in [c for c, _, _ in running.values()] + list(waiting):
-                    done[order[id(call)]] = f"no reply within {timeout:g} s"
-                for _, _, worker in running.values():  # whoever is late may never end
-                    ray.kill(self._actors[worker])
-                    self._actors[worker] = self._new_worker()
+                    done[call.number] = f"no reply within {timeout:g} s"
+                for slot in {id(slot): slot for _, _, slot in running.values()}.values():
+                    self._replace(slot)  # whoever is late may never end
                 running, waiting = {}, deque()
             for ref in ready:
-                call, refs, worker = running[ref]
+                if ref in starting:
+                    self._started_one(starting[ref])
+                    continue
+                call, refs, slot = running[ref]
                 try:
-                    done[order[id(call)]] = self._result(call, refs)
-                    del running[ref]
-                    load[worker] -= 1
+                    result = self._result(call, refs)
                 except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError) as error:
-                    lost = [first for first, (_, _, its_worker) in running.items() if its_worker == worker]
+                    lost = [first for first, (_, _, its_slot) in running.items() if its_slot is slot]
                     unlucky = [running.pop(first)[0] for first in lost]
+                    if isinstance(error, ray.exceptions.OutOfMemoryError) and self._halve("the machine's memory"):
+                        again([*unlucky, *(call for call, _, _ in running.values())])
+                        running = {}
+                        continue
                     unlucky[0].deaths += 1  # it was running; the others waited behind it
                     if unlucky[0].deaths > _TRIES:
-                        reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
                         dead = unlucky.pop(0)
-                        done[order[id(dead)]] = f"its worker died {dead.deaths} times: {reason}"
-                    waiting.extendleft(reversed(unlucky))
-                    self._actors[worker] = self._new_worker()
-                    load[worker] = 0
+                        done[dead.number] = f"its worker died {dead.deaths} times: {_told(error)}"
+                    again(unlucky)
+                    _log.warning("a worker died: %s", _told(error))
+                    self._replace(slot)
+                    continue
+                except ray.exceptions.ObjectLostError as error:  # with the machine that held it
+                    del running[ref]
+                    slot.load -= 1
+                    self._need_states(call)
+                    call.deaths += 1
+                    if call.deaths > _TRIES:
+                        done[call.number] = f"its reply was lost {call.deaths} times: {_told(error)}"
+                    else:
+                        again([call])
+                    continue
+                if (reason := _out_of_memory(result)) is not None and self._halve(reason):
+                    again(call for call, _, _ in running.values())
+                    running = {}
+                    continue
+                if isinstance(result, _Result):
+                    self._keep(call, refs, result)
+                done[call.number] = result.value if isinstance(result, _Result) else result
+                del running[ref]
+                slot.load -= 1
             while following in done:
                 yield calls[following], done.pop(following)
                 following += 1
 
     def _result(self, call: _Call, refs: list[Any]) -> Any:
-        """Return a call's result, or the reason why it has none. Raises where the worker itself has died."""
+        """Return a call's result, or the reason why it has none. Raises where the worker or the result is gone."""
         try:
-            result = ray.get(refs[0])
-        except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError):
+            return ray.get(refs[0])
+        except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError, ray.exceptions.ObjectLostError):
             raise
         except ray.exceptions.RayError as error:
-            return f"its worker failed: {type(error).__name__}: {str(error).splitlines()[0]}"
-        for message, state in zip(call.messages, refs[1:], strict=True):
-            self._states[message.metadata.dst_node_id] = state
-        return result
+            return f"its worker failed: {_told(error)}"
+
+    def _keep(self, call: _Call, refs: list[Any], result: _Result) -> None:
+        for message, state, keeps in zip(call.messages, refs[1:], result.keeps, strict=True):
+            if keeps:
+                self._states[message.metadata.dst_node_id] = state
+            else:
+                self._states.pop(message.metadata.dst_node_id, None)
+
+    def _replace(self, slot: _Slot) -> None:
+        """Put a new worker in the place of one; it gets work once it has started, which may never be."""
+        ray.kill(slot.actor)
+        fresh = self._new_slot()
+        slot.actor, slot.starting, slot.load = fresh.actor, fresh.starting, 0
+
+    def _started_one(self, slot: _Slot) -> None:
+        try:
+            ray.get(slot.starting)
+            slot.starting = None
+        except ray.exceptions.RayError as error:
+            slot.failures += 1
+            if slot.failures <= _TRIES:
+                self._replace(slot)
+                return
+            self._slots.remove(slot)
+            if not self._slots:
+                raise RunError(f"No worker is left, and none can be started: {_told(error)}") from error
+
+    def _need_states(self, call: _Call) -> None:
+        """Raise StatesLost where a node of a call has lost its state."""
+        for message in call.messages:
+            node = message.metadata.dst_node_id
+            if node in self._states:
+                try:
+                    ray.get(self._states[node])
+                except ray.exceptions.RayError as error:
+                    raise StatesLost(f"Node {node} has lost its state with the machine that held it.") from error
+
+    def _halve(self, reason: str) -> bool:
+        """Start half as many workers anew, once a run; return whether there was anything to halve."""
+        if self._halved or len(self._slots) == 1:
+            return False
+        self._halved = True
+        cpus, gpus = self._shares
+        self._shares = (cpus, gpus if gpus >= 1 else min(1.0, 2 * gpus))  # half as many on each GPU
+        for slot in self._slots:
+            ray.kill(slot.actor)
+        _log.warning(
+            "out of memory (%s): %d workers go on in place of %d", reason, len(self._slots) // 2, len(self._slots)
+        )
+        self._slots = [self._new_slot() for _ in range(len(self._slots) // 2)]
+        return True
 
     def states(self) -> Iterable[tuple[int, RecordDict]]:
         """Return the nodes' states as they are now, fetched one at a time."""
@@ -240,9 +347,9 @@ class RayGrid(SimulationGrid):
 
     def close(self) -> None:
         """End the workers, and the cluster if the engine started it."""
-        for actor in self._actors:
-            ray.kill(actor)
-        self._actors = []
+        for slot in self._slots:
+            ray.kill(slot.actor)
+        self._slots, self._states = [], {}
         if self._started:
             ray.shutdown()
 
@@ -279,7 +386,32 @@ class _Call:
     def __init__(self, start: Callable[[Any], list[Any]], messages: list[Message]) -> None:
         self.start = start
         self.messages = messages
+        self.number = 0  # in its exchange
         self.deaths = 0  # of workers that were running it
+
+
+@dataclass(eq=False)
+class _Slot:
+    """A worker, what tells that it has started (None: it has), how many calls it has, how often it did not start."""
+
+    actor: Any
+    starting: Any
+    load: int = 0
+    failures: int = 0
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+
+
+def _out_of_memory(result: Any) -> str | None:
+    """Return what a client said that ran out of memory, if one of a call did."""
+    value = result.value if isinstance(result, _Result) else None
+    if isinstance(value, Message):
+        reasons = [value.error.reason or ""] if value.has_error() else []
+    else:
+        reasons = [arrival.failure or "" for arrival in value.arrivals] if isinstance(value, Block) else []
+    return next((reason for reason in reasons if reason.startswith(("OutOfMemoryError", "MemoryError"))), None)
 
 
 class _States(Iterable[tuple[int, RecordDict]]):
@@ -290,8 +422,11 @@ class _States(Iterable[tuple[int, RecordDict]]):
 
     def __iter__(self) -> Iterator[tuple[int, RecordDict]]:
         for node in sorted(self._refs):
-            if state := ray.get(self._refs[node]):
-                yield node, state
+            try:
+                state = ray.get(self._refs[node])
+            except ray.exceptions.RayError as error:
+                raise StatesLost(f"Node {node} has lost its state with the machine that held it.") from error
+            yield node, state
 
 
 class _Contents:

@@ -3,7 +3,6 @@
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,10 +11,10 @@ from conftest import PLUGINS, TINY, checkpoint_bytes, lines, merged
 from typer.testing import CliRunner
 
 from fedkd.cli import app
-from fedkd.config import Config, parse_config
+from fedkd.config import parse_config
 from fedkd.run import run
 
-Make = Callable[..., Config]
+pytestmark = pytest.mark.slow
 
 RUNS = {
     "fedavg": {"strategy": {"name": "fedavg"}, "cohort": 4},

@@ -1,0 +1,216 @@
+"""Ray clusters of several machines and GPUs, and what the engine leaves behind: each in a process of its own."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli_w
+from conftest import PLUGINS, TINY, checkpoint_bytes, lines, merged
+
+from fedkd.config import parse_config
+from fedkd.run import run
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
+
+HEAD = """
+import json, sys
+from pathlib import Path
+import ray
+from ray.cluster_utils import Cluster
+from fedkd.config import read_config
+from fedkd.environment import Environment
+from fedkd.run import make_engine, run
+out = Path(sys.argv[2])
+"""
+
+
+def in_a_process(script: str, config: dict[str, Any], out: Path) -> subprocess.CompletedProcess[str]:
+    file = out.parent / f"{out.name}.toml"
+    file.write_text(tomli_w.dumps(config))
+    command = [sys.executable, "-c", HEAD.replace("sys.argv[1]", repr(str(file))) + script, str(file), str(out)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    return ended
+
+
+TWO_MACHINES = """
+soon = {"health_check_period_ms": 500, "health_check_failure_threshold": 3, "health_check_initial_delay_ms": 0}
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "_system_config": soon})
+cluster.add_node(num_cpus=1)
+ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+if len(sys.argv) > 3:
+    Path(sys.argv[3]).write_text(ray.get_runtime_context().get_node_id())
+told = []
+run(read_config(Path(sys.argv[1])), out, on_event=told.append)
+print(json.dumps({"told": told, "machines": sum(node["Alive"] for node in ray.nodes())}))
+ray.shutdown()
+cluster.shutdown()
+"""
+
+
+@pytest.mark.parametrize(("hidden", "told"), [(16, []), (400, ["has lost its state with the machine"])])
+def test_a_machine_that_is_lost_in_a_round_changes_no_result(hidden: int, told: list[str], tmp_path: Path) -> None:
+    """Small states are the driver's own; large ones go with the machine, and the run back to its last checkpoint."""
+    marker = tmp_path / "marker"
+    strategy = {"name": f"{PLUGINS / 'lose_node.py'}:LoseNode", "marker": str(marker)}
+    changes = {
+        "strategy": strategy, "rounds": 5, "checkpoint": {"every": 4}, "evaluate.every": 9,
+        "model": {"name": "mlp", "hidden": [hidden] * 2},
+    }  # fmt: skip
+    run(parse_config(merged(TINY, changes)), tmp_path / "whole")
+    config = merged(TINY, {**changes, "engine": {"name": "ray", "workers": 2}})
+    script = TWO_MACHINES.replace("len(sys.argv) > 3", "True").replace("sys.argv[3]", repr(str(marker)))
+    ended = in_a_process(script, config, tmp_path / "lost")
+    assert not marker.exists()
+    found = json.loads(next(line for line in ended.stdout.splitlines() if line.startswith("{")))
+    assert found["machines"] == 1
+    assert len(found["told"]) == len(told)
+    assert all(expected in text for expected, text in zip(told, found["told"], strict=True))
+    assert lines(tmp_path / "lost") == lines(tmp_path / "whole")
+    assert checkpoint_bytes(tmp_path / "lost") == checkpoint_bytes(tmp_path / "whole")
+
+
+GPUS = """
+ray.init(num_cpus=8, num_gpus=4, log_to_driver=False, logging_level="ERROR")
+environment = Environment(read_config(Path(sys.argv[1])))
+with make_engine(environment) as grid:
+    where = ray.get([slot.actor.gpus.remote() for slot in grid._slots])
+print(json.dumps(where))
+"""
+
+
+@pytest.mark.parametrize(
+    ("share", "workers", "placed"),
+    [
+        (0.5, 8, [[0], [0], [1], [1], [2], [2], [3], [3]]),
+        (1.0, 4, [[0], [1], [2], [3]]),
+        (2.0, 2, [[0, 1], [2, 3]]),
+        (0.4, "auto", [[0], [0], [1], [1], [2], [2]]),
+        (0.0, 2, [[], []]),
+    ],
+)
+def test_workers_land_where_their_shares_of_gpus_say(share: float, workers: Any, placed: list, tmp_path: Path) -> None:
+    engine = {"name": "ray", "workers": workers, "gpus_per_worker": share, "device": "cpu"}
+    ended = in_a_process(GPUS, merged(TINY, {"engine": engine}), tmp_path / "run")
+    assert sorted(json.loads(ended.stdout.splitlines()[-1])) == placed
+
+
+OUT_OF_MEMORY = """
+ray.init(num_cpus=4, num_gpus=1, log_to_driver=False, logging_level="ERROR")
+run(read_config(Path(sys.argv[1])), out)
+"""
+
+
+@pytest.mark.parametrize("strategy", ["FedAvg", "Local"])
+def test_out_of_memory_halves_the_packing_once_and_tries_again(strategy: str, tmp_path: Path) -> None:
+    plugin = tmp_path / "greedy.py"
+    plugin.write_text(
+        "import os, torch\n"
+        "from pathlib import Path\n"
+        "from typing import ClassVar\n"
+        "import ray\n"
+        f"from fedkd.strategies.{strategy.lower()} import {strategy}\n"
+        f"class Greedy({strategy}.client):\n"
+        "    def fit(self, request):\n"
+        "        share = ray.get_runtime_context().get_assigned_resources().get('GPU', 1)\n"
+        "        if self.round == 2 and self.node in (1, 4) and share < 0.5:\n"
+        "            raise torch.OutOfMemoryError('CUDA out of memory')\n"
+        "        if self.round == 3 and self.node == 2:\n"
+        "            raise torch.OutOfMemoryError('CUDA out of memory, whatever the share')\n"
+        "        return super().fit(request)\n"
+        f"class Run({strategy}):\n"
+        "    client: ClassVar = Greedy\n"
+    )
+    changes = {"strategy": f"{plugin}:Run", "rounds": 3, "evaluate.every": 9}
+    engine = {"name": "ray", "workers": 4, "gpus_per_worker": 0.25, "device": "cpu"}
+    ended = in_a_process(OUT_OF_MEMORY, merged(TINY, {**changes, "engine": engine}), tmp_path / "run")
+    assert ended.stderr.count("2 workers go on in place of 4") == 1
+    found = lines(tmp_path / "run")
+    assert [len(line["failures"]) for line in found] == [0, 0, 0, 1]
+    assert "whatever the share" in found[3]["failures"][0]["reason"]
+
+
+LOAD = """
+import gc, os, resource, time
+ray.init(num_cpus=2, log_to_driver=False, logging_level="ERROR")
+def memory():
+    gc.collect()
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+seen = []
+run(read_config(Path(sys.argv[1])), out, lambda record, environment: seen.append(memory()))
+have, ends = ray.cluster_resources(), time.monotonic() + 30
+while (free := ray.available_resources()) != have and time.monotonic() < ends:  # Ray tells it a moment later
+    ray.wait([ray.put(None)])
+print(json.dumps({"seen": seen, "have": have, "free": free}))
+"""
+
+
+def test_fifty_rounds_of_a_thousand_idle_clients_leave_nothing_behind(tmp_path: Path) -> None:
+    plugin = tmp_path / "idle.py"
+    plugin.write_text(
+        "from typing import ClassVar\n"
+        "from fedkd import Payload\n"
+        "from fedkd.strategies.fedavg import FedAvg\n"
+        "class IdleClient(FedAvg.client):\n"
+        "    def fit(self, request):\n"
+        "        return Payload(weights=request.weights, numbers={'examples': 1, 'loss': 0.0})\n"
+        "class Idle(FedAvg):\n"
+        "    client: ClassVar = IdleClient\n"
+    )
+    changes = {
+        "strategy": f"{plugin}:Idle", "rounds": 50, "evaluate.every": 99, "evaluate.fraction": 0.001,
+        "data.partition": {"scheme": "iid", "clients": 1000}, "data.node_test": 1,
+        "model": {"name": "mlp", "hidden": [64]}, "engine": {"name": "ray", "workers": 2},
+    }  # fmt: skip
+    ended = in_a_process(LOAD, merged(TINY, changes), tmp_path / "run")
+    found = json.loads(ended.stdout.splitlines()[-1])
+    later = found["seen"][11:]  # the first rounds fill caches
+    slope = sum((i - len(later) / 2) * (m - later[0]) for i, m in enumerate(later)) / sum(
+        (i - len(later) / 2) ** 2 for i in range(len(later))
+    )
+    assert slope < 50_000, f"{slope:.0f} bytes a round"  # less than two of its models of 25 kB
+    assert found["free"] == found["have"]  # CPUs of actors, memory of objects
+
+
+SPILL = """
+ray.init(num_cpus=2, object_store_memory=80 * 2**20, log_to_driver=False, logging_level="ERROR")
+run(read_config(Path(sys.argv[1])), out)
+"""
+
+
+def test_personal_models_beyond_the_object_store_spill_to_disk(tmp_path: Path) -> None:
+    changes = {
+        "strategy": {"name": "local"}, "rounds": 2, "evaluate.every": 9, "evaluate.fraction": 0.01,
+        "data.partition": {"scheme": "iid", "clients": 40}, "data.node_test": 1,
+        "model": {"name": "mlp", "hidden": [1000, 1000]},  # 4.3 MB; all of them are twice the store
+    }  # fmt: skip
+    run(parse_config(merged(TINY, changes)), tmp_path / "inline")
+    in_a_process(SPILL, merged(TINY, {**changes, "engine": {"name": "ray", "workers": 2}}), tmp_path / "ray")
+    assert lines(tmp_path / "ray") == lines(tmp_path / "inline")
+    assert checkpoint_bytes(tmp_path / "ray") == checkpoint_bytes(tmp_path / "inline")
+
+
+def test_ctrl_c_ends_workers_and_cluster_and_writes_a_checkpoint(tmp_path: Path) -> None:
+    changes = {"rounds": 100_000, "checkpoint": {"every": 90_000}, "engine": {"name": "ray", "workers": 2}}
+    config, out = tmp_path / "run.toml", tmp_path / "run"
+    config.write_text(tomli_w.dumps(merged(TINY, changes)))
+    command = [sys.executable, "-m", "fedkd.cli", "run", str(config), "--out", str(out)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("round 5/"):
+            break
+    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=False)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
+    assert children.stdout.split()
+    for child in children.stdout.split():  # Ray's own processes
+        ended = subprocess.run(["tail", f"--pid={child}", "-f", "/dev/null"], timeout=60, check=False)
+        assert ended.returncode == 0
+    assert json.loads((out / "summary.json").read_text())["status"] == "interrupted"
+    reached = max(int(path.name.removeprefix("round-")) for path in out.glob("checkpoints/round-*"))
+    assert reached >= 4
