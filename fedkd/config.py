@@ -200,7 +200,7 @@ class EvaluateConfig(_Table):
     """`[evaluate]`: every so many rounds (and after the last), on this share of the nodes."""
 
     every: Count = 5
-    fraction: Fraction = 1.0
+    fraction: Fraction | None = None  # by default all nodes, of a large federation a hundred
 
 
 class FaultsConfig(_Table):

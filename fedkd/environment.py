@@ -103,6 +103,8 @@ class Environment:
             self.model(number)
         if config.data.sites is not None and self.strategy.pooled:
             raise InputError(f"data.sites: {config.strategy.name} needs the sites' images, which the server lacks.")
+        if self.strategy.pooled:
+            data.pooled()  # refuses where there is no such thing
         self.strategy.check(self)
 
     def architecture_of(self, node: int) -> int:

@@ -13,7 +13,7 @@ import numpy as np
 from .config import DataConfig, RealSites, SetConfig, SetsConfig
 from .datasets import Dataset, Images, load
 from .errors import InputError
-from .partitions import Pool, allocate, split
+from .partitions import Drawn, Pool, allocate, split
 from .streams import numpy_stream
 
 
@@ -38,6 +38,29 @@ class Ragged:
             raise IndexError(row)
         return self.values[self.offsets[row] : self.offsets[row + 1]]
 
+    def lengths(self) -> np.ndarray:
+        """Return the rows' lengths."""
+        return np.diff(self.offsets)
+
+
+@dataclass(frozen=True)
+class DrawnTests:
+    """Each node's test images, drawn whenever they are asked for."""
+
+    train_parts: Drawn
+    train: Pool
+    test: Pool
+    size: int
+    seed: int
+
+    def __len__(self) -> int:
+        return len(self.train_parts)
+
+    def __getitem__(self, node: int) -> np.ndarray:
+        part = self.train_parts[node]
+        prior = np.bincount(self.train.labels[part], minlength=len(self.train.classes)) / len(part)
+        return _node_test(self.train, part, prior, self.test, self.size, numpy_stream(self.seed, 0, node, "node-test"))
+
 
 @dataclass(frozen=True)
 class FederatedData:
@@ -45,8 +68,8 @@ class FederatedData:
 
     train: Images
     test: Images
-    train_parts: Ragged
-    test_parts: Ragged
+    train_parts: Ragged | Drawn
+    test_parts: Ragged | DrawnTests
     node_domains: np.ndarray  # of each node: the domain of most of its images
     priors: np.ndarray | None  # nodes x classes: each node's label distribution, as its test images follow it, if known
     public: Images | None
@@ -79,9 +102,15 @@ class FederatedData:
     def label_counts(self) -> np.ndarray:
         """Return the nodes x classes table of training images."""
         counts = np.zeros((self.clients, len(self.classes)), np.int64)
-        nodes = np.repeat(np.arange(self.clients), np.diff(self.train_parts.offsets))
-        np.add.at(counts, (nodes, self.train.labels[self.train_parts.values]), 1)
+        for node in range(self.clients):
+            counts[node] = np.bincount(self.train.labels[self.train_parts[node]], minlength=len(self.classes))
         return counts
+
+    def pooled(self) -> np.ndarray:
+        """Return the positions of all nodes' training images. Raises InputError where nodes share them."""
+        if isinstance(self.train_parts, Drawn):
+            raise InputError("data.partition.scheme = 'drawn': nodes share images, and the strategy pools them.")
+        return self.train_parts.values
 
 
 def federate(config: DataConfig, seed: int) -> FederatedData:
@@ -124,11 +153,28 @@ def federate(config: DataConfig, seed: int) -> FederatedData:
     table = {"scheme": config.partition.scheme, "minimum": config.partition.minimum}
     rng = numpy_stream(seed, 0, "server", "partition")
     parts, priors = split(pool, table | (config.partition.model_extra or {}), rng)
+    test_pool = Pool(test.labels, test_domains, first.classes, tuple(config.set_names))
+    if isinstance(parts, Drawn):
+        mean, deviation = _statistics(config, sets)
+        return FederatedData(
+            train=train,
+            test=test,
+            train_parts=parts,
+            test_parts=DrawnTests(parts, pool, test_pool, config.node_test, seed),
+            node_domains=np.zeros(len(parts), np.int8),
+            priors=None,
+            public=public,
+            validation=validation,
+            public_labelled=bool(config.public and config.public.labelled),
+            classes=first.classes,
+            domain_names=tuple(config.set_names),
+            mean=mean,
+            deviation=deviation,
+        )
     if priors is None:
         priors = np.stack([np.bincount(train.labels[p], minlength=len(first.classes)) / len(p) for p in parts])
 
     node_domains = np.array([np.bincount(domains[part]).argmax() for part in parts])
-    test_pool = Pool(test.labels, test_domains, first.classes, tuple(config.set_names))
     tests = [
         _node_test(pool, part, prior, test_pool, config.node_test, numpy_stream(seed, 0, node, "node-test"))
         for node, (part, prior) in enumerate(zip(parts, priors, strict=True))

@@ -7,6 +7,7 @@ of positions a node. Its keyword parameters are the keys of `data.partition`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
@@ -30,6 +31,39 @@ class Pool(NamedTuple):
     domain_names: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """Each node's positions, drawn whenever they are asked for, from a stream of its own: a million nodes cost nothing.
+
+    `members`: the positions of each class. Nodes may share images; no node has one twice.
+    """
+
+    clients: int
+    size: int
+    alpha: float
+    key: int
+    members: tuple[np.ndarray, ...]
+
+    def __len__(self) -> int:
+        return self.clients
+
+    def __getitem__(self, node: int) -> np.ndarray:
+        if not 0 <= node < self.clients:
+            raise IndexError(node)
+        rng = np.random.default_rng([self.key, node])
+        available = np.array([len(members) for members in self.members])
+        prior = _dirichlet(rng, len(self.members), self.alpha)
+        counts = allocate(rng.multinomial(self.size, prior) / self.size, self.size, available)
+        chosen = [
+            m[rng.choice(len(m), c, replace=False, shuffle=False)] for m, c in zip(self.members, counts, strict=True)
+        ]
+        return np.sort(np.concatenate(chosen))
+
+    def lengths(self) -> np.ndarray:
+        """Return how many positions each node has."""
+        return np.full(self.clients, self.size)
+
+
 class Split(NamedTuple):
     """Who holds what: positions in the pool, one array a node.
 
@@ -37,7 +71,7 @@ class Split(NamedTuple):
     from any; a node's test images then follow its prior. Else they follow the labels that it holds.
     """
 
-    parts: list[np.ndarray]
+    parts: list[np.ndarray] | Drawn
     priors: np.ndarray | None = None
 
 
@@ -52,17 +86,19 @@ def split(pool: Pool, table: dict[str, Any], rng: np.random.Generator) -> Split:
     minimum = table.pop("minimum")
     chosen = options(scheme, table, KEY)
     clients = chosen.get("clients")
-    if clients is not None and clients * minimum > len(pool.labels):
+    if scheme is not drawn and clients is not None and clients * minimum > len(pool.labels):
         raise InputError(
             f"{KEY}.clients = {clients}: with a minimum of {minimum} a node, {clients * minimum} images are needed, "
             f"and there are {len(pool.labels)}."
         )
     best = 0
     for _ in range(_DRAWS):
-        drawn: Split = scheme(pool, rng, **chosen)
-        smallest = min(len(part) for part in drawn.parts)
+        found: Split = scheme(pool, rng, **chosen)
+        if isinstance(found.parts, Drawn):
+            return found
+        smallest = min(len(part) for part in found.parts)
         if smallest >= minimum:
-            return Split([np.sort(part) for part in drawn.parts], drawn.priors)
+            return Split([np.sort(part) for part in found.parts], found.priors)
         best = max(best, smallest)
     raise InputError(
         f"{KEY}.minimum = {minimum}: the smallest node got {best} images in the best of {_DRAWS} draws. "
@@ -195,6 +231,20 @@ def groups(
     return Split(parts, priors)
 
 
+def drawn(pool: Pool, rng: np.random.Generator, *, clients: Clients, alpha: Positive, size: Clients) -> Split:
+    """Draw `size` images for each client by a class prior of its own ~ Dir(alpha); clients may share images.
+
+    For very many clients, each with few images: nothing is drawn before a client is asked. Where a class is too small,
+    the rest comes from the client's other classes.
+    """
+    if size > len(pool.labels):
+        raise InputError(f"{KEY}.size = {size}: there are {len(pool.labels)} images.")
+    if len(pool.domain_names) > 1:
+        raise InputError(f"{KEY}.scheme = 'drawn': the federation has several sets, and this scheme is for one.")
+    members = tuple(np.flatnonzero(pool.labels == label) for label in range(len(pool.classes)))
+    return Split(Drawn(clients, size, alpha, int(rng.integers(2**63)), members))
+
+
 def shards(pool: Pool, rng: np.random.Generator, *, clients: Clients, per_client: Clients = 2) -> Split:
     """Sort by label, cut into equal shards, deal `per_client` to each: McMahan et al.'s pathological split (2017)."""
     order = rng.permutation(len(pool.labels))
@@ -251,9 +301,11 @@ def domains(
     for domain in range(len(pool.domain_names)):
         members = np.flatnonzero(pool.domains == domain)
         inner = pool._replace(labels=pool.labels[members], domains=pool.domains[members])
-        drawn = split(inner, table, rng)
-        parts += [members[part] for part in drawn.parts]
-        priors += [] if drawn.priors is None else [drawn.priors]
+        found = split(inner, table, rng)
+        if isinstance(found.parts, Drawn):
+            raise InputError(f"{KEY}.within.scheme = 'drawn': that scheme is for one set.")
+        parts += [members[part] for part in found.parts]
+        priors += [] if found.priors is None else [found.priors]
     return Split(parts, np.concatenate(priors) if priors else None)
 
 

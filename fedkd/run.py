@@ -252,6 +252,9 @@ class _Ended(NamedTuple):
     states: Iterable[tuple[int, RecordDict]]
 
 
+_MOST_ROWS = 1000  # of a heat map
+
+
 def draw(environment: Environment, folder: RunFolder) -> list[Path]:
     """Draw the figures of a run; return their paths."""
     from . import figures  # matplotlib, which the run itself can do without
@@ -262,7 +265,7 @@ def draw(environment: Environment, folder: RunFolder) -> list[Path]:
     about = f"{config.strategy.name} on {named}, seed {config.seed}"
     curves = figures.draw_curves(folder.lines(), about, folder.figures / "curves.png")
     heat = None  # nobody knows who holds what on real sites
-    if config.data.partition is not None:
+    if config.data.partition is not None and environment.data.clients <= _MOST_ROWS:
         heat = figures.draw_partition(
             environment.data, f"{partition_name(config)}, seed {config.seed}", folder.figures / "partition.png"
         )

@@ -41,6 +41,7 @@ from .streams import default_stream, numpy_stream, torch_stream
 if TYPE_CHECKING:
     from .environment import Environment
 
+_MEASURED = 100  # nodes, where the config does not say how many
 Step = TypeVar("Step")
 Sizes = dict[str, dict[str, int]]  # "up" and "down": bytes by kind
 
@@ -259,12 +260,15 @@ class Round:
         self._enough("train", len(sent), len(good), min(self.config.min_replies, len(sent)))
         return good
 
-    def measure(self, nodes: list[int], payload: Payload | Mapping[int, Payload]) -> None:
-        """Ask nodes for the metrics of their models, or of what the payload holds. Not the method's traffic."""
+    def measure(self, nodes: list[int], payload: Payload | Mapping[int, Payload]) -> Callable[[], None]:
+        """Ask nodes for the metrics of their models, or of what the payload holds. Not the method's traffic.
+
+        Returns what waits for them: the server can measure its own models while workers are at theirs.
+        """
         self._finish_open()
         messages = self._messages("evaluate", payload, nodes)
-        for _ in self._stream("evaluate", messages, None, self.record.evaluation_bytes, 0):
-            pass
+        replies = Replies(self._stream("evaluate", messages, None, self.record.evaluation_bytes, 0))
+        return replies.drop
 
     def close(self) -> None:
         """Let a request whose replies the method did not read run to its end."""
@@ -514,8 +518,9 @@ class Strategy(FlowerBase):
             due = number % config.evaluate.every == 0 or number == num_rounds
             begin = time.perf_counter()
             nodes = carrier.nodes()
-            cohort = _draw(nodes, config.cohort, config.seed, number, "cohort") if number else list(nodes)
-            share = max(1, round(config.evaluate.fraction * len(nodes)))
+            cohort = _draw(nodes, config.cohort, config.seed, number, "cohort") if number else self._prepared(nodes)
+            fraction = config.evaluate.fraction
+            share = _MEASURED if fraction is None else max(1, round(fraction * len(nodes)))
             measured = _draw(nodes, share, config.seed, number, "evaluate") if due else []
             federation = Round(server, grid, carrier, number, nodes, cohort, measured)
             with default_stream(federation.stream("default")):
@@ -523,8 +528,9 @@ class Strategy(FlowerBase):
                 federation.close()
             trained = time.perf_counter()
             if due:
-                federation.measure(measured, self.evaluation(measured))
+                wait_for_nodes = federation.measure(measured, self.evaluation(measured))
                 federation.record.metrics.update(self.measure(federation))
+                wait_for_nodes()
                 if evaluate_fn is not None and self.global_models():
                     metrics = evaluate_fn(number, array_record(self.global_models()[0][1]))
                     if metrics is not None:
@@ -541,6 +547,10 @@ class Strategy(FlowerBase):
                 server.on_checkpoint(number)
         result.arrays = array_record(self.global_models()[0][1] if self.global_models() else {})
         return result
+
+    def _prepared(self, nodes: Sequence[int]) -> list[int]:
+        """Return whom `prepare` can ask: nobody where the method has none, of a federation however large."""
+        return [] if type(self).prepare is Strategy.prepare else list(nodes)
 
     def summary(self) -> None:
         """Log nothing: the run folder's config.toml says it all."""

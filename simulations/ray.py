@@ -157,8 +157,10 @@ class RayGrid(SimulationGrid):
                 return refs
 
             queue.append(_Call(start, [message]))
-        for call, reply in self._in_order(queue, timeout):
-            yield reply if isinstance(reply, Message) else error_reply(call.messages[0], reply)
+        return (
+            reply if isinstance(reply, Message) else error_reply(call.messages[0], reply)
+            for call, reply in self._in_order(queue, timeout)
+        )
 
     def carry_merged(
         self, blocks: list[list[Message]], merge: Merge, expectation: Expectation, limits: Limits, timeout: float | None
@@ -194,7 +196,7 @@ class RayGrid(SimulationGrid):
                 yield merge_block(self.carry(call.messages, None), merge, expectation, limits)
 
     def _in_order(self, calls: list[_Call], timeout: float | None) -> Iterator[tuple[_Call, Any]]:
-        """Keep the workers busy; yield each call with its result, or with the reason why there is none, in order."""
+        """Keep the workers busy, from now on; yield each call with its result, or why there is none, in order."""
         for number, call in enumerate(calls):
             call.number = number
         waiting = deque(calls)
@@ -205,77 +207,87 @@ class RayGrid(SimulationGrid):
         # results that may wait for the reader; where time counts, no client waits behind another one or for the reader
         ahead = 2 * _QUEUED * len(self._slots) if timeout is None else len(calls)
         queued = _QUEUED if timeout is None else 1
+        if timeout is None and calls and calls[0].measures:  # small replies, and nobody may be reading yet
+            ahead = queued = len(calls)
 
         def again(lost: Iterable[_Call]) -> None:
             waiting.extendleft(sorted(lost, key=lambda call: -call.number))
 
-        while following < len(calls):
+        def start() -> None:
             free = [slot for slot in self._slots if slot.starting is None]
             while waiting and free and len(running) + len(done) < ahead:
                 slot = min(free, key=lambda slot: slot.load)
                 if slot.load >= queued:
-                    break
+                    return
                 call = waiting.popleft()
                 refs = call.start(slot.actor)
                 running[refs[0]] = (call, refs, slot)
                 slot.load += 1
-            starting = {slot.starting: slot for slot in self._slots if slot.starting is not None}
-            left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            if not running and left is None:
-                left = _START_SECONDS
-            ready, _ = ray.wait([*running, *starting], num_returns=1, timeout=left)
-            if not ready and deadline is None:
-                raise RunError(f"No worker could be started within {_START_SECONDS:g} s; is the cluster still there?")
-            if not ready:
-                for call in [c for c, _, _ in running.values()] + list(waiting):
-                    done[call.number] = f"no reply within {timeout:g} s"
-                for slot in {id(slot): slot for _, _, slot in running.values()}.values():
-                    self._replace(slot)  # whoever is late may never end
-                running, waiting = {}, deque()
-            for ref in ready:
-                if ref in starting:
-                    self._started_one(starting[ref])
-                    continue
-                call, refs, slot = running[ref]
-                try:
-                    result = self._result(call, refs)
-                except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError) as error:
-                    lost = [first for first, (_, _, its_slot) in running.items() if its_slot is slot]
-                    unlucky = [running.pop(first)[0] for first in lost]
-                    if isinstance(error, ray.exceptions.OutOfMemoryError) and self._halve("the machine's memory"):
-                        again([*unlucky, *(call for call, _, _ in running.values())])
+
+        def results() -> Iterator[tuple[_Call, Any]]:
+            nonlocal running, waiting, following
+            while following < len(calls):
+                start()
+                starting = {slot.starting: slot for slot in self._slots if slot.starting is not None}
+                left = None if deadline is None else max(0.0, deadline - time.monotonic())
+                if not running and left is None:
+                    left = _START_SECONDS
+                ready, _ = ray.wait([*running, *starting], num_returns=1, timeout=left)
+                if not ready and deadline is None:
+                    raise RunError(f"No worker has started within {_START_SECONDS:g} s; is the cluster still there?")
+                if not ready:
+                    for call in [c for c, _, _ in running.values()] + list(waiting):
+                        done[call.number] = f"no reply within {timeout:g} s"
+                    for slot in {id(slot): slot for _, _, slot in running.values()}.values():
+                        self._replace(slot)  # whoever is late may never end
+                    running, waiting = {}, deque()
+                for ref in ready:
+                    if ref in starting:
+                        self._started_one(starting[ref])
+                        continue
+                    call, refs, slot = running[ref]
+                    try:
+                        result = self._result(call, refs)
+                    except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError) as error:
+                        lost = [first for first, (_, _, its_slot) in running.items() if its_slot is slot]
+                        unlucky = [running.pop(first)[0] for first in lost]
+                        if isinstance(error, ray.exceptions.OutOfMemoryError) and self._halve("the machine's memory"):
+                            again([*unlucky, *(call for call, _, _ in running.values())])
+                            running = {}
+                            continue
+                        unlucky[0].deaths += 1  # it was running; the others waited behind it
+                        if unlucky[0].deaths > _TRIES:
+                            dead = unlucky.pop(0)
+                            done[dead.number] = f"its worker died {dead.deaths} times: {_told(error)}"
+                        again(unlucky)
+                        _log.warning("a worker died: %s", _told(error))
+                        self._replace(slot)
+                        continue
+                    except ray.exceptions.ObjectLostError as error:  # with the machine that held it
+                        del running[ref]
+                        slot.load -= 1
+                        self._need_states(call)
+                        call.deaths += 1
+                        if call.deaths > _TRIES:
+                            done[call.number] = f"its reply was lost {call.deaths} times: {_told(error)}"
+                        else:
+                            again([call])
+                        continue
+                    if (reason := _out_of_memory(result)) is not None and self._halve(reason):
+                        again(call for call, _, _ in running.values())
                         running = {}
                         continue
-                    unlucky[0].deaths += 1  # it was running; the others waited behind it
-                    if unlucky[0].deaths > _TRIES:
-                        dead = unlucky.pop(0)
-                        done[dead.number] = f"its worker died {dead.deaths} times: {_told(error)}"
-                    again(unlucky)
-                    _log.warning("a worker died: %s", _told(error))
-                    self._replace(slot)
-                    continue
-                except ray.exceptions.ObjectLostError as error:  # with the machine that held it
+                    if isinstance(result, _Result):
+                        self._keep(call, refs, result)
+                    done[call.number] = result.value if isinstance(result, _Result) else result
                     del running[ref]
                     slot.load -= 1
-                    self._need_states(call)
-                    call.deaths += 1
-                    if call.deaths > _TRIES:
-                        done[call.number] = f"its reply was lost {call.deaths} times: {_told(error)}"
-                    else:
-                        again([call])
-                    continue
-                if (reason := _out_of_memory(result)) is not None and self._halve(reason):
-                    again(call for call, _, _ in running.values())
-                    running = {}
-                    continue
-                if isinstance(result, _Result):
-                    self._keep(call, refs, result)
-                done[call.number] = result.value if isinstance(result, _Result) else result
-                del running[ref]
-                slot.load -= 1
-            while following in done:
-                yield calls[following], done.pop(following)
-                following += 1
+                while following in done:
+                    yield calls[following], done.pop(following)
+                    following += 1
+
+        start()
+        return results()
 
     def _result(self, call: _Call, refs: list[Any]) -> Any:
         """Return a call's result, or the reason why it has none. Raises where the worker or the result is gone."""
@@ -386,6 +398,7 @@ class _Call:
     def __init__(self, start: Callable[[Any], list[Any]], messages: list[Message]) -> None:
         self.start = start
         self.messages = messages
+        self.measures = messages[0].metadata.message_type == "train.evaluate"
         self.number = 0  # in its exchange
         self.deaths = 0  # of workers that were running it
 

@@ -29,7 +29,7 @@ class Central(Strategy):
         environment = federation.environment
         model = environment.model(0)
         model.load_state_dict(self.weights)
-        pooled = environment.data.train.take(environment.data.train_parts.values)
+        pooled = environment.data.train.take(environment.data.pooled())
         settings = federation.config.train.in_round(federation.number)
         order = federation.stream("pooled-training")
         loss = train_as(settings, model, pooled, preprocess=environment.preprocess, order=order)

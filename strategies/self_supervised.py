@@ -187,7 +187,9 @@ class SelfSupervised(FedAvg):
         if environment.config.data.sites is not None:
             self._check_sites(name, data)
             return
-        sizes = np.diff(data.train_parts.offsets)
+        if self.pooled_steps:
+            data.pooled()
+        sizes = data.train_parts.lengths()
         if sizes.min() < 2:
             raise InputError(
                 f"data.partition: node {int(sizes.argmin())} holds one image; strategy {name} needs minimum = 2."
@@ -235,7 +237,7 @@ class SelfSupervised(FedAvg):
         encoder.load_state_dict(self.weights)
         encoder.train()
         optimizer = make_optimizer(encoder, settings.optimizer)
-        pooled = environment.data.train.take(environment.data.train_parts.values).images
+        pooled = environment.data.train.take(environment.data.pooled()).images
         make_views = self.views(environment)
         views, order = federation.stream("pooled-views"), federation.stream("pooled-shuffle")
         batches = whole_batches(len(pooled), settings.batch_size, order)

@@ -103,8 +103,8 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 
 
 def checkpoint_bytes(folder: Path) -> dict[str, bytes]:
-    """Return every file of a run's checkpoints."""
-    home = folder / "checkpoints"
+    """Return every file of a run's newest checkpoint."""
+    home = max((folder / "checkpoints").glob("round-*"))
     return {str(path.relative_to(home)): path.read_bytes() for path in sorted(home.rglob("*")) if path.is_file()}
 
 

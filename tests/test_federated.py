@@ -1,5 +1,6 @@
 """The federation: public set apart, test images after each node's own labels, domains, the same for the same seed."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from fedkd import Environment
 from fedkd.config import Config
 from fedkd.errors import InputError
 from fedkd.federated import Ragged, federate
+from fedkd.run import run
 
 Make = Callable[..., Config]
 
@@ -189,3 +191,19 @@ def test_the_normalisation_can_be_given_and_is_undone_for_pictures(tiny: Callabl
     assert environment.preprocess.pixels(torch.full((1, 1, 2, 2), 99.0)).max() == 255
     with pytest.raises(InputError, match="data.mean = .*1 channels"):
         Environment(tiny({"data.mean": [0.5, 0.5, 0.5]}))
+
+
+def test_a_million_nodes_share_images_and_a_run_asks_few(tiny: Callable[..., Config], tmp_path: Path) -> None:
+    partition = {"scheme": "drawn", "clients": 1_000_000, "alpha": 0.5, "size": 16}
+    changes = {"data.partition": partition, "cohort": 3}
+    config = tiny(changes)
+    run(config, tmp_path / "run")
+    found = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [len(line["cohort"]) for line in found] == [0, 3, 3]
+    assert max(node for line in found for node in line["cohort"]) > 10_000
+    assert len(found[2]["nodes"]["personal/accuracy"]) == 100  # measured, where the config does not say how many
+    data = federate(config.data, config.seed)
+    assert len(data.train_of(999_999).labels) == 16
+    assert set(data.test_of(5).labels) <= set(data.train_of(5).labels)
+    with pytest.raises(InputError, match="nodes share images, and the strategy pools them"):
+        run(tiny({**changes, "strategy": "central"}), tmp_path / "central")

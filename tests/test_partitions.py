@@ -154,3 +154,23 @@ def test_groups_share_a_prior_and_no_image() -> None:
     alone = split(pool(), {"minimum": 1, **table, "groups": 7}, numpy_stream(0, 0, "server", "partition"))
     assert alone.priors is not None
     assert len(np.unique(alone.priors, axis=0)) == 7
+
+
+def test_drawn_nodes_are_drawn_when_asked_and_always_alike() -> None:
+    labels = np.repeat(np.arange(10), [3, *[200] * 9])
+    images = Pool(labels, np.zeros(len(labels), np.int64), CLASSES, ("set",))
+    table = {"scheme": "drawn", "minimum": 1, "clients": 1_000_000, "alpha": 0.2, "size": 40}
+    parts = split(images, table, numpy_stream(0, 0, "server", "partition")).parts
+    again = split(images, table, numpy_stream(0, 0, "server", "partition")).parts
+    assert len(parts) == 1_000_000
+    for node in (0, 7, 999_999, 7):
+        assert np.array_equal(parts[node], again[node])
+        assert len(np.unique(parts[node])) == len(parts[node]) == 40
+    assert not np.array_equal(parts[0], parts[1])
+    shares = np.stack([np.bincount(labels[parts[node]], minlength=10) for node in range(400)]) / 40
+    assert shares.mean(0)[1:] == pytest.approx(np.full(9, 0.1), abs=0.04)
+    assert (shares.max(1) > 0.5).mean() > 0.5  # alpha = 0.2 is skewed
+    with pytest.raises(IndexError):
+        parts[1_000_000]
+    with pytest.raises(InputError, match="data.partition.size = 5000: there are 1803 images"):
+        split(images, {**table, "size": 5000}, numpy_stream(0, 0, "server", "partition"))
