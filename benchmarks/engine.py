@@ -1,7 +1,8 @@
 """Seconds a round: our engines beside a plain PyTorch loop in one and two processes, and Flower's own simulation.
 
 All run FedAvg on MNIST: 100 clients of equal size, 10 a round, LeNet-5, batches of 32, one local epoch, SGD 0.05, no
-evaluation. They take turns, and the table shows the median round of each.
+evaluation. They take turns, and the table shows the median round of each. pfl and BlazeFL take part where they are
+installed (see other_frameworks.py).
 
     python benchmarks/engine.py                     # needs mnist.npz in $FEDKD_DATA or data/
     python benchmarks/engine.py --images 32         # one step a client: the engine alone

@@ -74,6 +74,25 @@ def test_a_machine_that_is_lost_in_a_round_changes_no_result(hidden: int, told: 
     assert checkpoint_bytes(tmp_path / "lost") == checkpoint_bytes(tmp_path / "whole")
 
 
+BY_ADDRESS = """
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+cluster.add_node(num_cpus=1)
+from fedkd.cli import app
+try:
+    app(["run", sys.argv[1], "--out", str(out), "--set", f"engine.address={cluster.address}"])
+finally:
+    cluster.shutdown()
+"""
+
+
+def test_the_third_command_of_the_guide_reaches_two_machines_by_their_address(tmp_path: Path) -> None:
+    run(parse_config(TINY), tmp_path / "inline")
+    config = merged(TINY, {"engine": {"name": "ray", "workers": 2}})  # more than either of the machines has cores
+    in_a_process(BY_ADDRESS, config, tmp_path / "ray")
+    assert lines(tmp_path / "ray") == lines(tmp_path / "inline")
+    assert checkpoint_bytes(tmp_path / "ray") == checkpoint_bytes(tmp_path / "inline")
+
+
 GPUS = """
 ray.init(num_cpus=8, num_gpus=4, log_to_driver=False, logging_level="ERROR")
 environment = Environment(read_config(Path(sys.argv[1])))
