@@ -139,12 +139,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder) / "run.toml"
         config.write_text(
-            'rounds = 1\ndata = { name = "mnist", partition = { scheme = "iid", clients = 10 } }\n'
+            "rounds = 1\n"
+            'data = { name = "mnist", train_per_class = 50, partition = { scheme = "iid", clients = 10 } }\n'
             'model = "lenet5"\nstrategy = "fedavg"\nevaluate = { every = 9 }\n'
         )
         first = [
-            command("run", str(config), "--set", "rounds=2", "--set", "data.train_per_class=50", "--out", f"{folder}/{i}",
-                    until="round 1/")
+            command("run", str(config), "--set", "rounds=2", "--out", f"{folder}/{i}", until="round 1/")
             for i in range(5)
         ]  # fmt: skip
         add("command to the end of the first round, inline", statistics.median(first), "s")

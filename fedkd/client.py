@@ -127,19 +127,19 @@ class Client:
         architecture = self.environment.architecture_of(self.node)
         weights = self.recall(_MODEL) or self.environment.initial_weights(architecture, self.node)
         model = self.environment.model(architecture)
-        fill(model, weights, self.environment.tensors_of(model))
+        fill(model, weights)
         return model
 
     def load_model(self, weights: Tensors) -> nn.Module:
         """Return the node's model, filled with these weights."""
         model = self.environment.model(self.environment.architecture_of(self.node))
-        fill(model, weights, self.environment.tensors_of(model))
+        fill(model, weights)
         self.__dict__["model"] = model
         return model
 
     def weights(self) -> Tensors:
         """Return the model's weights and buffers as CPU tensors."""
-        return {name: tensor.detach().cpu() for name, tensor in self.environment.tensors_of(self.model).items()}
+        return {name: tensor.detach().cpu() for name, tensor in self.model.state_dict().items()}
 
     def keep_model(self) -> None:
         """Put the model's weights into the node's lasting state, as its personal model."""

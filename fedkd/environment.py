@@ -76,13 +76,11 @@ class Environment:
         self.device = torch.device(device)
         self.architecture_numbers: dict[int, int] = {}  # of nodes that said which they have
         self._models: dict[str, nn.Module] = {}
-        self._tensors: dict[int, dict[str, Tensor]] = {}  # of these models, by their ids
 
     def use_device(self, device: str) -> None:
         """Move to another device: models and batches are made there from now on."""
         self.device = torch.device(device)
         self._models.clear()
-        self._tensors.clear()
         self.__dict__.pop("preprocess", None)
 
     def check(self) -> None:
@@ -130,18 +128,12 @@ class Environment:
         if key not in self._models:
             with default_stream(torch_stream(self.config.seed, 0, "server", "model-object")):
                 self._models[key] = build().to(self.device)
-            self._tensors[id(self._models[key])] = dict(self._models[key].state_dict())
         return self._models[key]
-
-    def tensors_of(self, model: nn.Module) -> dict[str, Tensor]:
-        """Return a model's weights and buffers, as they are; of this process's objects without a walk through them."""
-        own = self._tensors.get(id(model))
-        return model.state_dict() if own is None else own
 
     def score(self, architecture: Architecture, weights: dict[str, Tensor], images: Images) -> dict[str, float]:
         """Return `accuracy` and `loss` of a model on labelled images."""
         model = self.model(architecture)
-        fill(model, weights, self.tensors_of(model))
+        fill(model, weights)
         return evaluate(model, images, self.preprocess)
 
     def initial_weights(self, architecture: Architecture = 0, node: Node = "server") -> dict[str, Tensor]:

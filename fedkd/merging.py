@@ -15,7 +15,7 @@ from flwr.app import Message, MetricRecord, RecordDict
 
 from .config import Limits
 from .errors import on_one_line
-from .payload import REPORT, Expected, Payload, PayloadError, count_bytes, receive
+from .payload import REPORT, Expected, Payload, PayloadError, count_bytes, receive, weighted_mean
 
 BLOCK = 5
 _MOST_METRICS = 100  # of a reply
@@ -93,7 +93,8 @@ def merge_block(replies: Iterable[Message], merge: Merge, expectation: Expectati
     merged: Payload | None = None
     arrivals = []
     for reply in replies:
-        arrival = arrive(reply, expectation, limits, copy=merged is None)  # others fold into the first good one
+        # a mean reads the others into the first good one; another merge may keep what it gets
+        arrival = arrive(reply, expectation, limits, copy=merged is None or merge is not weighted_mean)
         arrivals.append(arrival)
         payload, arrival.payload = arrival.payload, None
         if payload is not None:

@@ -83,12 +83,9 @@ def _tried(model: nn.Module, shape: Shape) -> tuple[nn.Module, Any]:
             return model, copy.deepcopy(model).train()(torch.zeros(2, *shape))
 
 
-def fill(model: nn.Module, weights: Mapping[str, Tensor], own: Mapping[str, Tensor] | None = None) -> None:
-    """Copy weights and buffers into a model, as `load_state_dict` does, which raises where they do not fit.
-
-    `own`: the model's `state_dict()`, where the caller has it.
-    """
-    own = model.state_dict() if own is None else own
+def fill(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Copy weights and buffers into a model, as `load_state_dict` does, which raises where they do not fit."""
+    own = model.state_dict()
     if own.keys() != weights.keys() or any(own[name].shape != weights[name].shape for name in own):
         model.load_state_dict(weights)  # says what does not fit
     with torch.no_grad():

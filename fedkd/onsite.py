@@ -247,7 +247,8 @@ def keep_state(
     os.replace(partial, path)
     rounds = [_round_of(old) for old in _kept(folder)]
     last = number // every.every * every.every
-    marks = [number, first_round - 1, *(last - step * every.every for step in range(every.keep + 1))]
+    # where the server is interrupted, it goes on from the round before
+    marks = [number, number - 1, first_round - 1, *(last - step * every.every for step in range(every.keep + 1))]
     needed = {max((r for r in rounds if r <= mark), default=-1) for mark in marks}
     for old in _kept(folder):
         if _round_of(old) not in needed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -123,6 +124,7 @@ def _back_to_checkpoint(grid: SimulationGrid, folder: RunFolder, on_event: Calla
         grid.environment.strategy.restore(checkpoints.load_server(checkpoint))
         grid.restore(checkpoints.load_nodes(checkpoint))
     folder.rewind(number)
+    grid.events()  # of a round that will be run again
     return number + 1
 
 
@@ -221,7 +223,10 @@ def _run(
 
     def end(status: str, error: str | None = None) -> dict[str, Any]:
         if ended is not None:
-            checkpoint(ended.number)
+            try:
+                checkpoint(ended.number)
+            except (StatesLost, OSError) as failed:  # there is the one before, and what ended the run is to be told
+                _log.warning("round %d could not be kept: %s", ended.number, failed)
         seconds = time.perf_counter() - begin
         summary = summarise(config, folder.lines(), status=status, seconds=seconds, error=error)
         folder.write_summary(summary)
@@ -242,6 +247,9 @@ def _run(
         raise
     draw(environment, folder)
     return end("completed")
+
+
+_log = logging.getLogger("fedkd")
 
 
 class _Ended(NamedTuple):

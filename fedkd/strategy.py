@@ -34,6 +34,7 @@ from .payload import (
     count_bytes,
     from_records,
     tensors_of,
+    weighted_mean,
 )
 from .sites import Roster, Sites
 from .streams import default_stream, numpy_stream, torch_stream
@@ -41,6 +42,7 @@ from .streams import default_stream, numpy_stream, torch_stream
 if TYPE_CHECKING:
     from .environment import Environment
 
+_LISTED = 10_000  # nodes that a line of metrics.jsonl may name
 _MEASURED = 100  # nodes, where the config does not say how many
 Step = TypeVar("Step")
 Sizes = dict[str, dict[str, int]]  # "up" and "down": bytes by kind
@@ -149,6 +151,7 @@ class Round:
         self._on_step = server.on_step
         self._measured = measured
         self._open: Replies | None = None
+        self._measuring: Replies | None = None
         self._heard: list[Reply] | None = None
 
     @property
@@ -267,8 +270,8 @@ class Round:
         """
         self._finish_open()
         messages = self._messages("evaluate", payload, nodes)
-        replies = Replies(self._stream("evaluate", messages, None, self.record.evaluation_bytes, 0))
-        return replies.drop
+        self._measuring = Replies(self._stream("evaluate", messages, None, self.record.evaluation_bytes, 0))
+        return self._measuring.drop
 
     def close(self) -> None:
         """Let a request whose replies the method did not read run to its end."""
@@ -277,8 +280,9 @@ class Round:
             self._open = None
 
     def _finish_open(self) -> None:
-        if self._open is not None:
-            self._open.keep()
+        for replies in (self._open, self._measuring):
+            if replies is not None:
+                replies.keep()
 
     def _messages(self, action: str, payload: Payload | Mapping[int, Payload], nodes: list[int]) -> list[Message]:
         told = ConfigRecord({"measured": self._measured})
@@ -331,7 +335,7 @@ class Round:
                 self._note(action, arrival, self.record.bytes)
                 good += arrival.failure is None
             if block.merged is not None:
-                part = from_records(block.merged, copy=total is None)
+                part = from_records(block.merged, copy=total is None or merge is not weighted_mean)
                 total = part if total is None else merge(total, part)
         self._enough(action, len(messages), good, max(required, 1))
         assert total is not None
@@ -549,8 +553,8 @@ class Strategy(FlowerBase):
         return result
 
     def _prepared(self, nodes: Sequence[int]) -> list[int]:
-        """Return whom `prepare` can ask: nobody where the method has none, of a federation however large."""
-        return [] if type(self).prepare is Strategy.prepare else list(nodes)
+        """Return whom `prepare` can ask: all nodes; of very many nobody, where the method has nothing to prepare."""
+        return [] if len(nodes) > _LISTED and type(self).prepare is Strategy.prepare else list(nodes)
 
     def summary(self) -> None:
         """Log nothing: the run folder's config.toml says it all."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import count
 from typing import Any, Protocol, cast
 
@@ -113,15 +113,19 @@ def train(
         most = None if steps is None else steps - len(losses)
         for images, wanted in batches(data, targets, batch_size, preprocess, order, augment, most):
             value = loss(model, images, wanted)
-            for parameter, gradient in zip(
-                parameters, torch.autograd.grad(value, parameters, allow_unused=True), strict=True
-            ):
-                parameter.grad = gradient
-            if clip is not None:
-                torch.nn.utils.clip_grad_norm_(parameters, clip)
+            gradients = torch.autograd.grad(value, parameters, allow_unused=True)
+            scale = None if clip is None else _scale(gradients, clip)
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.grad = gradient if gradient is None or scale is None else gradient * scale
             optimizer.step()
             losses.append(value.detach())
     return float(torch.stack(losses).double().mean()) if losses else 0.0
+
+
+def _scale(gradients: Sequence[Tensor | None], clip: float) -> Tensor:
+    """Return what gradients are multiplied by so that their norm is `clip` at most, as in `clip_grad_norm_`."""
+    norm = torch.nn.utils.get_total_norm([gradient for gradient in gradients if gradient is not None])
+    return torch.clamp(clip / (norm + 1e-6), max=1.0)
 
 
 def train_as(

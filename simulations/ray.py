@@ -123,12 +123,20 @@ class RayGrid(SimulationGrid):
         self._slots: list[_Slot] = []
         try:
             cohort = environment.config.cohort or environment.data.clients
-            count = count_workers(workers, cpus_per_worker, gpus_per_worker, ray.cluster_resources(), cohort)
+            machines = [machine["Resources"] for machine in ray.nodes() if machine["Alive"]]
+            count = count_workers(workers, cpus_per_worker, gpus_per_worker, machines, cohort)
             self._data = ray.put(environment.data)  # held as long as a worker may have to start again
             self._shares = (cpus_per_worker, gpus_per_worker)
             self._arguments = (environment.config, self._data, threads, device, gpus_per_worker > 0)
             self._slots = [self._new_slot() for _ in range(count)]
-            ray.get([slot.starting for slot in self._slots])
+            starting = [slot.starting for slot in self._slots]
+            ready, _ = ray.wait(starting, num_returns=count, timeout=_START_SECONDS)
+            if len(ready) < count:
+                raise InputError(
+                    f"engine: {len(ready)} of {count} workers have started within {_START_SECONDS:g} s; does another "
+                    "job have the cluster's CPUs or GPUs? engine.workers says how many are wanted."
+                )
+            ray.get(starting)
             for slot in self._slots:
                 slot.starting = None
         except BaseException:
@@ -200,11 +208,11 @@ class RayGrid(SimulationGrid):
         for number, call in enumerate(calls):
             call.number = number
         waiting = deque(calls)
-        running: dict[Any, tuple[_Call, list[Any], _Slot]] = {}  # in the order in which they were started
+        running: dict[Any, tuple[_Call, list[Any], _Slot, Any]] = {}  # in the order in which they were started
         done: dict[int, Any] = {}
-        deadline = None if timeout is None else time.monotonic() + timeout
+        left = timeout  # seconds; those in which no worker is there, or the reader is at something else, do not count
         following = 0
-        # results that may wait for the reader; where time counts, no client waits behind another one or for the reader
+        # results that may wait for the reader; where time counts, no client waits behind another one
         ahead = 2 * _QUEUED * len(self._slots) if timeout is None else len(calls)
         queued = _QUEUED if timeout is None else 1
         if timeout is None and calls and calls[0].measures:  # small replies, and nobody may be reading yet
@@ -212,6 +220,11 @@ class RayGrid(SimulationGrid):
 
         def again(lost: Iterable[_Call]) -> None:
             waiting.extendleft(sorted(lost, key=lambda call: -call.number))
+
+        def release(ref: Any) -> None:
+            _, _, slot, actor = running.pop(ref)
+            if slot.actor is actor:
+                slot.load -= 1
 
         def start() -> None:
             free = [slot for slot in self._slots if slot.starting is None]
@@ -221,39 +234,42 @@ class RayGrid(SimulationGrid):
                     return
                 call = waiting.popleft()
                 refs = call.start(slot.actor)
-                running[refs[0]] = (call, refs, slot)
+                running[refs[0]] = (call, refs, slot, slot.actor)
                 slot.load += 1
 
         def results() -> Iterator[tuple[_Call, Any]]:
-            nonlocal running, waiting, following
+            nonlocal running, waiting, following, left
             while following < len(calls):
                 start()
                 starting = {slot.starting: slot for slot in self._slots if slot.starting is not None}
-                left = None if deadline is None else max(0.0, deadline - time.monotonic())
-                if not running and left is None:
-                    left = _START_SECONDS
-                ready, _ = ray.wait([*running, *starting], num_returns=1, timeout=left)
-                if not ready and deadline is None:
+                begin = time.monotonic()
+                ready, _ = ray.wait([*running, *starting], num_returns=1, timeout=left if running else _START_SECONDS)
+                if left is not None and running:
+                    left = max(0.0, left - (time.monotonic() - begin))
+                if not ready and not running:
                     raise RunError(f"No worker has started within {_START_SECONDS:g} s; is the cluster still there?")
                 if not ready:
-                    for call in [c for c, _, _ in running.values()] + list(waiting):
+                    for call in [c for c, *_ in running.values()] + list(waiting):
                         done[call.number] = f"no reply within {timeout:g} s"
-                    for slot in {id(slot): slot for _, _, slot in running.values()}.values():
+                    for slot in {id(slot): slot for _, _, slot, _ in running.values()}.values():
                         self._replace(slot)  # whoever is late may never end
                     running, waiting = {}, deque()
                 for ref in ready:
                     if ref in starting:
                         self._started_one(starting[ref])
                         continue
-                    call, refs, slot = running[ref]
+                    call, refs, slot, actor = running[ref]
                     try:
                         result = self._result(call, refs)
                     except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError) as error:
-                        lost = [first for first, (_, _, its_slot) in running.items() if its_slot is slot]
+                        lost = [first for first, (_, _, _, its) in running.items() if its is actor]
                         unlucky = [running.pop(first)[0] for first in lost]
                         if isinstance(error, ray.exceptions.OutOfMemoryError) and self._halve("the machine's memory"):
-                            again([*unlucky, *(call for call, _, _ in running.values())])
+                            again([*unlucky, *(call for call, *_ in running.values())])
                             running = {}
+                            continue
+                        if slot.actor is not actor or slot not in self._slots:  # it was ended, and replaced
+                            again(unlucky)
                             continue
                         unlucky[0].deaths += 1  # it was running; the others waited behind it
                         if unlucky[0].deaths > _TRIES:
@@ -264,8 +280,7 @@ class RayGrid(SimulationGrid):
                         self._replace(slot)
                         continue
                     except ray.exceptions.ObjectLostError as error:  # with the machine that held it
-                        del running[ref]
-                        slot.load -= 1
+                        release(ref)
                         self._need_states(call)
                         call.deaths += 1
                         if call.deaths > _TRIES:
@@ -274,20 +289,27 @@ class RayGrid(SimulationGrid):
                             again([call])
                         continue
                     if (reason := _out_of_memory(result)) is not None and self._halve(reason):
-                        again(call for call, _, _ in running.values())
+                        again(call for call, *_ in running.values())
                         running = {}
                         continue
                     if isinstance(result, _Result):
                         self._keep(call, refs, result)
                     done[call.number] = result.value if isinstance(result, _Result) else result
-                    del running[ref]
-                    slot.load -= 1
+                    release(ref)
                 while following in done:
                     yield calls[following], done.pop(following)
                     following += 1
 
-        start()
-        return results()
+        def to_the_end() -> Iterator[tuple[_Call, Any]]:
+            try:
+                yield from results()
+            finally:
+                for ref in list(running):  # where nobody reads on
+                    release(ref)
+
+        if timeout is None:
+            start()
+        return to_the_end()
 
     def _result(self, call: _Call, refs: list[Any]) -> Any:
         """Return a call's result, or the reason why it has none. Raises where the worker or the result is gone."""
@@ -314,7 +336,7 @@ class RayGrid(SimulationGrid):
     def _started_one(self, slot: _Slot) -> None:
         try:
             ray.get(slot.starting)
-            slot.starting = None
+            slot.starting, slot.failures = None, 0
         except ray.exceptions.RayError as error:
             slot.failures += 1
             if slot.failures <= _TRIES:
@@ -366,23 +388,19 @@ class RayGrid(SimulationGrid):
             ray.shutdown()
 
 
-def count_workers(workers: Workers, cpus: float, gpus: float, cluster: dict[str, float], cohort: int) -> int:
-    """Return how many workers to start, each with this share of CPUs and GPUs, on a cluster that has so many of them.
+def count_workers(workers: Workers, cpus: float, gpus: float, machines: list[dict[str, float]], cohort: int) -> int:
+    """Return how many workers to start, each with this share of CPUs and GPUs, on machines that have so many of them.
 
-    Raises InputError where none fits, or fewer than the config wants.
+    A worker is on one machine. Raises InputError where none fits, or fewer than the config wants.
     """
-    shares = [(name, share) for name, share in (("CPU", cpus), ("GPU", gpus)) if share > 0]
-    if not shares:
+    if cpus <= 0 and gpus <= 0:
         raise InputError("engine: cpus_per_worker and gpus_per_worker are both 0; a worker needs a share of one.")
     if gpus > 1 and gpus != int(gpus):
         raise InputError(f"engine.gpus_per_worker = {gpus:g}: a worker has a fraction of one GPU, or whole GPUs.")
-    fits = []
-    for name, share in shares:
-        total = cluster.get(name, 0)
-        fits.append(int(total) * int(1 / share + 1e-9) if name == "GPU" and share < 1 else int(total / share + 1e-9))
-    have = f"{cluster.get('CPU', 0):g} CPUs and {cluster.get('GPU', 0):g} GPUs"
+    most = sum(_fit(machine, cpus, gpus) for machine in machines)
+    total = {name: sum(machine.get(name, 0) for machine in machines) for name in ("CPU", "GPU")}
+    have = f"{total['CPU']:g} CPUs and {total['GPU']:g} GPUs" + (f" on {len(machines)} machines" * (len(machines) > 1))
     need = f"{cpus:g} CPUs and {gpus:g} GPUs a worker"
-    most = min(fits)
     if most < 1:
         raise InputError(f"engine: no worker fits: the cluster has {have}, the config wants {need}.")
     if workers == "auto":
@@ -390,6 +408,18 @@ def count_workers(workers: Workers, cpus: float, gpus: float, cluster: dict[str,
     if workers > most:
         raise InputError(f"engine.workers = {workers}: {most} fit; the cluster has {have}, the config wants {need}.")
     return workers
+
+
+def _fit(machine: dict[str, float], cpus: float, gpus: float) -> int:
+    """Return how many workers fit on a machine. A share of a GPU never straddles two."""
+    fits = []
+    if cpus > 0:
+        fits.append(int(machine.get("CPU", 0) / cpus + 1e-9))
+    if 0 < gpus < 1:
+        fits.append(int(machine.get("GPU", 0)) * int(1 / gpus + 1e-9))
+    elif gpus > 0:
+        fits.append(int(machine.get("GPU", 0) / gpus + 1e-9))
+    return min(fits)
 
 
 class _Call:

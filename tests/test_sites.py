@@ -353,7 +353,7 @@ def test_a_site_with_a_state_folder_loses_nothing_by_a_restart(
     run(config, tmp_path / "simulated")
     assert results["whole"] == told(tmp_path / "simulated")
     kept = sorted(p.name for p in (tmp_path / "whole/state-2").rglob("*.safetensors"))
-    assert kept == ["round-000004.safetensors"]
+    assert kept == ["round-000003.safetensors", "round-000004.safetensors"]
 
 
 def test_a_request_that_a_restart_swallowed_does_not_hold_the_round_up(
@@ -646,10 +646,11 @@ def test_a_site_keeps_what_a_restarted_server_can_ask_for(tmp_path: Path) -> Non
         if number not in (6, 9):  # sits these rounds out
             keep_state(home, 1, number, state_of(number), every, 0)
             keep_state(home, 1, number, state_of(number + 0.5), every, 0)
-    assert [p.name for p in sorted(home.glob("round-*"))] == [f"round-{n:06d}.safetensors" for n in (5, 8, 11)]
+    assert [p.name for p in sorted(home.glob("round-*"))] == [f"round-{n:06d}.safetensors" for n in (5, 8, 10, 11)]
     assert value_of(recall_state(home, 1, 0)[0]) == 11.5  # the SuperNode restarted
-    assert value_of(recall_state(home, 2, 10)[0]) == 8.5  # the server did, and goes on after round 9
-    assert value_of(recall_state(home, 3, 7)[0]) == 5.5  # and again, after round 6
+    assert value_of(recall_state(home, 2, 11)[0]) == 10.5  # the server was interrupted in round 11, and kept round 10
+    assert value_of(recall_state(home, 3, 10)[0]) == 8.5  # the server did, and goes on after round 9
+    assert value_of(recall_state(home, 4, 7)[0]) == 5.5  # and again, after round 6
     assert [p.name for p in sorted(home.glob("round-*"))] == ["round-000005.safetensors"]
 
 

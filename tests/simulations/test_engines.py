@@ -179,7 +179,21 @@ def test_more_workers_than_fit_are_refused_before_anything_is_written(tiny: Make
     ],
 )
 def test_workers_are_packed_by_their_shares(workers, cpus, gpus, cluster, cohort, count) -> None:  # type: ignore[no-untyped-def]
-    assert count_workers(workers, cpus, gpus, cluster, cohort) == count
+    assert count_workers(workers, cpus, gpus, [cluster], cohort) == count
+
+
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "machines", "count"),
+    [
+        (3.0, 0.0, [{"CPU": 4.0}] * 3, 3),  # not 12 / 3
+        (0.0, 2.0, [{"CPU": 1.0, "GPU": 3.0}] * 2, 2),  # not 6 / 2
+        (1.0, 0.25, [{"CPU": 32.0}, {"CPU": 2.0, "GPU": 4.0}], 2),  # CPU and GPU are on the same machine
+    ],
+)
+def test_a_worker_fits_on_one_machine(cpus: float, gpus: float, machines: list, count: int) -> None:
+    assert count_workers("auto", cpus, gpus, machines, 100) == count
+    with pytest.raises(InputError, match=f"{count} fit; the cluster has .* on {len(machines)} machines"):
+        count_workers(count + 1, cpus, gpus, machines, 100)
 
 
 @pytest.mark.parametrize(
@@ -194,7 +208,7 @@ def test_workers_are_packed_by_their_shares(workers, cpus, gpus, cluster, cohort
 )
 def test_impossible_packings_are_refused(workers, cpus, gpus, message) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(InputError, match=message):
-        count_workers(workers, cpus, gpus, {"CPU": 4.0, "GPU": 1.0}, 100)
+        count_workers(workers, cpus, gpus, [{"CPU": 4.0, "GPU": 1.0}], 100)
 
 
 @pytest.mark.usefixtures("cluster")
