@@ -154,37 +154,29 @@ def federate(config: DataConfig, seed: int) -> FederatedData:
     rng = numpy_stream(seed, 0, "server", "partition")
     parts, priors = split(pool, table | (config.partition.model_extra or {}), rng)
     test_pool = Pool(test.labels, test_domains, first.classes, tuple(config.set_names))
+    test_parts: Ragged | DrawnTests
     if isinstance(parts, Drawn):
-        mean, deviation = _statistics(config, sets)
-        return FederatedData(
-            train=train,
-            test=test,
-            train_parts=parts,
-            test_parts=DrawnTests(parts, pool, test_pool, config.node_test, seed),
-            node_domains=np.zeros(len(parts), np.int8),
-            priors=None,
-            public=public,
-            validation=validation,
-            public_labelled=bool(config.public and config.public.labelled),
-            classes=first.classes,
-            domain_names=tuple(config.set_names),
-            mean=mean,
-            deviation=deviation,
+        node_domains, test_parts = (
+            np.zeros(len(parts), np.int8),
+            DrawnTests(parts, pool, test_pool, config.node_test, seed),
         )
-    if priors is None:
-        priors = np.stack([np.bincount(train.labels[p], minlength=len(first.classes)) / len(p) for p in parts])
-
-    node_domains = np.array([np.bincount(domains[part]).argmax() for part in parts])
-    tests = [
-        _node_test(pool, part, prior, test_pool, config.node_test, numpy_stream(seed, 0, node, "node-test"))
-        for node, (part, prior) in enumerate(zip(parts, priors, strict=True))
-    ]
+    else:
+        if priors is None:
+            classes = len(first.classes)
+            priors = np.stack([np.bincount(train.labels[p], minlength=classes) / len(p) for p in parts])
+        node_domains = np.array([np.bincount(domains[part]).argmax() for part in parts])
+        test_parts = Ragged.of(
+            [
+                _node_test(pool, part, prior, test_pool, config.node_test, numpy_stream(seed, 0, node, "node-test"))
+                for node, (part, prior) in enumerate(zip(parts, priors, strict=True))
+            ]
+        )
     mean, deviation = _statistics(config, sets)
     return FederatedData(
         train=train,
         test=test,
-        train_parts=Ragged.of(parts),
-        test_parts=Ragged.of(tests),
+        train_parts=parts if isinstance(parts, Drawn) else Ragged.of(parts),
+        test_parts=test_parts,
         node_domains=node_domains,
         priors=priors,
         public=public,
