@@ -230,7 +230,7 @@ class RayGrid(SimulationGrid):
             free = [slot for slot in self._slots if slot.starting is None]
             while waiting and free and len(running) + len(done) < ahead:
                 slot = min(free, key=lambda slot: slot.load)
-                if slot.load >= queued:
+                if slot.load >= queued and running:  # with none of its own, it would wait for another exchange's
                     return
                 call = waiting.popleft()
                 refs = call.start(slot.actor)

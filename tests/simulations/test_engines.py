@@ -240,3 +240,18 @@ def test_a_timeout_makes_late_nodes_failures_and_the_run_goes_on(tiny: Make, tmp
 def test_an_address_without_a_cluster_is_refused_at_once(address: str) -> None:
     with pytest.raises(InputError, match=f"engine.address = '{address}': no Ray cluster answers there"):
         connect(address)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_request_does_not_wait_for_the_readers_of_another(tiny: Make) -> None:
+    environment = Environment(tiny({"engine": {"name": "ray", "workers": 2}}))
+    weights = Payload(weights=environment.initial_weights()).to_records()
+    with make_engine(environment) as grid:
+        measured = grid.exchange([Message(weights, n, "train.evaluate", group_id="1") for n in [*range(6)] * 2], None)
+        trained = list(grid.exchange([Message(weights, n, "train.fit", group_id="1") for n in (1, 4)], None))
+        assert [reply.metadata.src_node_id for reply in trained] == [1, 4]
+        assert [reply.metadata.src_node_id for reply in measured] == [*range(6)] * 2
+        abandoned = grid.exchange([Message(weights, n, "train.fit", group_id="1") for n in range(6)], None)
+        next(abandoned)
+        abandoned.close()
+        assert len(list(grid.exchange([Message(weights, 3, "train.fit", group_id="1")], None))) == 1
