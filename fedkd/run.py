@@ -55,9 +55,8 @@ def run(
     """Run a config into a new folder; return the summary. Nothing is written before all input is accepted.
 
     `on_round` hears of each round that has ended, `on_step` of long work on the server (see `Server`), `on_event` of
-    what the run survives. Raises
-    InputError for input that is refused, RunError for a run that cannot go on; whatever ends a run early is written
-    into its summary first.
+    what the run survives. Raises InputError for input that is refused, RunError for a run that cannot go on; whatever
+    ends a run early is written into its summary first.
     """
     refuse_used(out)
     _refuse_sites(config)

@@ -210,3 +210,26 @@ def test_batches_do_not_depend_on_how_many_are_prepared_together(monkeypatch: py
         assert torch.equal(x, other)
         assert torch.equal(y, wanted)
     assert [y.tolist() for _, y in passed(3)] == [y.tolist() for _, y in together[:3]]
+
+
+class Twice(nn.Module):
+    """Adds two parameters: autograd may hand out one tensor as the gradient of both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Parameter(torch.zeros(3)), nn.Parameter(torch.zeros(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.flatten(1)[:, :3] + self.a + self.b
+
+
+def test_a_gradient_that_two_parameters_share_is_clipped_once() -> None:
+    net, data = Twice(), images(6)
+    order = torch_stream(0, 0, 0, "o")
+    train(
+        net, data, torch.zeros(6, dtype=torch.int64), epochs=1, batch_size=6, preprocess=PLAIN, order=order, clip=0.5,
+        optimizer=make_optimizer(net, Sgd(name="sgd", lr=1.0)),
+        loss=lambda model, images, targets: (10 * model(images)).sum(),
+    )  # fmt: skip
+    assert torch.equal(net.a, net.b)
+    assert torch.cat([net.a, net.b]).norm().item() == pytest.approx(0.5, rel=1e-4)
