@@ -27,7 +27,7 @@ HOME = Path(__file__).resolve().parents[1]
 PAGE = [line.removeprefix("$ ") for block in blocks("docs/deploy.md", "console") for line in block.splitlines()]
 SECONDS = 900  # that a command may take on a busy machine
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("superlink")]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]  # not beside clusters: both start many processes
 
 
 class Shell:
