@@ -30,7 +30,7 @@ from .errors import InputError, on_one_line
 from .federated import SiteData, site_data
 from .flower import error_reply
 from .introduction import JOIN, NAME, REFUSE, Introduction
-from .payload import NODE, ROUND, SITE
+from .payload import NODE, ROUND, SITE, serialised
 
 _FEDERATION = re.compile(r"[0-9a-f]{32}")
 _RUN = "run.json"
@@ -57,7 +57,11 @@ class SiteApp(ClientApp):
     def __call__(self, message: Message, context: Context) -> Message:
         """Answer a message; whatever goes wrong is logged here in full, and told to the server without paths."""
         try:
-            return self._answer(message, context)
+            reply = self._answer(message, context)
+            context.state = serialised(context.state)
+            if not reply.has_error():
+                reply.content = serialised(reply.content)
+            return reply
         except Exception as error:
             _log.error("%s", traceback.format_exc() if not isinstance(error, InputError) else error)
             return error_reply(message, without_paths(f"{type(error).__name__}: {error}"))

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from io import BytesIO
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -144,9 +144,10 @@ class PayloadError(ValueError):
 
 
 class HeldArray(Array):
-    """Flower's Array over a NumPy array, contiguous: its bytes are written where a message leaves for a real site.
+    """Flower's Array over a NumPy array, contiguous, within a simulation: nothing is written as bytes and read again.
 
-    Between processes of one machine it is pickled as what it is, so that readers share one copy.
+    Between processes of one machine it is pickled as what it is, so that readers share one copy. Flower's own runtimes
+    know objects by the names of their classes: what leaves through one has to go through `serialised` first.
     """
 
     values: np.ndarray
@@ -164,6 +165,12 @@ class HeldArray(Array):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return HeldArray, (self.values,)
+
+    def serialised(self) -> Array:
+        """Return the array as Flower's own class, written once for all messages that hold it."""
+        if "_serialised" not in self.__dict__:
+            self.__dict__["_serialised"] = Array(self.dtype, self.shape, self.stype, self.data)
+        return cast(Array, self.__dict__["_serialised"])
 
     def numpy(self) -> np.ndarray:
         """Return the array itself."""
@@ -269,6 +276,19 @@ def owned(records: RecordDict) -> RecordDict:
             record = arrays
         copies[key] = record
     return copies
+
+
+def serialised(records: RecordDict) -> RecordDict:
+    """Return records as Flower's own runtimes can send them: arrays as their bytes."""
+    plain = RecordDict()
+    for key, record in records.items():
+        if isinstance(record, ArrayRecord):
+            arrays = ArrayRecord()
+            for name, array in record.items():
+                arrays[name] = array.serialised() if isinstance(array, HeldArray) else array
+            record = arrays
+        plain[key] = record
+    return plain
 
 
 def is_finite(tensor: Tensor) -> bool:

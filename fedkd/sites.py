@@ -26,7 +26,7 @@ from .federated import misfit
 from .flower import activations, error_reply, give_ids, has_stable_ids, renumber
 from .grid import Carrier
 from .introduction import JOIN, REFUSE, TROUBLES, Introduction, introduction_of
-from .payload import MOST_IMAGES, NODE, ROUND, SITE, PayloadError, count_bytes
+from .payload import MOST_IMAGES, NODE, ROUND, SITE, PayloadError, count_bytes, serialised
 
 if TYPE_CHECKING:
     from .environment import Environment
@@ -186,6 +186,7 @@ class Sites(Carrier):
                 self._joining[sent] = (id, time.monotonic())
 
     def _push(self, message: Message) -> list[str]:
+        message.content = serialised(message.content)
         return [sent for sent in self._grid.push_messages([message]) if sent]
 
     def _hear_introductions(self) -> None:

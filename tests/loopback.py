@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
-from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
+from flwr.app import Context, Message, RecordDict
 from flwr.serverapp import Grid
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 
 from fedkd.config import Config
 from fedkd.flower import be_the_server
@@ -79,15 +81,9 @@ class Loopback(Grid):
 
 
 def on_the_wire(records: RecordDict) -> RecordDict:
-    """Return records as Flower sends them: arrays as their bytes."""
-    return RecordDict(
-        {
-            key: ArrayRecord({name: Array(a.dtype, tuple(a.shape), a.stype, a.data) for name, a in record.items()})
-            if isinstance(record, ArrayRecord)
-            else record
-            for key, record in records.items()
-        }
-    )
+    """Return records as they arrive, by Flower's own way to send them, which knows its own classes alone."""
+    contents = {id: part.deflate() for id, part in get_all_nested_objects(records).items()}
+    return cast(RecordDict, inflate_object_from_contents(records.object_id, contents))
 
 
 class Clock:
