@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from io import BytesIO
@@ -267,28 +267,22 @@ def from_records(records: RecordDict, copy: bool = True) -> Payload:
 
 def owned(records: RecordDict) -> RecordDict:
     """Return records whose arrays share no memory with anything else."""
-    copies = RecordDict()
-    for key, record in records.items():
-        if isinstance(record, ArrayRecord):
-            arrays = ArrayRecord()
-            for name, array in record.items():
-                arrays[name] = HeldArray(array.values.copy()) if isinstance(array, HeldArray) else array
-            record = arrays
-        copies[key] = record
-    return copies
+    return _changed(records, lambda array: HeldArray(array.values.copy()))
 
 
 def serialised(records: RecordDict) -> RecordDict:
     """Return records as Flower's own runtimes can send them: arrays as their bytes."""
-    plain = RecordDict()
-    for key, record in records.items():
-        if isinstance(record, ArrayRecord):
-            arrays = ArrayRecord()
-            for name, array in record.items():
-                arrays[name] = array.serialised() if isinstance(array, HeldArray) else array
-            record = arrays
-        plain[key] = record
-    return plain
+    return _changed(records, HeldArray.serialised)
+
+
+def _changed(records: RecordDict, change: Callable[[HeldArray], Array]) -> RecordDict:
+    """Return records with their held arrays changed; Flower's own are bytes already, and their own."""
+    changed = RecordDict(dict(records))
+    for key, record in records.array_records.items():
+        changed[key] = arrays = ArrayRecord()
+        for name, array in record.items():
+            arrays[name] = change(array) if isinstance(array, HeldArray) else array
+    return changed
 
 
 def is_finite(tensor: Tensor) -> bool:

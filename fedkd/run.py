@@ -24,6 +24,9 @@ from .runfolder import CONFIG, RunFolder, refuse_used, summarise, to_line
 from .sites import ROSTER, Roster
 from .strategy import Record, Server
 
+_MOST_ROWS = 1000  # of a heat map
+_log = logging.getLogger("fedkd")
+
 
 def make_server_app(server: Server) -> ServerApp:
     """Return the Flower ServerApp that runs the environment's strategy for as many rounds as its config says."""
@@ -248,18 +251,12 @@ def _run(
     return end("completed")
 
 
-_log = logging.getLogger("fedkd")
-
-
 class _Ended(NamedTuple):
     """What a checkpoint of a round holds."""
 
     number: int
     server: Tensors
     states: Iterable[tuple[int, RecordDict]]
-
-
-_MOST_ROWS = 1000  # of a heat map
 
 
 def draw(environment: Environment, folder: RunFolder) -> list[Path]:

@@ -59,10 +59,6 @@ class _Worker:
     def ready(self) -> bool:
         return True
 
-    def gpus(self) -> list[int]:
-        """Return the GPUs that this worker has shares of."""
-        return sorted(int(number) for number in ray.get_gpu_ids())
-
     def call(self, message: Message, content: RecordDict, state: RecordDict | None) -> tuple[_Result, RecordDict]:
         """Run one client; return its reply and its new state, which goes back to the object store by itself."""
         message.content = content
@@ -494,6 +490,8 @@ def connect(address: str | None) -> None:
         if address is not None and address != "auto":
             host, _, port = address.removeprefix("ray://").rpartition(":")
             socket.create_connection((host, int(port)), timeout=10).close()
-        ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
+        ray.init(
+            address=address or "local", include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING
+        )
     except (OSError, ValueError) as error:
         raise InputError(f"engine.address = {address!r}: no Ray cluster answers there: {error}") from error

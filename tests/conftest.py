@@ -89,7 +89,7 @@ def _global_streams_stay_untouched() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[None]:
     """Start Ray once for all tests that attach to a running cluster."""
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
 

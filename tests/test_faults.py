@@ -13,7 +13,7 @@ from fedkd.config import Config, Limits, parse_config
 from fedkd.errors import InputError, RunError
 from fedkd.faults import DAMAGES, damaged, fault_of
 from fedkd.flower import be_the_server
-from fedkd.payload import Payload, PayloadError, from_records, receive
+from fedkd.payload import Expected, Payload, PayloadError, from_records, like, receive
 from fedkd.run import run
 
 Make = Callable[..., Config]
@@ -64,8 +64,6 @@ def test_a_node_that_is_away_is_so_for_the_whole_round_and_measurements_are_spar
     ],
 )
 def test_a_damaged_reply_is_refused_and_the_client_s_own_arrays_are_not_touched(payload: Payload, damage: str) -> None:
-    from fedkd.payload import Expected, like
-
     expected = Expected(
         **{kind: like(arrays) for kind, arrays in payload.by_kind()},
         numbers=dict.fromkeys(payload.numbers, (-9.0, 9.0)),

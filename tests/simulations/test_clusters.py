@@ -28,10 +28,11 @@ out = Path(sys.argv[2])
 """
 
 
-def in_a_process(script: str, config: dict[str, Any], out: Path) -> subprocess.CompletedProcess[str]:
+def in_a_process(script: str, config: dict[str, Any], out: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    """Run a script with the paths of the config and the run folder, and more arguments."""
     file = out.parent / f"{out.name}.toml"
     file.write_text(tomli_w.dumps(config))
-    command = [sys.executable, "-c", HEAD.replace("sys.argv[1]", repr(str(file))) + script, str(file), str(out)]
+    command = [sys.executable, "-c", HEAD + script, str(file), str(out), *more]
     ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
     assert ended.returncode == 0, ended.stderr[-3000:]
     return ended
@@ -42,8 +43,7 @@ soon = {"health_check_period_ms": 500, "health_check_failure_threshold": 3, "hea
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "_system_config": soon})
 cluster.add_node(num_cpus=1)
 ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
-if len(sys.argv) > 3:
-    Path(sys.argv[3]).write_text(ray.get_runtime_context().get_node_id())
+Path(sys.argv[3]).write_text(ray.get_runtime_context().get_node_id())
 told = []
 run(read_config(Path(sys.argv[1])), out, on_event=told.append)
 print(json.dumps({"told": told, "machines": sum(node["Alive"] for node in ray.nodes())}))
@@ -63,8 +63,7 @@ def test_a_machine_that_is_lost_in_a_round_changes_no_result(hidden: int, told: 
     }  # fmt: skip
     run(parse_config(merged(TINY, changes)), tmp_path / "whole")
     config = merged(TINY, {**changes, "engine": {"name": "ray", "workers": 2}})
-    script = TWO_MACHINES.replace("len(sys.argv) > 3", "True").replace("sys.argv[3]", repr(str(marker)))
-    ended = in_a_process(script, config, tmp_path / "lost")
+    ended = in_a_process(TWO_MACHINES, config, tmp_path / "lost", str(marker))
     assert not marker.exists()
     found = json.loads(next(line for line in ended.stdout.splitlines() if line.startswith("{")))
     assert found["machines"] == 1
@@ -93,11 +92,27 @@ def test_the_third_command_of_the_guide_reaches_two_machines_by_their_address(tm
     assert checkpoint_bytes(tmp_path / "ray") == checkpoint_bytes(tmp_path / "inline")
 
 
+NEIGHBOUR = """
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 77})
+from fedkd.simulations.ray import connect
+connect(None)
+Path(sys.argv[2]).write_text(json.dumps(ray.cluster_resources()["CPU"]))
+ray.shutdown()
+cluster.shutdown()
+"""
+
+
+def test_without_an_address_a_cluster_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
+    in_a_process(NEIGHBOUR, TINY, tmp_path / "cpus")
+    assert json.loads((tmp_path / "cpus").read_text()) != 77
+
+
 GPUS = """
-ray.init(num_cpus=8, num_gpus=4, log_to_driver=False, logging_level="ERROR")
+ray.init(address="local", num_cpus=8, num_gpus=4, log_to_driver=False, logging_level="ERROR")
 environment = Environment(read_config(Path(sys.argv[1])))
 with make_engine(environment) as grid:
-    where = ray.get([slot.actor.gpus.remote() for slot in grid._slots])
+    seen = lambda worker: sorted(int(number) for number in ray.get_gpu_ids())
+    where = ray.get([slot.actor.__ray_call__.remote(seen) for slot in grid._slots])
 print(json.dumps(where))
 """
 
@@ -119,7 +134,7 @@ def test_workers_land_where_their_shares_of_gpus_say(share: float, workers: Any,
 
 
 OUT_OF_MEMORY = """
-ray.init(num_cpus=4, num_gpus=1, log_to_driver=False, logging_level="ERROR")
+ray.init(address="local", num_cpus=4, num_gpus=1, log_to_driver=False, logging_level="ERROR")
 run(read_config(Path(sys.argv[1])), out)
 """
 
@@ -155,7 +170,7 @@ def test_out_of_memory_halves_the_packing_once_and_tries_again(strategy: str, tm
 
 LOAD = """
 import gc, os, resource, time
-ray.init(num_cpus=2, log_to_driver=False, logging_level="ERROR")
+ray.init(address="local", num_cpus=2, log_to_driver=False, logging_level="ERROR")
 def memory():
     gc.collect()
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
@@ -196,7 +211,7 @@ def test_fifty_rounds_of_a_thousand_idle_clients_leave_nothing_behind(tmp_path: 
 
 
 SPILL = """
-ray.init(num_cpus=2, object_store_memory=80 * 2**20, log_to_driver=False, logging_level="ERROR")
+ray.init(address="local", num_cpus=2, object_store_memory=80 * 2**20, log_to_driver=False, logging_level="ERROR")
 run(read_config(Path(sys.argv[1])), out)
 """
 
