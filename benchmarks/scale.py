@@ -16,6 +16,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -33,9 +34,8 @@ RAY, INLINE = {"name": "ray", "workers": 2}, {"name": "inline"}
 def measure(
     registered: int, cohort: int, model: dict[str, Any], strategy: str, engine: dict[str, Any], rounds: int, pipe: Any
 ) -> None:
-    """Run, and send: seconds until the first round, seconds a round, and megabytes of this process.
-
-    Its memory is what is resident at most, object store included, beyond what it was before round 1.
+    """Run, and send: seconds until the first round, seconds a round, and megabytes of this process, at most, while
+    rounds run: its own memory, and pages of Ray's object store that it has read.
     """
     begin = time.perf_counter()
     from fedkd.config import parse_config
@@ -60,25 +60,33 @@ def measure(
         }
     )
     seconds: list[float] = []
-    memory: list[float] = []
+    own, shared = [0.0], [0.0]
+    in_rounds = threading.Event()
+
+    def watch() -> None:
+        while in_rounds.wait():
+            own[0], shared[0] = max(own[0], _resident("RssAnon")), max(shared[0], _resident("RssShmem"))
+            time.sleep(0.005)
+
+    threading.Thread(target=watch, daemon=True).start()
 
     def note(record: Record) -> None:
         if record.number == 0:
-            memory.append(_resident())
-            Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+            in_rounds.set()
         elif record.number < rounds:  # the last round is measured, which is not what is asked here
             seconds.append(record.seconds["round"])
-            memory.append(_resident("VmHWM"))
+        if record.number == rounds - 1:
+            in_rounds.clear()
 
     environment = Environment(config)
     environment.check()
     with make_engine(environment) as grid:
         started = time.perf_counter() - begin
         make_server_app(Server(environment, on_round=note))(grid, node_context(0, registered, RecordDict()))
-    pipe.send((started, statistics.median(seconds[1:]), memory[0], max(memory[1:]) - memory[0]))
+    pipe.send((started, statistics.median(seconds[1:]), own[0], shared[0]))
 
 
-def _resident(which: str = "VmRSS") -> float:
+def _resident(which: str) -> float:
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line.split()[1] for line in lines if line.startswith(which))) / 1024
 
@@ -126,16 +134,18 @@ def main() -> None:
         add(f"idle client, lenet5, 100 a round, {name}", 1000 * seconds / 100, "ms a client")
         _, seconds, _, _ = in_a_process(200, 10, MLP, IDLE, engine, 9)
         add(f"idle client, 11.4M parameters, 10 a round, {name}", 1000 * seconds / 10, "ms a client")
-    _, seconds, _, more = in_a_process(1000, 1000, MLP, "fedavg", RAY, 3)
+    _, _, small, _ = in_a_process(1000, 1000, LENET, "fedavg", RAY, 3)
+    _, seconds, own, shared = in_a_process(1000, 1000, MLP, "fedavg", RAY, 3)
     add("1,000 clients a round, 11.4M parameters, ray, 2 workers", seconds, "s a round")
-    add("  memory of the driver beyond its start", more / (11_388_010 * 4 / 2**20), "models")
+    add("its driver's own memory beyond that with lenet5", (own - small) / (11_388_010 * 4 / 2**20), "models")
+    add("its driver's pages of the object store", shared / (11_388_010 * 4 / 2**20), "models")
     for name, engine in (("inline", INLINE), ("ray, 2 workers", RAY)):
         for registered in (100, 1_000_000):
-            started, seconds, before, more = in_a_process(registered, 100, LENET, "fedavg", engine, 9)
+            started, seconds, own, shared = in_a_process(registered, 100, LENET, "fedavg", engine, 9)
             about = f"{registered:,} registered, 100 a round, {name}"
             add(f"{about}: start", started, "s")
             add(f"{about}: round", seconds, "s")
-            add(f"{about}: memory of the driver", before + more, "MB")
+            add(f"{about}: memory of the driver", own + shared, "MB")
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder) / "run.toml"
         config.write_text(

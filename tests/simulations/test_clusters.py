@@ -216,10 +216,11 @@ run(read_config(Path(sys.argv[1])), out)
 """
 
 
-def test_personal_models_beyond_the_object_store_spill_to_disk(tmp_path: Path) -> None:
+@pytest.mark.parametrize("strategy", ["local", "knfu"])
+def test_personal_models_beyond_the_object_store_spill_to_disk(strategy: str, tmp_path: Path) -> None:
     changes = {
-        "strategy": {"name": "local"}, "rounds": 2, "evaluate.every": 9, "evaluate.fraction": 0.01,
-        "data.partition": {"scheme": "iid", "clients": 40}, "data.node_test": 1,
+        "strategy": {"name": strategy}, "rounds": 2, "evaluate.every": 9, "evaluate.fraction": 0.01,
+        "data.public": {"size": 40}, "data.partition": {"scheme": "iid", "clients": 40}, "data.node_test": 1,
         "model": {"name": "mlp", "hidden": [1000, 1000]},  # 4.3 MB; all of them are twice the store
     }  # fmt: skip
     run(parse_config(merged(TINY, changes)), tmp_path / "inline")
