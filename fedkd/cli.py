@@ -1,4 +1,4 @@
-"""The command line: `fedkd run`, `distill`, `list`, `partition`, `deploy`. Torch is imported only by what needs it."""
+"""The command line: running, comparing and showing federations. Torch is imported only by what needs it."""
 
 from __future__ import annotations
 
@@ -36,8 +36,11 @@ Overrides = Annotated[
 
 
 @contextlib.contextmanager
-def _exit_codes() -> Iterator[None]:
-    """Turn errors into one clear message and an exit code: 1 failed, 2 refused, 130 interrupted."""
+def _exit_codes(after: str = "continue with --resume") -> Iterator[None]:
+    """Turn errors into one clear message and an exit code: 1 failed, 2 refused, 130 interrupted.
+
+    `after`: what an interrupted user needs to know.
+    """
     try:
         yield
     except InputError as error:
@@ -47,7 +50,7 @@ def _exit_codes() -> Iterator[None]:
         typer.echo(f"fedkd: {error}", err=True)
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
-        typer.echo("fedkd: interrupted; continue with --resume.", err=True)
+        typer.echo(f"fedkd: interrupted; {after}.", err=True)
         raise typer.Exit(130) from None
 
 
@@ -136,10 +139,128 @@ def _refuse_mixed(config: Path | None, out: Path | None, overrides: list[str] | 
         raise InputError("--resume continues a run as it was: without --out and --set.")
 
 
+@app.command()
+def sweep(
+    config: Annotated[Path, typer.Argument(help="A TOML run file.")],
+    vary: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE,VALUE", help="A key and its values; several times for a grid."),
+    ] = None,
+    seeds: Annotated[str, typer.Option(help="Such as 0..4 or 0,1,7.")] = "0",
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="The folder of the runs; by default a new one in runs/.")] = None,
+    at_once: Annotated[
+        int | None, typer.Option(min=1, help="Runs at a time at most; by default as many as fit.")
+    ] = None,
+    memory: Annotated[float, typer.Option(min=0.1, help="GiB that a run is reckoned with.")] = 2.0,
+    gpus: Annotated[
+        float | None, typer.Option(min=0, help="GPUs of a run; by default what its engine's workers have.")
+    ] = None,
+) -> None:
+    """Run a grid of configs and seeds, several at a time. The same command again goes on where it was."""
+    with _exit_codes("the same command goes on"):
+        from .progress import ManyRuns
+        from .runfolder import free_folder
+        from .simulations.sweep import run_jobs
+        from .sweep import plan
+
+        folder = out or free_folder(Path("runs"), f"sweep-{config.stem}")
+        grid = plan(config, overrides or [], vary or [], seeds, folder)
+        with ManyRuns(sys.stderr, len(grid.jobs)) as view:
+            failed = run_jobs(grid.jobs, view, memory=memory * 2**30, gpus=gpus, at_once=at_once)
+        total = len(grid.jobs) + grid.finished
+        told = f"{total - len(failed)} of {total} runs have ended well"
+        told += f", of which {grid.finished} were there" if grid.finished else ""
+        typer.echo(told + (f", {len(failed)} failed" if failed else ""))
+        by = "".join(f" --by {key}" for key in grid.varied if not key.startswith("strategy"))
+        baseline = f" --baseline {grid.first}" if grid.first else ""
+        typer.echo(f"next: fedkd compare {folder}{by}{baseline}")
+        if failed:
+            raise RunError("\n".join(f"{name}: {reason}" for name, reason in failed.items()))
+
+
+RunFolders = Annotated[list[Path], typer.Argument(help="Runs, or folders of runs.")]
+
+
+@app.command()
+def compare(
+    paths: RunFolders,
+    metric: Annotated[str | None, typer.Option(help="By default the first that all runs have.")] = None,
+    target: Annotated[float | None, typer.Option(help="Also rounds, megabytes and seconds to this value.")] = None,
+    baseline: Annotated[str | None, typer.Option(help="The strategy that differences are taken to.")] = None,
+    by: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY", help="A table for each value of this key, such as data.partition."),
+    ] = None,
+    across: Annotated[
+        list[str] | None, typer.Option(metavar="KEY", help="Compare runs all the same that differ in this key.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="A folder for compare.md, compare.tex and compare.csv.")] = None,
+) -> None:
+    """Compare finished runs: means over seeds, paired differences, fairness over nodes, cost to a target."""
+    with _exit_codes():
+        from . import compare as comparing
+        from .results import completed, find_runs
+
+        runs, problems = find_runs(paths)
+        runs, others = completed(runs)
+        problems += others
+        if not runs:
+            raise InputError("No run has been completed. " + " ".join(problems))
+        tables = [
+            comparing.compare(group, metric=metric, target=target, baseline=baseline, title=title)
+            for title, group in comparing.split(runs, by or [], across or []).items()
+        ]
+        for problem in problems + [problem for one in tables for problem in one.problems]:
+            typer.echo(f"fedkd: {problem}", err=True)
+        for one in tables:
+            _print_comparison(*comparing.table(one), comparing.caption(one))
+        if out is not None:
+            out.mkdir(parents=True, exist_ok=True)
+            for ending, text in (
+                ("md", comparing.to_markdown(tables)),
+                ("tex", comparing.to_latex(tables)),
+                ("csv", comparing.to_csv(tables)),
+            ):
+                (out / f"compare.{ending}").write_text(text)
+                typer.echo(f"written: {out / f'compare.{ending}'}")
+
+
+@app.command()
+def report(
+    paths: RunFolders,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The page to write.")] = Path("report.html"),
+    title: Annotated[str | None, typer.Option(help="Its title.")] = None,
+) -> None:
+    """Write one page on runs that needs no network: curves, tables, partitions, nodes, what methods show."""
+    with _exit_codes():
+        from . import report as reporting
+
+        for problem in reporting.report(paths, output, title):
+            typer.echo(f"fedkd: {problem}", err=True)
+        typer.echo(f"report: {output}")
+
+
+@app.command()
+def watch(
+    path: Annotated[Path, typer.Argument(help="The folder of a run.")],
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Of this machine; 0 takes a free one.")] = 8989,
+) -> None:
+    """Show a run's report while it goes on, in a browser on this machine only, until Ctrl-C."""
+    with _exit_codes("the run itself goes on"):
+        from . import watch as watching
+
+        page = watching.make_app(path)
+        listening = watching.listen(port)
+        typer.echo(f"http://127.0.0.1:{listening.getsockname()[1]}/ shows {path}; Ctrl-C ends it.")
+        watching.serve(page, listening)
+
+
 @app.command("list")
 def list_names(
     what: Annotated[
-        Literal["strategies", "models", "datasets", "partitions", "engines", "distillers"], typer.Argument()
+        Literal["strategies", "models", "datasets", "partitions", "engines", "distillers", "trackers"],
+        typer.Argument(),
     ],
 ) -> None:
     """Print the names that a config can use."""
@@ -157,6 +278,7 @@ def list_names(
         "partitions": ["path/to/file.py:function"],
         "engines": ["path/to/file.py:Class"],
         "distillers": ["path/to/file.py:Class"],
+        "trackers": ["path/to/file.py:Class"],
     }
     for name in names(what) + more[what]:
         typer.echo(name)
@@ -260,6 +382,21 @@ def _print_summary(summary: dict[str, Any], folder: Path) -> None:
     figures = sorted(str(path) for path in (folder / "figures").glob("*.png"))
     console.print("figures: " + " ".join(figures), highlight=False, soft_wrap=True)
     console.print(f"run folder: {folder}", highlight=False, soft_wrap=True)
+
+
+def _print_comparison(header: list[str], rows: list[list[str]], caption: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text(caption), title_justify="left")
+    for number, name in enumerate(header):
+        table.add_column(name, justify="right" if number else "left", no_wrap=not number)
+    for row in rows:
+        table.add_row(*map(Text, row))
+    # a table in a file is as wide as it needs to be
+    wide = 40 + 3 * len(header) + max(sum(map(len, row)) for row in [header, *rows])
+    Console(width=None if sys.stdout.isatty() else wide).print(table)
 
 
 def _human(size: float) -> str:

@@ -266,6 +266,7 @@ class Config(_Table):
     evaluate: EvaluateConfig = EvaluateConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     faults: FaultsConfig = FaultsConfig()
+    trackers: list[NamedTable] = []  # services that hear of each round
 
     @pydantic.model_validator(mode="after")
     def _simulated_faults(self) -> Config:
@@ -370,6 +371,23 @@ def _override(table: dict[str, Any], override: str) -> None:
 def to_table(config: Config | DistillConfig) -> dict[str, Any]:
     """Return the config as plain tables for TOML, without the keys that are unset."""
     return _plain(config.model_dump(mode="json"))
+
+
+def flattened(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested tables as one, with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        flat |= flattened(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def difference(before: dict[str, Any], now: dict[str, Any], apart: tuple[str, ...]) -> str | None:
+    """Return the first key in which two configs differ, with both values; those that begin with `apart` may differ."""
+    flat = [flattened(config) for config in (before, now)]
+    for key in sorted(flat[0].keys() | flat[1].keys()):
+        if flat[0].get(key) != flat[1].get(key) and not key.startswith(apart):
+            return f"{key} was {flat[0].get(key)!r}, is {flat[1].get(key)!r}"
+    return None
 
 
 def _plain(value: Any) -> Any:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +107,23 @@ class FederatedData:
         for node in range(self.clients):
             counts[node] = np.bincount(self.train.labels[self.train_parts[node]], minlength=len(self.classes))
         return counts
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Return a word that tells whether two federations have the same images, labels and partition."""
+        digest = hashlib.blake2b(digest_size=12)
+        for images in (self.train, self.test, self.public, self.validation):
+            if images is not None:
+                digest.update(np.ascontiguousarray(images.images).data)
+                digest.update(np.ascontiguousarray(images.labels).data)
+        for parts in (self.train_parts, self.test_parts):
+            if isinstance(parts, Ragged):
+                digest.update(parts.values.data)
+                digest.update(np.ascontiguousarray(parts.offsets).data)
+            else:  # drawn whenever they are asked for; the first nodes stand for all
+                for node in range(min(len(parts), 10)):
+                    digest.update(np.ascontiguousarray(parts[node]).data)
+        return digest.hexdigest()
 
     def pooled(self) -> np.ndarray:
         """Return the positions of all nodes' training images. Raises InputError where nodes share them."""

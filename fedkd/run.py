@@ -13,7 +13,7 @@ from flwr.app import ArrayRecord, Context, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
 from . import checkpoints
-from .config import Config, read_config
+from .config import Config, difference, read_config, to_table
 from .environment import Environment, prepare_as_engine
 from .errors import InputError, StatesLost
 from .flower import node_context
@@ -23,6 +23,7 @@ from .registry import find, options
 from .runfolder import CONFIG, RunFolder, refuse_used, summarise, to_line
 from .sites import ROSTER, Roster
 from .strategy import Record, Server
+from .trackers import Trackers, make_trackers
 
 _MOST_ROWS = 1000  # of a heat map
 _log = logging.getLogger("fedkd")
@@ -65,10 +66,11 @@ def run(
     _refuse_sites(config)
     environment = Environment(config)
     environment.check()
+    trackers = make_trackers(config)
     with make_engine(environment) as grid:
         folder = RunFolder(out)
         folder.create(environment.config)
-        return _simulate(grid, folder, 0, on_round, on_step, on_event)
+        return _simulate(grid, folder, 0, trackers, on_round, on_step, on_event)
 
 
 def resume(
@@ -90,25 +92,30 @@ def resume(
     _refuse_sites(config)
     environment = Environment(config)
     environment.check()
+    trackers = make_trackers(config)
     with make_engine(environment) as grid:
         first_round = _back_to_checkpoint(grid, folder, on_event)
-        return _simulate(grid, folder, first_round, on_round, on_step, on_event)
+        return _simulate(grid, folder, first_round, trackers, on_round, on_step, on_event)
 
 
 def _simulate(
     grid: SimulationGrid,
     folder: RunFolder,
     first_round: int,
+    trackers: Trackers,
     on_round: Callable[[Record, Environment], None] | None,
     on_step: Callable[[int, str, int, int], None] | None,
     on_event: Callable[[str], None],
 ) -> dict[str, Any]:
     """Run to the end; where nodes' states are lost with a machine, again from the last checkpoint, on what is left."""
+    data = grid.environment.data
+    if data.clients <= _MOST_ROWS:
+        folder.keep_partition(data.classes, data.label_counts())
     while True:
         environment = grid.environment
         context = node_context(0, environment.data.clients, RecordDict())
         try:
-            return _run(grid, context, folder, _server(environment, first_round, on_step), on_round)
+            return _run(grid, context, folder, _server(environment, first_round, on_step), trackers, on_round)
         except StatesLost as error:
             on_event(f"{error} The run goes on from its last checkpoint.")
             grid.environment = Environment(environment.config, environment.data, str(environment.device))
@@ -158,10 +165,12 @@ def serve(
         refuse_used(path)
     environment = Environment(config, device=prepare_as_engine(config))
     environment.check()
+    trackers = make_trackers(config)
     first_round = 0
     if resume:
-        if (difference := _difference(read_config(path / CONFIG), environment.config)) is not None:
-            raise InputError(f"{path} was begun with another config: {difference}.")
+        begun, wanted = to_table(read_config(path / CONFIG)), to_table(environment.config)
+        if (other := difference(begun, wanted, ("rounds",))) is not None:
+            raise InputError(f"{path} was begun with another config: {other}.")
         number, checkpoint = checkpoints.latest(folder.checkpoints, on_event or (lambda text: None))
         environment.strategy.restore(checkpoints.load_server(checkpoint))
         folder.rewind(number)
@@ -171,23 +180,8 @@ def serve(
         roster = Roster(path=path / ROSTER)
         roster.write()
     server = replace(_server(environment, first_round, on_step), roster=roster)
-    return _run(grid, context, folder, server if on_event is None else replace(server, on_event=on_event), on_round)
-
-
-def _difference(before: Config, now: Config) -> str | None:
-    """Return the first key in which two configs differ, with both values; how many rounds there are may differ."""
-    flat = [_flat(config.model_dump(mode="json", exclude={"rounds"})) for config in (before, now)]
-    for key in sorted(flat[0].keys() | flat[1].keys()):
-        if flat[0].get(key) != flat[1].get(key):
-            return f"{key} was {flat[0].get(key)!r}, is {flat[1].get(key)!r}"
-    return None
-
-
-def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in table.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
+    server = server if on_event is None else replace(server, on_event=on_event)
+    return _run(grid, context, folder, server, trackers, on_round)
 
 
 def _server(environment: Environment, first_round: int, on_step: Callable[[int, str, int, int], None] | None) -> Server:
@@ -200,17 +194,21 @@ def _run(
     context: Context,
     folder: RunFolder,
     server: Server,
+    trackers: Trackers,
     on_round: Callable[[Record, Environment], None] | None,
 ) -> dict[str, Any]:
     environment, config = server.environment, server.environment.config
     begin = time.perf_counter()
+    trackers.begin(config, folder.path, server.first_round)
     ended: _Ended | None = None  # the last whole round: the method may have gone on from it when the run is interrupted
 
     def keep(record: Record) -> None:
         nonlocal ended
         for name, row in record.images.items():
             folder.keep_images(name, record.number, row)
-        folder.append(to_line(record))
+        line = to_line(record)
+        folder.append(line)
+        trackers.note(line)
         states = grid.states() if isinstance(grid, Carrier) else ()
         ended = _Ended(record.number, copied(environment.strategy.state()), states)
         if on_round is not None:
@@ -230,8 +228,10 @@ def _run(
             except (StatesLost, OSError) as failed:  # there is the one before, and what ended the run is to be told
                 _log.warning("round %d could not be kept: %s", ended.number, failed)
         seconds = time.perf_counter() - begin
-        summary = summarise(config, folder.lines(), status=status, seconds=seconds, error=error)
+        data = environment.data.fingerprint
+        summary = summarise(config, folder.lines(), status=status, seconds=seconds, data=data, error=error)
         folder.write_summary(summary)
+        trackers.end(summary)
         return summary
 
     app = make_server_app(replace(server, on_round=keep, on_checkpoint=checkpoint))

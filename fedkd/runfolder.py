@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,8 @@ from .config import Config, DistillConfig, to_table
 from .errors import InputError
 from .strategy import Captioned, Record
 
-CONFIG, METRICS, SUMMARY = "config.toml", "metrics.jsonl", "summary.json"
+CONFIG, METRICS, SUMMARY, PARTITION = "config.toml", "metrics.jsonl", "summary.json", "partition.json"
+CREATED = frozenset({METRICS, PARTITION, "checkpoints", "figures", f".{CONFIG}.partial"})  # before there is a config
 
 
 class RunFolder:
@@ -49,13 +50,11 @@ class RunFolder:
 
     def lines(self) -> list[dict[str, Any]]:
         """Return the lines of metrics.jsonl that are whole."""
-        lines = []
-        for text in (self.path / METRICS).read_text().splitlines():
-            try:
-                lines.append(json.loads(text))
-            except ValueError:
-                break  # the line that a crash cut off
-        return lines
+        return whole_lines(self.path / METRICS)
+
+    def keep_partition(self, classes: Sequence[str], counts: np.ndarray) -> None:
+        """Write who holds what: the classes, and how many images of each a node has, nodes x classes."""
+        (self.path / PARTITION).write_text(json.dumps({"classes": list(classes), "counts": counts.tolist()}) + "\n")
 
     def keep_images(self, name: str, number: int, row: Captioned) -> None:
         """Write a round's row of images as one PNG, as they are, side by side; captions as its text.
@@ -87,6 +86,17 @@ class RunFolder:
         partial = self.path / f".{SUMMARY}.partial"
         partial.write_text(json.dumps(summary, indent=2) + "\n")
         os.replace(partial, self.path / SUMMARY)
+
+
+def whole_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of a metrics.jsonl that are whole."""
+    lines = []
+    for text in path.read_text().splitlines():
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            break  # the line that a crash cut off, or that is being written
+    return lines
 
 
 def refuse_used(path: Path) -> None:
@@ -146,9 +156,12 @@ def _sorted(sizes: dict[str, dict[str, int]]) -> dict[str, dict[str, int]]:
 
 
 def summarise(
-    config: Config, lines: list[dict[str, Any]], *, status: str, seconds: float, error: str | None = None
+    config: Config, lines: list[dict[str, Any]], *, status: str, seconds: float, data: str, error: str | None = None
 ) -> dict[str, Any]:
-    """Return the summary of a run: its last and best metrics, time, bytes by direction and kind, failures, versions."""
+    """Return the summary of a run: its last and best metrics, time, bytes by direction and kind, failures, versions.
+
+    `data`: the fingerprint of images and partition.
+    """
     final: dict[str, float] = {}
     best: dict[str, float] = {}
     sizes: dict[str, dict[str, dict[str, int]]] = {key: {"up": {}, "down": {}} for key in ("bytes", "evaluation_bytes")}
@@ -168,6 +181,7 @@ def summarise(
         "rounds": max((line["round"] for line in lines), default=0),
         "seed": config.seed,
         "strategy": config.strategy.name,
+        "data": data,
         "final": dict(sorted(final.items())),
         "best": dict(sorted(best.items())),
         "seconds": {

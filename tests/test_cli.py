@@ -38,7 +38,7 @@ def test_a_run_leaves_its_folder_and_prints_the_summary_last(config: Path, tmp_p
     assert (summary["status"], summary["rounds"], summary["strategy"], summary["seed"]) == ("completed", 3, "fedavg", 0)
     assert {"final", "best", "seconds", "bytes", "failures", "versions", "hardware"} <= set(summary)
     assert {path.name for path in out.iterdir()} == {
-        "config.toml", "metrics.jsonl", "summary.json", "checkpoints", "figures",
+        "config.toml", "metrics.jsonl", "summary.json", "partition.json", "checkpoints", "figures",
     }  # fmt: skip
     assert len((out / "metrics.jsonl").read_text().splitlines()) == 4
     assert "round 3/3" in result.stderr

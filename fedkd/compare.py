@@ -1,0 +1,385 @@
+"""The comparison of runs: means over seeds, paired differences, fairness over nodes, cost to a target, as tables."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+from typing import Any, NamedTuple
+
+from .config import flattened
+from .errors import InputError
+from .results import Arm, Run, arms_of, check_metric, differing, shared_metrics, target_reached, worst_decile
+
+_LEVEL = 0.95  # of confidence intervals
+
+
+class Estimate(NamedTuple):
+    """A mean over seeds, its standard deviation (n - 1) and Student's 95 % interval; NaN where one seed has none."""
+
+    mean: float
+    deviation: float
+    low: float
+    high: float
+    seeds: int
+
+
+class Paired(NamedTuple):
+    """Differences to the baseline on matched seeds, on how many they are gains, and the p of Student's paired test.
+
+    `p` is two-sided and adjusted for the number of arms (Holm, 1979); None with fewer than two matched seeds, and where
+    all differences are equal.
+    """
+
+    difference: Estimate
+    wins: int
+    p: float | None
+
+
+class Reached(NamedTuple):
+    """Means over the runs that reached a target: rounds, megabytes, seconds; and how many did."""
+
+    rounds: float
+    megabytes: float
+    seconds: float
+    runs: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """One arm of a comparison."""
+
+    arm: Arm
+    final: Estimate
+    best: Estimate
+    paired: Paired | None  # None for the baseline itself
+    worst_decile: float | None  # over nodes, of the last measurement; means over seeds. None where nodes have no values
+    spread: float | None  # the standard deviation over nodes
+    reached: Reached | None  # None without a target
+    megabytes: float
+    seconds: float
+    failures: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Arms that differ in their strategy alone, or in what they were told to differ in, compared by one metric."""
+
+    metric: str
+    title: str
+    target: float | None
+    rows: list[Row]
+    problems: list[str]
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """Return the mean of values, their deviation, and the interval mean +- t(0.975, n - 1) s / sqrt(n)."""
+    from scipy.special import stdtrit  # Student's quantiles; scipy.stats takes a second to import
+
+    mean = fmean(values)
+    if len(values) < 2:
+        return Estimate(mean, math.nan, math.nan, math.nan, len(values))
+    deviation = stdev(values)
+    half = float(stdtrit(len(values) - 1, 0.5 + _LEVEL / 2)) * deviation / math.sqrt(len(values))
+    return Estimate(mean, deviation, mean - half, mean + half, len(values))
+
+
+def paired_p(differences: Sequence[float]) -> float | None:
+    """Return the two-sided p of Student's paired test that the mean difference is 0; None where it has none."""
+    from scipy.special import stdtr
+
+    if len(differences) < 2 or stdev(differences) == 0:
+        return None
+    t = fmean(differences) / (stdev(differences) / math.sqrt(len(differences)))
+    return float(2 * stdtr(len(differences) - 1, -abs(t)))
+
+
+def holm(ps: Sequence[float | None]) -> list[float | None]:
+    """Return p values adjusted for their number (Holm, 1979): max over smaller ones of (m - rank) p, 1 at most."""
+    order = sorted((i for i, p in enumerate(ps) if p is not None), key=lambda i: ps[i] or 0.0)
+    adjusted: list[float | None] = [None] * len(ps)
+    running = 0.0
+    for rank, i in enumerate(order):
+        running = max(running, min(1.0, (len(order) - rank) * (ps[i] or 0.0)))
+        adjusted[i] = running
+    return adjusted
+
+
+def split(runs: Sequence[Run], by: Sequence[str], across: Sequence[str]) -> dict[str, list[Run]]:
+    """Return comparable groups of runs under their titles: one for each combination of values of the keys `by`.
+
+    Raises InputError where runs of a group differ in a key that is neither the strategy's, nor among `across`; and for
+    keys that no run has.
+    """
+    known = {key for run in runs for key in flattened(run.config)}
+    for option, keys in (("--by", by), ("--across", across)):
+        for key in keys:
+            if not any(name == key or name.startswith(f"{key}.") for name in known):
+                raise InputError(f"{option} {key}: no run has such a key.")
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        told = []
+        for key in by:
+            flat = flattened(run.config)
+            mine = {name: value for name, value in flat.items() if name == key or name.startswith(f"{key}.")}
+            told += [f"{name} = {value}" for name, value in sorted(mine.items())] or [f"{key} unset"]
+        groups.setdefault(", ".join(told), []).append(run)
+    for group in groups.values():
+        _refuse_unlike(group, across)
+    return groups
+
+
+def _refuse_unlike(runs: Sequence[Run], across: Sequence[str]) -> None:
+    found = differing(runs)
+    refused = {key: values for key, values in found.items() if not key.startswith(tuple(across))}
+    if refused:
+        told = "; ".join(
+            f"{key} is " + " or ".join("unset" if v is None else repr(v) for v in values)
+            for key, values in refused.items()
+        )
+        parts = sorted({key.rsplit(".", 1)[0] if key.startswith("data.p") else key for key in refused})
+        raise InputError(
+            f"These runs are not alike in more than their strategies: {told}. "
+            f"--by {parts[0]} makes a table of each; --across {parts[0]} compares them all the same."
+        )
+    if found:
+        return
+    prints: dict[int, tuple[str, Run]] = {}
+    for run in runs:
+        mine = str((run.summary or {}).get("data", ""))
+        theirs, other = prints.setdefault(run.seed, (mine, run))
+        if mine != theirs:
+            raise InputError(
+                f"{other.path} and {run.path}: the same data and seed in their configs, but not the same images or "
+                "partition: did a file of images change between them?"
+            )
+
+
+def compare(
+    runs: Sequence[Run],
+    *,
+    metric: str | None = None,
+    target: float | None = None,
+    baseline: str | None = None,
+    title: str = "",
+) -> Comparison:
+    """Compare comparable runs (see `split`) by a metric, by default the first that all have.
+
+    `baseline`: the arm, or the strategy, that differences are taken to; by default the first. Runs without the metric
+    are left out, and told. Raises InputError for a metric that no run has and for an unknown baseline.
+    """
+    arms, problems = arms_of(runs)
+    if metric is None:
+        shared = shared_metrics(arms)
+        if not shared:
+            have = "; ".join(f"{arm.name}: {', '.join(arm.runs[0].metrics()) or 'none'}" for arm in arms)
+            raise InputError(f"There is no metric that all runs have; name one by --metric. They have: {have}.")
+        metric = shared[0]
+    check_metric(metric, arms)
+    kept: list[Arm] = []
+    for arm in arms:
+        having = [run for run in arm.runs if metric in run.metrics()]
+        problems += [f"{run.path}: has no {metric}; left out." for run in arm.runs if run not in having]
+        if having:
+            kept.append(Arm(arm.name, having))
+    base = _baseline(kept, baseline)
+    sign = -1.0 if metric.endswith("/loss") else 1.0
+    paired: list[Paired | None] = []
+    ps = [None if arm is base else paired_p(_differences(arm, base, metric)) for arm in kept]
+    for arm, p in zip(kept, holm(ps), strict=True):
+        differences = [] if arm is base else _differences(arm, base, metric)
+        wins = sum(sign * difference > 0 for difference in differences)
+        paired.append(Paired(estimate(differences), wins, p) if differences else None)
+        if arm is not base and not differences:
+            problems.append(f"{arm.name}: no seed in common with {base.name}; no difference.")
+    rows = [_row(arm, pair, metric, target) for arm, pair in zip(kept, paired, strict=True)]
+    if title:
+        problems = [f"{title}: {problem}" for problem in problems]
+    return Comparison(metric, title, target, rows, problems)
+
+
+def _baseline(arms: Sequence[Arm], wanted: str | None) -> Arm:
+    if wanted is None:
+        return arms[0]
+    found = [arm for arm in arms if wanted in (arm.name, arm.runs[0].settings["strategy.name"])]
+    if len(found) != 1:
+        names = ", ".join(repr(arm.name) for arm in arms)
+        raise InputError(f"--baseline {wanted!r}: {'several arms are' if found else 'no arm is'} that; valid: {names}.")
+    return found[0]
+
+
+def final_value(run: Run, metric: str) -> float:
+    """Return the last measured value of a metric."""
+    return float(run.lines[run.measured(metric)[-1]]["metrics"][metric])
+
+
+def _best_value(run: Run, metric: str) -> float:
+    values = [run.lines[i]["metrics"][metric] for i in run.measured(metric)]
+    return float(min(values) if metric.endswith("/loss") else max(values))
+
+
+def _differences(arm: Arm, base: Arm, metric: str) -> list[float]:
+    of_base = {run.seed: final_value(run, metric) for run in base.runs}
+    return [final_value(run, metric) - of_base[run.seed] for run in arm.runs if run.seed in of_base]
+
+
+def _row(arm: Arm, paired: Paired | None, metric: str, target: float | None) -> Row:
+    nodes = [list(values.values()) for run in arm.runs if (values := run.of_nodes(metric))]
+    reached = None
+    if target is not None:
+        there = [found for run in arm.runs if (found := target_reached(run, metric, target)) is not None]
+        means = [fmean(column) for column in zip(*there, strict=True)] if there else [math.nan] * 3
+        reached = Reached(means[0], means[1], means[2], len(there))
+    return Row(
+        arm,
+        final=estimate([final_value(run, metric) for run in arm.runs]),
+        best=estimate([_best_value(run, metric) for run in arm.runs]),
+        paired=paired,
+        worst_decile=fmean(map(worst_decile, nodes)) if nodes else None,
+        spread=fmean(math.sqrt(fmean((v - fmean(one)) ** 2 for v in one)) for one in nodes) if nodes else None,
+        reached=reached,
+        megabytes=fmean(run.megabytes[-1] for run in arm.runs),
+        seconds=fmean(run.seconds[-1] for run in arm.runs),
+        failures=sum(len(line["failures"]) for run in arm.runs for line in run.lines),
+    )
+
+
+# Tables
+
+
+def table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+    """Return the header and the rows of a comparison as text; accuracies in percent, gains in points."""
+    fraction = comparison.metric.endswith("/accuracy")
+    scale, digits = (100.0, 1) if fraction else (1.0, 4)
+
+    def number(value: float | None) -> str:
+        return "–" if value is None or math.isnan(value) else f"{scale * value:.{digits}f}"
+
+    def with_deviation(value: Estimate) -> str:
+        return number(value.mean) + ("" if math.isnan(value.deviation) else f" ± {number(value.deviation)}")
+
+    def interval(value: Estimate) -> str:
+        return "–" if math.isnan(value.low) else f"{number(value.low)} to {number(value.high)}"
+
+    header = ["strategy", "seeds", "final", "95 % interval", "best", "difference", "gains", "p", "worst decile",
+              "over nodes"]  # fmt: skip
+    if comparison.target is not None:
+        header += ["reached", "rounds to it", "MB to it", "s to it"]
+    header += ["MB", "s", "failures"]
+    rows = []
+    for row in comparison.rows:
+        cells = [row.arm.name, str(row.final.seeds), with_deviation(row.final), interval(row.final),
+                 with_deviation(row.best)]  # fmt: skip
+        if row.paired is None:
+            cells += ["–", "–", "–"]
+        else:
+            gain = with_deviation(row.paired.difference)
+            cells += [
+                gain if gain.startswith("-") else f"+{gain}",
+                f"{row.paired.wins} of {row.paired.difference.seeds}",
+                "–" if row.paired.p is None else f"{row.paired.p:.3f}" if row.paired.p >= 0.001 else "< 0.001",
+            ]
+        cells += [number(row.worst_decile), number(row.spread)]
+        if row.reached is not None:
+            cells.append(f"{row.reached.runs} of {row.final.seeds}")
+            cells += ["–" if math.isnan(value) else f"{value:.4g}" for value in row.reached[:3]]
+        cells += [f"{row.megabytes:.4g}", f"{row.seconds:.4g}", str(row.failures)]
+        rows.append(cells)
+    return header, rows
+
+
+def caption(comparison: Comparison) -> str:
+    """Return what a reader of the table needs to know, in words."""
+    unit = " in percent" if comparison.metric.endswith("/accuracy") else ""
+    base = next((row for row in comparison.rows if row.paired is None), comparison.rows[0])
+    target = (
+        "" if comparison.target is None else f" Target: {comparison.target:g}; means over the runs that reached it."
+    )
+    return (
+        f"{comparison.title + ': ' if comparison.title else ''}{comparison.metric}{unit}, mean ± standard deviation "
+        f"over seeds. Differences to {base.arm.name} on matched seeds; p: Student's paired test, adjusted for the "
+        f"number of strategies (Holm). Worst decile and deviation are over nodes, at the last measurement.{target}"
+    )
+
+
+def to_markdown(comparisons: Sequence[Comparison]) -> str:
+    """Return the comparisons as Markdown tables under their captions."""
+    texts = []
+    for one in comparisons:
+        header, rows = table(one)
+        rows = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+        rule = ["---"] + ["---:"] * (len(header) - 1)
+        texts.append("\n".join([caption(one), "", *("| " + " | ".join(row) + " |" for row in [header, rule, *rows])]))
+    return "\n\n".join(texts) + "\n"
+
+
+def to_latex(comparisons: Sequence[Comparison]) -> str:
+    """Return the comparisons as LaTeX tables for the package booktabs; the best mean of each is bold."""
+    texts = []
+    for one in comparisons:
+        header, rows = table(one)
+        means = [row.final.mean for row in one.rows]
+        best = (min if one.metric.endswith("/loss") else max)(means)
+        lines = []
+        for row, mean in zip(rows, means, strict=True):
+            cells = [_latex(cell) for cell in row]
+            if mean == best:
+                cells[2] = f"\\textbf{{{cells[2]}}}"
+            lines.append("  " + " & ".join(cells) + r" \\")
+        texts.append(
+            "\n".join(
+                [
+                    r"\begin{table}",
+                    r"\centering",
+                    rf"\caption{{{_latex(caption(one))}}}",
+                    rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}",
+                    r"\toprule",
+                    "  " + " & ".join(_latex(cell) for cell in header) + r" \\",
+                    r"\midrule",
+                    *lines,
+                    r"\bottomrule",
+                    r"\end{tabular}",
+                    r"\end{table}",
+                ]
+            )
+        )
+    return "% needs \\usepackage{booktabs}\n" + "\n\n".join(texts) + "\n"
+
+
+_LATEX = str.maketrans(
+    {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "–": "--", "<": "$<$", ">": "$>$"}
+)  # fmt: skip
+
+
+def _latex(text: str) -> str:
+    return text.translate(_LATEX)
+
+
+def to_csv(comparisons: Sequence[Comparison]) -> str:
+    """Return the comparisons as CSV, a line an arm, numbers in full; what there is not stays empty."""
+    lines: list[dict[str, Any]] = []
+    for one in comparisons:
+        for row in one.rows:
+            line: dict[str, Any] = {"group": one.title, "strategy": row.arm.name, "metric": one.metric}
+            line["seeds"] = " ".join(str(run.seed) for run in row.arm.runs)
+            for name, value in (("final", row.final), ("best", row.best)):
+                line |= {f"{name}_{field}": getattr(value, field) for field in ("mean", "deviation", "low", "high")}
+            pair = row.paired
+            difference = pair.difference if pair else None
+            for field in ("mean", "deviation", "low", "high", "seeds"):
+                line[f"difference_{field}"] = getattr(difference, field, None)
+            line |= {"gains": pair.wins if pair else None, "p": pair.p if pair else None}
+            line |= {"worst_decile": row.worst_decile, "deviation_over_nodes": row.spread, "target": one.target}
+            for field in ("runs", "rounds", "megabytes", "seconds"):
+                line[f"target_{field}"] = getattr(row.reached, field, None)
+            line |= {"megabytes": row.megabytes, "seconds": row.seconds, "failures": row.failures}
+            lines.append({key: "" if isinstance(v, float) and math.isnan(v) else v for key, v in line.items()})
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return text.getvalue()

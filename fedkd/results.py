@@ -1,0 +1,238 @@
+"""Runs as they lie in their folders: reading them, sorting them into arms that differ in their seeds alone."""
+
+from __future__ import annotations
+
+import json
+import math
+import tomllib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+from .config import flattened
+from .errors import InputError, on_one_line, unknown
+from .runfolder import CONFIG, METRICS, PARTITION, SUMMARY, whole_lines
+
+# what changes no result, and what tells the runs of an arm apart
+_APART = ("seed", "engine.", "checkpoint.", "trackers", "data.root", "data.download")
+_NEEDED = ("round", "cohort", "metrics", "nodes", "bytes", "failures", "log", "seconds")  # of a line
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's folder, read: its config as plain tables, its rounds, and its summary (None where it never ended)."""
+
+    path: Path
+    config: dict[str, Any]
+    lines: list[dict[str, Any]]
+    summary: dict[str, Any] | None
+
+    @property
+    def seed(self) -> int:
+        """Return the run's seed."""
+        return int(self.config["seed"])
+
+    @property
+    def status(self) -> str:
+        """Return `completed`, `failed`, `interrupted`, or `unfinished` for a run that goes on or was cut off."""
+        return "unfinished" if self.summary is None else str(self.summary["status"])
+
+    @property
+    def reached(self) -> int:
+        """Return the last round that has ended."""
+        return int(self.lines[-1]["round"]) if self.lines else 0
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """Return all keys of the config that can change a result, dotted, but the seed."""
+        return {key: value for key, value in flattened(self.config).items() if not key.startswith(_APART)}
+
+    def metrics(self) -> list[str]:
+        """Return the names of all metrics that some round has."""
+        return sorted({name for line in self.lines for name in line["metrics"]})
+
+    def measured(self, metric: str) -> list[int]:
+        """Return the positions of the lines that have a metric."""
+        return [i for i, line in enumerate(self.lines) if metric in line["metrics"]]
+
+    @cached_property
+    def megabytes(self) -> list[float]:
+        """Return the method's traffic up to and with each line, both ways, in 10^6 bytes."""
+        return list(accumulate(sum(sum(way.values()) for way in line["bytes"].values()) / 1e6 for line in self.lines))
+
+    @cached_property
+    def seconds(self) -> list[float]:
+        """Return the seconds of rounds up to and with each line, without evaluation."""
+        return list(accumulate(line["seconds"]["round"] for line in self.lines))
+
+    def of_nodes(self, metric: str) -> dict[int, float]:
+        """Return each node's value of a metric when it was last measured; empty where nodes have none."""
+        rows = [line["nodes"][metric] for line in self.lines if metric in line["nodes"]]
+        return {int(node): value for node, value in rows[-1].items()} if rows else {}
+
+    def partition(self) -> dict[str, Any] | None:
+        """Return who held what: `classes`, and `counts`, nodes x classes; None where it was not kept."""
+        try:
+            kept: dict[str, Any] = json.loads((self.path / PARTITION).read_text())
+        except (OSError, ValueError):
+            return None
+        return kept
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Runs that differ in their seeds alone, by seed, under a name that tells them from the others."""
+
+    name: str
+    runs: list[Run]
+
+
+def read_run(path: Path) -> Run:
+    """Read a run's folder, also while the run goes on.
+
+    Raises InputError for a folder without a run, one of `fedkd distill`, and one whose files this version cannot read.
+    """
+    if not (path / CONFIG).is_file():
+        raise InputError(f"{path}: there is no run; its {CONFIG} is missing.")
+    try:
+        config = tomllib.loads((path / CONFIG).read_text())
+        if "distiller" in config:
+            raise InputError(f"{path}: that is a distillation, not a federation; it has no rounds to compare.")
+        lines = whole_lines(path / METRICS)
+        summary = json.loads((path / SUMMARY).read_text()) if (path / SUMMARY).is_file() else None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: its files cannot be read: {on_one_line(str(error))}") from error
+    missing = [key for line in lines for key in _NEEDED if not isinstance(line, dict) or key not in line]
+    missing += [f"config.{key}" for key in ("seed", "rounds", "strategy", "data") if key not in config]
+    if not isinstance(config.get("strategy"), dict) or "name" not in config["strategy"]:
+        missing.append("config.strategy.name")
+    if summary is not None and not isinstance(summary, dict):
+        missing.append("summary")
+    elif summary is not None:
+        missing += [f"summary.{key}" for key in ("status", "versions") if key not in summary]
+    if missing:
+        versions = summary.get("versions", {}) if isinstance(summary, dict) else {}
+        raise InputError(
+            f"{path}: not a run of this version of fedkd (it says {versions.get('fedkd', 'nothing')}): "
+            f"without {', '.join(dict.fromkeys(missing))}; run it again."
+        )
+    return Run(path, config, lines, summary)
+
+
+def find_runs(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
+    """Return the runs in folders, each a run or a folder of runs, by path; and what is wrong with others there.
+
+    Raises InputError where a path does not exist, and where no run is left.
+    """
+    runs: list[Run] = []
+    problems: list[str] = []
+    for path in paths:
+        if not path.is_dir():
+            raise InputError(f"{path}: there is no such folder.")
+        folders = [path] if (path / CONFIG).is_file() else sorted(config.parent for config in path.rglob(CONFIG))
+        if not folders:
+            problems.append(f"{path}: there is no run in it.")
+        for folder in folders:
+            try:
+                run = read_run(folder)
+            except InputError as error:
+                problems.append(str(error))
+                continue
+            if any(run.path.resolve() == other.path.resolve() for other in runs):
+                continue
+            if run.lines:
+                runs.append(run)
+            else:
+                problems.append(f"{folder}: no round has ended ({run.status}).")
+    if not runs:
+        raise InputError("There is no run to show. " + " ".join(problems))
+    return runs, problems
+
+
+def completed(runs: Iterable[Run]) -> tuple[list[Run], list[str]]:
+    """Return the runs that came to their end, and a line on each other one."""
+    runs = list(runs)
+    others = [run for run in runs if run.status != "completed"]
+    told = [
+        f"{run.path}: {run.status} after round {run.reached} of {run.config['rounds']}; left out." for run in others
+    ]
+    return [run for run in runs if run.status == "completed"], told
+
+
+def differing(runs: Sequence[Run]) -> dict[str, list[Any]]:
+    """Return the keys, but the strategy's, in which runs differ, each with its values: None where it is unset."""
+    keys = sorted({key for run in runs for key in run.settings if not key.startswith("strategy.")})
+    values = {key: _unique(run.settings.get(key) for run in runs) for key in keys}
+    return {key: found for key, found in values.items() if len(found) > 1}
+
+
+def arms_of(runs: Sequence[Run]) -> tuple[list[Arm], list[str]]:
+    """Sort runs into arms, in the order in which they come; and tell of runs that are there twice.
+
+    An arm is named after its strategy, and whatever else tells it from the others.
+    """
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(json.dumps(run.settings, sort_keys=True, default=str), []).append(run)
+    members = [group[0] for group in groups.values()]
+    elsewhere = list(differing(members))
+    arms, problems = [], []
+    for first, group in zip(members, groups.values(), strict=True):
+        by_seed: dict[int, Run] = {}
+        for run in group:
+            if run.seed in by_seed:
+                problems.append(f"{run.path}: the same run as {by_seed[run.seed].path}; left out.")
+            else:
+                by_seed[run.seed] = run
+        name = first.settings["strategy.name"]
+        same = [run for run in members if run.settings["strategy.name"] == name]
+        own = sorted({key for run in same for key in run.settings if key.startswith("strategy.")})
+        own = [key for key in own if len(_unique(run.settings.get(key) for run in same)) > 1]
+        told = [f"{key.removeprefix('strategy.')} {_shown(first.settings.get(key))}" for key in (*own, *elsewhere)]
+        short = name.rsplit(":", 1)[-1]
+        arms.append(Arm(f"{short} ({', '.join(told)})" if told else short, [by_seed[seed] for seed in sorted(by_seed)]))
+    return arms, problems
+
+
+def shared_metrics(arms: Sequence[Arm]) -> list[str]:
+    """Return the metrics that all arms have, those first that say most: the nodes' models, the global one, probes."""
+    found = [{metric for run in arm.runs for metric in run.metrics()} for arm in arms]
+    order = ("personal/accuracy", "global/accuracy", "probe/accuracy")
+    shared = set.intersection(*found) if found else set()
+    return sorted(shared, key=lambda name: (order.index(name) if name in order else len(order), name))
+
+
+def check_metric(metric: str, arms: Sequence[Arm]) -> None:
+    """Raise InputError where no arm has a metric."""
+    known = {name for arm in arms for run in arm.runs for name in run.metrics()}
+    if metric not in known:
+        raise unknown("--metric", metric, known)
+
+
+def target_reached(run: Run, metric: str, target: float) -> tuple[int, float, float] | None:
+    """Return round, megabytes and seconds at which a metric was first measured at a target or beyond it, if ever."""
+    better = (lambda value: value <= target) if metric.endswith("/loss") else (lambda value: value >= target)
+    for i in run.measured(metric):
+        if better(run.lines[i]["metrics"][metric]):
+            return run.lines[i]["round"], run.megabytes[i], run.seconds[i]
+    return None
+
+
+def worst_decile(values: Iterable[float]) -> float:
+    """Return the mean of the lowest tenth of nodes' values, of one node at least."""
+    ordered = sorted(values)
+    lowest = ordered[: max(1, math.ceil(len(ordered) / 10))]
+    return sum(lowest) / len(lowest)
+
+
+def _unique(values: Iterable[Any]) -> list[Any]:
+    return list({json.dumps(value, sort_keys=True, default=str): value for value in values}.values())
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "unset"
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,158 @@
+"""The runs of a grid on Ray, several at a time: each in one worker, within the cores, the memory and the GPUs."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ray
+
+from fedkd.config import Config, NamedTable
+from fedkd.errors import InputError, RunError
+from fedkd.progress import ManyRuns
+from fedkd.run import resume, run
+from fedkd.runfolder import CONFIG, METRICS, whole_lines
+from fedkd.sweep import Job
+
+from .ray import connect, count_workers
+
+_LOOK_SECONDS = 1.0  # between two looks at how far the runs are
+_END_SECONDS = 60.0  # for runs that are interrupted to write their checkpoints
+_TRIES = 2  # of a run whose process dies; the second with twice the memory
+
+
+class Share(NamedTuple):
+    """What one run has of a machine: CPUs (its threads), GPUs, bytes of memory."""
+
+    cpus: float
+    gpus: float
+    memory: float
+
+
+@dataclass
+class _Running:
+    job: Job
+    share: Share
+    tries: int
+
+
+def run_jobs(
+    jobs: Sequence[Job], view: ManyRuns, *, memory: float, gpus: float | None = None, at_once: int | None = None
+) -> dict[str, str]:
+    """Run jobs, or let those go on that have a folder; return what went wrong with each that failed, by name.
+
+    `memory`: bytes that a run is reckoned with; `gpus`: its share of GPUs, by default what its engine's workers have;
+    `at_once`: how many run at a time at most; by default as many as fit. Engines change no result, so each run is
+    inline, in a worker of its own. Raises InputError where not even one fits.
+    """
+    if not jobs:
+        return {}
+    address = jobs[0].config.engine.options.get("address")
+    started = not ray.is_initialized()
+    if started:
+        connect(address)
+    try:
+        machines = [machine["Resources"] for machine in ray.nodes() if machine["Alive"]]
+        return _run_all(deque(_Running(job, _share(job.config, gpus, memory, machines), 1) for job in jobs),
+                        view, machines, at_once)  # fmt: skip
+    finally:
+        if started:
+            ray.shutdown()
+
+
+def _share(config: Config, gpus: float | None, memory: float, machines: list[dict[str, float]]) -> Share:
+    options = config.engine.options
+    if gpus is None:
+        there = any(machine.get("GPU", 0) >= 1 for machine in machines) and options.get("device", "auto") != "cpu"
+        gpus = float(options.get("gpus_per_worker", 0.0)) if config.engine.name == "ray" else float(there)
+    share = Share(float(options.get("threads", 1)), gpus, memory)
+    most = max(machine.get("memory", 0) for machine in machines)
+    if share.memory > most:
+        raise InputError(
+            f"--memory {share.memory / 2**30:g}: no machine has so much for a run; the largest has {most / 2**30:.1f}."
+        )
+    return share
+
+
+def _run_all(
+    waiting: deque[_Running], view: ManyRuns, machines: list[dict[str, float]], at_once: int | None
+) -> dict[str, str]:
+    widest = [max(getattr(one.share, name) for one in waiting) for name in ("cpus", "gpus")]
+    slots = count_workers("auto", widest[0], widest[1], machines, at_once or len(waiting))
+    running: dict[Any, _Running] = {}
+    failed: dict[str, str] = {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < slots:
+                one = waiting.popleft()
+                cpus, gpus, memory = one.share
+                task = ray.remote(_run_job).options(num_cpus=cpus, num_gpus=gpus, memory=int(memory), max_retries=0)
+                running[task.remote(_inline(one), str(one.job.path))] = one
+                view.begin(one.job.name, one.job.config.rounds)
+            ready, _ = ray.wait(list(running), num_returns=1, timeout=_LOOK_SECONDS)
+            for one in running.values():
+                _look(one.job, view)
+            for ref in ready:
+                one = running.pop(ref)
+                reason, died = _outcome(ref)
+                if died and one.tries < _TRIES:
+                    most = max(machine.get("memory", 0) for machine in machines)
+                    share = one.share._replace(memory=min(2 * one.share.memory, most))
+                    waiting.append(_Running(one.job, share, one.tries + 1))
+                    view.end(one.job.name, f"{reason}; it will go on, with twice the memory", finished=False)
+                    continue
+                if reason is not None:
+                    failed[one.job.name] = reason
+                view.end(one.job.name, reason, finished=True)
+    except KeyboardInterrupt:
+        for ref in running:
+            ray.cancel(ref)  # as Ctrl-C there: the last whole round becomes a checkpoint
+        ray.wait(list(running), num_returns=len(running), timeout=_END_SECONDS)
+        raise
+    return failed
+
+
+def _inline(one: _Running) -> Config:
+    options = {"threads": max(1, int(one.share.cpus)), "device": "cuda" if one.share.gpus else "cpu"}
+    return one.job.config.model_copy(update={"engine": NamedTable(name="inline", **options)})
+
+
+def _outcome(ref: Any) -> tuple[str | None, bool]:
+    """Return why a run failed, if it did, and whether its process died."""
+    try:
+        return ray.get(ref), False
+    except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError, ray.exceptions.NodeDiedError) as error:
+        return f"its process died: {type(error).__name__}", True
+    except ray.exceptions.RayError as error:
+        return f"{type(error).__name__}: {str(error).strip().splitlines()[-1]}", False
+
+
+def _look(job: Job, view: ManyRuns) -> None:
+    """Tell the view how far a run is, by what is in its folder."""
+    try:
+        lines = whole_lines(job.path / METRICS)
+    except OSError:
+        return
+    if lines:
+        shown: dict[str, float] = next((line["metrics"] for line in reversed(lines) if line["metrics"]), {})
+        view.update(job.name, lines[-1]["round"], shown)
+
+
+def _run_job(config: Config, folder: str) -> str | None:
+    """Run or continue one run in this worker; return why it failed, if it did."""
+    logging.getLogger("flwr").setLevel(logging.ERROR)
+    path = Path(folder)
+    try:
+        if (path / CONFIG).is_file():
+            resume(path)
+        else:
+            run(config, path)
+    except (InputError, RunError) as error:
+        return str(error)
+    except Exception as error:  # a defect of a strategy: shown as that run's failure
+        return f"{type(error).__name__}: {error}"
+    return None

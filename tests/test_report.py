@@ -1,0 +1,268 @@
+"""The page of runs in a real browser: it needs no network, is read on a phone, in the dark, by keyboard and aloud."""
+
+import json
+import re
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from conftest import merged
+from typer.testing import CliRunner
+
+from fedkd.cli import app
+from fedkd.config import Config, parse_config
+from fedkd.errors import InputError
+from fedkd.run import run
+from fedkd.watch import listen, make_app, version_of
+
+CHROMIUM = shutil.which("chromium")
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+         "--disable-component-update", "--disable-sync"]  # fmt: skip
+needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium here")
+pytestmark = pytest.mark.xdist_group("browser")
+
+EXCHANGE: dict[str, Any] = {"data.public": {"size": 60, "labelled": True}, "rounds": 3}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder of real runs: two strategies with two seeds, and one that shows generated images."""
+    from conftest import TINY
+
+    home = tmp_path_factory.mktemp("sweep")
+    for name in ("knfu", "fedmd"):
+        for seed in range(2):
+            config = merged(TINY, {**EXCHANGE, "strategy": {"name": name}, "seed": seed})
+            run(parse_config(config), home / f"{name}-{seed}")
+    fedftg = {"name": "fedftg", "iterations": 1, "student_steps": 1}
+    run(parse_config(merged(TINY, {**EXCHANGE, "strategy": fedftg})), home / "fedftg-0")
+    run(parse_config(merged(TINY, {**EXCHANGE, "data.partition.alpha": 0.1})), home / "fedavg-0")
+    return home
+
+
+@pytest.fixture(scope="module")
+def page_file(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("report") / "deep" / "report.html"
+    result = CliRunner().invoke(app, ["report", str(runs), "-o", str(out)])
+    assert result.exit_code == 0, result.output
+    assert str(out) in result.stdout
+    return out
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def visit(browser: Any) -> Iterator[Callable[..., Any]]:
+    """Return a function that opens an address, and fails the test for errors on the page and requests elsewhere."""
+    contexts, wrong = [], []
+
+    def go(address: str, **settings: Any) -> Any:
+        contexts.append(browser.new_context(**settings))
+        page = contexts[-1].new_page()
+        allowed = ("data:", address.rsplit("/", 1)[0])
+        page.on("request", lambda request: wrong.append(request.url) if not request.url.startswith(allowed) else None)
+        page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.goto(address)
+        return page
+
+    yield go
+    for context in contexts:
+        context.close()
+    assert wrong == []
+
+
+def test_the_page_is_whole_by_itself_and_escapes_what_it_shows(page_file: Path, runs: Path) -> None:
+    text = page_file.read_text()
+    assert not re.search(r"""(src|href)=["']?(https?:)?//""", text)
+    assert "data:image/png;base64," in text  # generated images
+    ids = re.findall(r' id="([^"]+)"', text)
+    assert len(ids) == len(set(ids))
+    for part in ("Who holds what", "Who hears whom", "Images over rounds", "Teachers of the server", "Configs"):
+        assert f">{part}</h" in text, part
+    again = CliRunner().invoke(app, ["report", str(runs), "-o", str(page_file.parent / "again.html")])
+    assert again.exit_code == 0
+    assert (page_file.parent / "again.html").read_text() == text
+
+
+def test_names_from_folders_cannot_become_markup(runs: Path, tmp_path: Path) -> None:
+    evil = tmp_path / "<img src=x onerror=alert(1)>"
+    shutil.copytree(runs / "fedmd-0", evil)
+    config = (evil / "config.toml").read_text()
+    (evil / "config.toml").write_text(config.replace('name = "fedmd"', 'name = "a.py:<script>alert(1)</script>"'))
+    out = tmp_path / "page.html"
+    assert CliRunner().invoke(app, ["report", str(evil), "-o", str(out)]).exit_code == 0
+    assert "<img src=x" not in out.read_text()
+    assert "<script>alert" not in out.read_text()
+
+
+def test_bad_folders_are_told_and_the_rest_is_shown(runs: Path, tmp_path: Path) -> None:
+    shutil.copytree(runs / "fedmd-0", tmp_path / "all" / "going-on")
+    (tmp_path / "all" / "going-on" / "summary.json").unlink()
+    shutil.copytree(runs / "fedmd-1", tmp_path / "all" / "broken")
+    (tmp_path / "all" / "broken" / "summary.json").write_text("{")
+    out = tmp_path / "page.html"
+    result = CliRunner().invoke(app, ["report", str(tmp_path / "all"), "-o", str(out)])
+    assert result.exit_code == 0
+    assert "broken: its files cannot be read" in result.stderr
+    assert "going-on: unfinished after round 3 of 3; shown as far as it is." in out.read_text()
+    (tmp_path / "none").mkdir()
+    for arguments in (["none"], ["nowhere"], ["all", "-o", str(tmp_path)]):
+        words = [str(tmp_path / arguments[0]), *arguments[1:]] + (["-o", str(out)] if len(arguments) == 1 else [])
+        refused = CliRunner().invoke(app, ["report", *words])
+        assert (refused.exit_code, "Traceback" in refused.output) == (2, False)
+
+
+@needs_browser
+def test_pictures_and_tables_can_be_read_aloud(page_file: Path, visit: Callable[..., Any]) -> None:
+    page = visit(page_file.as_uri())
+    charts = page.locator("svg.chart")
+    assert charts.count() > 10
+    for i in range(charts.count()):
+        named = charts.nth(i).evaluate(
+            "e => [e.getAttribute('role'), ...e.getAttribute('aria-labelledby').split(' ')"
+            ".map(id => document.getElementById(id).textContent.length)]"
+        )
+        assert named[0] == "img"
+        assert min(named[1:]) > 5
+    assert page.locator("img:not([alt])").count() == 0
+    assert page.locator("html[lang=en]").count() == 1
+    assert page.locator("th:not([scope])").count() == 0
+
+
+@needs_browser
+def test_the_keyboard_sorts_filters_and_chooses(page_file: Path, visit: Callable[..., Any]) -> None:
+    page = visit(page_file.as_uri())
+    group = page.locator("section.group").filter(has_text="alpha = 0.5").first
+    shown = group.locator("table.sortable:visible")
+    assert shown.count() == 1
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.className") == "skip"
+
+    def column(number: int) -> list[str]:
+        return shown.locator("tbody tr:visible").evaluate_all(f"rows => rows.map(r => r.cells[{number}].textContent)")
+
+    names = column(0)
+    assert {"knfu", "fedmd", "fedftg"} == set(names)
+    shown.locator("thead button").nth(2).focus()
+    page.keyboard.press("Enter")
+    values = [float(text.split(" ")[0]) for text in column(2)]
+    assert values == sorted(values, reverse=True)
+    assert shown.locator("th[aria-sort=descending]").count() == 1
+    page.keyboard.press("Enter")
+    assert [float(text.split(" ")[0]) for text in column(2)] == sorted(values)
+    group.locator("input.filter").focus()
+    page.keyboard.type("KN")
+    assert column(0) == ["knfu"]
+    group.locator("select.metric").select_option("global/accuracy")
+    assert group.locator("table.sortable:visible").get_attribute("aria-label") == "global/accuracy"
+    group.locator("select.metric").select_option("personal/accuracy")
+    number = group.locator("input.toggle").nth(0).get_attribute("value")
+    line = group.locator(f".of-metric:visible .series-{number}").first
+    assert line.evaluate("e => getComputedStyle(e).display") != "none"
+    group.locator("input.toggle").nth(0).focus()
+    page.keyboard.press("Space")
+    assert line.evaluate("e => getComputedStyle(e).display") == "none"
+
+
+@needs_browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_phone_shows_it_without_scrolling_sideways_by_day_and_night(
+    page_file: Path, visit: Callable[..., Any], scheme: str, tmp_path: Path
+) -> None:
+    page = visit(page_file.as_uri(), viewport={"width": 360, "height": 780}, color_scheme=scheme, has_touch=True)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    size = page.locator("svg.chart:visible text").first.evaluate("e => e.getBoundingClientRect().height")
+    assert size >= 8  # of letters, in pixels
+    colours = page.evaluate(
+        """() => {
+            const style = getComputedStyle(document.documentElement);
+            const series = Array.from({length: 8}, (_, i) => `--series-${i}`);
+            return ["--paper", "--raised", "--ink", "--soft", "--accent", ...series]
+                .map(name => style.getPropertyValue(name).trim());
+        }"""
+    )
+    paper, raised, *inks = map(_luminance, colours)
+    assert (paper > 0.5) == (scheme == "light")
+    for number, ink in enumerate(inks):
+        least = 4.5 if number < 3 else 3.0  # WCAG: text, and graphics
+        for ground in (paper, raised):
+            assert (max(ink, ground) + 0.05) / (min(ink, ground) + 0.05) >= least, colours[number + 2]
+    chart = page.locator("svg.chart:visible text").first.evaluate("e => getComputedStyle(e).fill")
+    assert chart == page.evaluate("getComputedStyle(document.body).color")
+
+
+def _luminance(colour: str) -> float:
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.fixture
+def served(tiny: Callable[..., Config], tmp_path: Path) -> Iterator[tuple[Path, str]]:
+    """Serve the page of a run that has ended one of two rounds."""
+    import uvicorn
+
+    folder = tmp_path / "run"
+    run(tiny(), folder)
+    whole = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (folder / "metrics.jsonl").write_text("".join(whole[:2]))
+    (folder / "summary.json").rename(folder / "later.json")
+    (folder / "later.jsonl").write_text("".join(whole))
+    listening = listen(0)
+    server = uvicorn.Server(uvicorn.Config(make_app(folder), log_level="error"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    thread.start()
+    yield folder, f"http://127.0.0.1:{listening.getsockname()[1]}/"
+    server.should_exit = True
+    thread.join()
+
+
+def test_watch_serves_the_loopback_only(served: tuple[Path, str]) -> None:
+    folder, address = served
+    answer = httpx.get(address)
+    assert answer.status_code == 200
+    assert "unfinished: round 1 of 2" in answer.text
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
+    assert httpx.get(address, headers={"Host": "attacker.example"}).status_code == 400
+    assert httpx.get(address + "version").text == version_of(folder)
+    assert httpx.get(address + "docs").status_code == 404
+    port = int(address.rsplit(":", 1)[1].strip("/"))
+    with pytest.raises(InputError, match=f"--port {port}: cannot be listened on"):
+        listen(port)
+    shutil.rmtree(folder)
+    assert httpx.get(address).status_code == 503
+    with pytest.raises(InputError, match="there is no run"):
+        make_app(folder)
+
+
+@needs_browser
+def test_the_watched_page_follows_the_run(served: tuple[Path, str], visit: Callable[..., Any]) -> None:
+    folder, address = served
+    page = visit(address)
+    assert "round 1 of 2" in page.locator("#progress").inner_text()
+    page.locator("select.metric").first.select_option("global/loss")
+    page.locator("details").first.locator("summary").click()
+    (folder / "later.jsonl").rename(folder / "metrics.jsonl")
+    (folder / "later.json").rename(folder / "summary.json")
+    page.get_by_text("completed: round 2 of 2").wait_for(timeout=30_000)
+    assert page.locator("select.metric").first.input_value() == "global/loss"  # what was chosen stays
+    assert page.locator("details[open]").count() == 1
+
+
+def test_partitions_are_kept_for_the_page(runs: Path) -> None:
+    kept = json.loads((runs / "knfu-0" / "partition.json").read_text())
+    assert [sum(row) for row in kept["counts"]] == [24] * 6
+    assert len(kept["classes"]) == 10

@@ -1,0 +1,159 @@
+"""Grids of runs: what is planned, what is refused, what is kept, and a real one on Ray from the command line."""
+
+import functools
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tomli_w
+from conftest import TINY, lines, merged
+from typer.testing import CliRunner
+
+from fedkd.cli import app
+from fedkd.errors import InputError
+from fedkd.sweep import plan, seeds_of
+
+RUNNER = CliRunner()
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "run.toml"
+    path.write_text(tomli_w.dumps(TINY))
+    return path
+
+
+def test_a_plan_has_each_combination_with_each_seed(config: Path, tmp_path: Path) -> None:
+    vary = ["strategy=local,{name='fedprox',mu=0.5}", "data.partition.alpha=0.1,1.0"]
+    found = plan(config, ["rounds=1"], vary, "3,0..1", tmp_path / "out")
+    assert len(found.jobs) == 2 * 2 * 3
+    assert found.varied == ["strategy", "data.partition.alpha"]
+    assert [job.name for job in found.jobs[:4]] == [
+        "strategy=local,alpha=0.1,seed=3", "strategy=local,alpha=0.1,seed=0", "strategy=local,alpha=0.1,seed=1",
+        "strategy=local,alpha=1.0,seed=3",
+    ]  # fmt: skip
+    last = found.jobs[-1]
+    assert (last.config.seed, last.config.rounds, last.config.strategy.options) == (
+        1, 1, {"mu": 0.5, "official_quirks": False},
+    )  # fmt: skip
+    assert last.config.data.partition is not None
+    assert (last.config.data.partition.model_extra or {})["alpha"] == 1.0
+
+
+def test_keys_with_one_ending_are_told_apart(config: Path, tmp_path: Path) -> None:
+    found = plan(config, [], ["checkpoint.every=1,2", "evaluate.every=1"], "0", tmp_path / "out")
+    assert [job.name for job in found.jobs] == [
+        "checkpoint.every=1,evaluate.every=1,seed=0", "checkpoint.every=2,evaluate.every=1,seed=0",
+    ]  # fmt: skip
+    assert found.varied == ["checkpoint.every"]
+
+
+def test_seeds_are_lists_and_ranges() -> None:
+    assert seeds_of("0..4") == [0, 1, 2, 3, 4]
+    assert seeds_of("7, 1..2, 1") == [7, 1, 2]
+    for text, message in [("", "write seeds as"), ("4..0", "holds no seed"), ("a", "write seeds as"), ("-1", "write")]:
+        with pytest.raises(InputError, match=message):
+            seeds_of(text)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--vary", "strateg=local,fedavg"], "strateg: unknown key 'strateg'; did you mean 'strategy'?"),
+        (["--vary", "strategy=local,fedagv"], "strategy.name: unknown 'fedagv'; did you mean 'fedavg'?"),
+        (["--vary", "strategy.mu=0.1,0.2"], "strategy.mu: unknown key 'mu'"),
+        (["--vary", "rounds=0,2"], "rounds = 0"),
+        (["--vary", "strategy"], "write key=value,value"),
+        (["--vary", "strategy=local,,fedavg"], "write key=value,value"),
+        (["--vary", "rounds=1", "--vary", "rounds=2"], "--vary rounds: give its values once"),
+        (["--vary", "rounds=1,1"], "two runs would be called 'rounds=1,seed=0'"),
+        (["--vary", "seed=1,2"], "give seeds by --seeds"),
+        (["--seeds", "3..1"], "holds no seed"),
+        (["--memory", "100000"], "no machine has so much for a run"),
+    ],
+)
+def test_wrong_grids_are_refused_before_anything_runs(
+    config: Path, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    out = tmp_path / "out"
+    result = RUNNER.invoke(app, ["sweep", str(config), "--out", str(out), *arguments])
+    assert result.exit_code == 2, result.output
+    assert message in result.stderr
+    assert not out.exists()
+
+
+def test_a_sweep_runs_shows_the_failed_keeps_the_finished_and_goes_on(config: Path, tmp_path: Path) -> None:
+    plugin = tmp_path / "fail.py"
+    plugin.write_text(
+        "from fedkd.strategies.fedavg import FedAvg\n"
+        "from pathlib import Path\n"
+        "class Fail(FedAvg):\n"
+        "    def run_round(self, federation):\n"
+        f"        if federation.number == 2 and not Path({str(tmp_path / 'mended')!r}).exists():\n"
+        "            raise OSError('no space left')\n"
+        "        super().run_round(federation)\n"
+    )
+    out = tmp_path / "out"
+    vary = f"strategy=fedavg,local,{plugin}:Fail"
+    command = ["sweep", str(config), "--vary", vary, "--seeds", "0..1", "--out", str(out)]
+    result = RUNNER.invoke(app, command)
+    assert result.exit_code == 1, result.output
+    assert "4 of 6 runs have ended well, 2 failed" in result.stdout
+    assert "strategy=fail.py-Fail,seed=1: OSError: no space left" in result.stderr
+    assert f"fedkd compare {out}" in result.stdout
+    # as the same run by itself, to the byte
+    alone = RUNNER.invoke(app, ["run", str(config), "--set", "seed=1", "--out", str(tmp_path / "alone")])
+    assert alone.exit_code == 0
+    assert lines(out / "strategy=fedavg,seed=1") == lines(tmp_path / "alone")
+    before = {
+        path: path.stat().st_mtime_ns for path in out.glob("strategy=[fl][eo]*/*.json*") if "fail" not in str(path)
+    }
+    (tmp_path / "mended").touch()
+    again = RUNNER.invoke(app, command)
+    assert again.exit_code == 0, again.output
+    assert "6 of 6 runs have ended well, of which 4 were there" in again.stdout
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+    assert lines(out / "strategy=fail.py-Fail,seed=1") == lines(tmp_path / "alone")  # went on from round 1
+    compared = RUNNER.invoke(app, ["compare", str(out)])
+    assert compared.exit_code == 0, compared.output
+    assert "local" in compared.stdout
+    other = RUNNER.invoke(app, [*command, "--set", "train.batch_size=4"])
+    assert other.exit_code == 2
+    assert "holds a run with another config: train.batch_size was 8, is 4" in other.stderr
+
+
+def test_foreign_files_in_the_folder_are_refused(config: Path, tmp_path: Path) -> None:
+    kept = tmp_path / "out" / "seed=0" / "thesis.txt"
+    kept.parent.mkdir(parents=True)
+    kept.write_text("years of work")
+    result = RUNNER.invoke(app, ["sweep", str(config), "--out", str(tmp_path / "out")])
+    assert result.exit_code == 2
+    assert "holds other files" in result.stderr
+    assert kept.read_text() == "years of work"
+    result = RUNNER.invoke(app, ["sweep", str(config), "--out", str(config)])
+    assert (result.exit_code, "that is a file" in result.stderr) == (2, True)
+
+
+def test_ctrl_c_keeps_checkpoints_and_the_sweep_goes_on(config: Path, tmp_path: Path) -> None:
+    config.write_text(tomli_w.dumps(merged(TINY, {"rounds": 600, "evaluate.every": 300, "checkpoint": {"every": 500}})))
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "fedkd.cli", "sweep", str(config), "--seeds", "0..1", "--out", str(out)]
+    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heed)
+    # until the fourth line of a run is written
+    first = out / "seed=0" / "metrics.jsonl"
+    subprocess.run(f"tail -n +4 -F '{first}' 2>/dev/null | head -1", shell=True, check=True, timeout=90)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=90)
+    assert (process.returncode, "the same command goes on" in said) == (130, True), said
+    ended = [json.loads(path.read_text()) for path in sorted(out.glob("*/summary.json"))]
+    assert "interrupted" in [summary["status"] for summary in ended]
+    assert list(out.glob("*/checkpoints/round-*"))
+    again = RUNNER.invoke(app, command[3:])
+    assert again.exit_code == 0, again.output
+    whole = RUNNER.invoke(app, ["run", str(config), "--out", str(tmp_path / "whole")])
+    assert whole.exit_code == 0
+    assert lines(out / "seed=0") == lines(tmp_path / "whole")
