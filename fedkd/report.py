@@ -209,23 +209,25 @@ def _of_each(arms: list[Arm], key: str) -> list[tuple[Arm, Run, dict[str, Any]]]
 
 
 def _weights(arms: list[Arm]) -> dict[str, Any] | None:
-    figures = _matrices(arms, "weights", "nodes", "node that is heard", "node that hears")
+    figures = _matrices(arms, "weights", "nodes", "node that is heard", "node that hears", square=True)
     about = "Each row: with what weight a node hears the others."
     return {"title": "Who hears whom", "about": about, "figures": figures} if figures else None
 
 
 def _ensembles(arms: list[Arm]) -> dict[str, Any] | None:
-    figures = _matrices(arms, "ensemble_weights", "teachers", "teacher (node)", "class")
+    figures = _matrices(arms, "ensemble_weights", "teachers", "teacher (node)", "class", square=False)
     about = "The weight of each teacher for each class."
     return {"title": "Teachers of the server", "about": about, "figures": figures} if figures else None
 
 
-def _matrices(arms: list[Arm], key: str, nodes_key: str, x_label: str, y_label: str) -> list[dict[str, Any]]:
-    """Return the last matrix of weights that each arm's first run logged; its columns are nodes."""
+def _matrices(
+    arms: list[Arm], key: str, nodes_key: str, x_label: str, y_label: str, *, square: bool
+) -> list[dict[str, Any]]:
+    """Return the last matrix that each arm's first run logged; its columns, and rows of a square one, are nodes."""
     figures = []
     for arm, run, line in _of_each(arms, key):
         weights, nodes = np.array(line["log"][key]), [str(node) for node in line["log"][nodes_key]]
-        rows = nodes if len(weights) == len(nodes) else [str(row) for row in range(len(weights))]
+        rows = nodes if square else [str(row) for row in range(len(weights))]
         told = "; ".join(
             f"row {name}: most is {row.max():.2f}, of node {nodes[int(np.argmax(row))]}"
             for name, row in list(zip(rows, weights, strict=True))[:_MOST_ROWS]
