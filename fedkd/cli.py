@@ -141,7 +141,7 @@ def _refuse_mixed(config: Path | None, out: Path | None, overrides: list[str] | 
 
 @app.command()
 def sweep(
-    config: Annotated[Path, typer.Argument(help="A TOML run file.")],
+    configs: Annotated[list[Path], typer.Argument(help="TOML run files.")],
     vary: Annotated[
         list[str] | None,
         typer.Option(metavar="KEY=VALUE,VALUE", help="A key and its values; several times for a grid."),
@@ -162,10 +162,11 @@ def sweep(
         from .progress import ManyRuns
         from .runfolder import free_folder
         from .simulations.sweep import run_jobs
-        from .sweep import plan
+        from .sweep import check, plan
 
-        folder = out or free_folder(Path("runs"), f"sweep-{config.stem}")
-        grid = plan(config, overrides or [], vary or [], seeds, folder)
+        folder = out or free_folder(Path("runs"), f"sweep-{configs[0].stem}")
+        grid = plan(configs, overrides or [], vary or [], seeds, folder)
+        check(grid.jobs)
         with ManyRuns(sys.stderr, len(grid.jobs)) as view:
             failed = run_jobs(grid.jobs, view, memory=memory * 2**30, gpus=gpus, at_once=at_once)
         total = len(grid.jobs) + grid.finished
@@ -176,7 +177,7 @@ def sweep(
         baseline = f" --baseline {grid.first}" if grid.first else ""
         typer.echo(f"next: fedkd compare {folder}{by}{baseline}")
         if failed:
-            raise RunError("\n".join(f"{name}: {reason}" for name, reason in failed.items()))
+            raise RunError(f"{len(failed)} runs failed, as said above: {', '.join(failed)}.")
 
 
 RunFolders = Annotated[list[Path], typer.Argument(help="Runs, or folders of runs.")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
 import shutil
 from collections.abc import Sequence
@@ -10,9 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .config import Config, difference, read_config, to_table
+from .environment import Environment
 from .errors import InputError
+from .federated import FederatedData, federate
 from .results import read_run
 from .runfolder import CONFIG, CREATED
+from .trackers import make_trackers
 from .wrapper import make_strategy
 
 
@@ -35,8 +39,8 @@ class Plan:
     first: str | None  # the first strategy, where several are compared
 
 
-def plan(config: Path, overrides: Sequence[str], vary: Sequence[str], seeds: str, out: Path) -> Plan:
-    """Return the grid of all combinations of the values of the keys in `vary` (`key=value,value`), with each seed.
+def plan(configs: Sequence[Path], overrides: Sequence[str], vary: Sequence[str], seeds: str, out: Path) -> Plan:
+    """Return the grid of all combinations of configs, values of the keys in `vary` (`key=value,value`) and seeds.
 
     Each combination is validated as `fedkd run` does before it loads images. Runs that are in `out` with the same
     config are kept or go on. Raises InputError for what is wrong with a config, a key, a value or a seed, for two runs
@@ -50,19 +54,41 @@ def plan(config: Path, overrides: Sequence[str], vary: Sequence[str], seeds: str
         hint = "give its values once" if twice[0] != "seed" else "give seeds by --seeds"
         raise InputError(f"--vary {twice[0]}: {hint}.")
     jobs: list[Job] = []
-    for values in itertools.product(*(values for _, values in axes)):
+    combinations = list(itertools.product(*(values for _, values in axes)))
+    for config, values in itertools.product(configs, combinations):
         chosen = dict(zip(keys, values, strict=True))
+        words = [config.stem] if len(configs) > 1 else []
+        words += [f"{_short(key, keys)}={_word(value)}" for key, value in chosen.items()]
         parsed = _resolved(read_config(config, [*overrides, *(f"{key}={value}" for key, value in chosen.items())]))
         for seed in seeds_of(seeds):
-            name = ",".join([*(f"{_short(key, keys)}={_word(value)}" for key, value in chosen.items()), f"seed={seed}"])
+            name = ",".join([*words, f"seed={seed}"])
             jobs.append(Job(name, out / name, parsed.model_copy(update={"seed": seed})))
     names = [job.name for job in jobs]
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise InputError(f"--vary: two runs would be called {twice[0]!r}; give each value once.")
+        raise InputError(f"Two runs would be called {twice[0]!r}; give each config and each value once.")
     left = [job for job in jobs if not _is_finished(job)]
     varied = [key for key, values in axes if len(values) > 1]
-    first = jobs[0].config.strategy.name if any(key.startswith("strategy") for key in varied) else None
+    several = len({job.config.strategy.name for job in jobs}) > 1
+    first = jobs[0].config.strategy.name if several else None
     return Plan(left, len(jobs) - len(left), varied, first)
+
+
+def check(jobs: Sequence[Job]) -> None:
+    """Refuse what `fedkd run` would: images that are missing, models, what strategies need; each config once.
+
+    Data are loaded for one seed of each. Raises InputError naming the run.
+    """
+    unlike = {json.dumps({**to_table(job.config), "seed": 0}, sort_keys=True): job for job in reversed(jobs)}
+    by_data = sorted(unlike.values(), key=lambda job: job.config.data.model_dump_json())
+    for _, group in itertools.groupby(by_data, key=lambda job: job.config.data.model_dump_json()):
+        data: FederatedData | None = None
+        for job in group:
+            try:
+                data = data or federate(job.config.data, job.config.seed)
+                Environment(job.config, data).check()
+                make_trackers(job.config)
+            except InputError as error:
+                raise InputError(f"{job.name}: {error}") from error
 
 
 def _resolved(config: Config) -> Config:

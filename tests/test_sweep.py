@@ -28,7 +28,7 @@ def config(tmp_path: Path) -> Path:
 
 def test_a_plan_has_each_combination_with_each_seed(config: Path, tmp_path: Path) -> None:
     vary = ["strategy=local,{name='fedprox',mu=0.5}", "data.partition.alpha=0.1,1.0"]
-    found = plan(config, ["rounds=1"], vary, "3,0..1", tmp_path / "out")
+    found = plan([config], ["rounds=1"], vary, "3,0..1", tmp_path / "out")
     assert len(found.jobs) == 2 * 2 * 3
     assert found.varied == ["strategy", "data.partition.alpha"]
     assert [job.name for job in found.jobs[:4]] == [
@@ -43,8 +43,21 @@ def test_a_plan_has_each_combination_with_each_seed(config: Path, tmp_path: Path
     assert (last.config.data.partition.model_extra or {})["alpha"] == 1.0
 
 
+def test_several_configs_stand_beside_each_other(config: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.toml"
+    other.write_text(tomli_w.dumps(merged(TINY, {"strategy": {"name": "local"}})))
+    found = plan([config, other], [], ["rounds=1,2"], "0", tmp_path / "out")
+    assert [(job.name, job.config.strategy.name) for job in found.jobs] == [
+        ("run,rounds=1,seed=0", "fedavg"), ("run,rounds=2,seed=0", "fedavg"),
+        ("other,rounds=1,seed=0", "local"), ("other,rounds=2,seed=0", "local"),
+    ]  # fmt: skip
+    assert (found.varied, found.first) == (["rounds"], "fedavg")
+    with pytest.raises(InputError, match="Two runs would be called 'run,seed=0'; give each config"):
+        plan([config, config], [], [], "0", tmp_path / "out")
+
+
 def test_keys_with_one_ending_are_told_apart(config: Path, tmp_path: Path) -> None:
-    found = plan(config, [], ["checkpoint.every=1,2", "evaluate.every=1"], "0", tmp_path / "out")
+    found = plan([config], [], ["checkpoint.every=1,2", "evaluate.every=1"], "0", tmp_path / "out")
     assert [job.name for job in found.jobs] == [
         "checkpoint.every=1,evaluate.every=1,seed=0", "checkpoint.every=2,evaluate.every=1,seed=0",
     ]  # fmt: skip
@@ -69,9 +82,12 @@ def test_seeds_are_lists_and_ranges() -> None:
         (["--vary", "strategy"], "write key=value,value"),
         (["--vary", "strategy=local,,fedavg"], "write key=value,value"),
         (["--vary", "rounds=1", "--vary", "rounds=2"], "--vary rounds: give its values once"),
-        (["--vary", "rounds=1,1"], "two runs would be called 'rounds=1,seed=0'"),
+        (["--vary", "rounds=1,1"], "Two runs would be called 'rounds=1,seed=0'"),
         (["--vary", "seed=1,2"], "give seeds by --seeds"),
         (["--seeds", "3..1"], "holds no seed"),
+        (["--vary", "strategy=local,knfu"], "strategy=knfu,seed=0: strategy knfu needs a public set"),
+        (["--vary", "data.name=digits,mnist"], "name=mnist,seed=0: data.name: the files of 'mnist' are not"),
+        (["--vary", "data.partition.clients=6,2000"], "clients=2000,seed=0: data.partition"),
         (["--memory", "100000"], "no machine has so much for a run"),
     ],
 )

@@ -73,9 +73,11 @@ def _has_sqlalchemy() -> bool:
 
 
 def test_wandb_keeps_an_offline_run_in_the_folder(tiny: Tiny, tmp_path: Path) -> None:
+    import wandb
     from wandb.proto.wandb_internal_pb2 import Record
 
     summary = run(tiny({"trackers": [{"name": "wandb", "mode": "offline"}]}), tmp_path / "run")
+    wandb.teardown()  # its own process writes the file; with its end all is there
     (log,) = (tmp_path / "run" / "wandb").glob("offline-run-*/run-*.wandb")
     found = []
     for data in logged_records(log.read_bytes()):

@@ -1,0 +1,167 @@
+"""The leaderboard: all strategies under one protocol, from start to end, into docs/leaderboard.md.
+
+The protocol is in configs/leaderboard/, one file a strategy that differs in [strategy] alone; a test says so.
+
+    python benchmarks/leaderboard.py                # needs mnist.npz and cifar10.npz in $FEDKD_DATA or data/
+    python benchmarks/leaderboard.py --out runs/leaderboard      # again: goes on where it was
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from fedkd.compare import Comparison, Row, compare, split, to_csv
+from fedkd.progress import ManyRuns
+from fedkd.report import report
+from fedkd.results import Run, completed, find_runs
+from fedkd.simulations.sweep import run_jobs
+from fedkd.sweep import check, plan
+
+HOME = Path(__file__).resolve().parents[1]
+SETS, ALPHAS, SEEDS = ("digits", "mnist", "cifar10"), ("0.1", "0.5"), "0..2"
+BY = ["data.name", "data.partition.alpha"]
+TABLES = (
+    ("personal/accuracy", "Nodes' models on their own test images",
+     "The model that a node ends the last round with: its own, or the global one where a method has no other."),
+    ("global/accuracy", "The server's model on the global test set", "Of methods that have one."),
+    ("probe/accuracy", "Self-supervised methods: a linear probe on frozen features",
+     "Trained on all nodes' labels, which the methods themselves never see; measured on the global test set."),
+)  # fmt: skip
+COST = "Traffic both ways and seconds of all rounds without evaluation, one core each; means over seeds."
+PROTOCOL = """
+Ten nodes, all in each round; 300 training images a class (of digits all), split by Dirichlet(α), after 300 were taken
+out as the unlabelled transfer set of whoever needs one; the small `cnn` (8 and 16 channels, 64 hidden units); 20
+rounds of one local epoch, batch 32, SGD 0.1 without momentum, a rate that was chosen for FedAvg on seed 10 among
+0.05, 0.1 and 0.2. Equal work: the same local epochs on the same images for each strategy. What a method does besides
+(distillation, generators, second models, two views of each image) is in its seconds, below. Strategies have their
+defaults, or sizes of transfer batches, generators and virtual images that were cut to this budget, as their configs
+say; none was tuned.
+
+Means ± standard deviations over seeds 0, 1 and 2, in percent, after the last round. The best mean of a column is
+bold, which with three seeds is seldom more than a tie: [leaderboard.csv](leaderboard.csv) has the paired differences
+to `fedavg` (of self-supervised methods to `simclr`) with p values, fairness over nodes, and cost. A cell links to its
+run's config, to be run with its column's `--set data.name=... --set data.partition.alpha=...` and with `--set
+seed=...`.
+
+It ranks what the methods do at this small budget, not what they can do: published settings train ten to a hundred
+times longer.
+"""
+
+
+def cell(row: Row | None, best: float) -> str:
+    """Return a strategy's mean and deviation in percent, the best of a column in bold."""
+    if row is None:
+        return "–"
+    text = f"{100 * row.final.mean:.1f} ± {100 * row.final.deviation:.1f}"
+    return f"**{text}**" if row.final.mean == best else text
+
+
+def table(metric: str, comparisons: Sequence[Comparison]) -> list[str]:
+    """Return the lines of a table: strategies by their mean over columns, each cell with a link to its config."""
+    by_name = [{row.arm.runs[0].config["strategy"]["name"]: row for row in one.rows} for one in comparisons]
+    best = [max(row.final.mean for row in rows.values()) for rows in by_name]
+    names = sorted(
+        {name for rows in by_name for name in rows},
+        key=lambda name: -sum(rows[name].final.mean for rows in by_name if name in rows),
+    )
+    lines = ["| strategy | " + " | ".join(_column(one) for one in comparisons) + " |"]
+    lines.append("|---|" + "---:|" * len(comparisons))
+    for name in names:
+        config = f"../configs/leaderboard/{name}.toml"
+        cells = [f"[{cell(rows.get(name), most)}]({config})" for rows, most in zip(by_name, best, strict=True)]
+        lines.append(f"| [`{name}`]({_page(name)}) | " + " | ".join(cells) + " |")
+    return lines
+
+
+def _page(name: str) -> str:
+    own = Path("methods") / f"{name}.md"
+    return str(own if (HOME / "docs" / own).exists() else Path("methods") / f"{name.removesuffix('_fl')}.md")
+
+
+def _column(comparison: Comparison) -> str:
+    run = comparison.rows[0].arm.runs[0]
+    return f"{run.config['data']['name']}, α = {run.config['data']['partition']['alpha']:g}"
+
+
+def cost(groups: Sequence[Sequence[Run]]) -> list[str]:
+    """Return the lines of the table of traffic and seconds a run, means over seeds, of each set at the first alpha."""
+    chosen = [group for group in groups if group[0].config["data"]["partition"]["alpha"] == float(ALPHAS[0])]
+    sets = [group[0].config["data"]["name"] for group in chosen]
+    lines = ["| strategy | " + " | ".join(f"{name}: MB, s" for name in sets) + " |", "|---|" + "---:|" * len(sets)]
+    for name in sorted({run.config["strategy"]["name"] for group in chosen for run in group}):
+        cells = []
+        for group in chosen:
+            runs = [run for run in group if run.config["strategy"]["name"] == name]
+            megabytes = sum(run.megabytes[-1] for run in runs) / len(runs)
+            cells.append(f"{megabytes:.3g}, {sum(run.seconds[-1] for run in runs) / len(runs):.1f}")
+        lines.append(f"| `{name}` | " + " | ".join(cells) + " |")
+    return lines
+
+
+def main() -> None:
+    """Run what is not there yet, and write the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/leaderboard"), help="the folder of the runs")
+    parser.add_argument("--docs", type=Path, default=HOME / "docs", help="where leaderboard.md and .csv are written")
+    arguments = parser.parse_args()
+    vary = [f"data.name={','.join(SETS)}", f"data.partition.alpha={','.join(ALPHAS)}"]
+    configs = sorted((HOME / "configs" / "leaderboard").glob("*.toml"))
+    commit = _git("rev-parse", "--short", "HEAD")
+    if _git("status", "--porcelain", "fedkd", "strategies", "simulations", "configs"):
+        commit += " with changes"
+    begin = time.perf_counter()
+    grid = plan(configs, [], vary, SEEDS, arguments.out)
+    check(grid.jobs)
+    with ManyRuns(sys.stderr, len(grid.jobs)) as view:
+        failed = run_jobs(grid.jobs, view, memory=2 * 2**30)
+    minutes = (time.perf_counter() - begin) / 60
+    runs, problems = find_runs([arguments.out])
+    runs, others = completed(runs)
+    groups = sorted(split(runs, BY, []).items(), key=lambda item: _place(item[1][0]))
+    made = (
+        f"{len(configs)} strategies under one protocol, made by `python benchmarks/leaderboard.py` on "
+        f"{datetime.date.today()} at commit {commit}: {len(grid.jobs)} runs in {minutes:.0f} minutes"
+        + (f" ({grid.finished} more were there)" if grid.finished else "")
+        + f", as many at a time as {os.cpu_count()} cores hold ({platform.machine()}, no GPU)."
+    )
+    parts, tables = ["# Leaderboard", "", made, "", *PROTOCOL.splitlines()], []
+    for metric, title, about in TABLES:
+        comparisons = []
+        for name, group in groups:
+            having = [run for run in group if metric in run.metrics()]
+            if having:
+                comparisons.append(compare(having, metric=metric, baseline=_baseline(having), title=name))
+        parts += ["", f"## {title}", "", about, "", *table(metric, comparisons)]
+        tables += comparisons
+    parts += ["", f"## Cost at α = {ALPHAS[0]}", "", COST, "", *cost([group for _, group in groups]), ""]
+    (arguments.docs / "leaderboard.md").write_text("\n".join(parts))
+    (arguments.docs / "leaderboard.csv").write_text(to_csv(tables))
+    problems += report([arguments.out], arguments.out / "report.html", "The leaderboard")
+    for problem in dict.fromkeys([*problems, *others]):
+        print(problem, file=sys.stderr)
+    print(f"{len(runs)} runs, {len(failed)} failed, {minutes:.1f} minutes: {arguments.docs / 'leaderboard.md'}")
+    raise SystemExit(1 if failed else 0)
+
+
+def _place(run: Run) -> tuple[int, float]:
+    return SETS.index(run.config["data"]["name"]), run.config["data"]["partition"]["alpha"]
+
+
+def _baseline(runs: Sequence[Run]) -> str:
+    return "fedavg" if any(run.config["strategy"]["name"] == "fedavg" for run in runs) else "simclr"
+
+
+def _git(*words: str) -> str:
+    return subprocess.run(["git", *words], cwd=HOME, capture_output=True, text=True, check=True).stdout.strip()
+
+
+if __name__ == "__main__":
+    main()
