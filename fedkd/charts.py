@@ -25,6 +25,7 @@ _STANDINS = {_INK: "var(--ink)", _FAINT: "var(--faint)"} | {
     f"#0a0b{number:02x}": f"var(--series-{number})" for number in range(COLOURS)
 }
 _STYLE: Any = {
+    "text.parse_math": False,  # names may hold a $
     "svg.fonttype": "none",  # text stays text: it can be read aloud, searched and copied
     "svg.hashsalt": "fedkd",
     "font.family": "sans-serif",

@@ -6,6 +6,7 @@ import contextlib
 import json as json_module
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -148,7 +149,7 @@ def sweep(
     ] = None,
     seeds: Annotated[str, typer.Option(help="Such as 0..4 or 0,1,7.")] = "0",
     overrides: Overrides = None,
-    out: Annotated[Path | None, typer.Option(help="The folder of the runs; by default a new one in runs/.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The folder of the runs; by default runs/sweep-<config>.")] = None,
     at_once: Annotated[
         int | None, typer.Option(min=1, help="Runs at a time at most; by default as many as fit.")
     ] = None,
@@ -160,14 +161,13 @@ def sweep(
     """Run a grid of configs and seeds, several at a time. The same command again goes on where it was."""
     with _exit_codes("the same command goes on"):
         from .progress import ManyRuns
-        from .runfolder import free_folder
         from .simulations.sweep import run_jobs
-        from .sweep import check, plan
+        from .sweep import alone_in, check, plan
 
-        folder = out or free_folder(Path("runs"), f"sweep-{configs[0].stem}")
+        folder = out or Path("runs") / f"sweep-{configs[0].stem}"
         grid = plan(configs, overrides or [], vary or [], seeds, folder)
         check(grid.jobs)
-        with ManyRuns(sys.stderr, len(grid.jobs)) as view:
+        with alone_in(folder), ManyRuns(sys.stderr, len(grid.jobs)) as view:
             failed = run_jobs(grid.jobs, view, memory=memory * 2**30, gpus=gpus, at_once=at_once)
         total = len(grid.jobs) + grid.finished
         told = f"{total - len(failed)} of {total} runs have ended well"
@@ -175,7 +175,7 @@ def sweep(
         typer.echo(told + (f", {len(failed)} failed" if failed else ""))
         by = "".join(f" --by {key}" for key in grid.varied if not key.startswith("strategy"))
         baseline = f" --baseline {grid.first}" if grid.first else ""
-        typer.echo(f"next: fedkd compare {folder}{by}{baseline}")
+        typer.echo(f"next: fedkd compare {shlex.quote(str(folder))}{by}{baseline}")
         if failed:
             raise RunError(f"{len(failed)} runs failed, as said above: {', '.join(failed)}.")
 
@@ -199,20 +199,26 @@ def compare(
     out: Annotated[Path | None, typer.Option(help="A folder for compare.md, compare.tex and compare.csv.")] = None,
 ) -> None:
     """Compare finished runs: means over seeds, paired differences, fairness over nodes, cost to a target."""
-    with _exit_codes():
+    with _exit_codes("nothing is lost"):
         from . import compare as comparing
         from .results import completed, find_runs
 
+        if out is not None and out.exists() and not out.is_dir():
+            raise InputError(f"--out {out}: that is a file; name a folder.")
         runs, problems = find_runs(paths)
         runs, others = completed(runs)
         problems += others
         if not runs:
             raise InputError("No run has been completed. " + " ".join(problems))
-        tables = [
-            comparing.compare(group, metric=metric, target=target, baseline=baseline, title=title)
-            for title, group in comparing.split(runs, by or [], across or []).items()
-        ]
-        for problem in problems + [problem for one in tables for problem in one.problems]:
+        tables, refused = [], []
+        for title, group in comparing.split(runs, by or [], across or []).items():
+            try:
+                tables.append(comparing.compare(group, metric=metric, target=target, baseline=baseline, title=title))
+            except InputError as error:  # the other groups can be shown all the same
+                refused.append(f"{title}: {error}" if title else str(error))
+        if not tables:
+            raise InputError("\n".join(refused))
+        for problem in [*problems, *refused, *(problem for one in tables for problem in one.problems)]:
             typer.echo(f"fedkd: {problem}", err=True)
         for one in tables:
             _print_comparison(*comparing.table(one), comparing.caption(one))
@@ -234,7 +240,7 @@ def report(
     title: Annotated[str | None, typer.Option(help="Its title.")] = None,
 ) -> None:
     """Write one page on runs that needs no network: curves, tables, partitions, nodes, what methods show."""
-    with _exit_codes():
+    with _exit_codes("nothing is lost"):
         from . import report as reporting
 
         for problem in reporting.report(paths, output, title):
@@ -386,18 +392,27 @@ def _print_summary(summary: dict[str, Any], folder: Path) -> None:
 
 
 def _print_comparison(header: list[str], rows: list[list[str]], caption: str) -> None:
+    """Print a table; on a narrow terminal in parts, each with the strategies' names."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=Text(caption), title_justify="left")
-    for number, name in enumerate(header):
-        table.add_column(name, justify="right" if number else "left", no_wrap=not number)
-    for row in rows:
-        table.add_row(*map(Text, row))
+    widths = [max(map(len, column)) + 3 for column in zip(header, *rows, strict=True)]
     # a table in a file is as wide as it needs to be
-    wide = 40 + 3 * len(header) + max(sum(map(len, row)) for row in [header, *rows])
-    Console(width=None if sys.stdout.isatty() else wide).print(table)
+    console = Console(width=None if sys.stdout.isatty() else max(sum(widths) + 1, 120))
+    parts: list[list[int]] = [[]]
+    for number in range(1, len(header)):
+        if parts[-1] and widths[0] + sum(widths[i] for i in parts[-1]) + widths[number] + 1 > console.width:
+            parts.append([])
+        parts[-1].append(number)
+    console.print(Text(caption))
+    for part in parts:
+        table = Table()
+        for number in (0, *part):
+            table.add_column(header[number], justify="right" if number else "left", no_wrap=True)
+        for row in rows:
+            table.add_row(*(Text(row[number]) for number in (0, *part)))
+        console.print(table)
 
 
 def _human(size: float) -> str:

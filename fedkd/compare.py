@@ -12,13 +12,27 @@ from typing import Any, NamedTuple
 
 from .config import flattened
 from .errors import InputError
-from .results import Arm, Run, arms_of, check_metric, differing, shared_metrics, target_reached, worst_decile
+from .results import (
+    Arm,
+    Run,
+    arms_of,
+    check_metric,
+    differing,
+    other_data,
+    shared_metrics,
+    target_reached,
+    worst_decile,
+)
+from .runfolder import lower_is_better
 
 _LEVEL = 0.95  # of confidence intervals
 
 
 class Estimate(NamedTuple):
-    """A mean over seeds, its standard deviation (n - 1) and Student's 95 % interval; NaN where one seed has none."""
+    """A mean over seeds, its standard deviation (n - 1) and Student's 95 % interval.
+
+    NaN where there is one seed alone, and all of it where a value is not finite.
+    """
 
     mean: float
     deviation: float
@@ -79,8 +93,8 @@ def estimate(values: Sequence[float]) -> Estimate:
     """Return the mean of values, their deviation, and the interval mean +- t(0.975, n - 1) s / sqrt(n)."""
     from scipy.special import stdtrit  # Student's quantiles; scipy.stats takes a second to import
 
-    mean = fmean(values)
-    if len(values) < 2:
+    mean = fmean(values) if all(map(math.isfinite, values)) else math.nan
+    if len(values) < 2 or math.isnan(mean):
         return Estimate(mean, math.nan, math.nan, math.nan, len(values))
     deviation = stdev(values)
     half = float(stdtrit(len(values) - 1, 0.5 + _LEVEL / 2)) * deviation / math.sqrt(len(values))
@@ -91,7 +105,7 @@ def paired_p(differences: Sequence[float]) -> float | None:
     """Return the two-sided p of Student's paired test that the mean difference is 0; None where it has none."""
     from scipy.special import stdtr
 
-    if len(differences) < 2 or stdev(differences) == 0:
+    if len(differences) < 2 or not all(map(math.isfinite, differences)) or stdev(differences) == 0:
         return None
     t = fmean(differences) / (stdev(differences) / math.sqrt(len(differences)))
     return float(2 * stdtr(len(differences) - 1, -abs(t)))
@@ -145,17 +159,13 @@ def _refuse_unlike(runs: Sequence[Run], across: Sequence[str]) -> None:
             f"These runs are not alike in more than their strategies: {told}. "
             f"--by {parts[0]} makes a table of each; --across {parts[0]} compares them all the same."
         )
-    if found:
-        return
-    prints: dict[int, tuple[str, Run]] = {}
-    for run in runs:
-        mine = str((run.summary or {}).get("data", ""))
-        theirs, other = prints.setdefault(run.seed, (mine, run))
-        if mine != theirs:
-            raise InputError(
-                f"{other.path} and {run.path}: the same data and seed in their configs, but not the same images or "
-                "partition: did a file of images change between them?"
-            )
+    if any(key.startswith("data.") for key in found) or "data" in across:
+        return  # told to
+    if (pair := other_data(runs)) is not None:
+        raise InputError(
+            f"{pair[0].path} and {pair[1].path}: the same data and seed in their configs, but not the same images or "
+            "partition: did a file of images change between them? --across data compares them all the same."
+        )
 
 
 def compare(
@@ -183,10 +193,15 @@ def compare(
     for arm in arms:
         having = [run for run in arm.runs if metric in run.metrics()]
         problems += [f"{run.path}: has no {metric}; left out." for run in arm.runs if run not in having]
+        problems += [
+            f"{run.path}: {metric} ends as {value}, and so there is no mean of {arm.name}."
+            for run in having
+            if not math.isfinite(value := final_value(run, metric))
+        ]
         if having:
             kept.append(Arm(arm.name, having))
     base = _baseline(kept, baseline)
-    sign = -1.0 if metric.endswith("/loss") else 1.0
+    sign = -1.0 if lower_is_better(metric) else 1.0
     paired: list[Paired | None] = []
     ps = [None if arm is base else paired_p(_differences(arm, base, metric)) for arm in kept]
     for arm, p in zip(kept, holm(ps), strict=True):
@@ -217,8 +232,8 @@ def final_value(run: Run, metric: str) -> float:
 
 
 def _best_value(run: Run, metric: str) -> float:
-    values = [run.lines[i]["metrics"][metric] for i in run.measured(metric)]
-    return float(min(values) if metric.endswith("/loss") else max(values))
+    values = [v for i in run.measured(metric) if math.isfinite(v := run.lines[i]["metrics"][metric])]
+    return float((min if lower_is_better(metric) else max)(values, default=math.nan))
 
 
 def _differences(arm: Arm, base: Arm, metric: str) -> list[float]:
@@ -238,7 +253,7 @@ def _row(arm: Arm, paired: Paired | None, metric: str, target: float | None) -> 
         final=estimate([final_value(run, metric) for run in arm.runs]),
         best=estimate([_best_value(run, metric) for run in arm.runs]),
         paired=paired,
-        worst_decile=fmean(map(worst_decile, nodes)) if nodes else None,
+        worst_decile=fmean(worst_decile(one, metric) for one in nodes) if nodes else None,
         spread=fmean(math.sqrt(fmean((v - fmean(one)) ** 2 for v in one)) for one in nodes) if nodes else None,
         reached=reached,
         megabytes=fmean(run.megabytes[-1] for run in arm.runs),
@@ -322,7 +337,8 @@ def to_latex(comparisons: Sequence[Comparison]) -> str:
     for one in comparisons:
         header, rows = table(one)
         means = [row.final.mean for row in one.rows]
-        best = (min if one.metric.endswith("/loss") else max)(means)
+        finite = [mean for mean in means if math.isfinite(mean)]
+        best = (min if lower_is_better(one.metric) else max)(finite, default=None)
         lines = []
         for row, mean in zip(rows, means, strict=True):
             cells = [_latex(cell) for cell in row]

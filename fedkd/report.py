@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 import jinja2
 import numpy as np
 import tomli_w
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 
 from . import charts
 from .charts import Series
-from .compare import Row, caption, compare, table
+from .compare import Row, caption, compare, estimate, table
 from .config import flattened
 from .errors import InputError
-from .results import Arm, Run, arms_of, completed, differing, find_runs
+from .results import Arm, Run, arms_of, completed, differing, find_runs, other_data
 
 _MOST_IMAGES = 8  # rounds of a series of images
 _MOST_ROWS = 100  # of a heat map with a table of its own
@@ -36,22 +38,33 @@ def report(paths: Sequence[Path], out: Path, title: str | None = None) -> list[s
         raise InputError(f"--output {out}: that is a folder; name a file, such as report.html.")
     runs, problems = find_runs(paths)
     page = render(runs, problems, title or f"fedkd: {', '.join(path.resolve().name for path in paths)}")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(page)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(page)
+    except OSError as error:
+        raise InputError(f"--output {out}: cannot be written: {error.strerror}.") from error
     return problems
 
 
 def render(runs: Sequence[Run], problems: Sequence[str], title: str, *, live: str = "", version: str = "") -> str:
-    """Return the page. Runs that have not ended are shown as far as they are, and told.
+    """Return the page. Runs that have not been completed are left out, and told; where there are no others, shown.
 
     `live`: how far a run is that goes on; the page then looks for changes of `version` by itself.
     """
-    problems = [*problems, *(line.replace("; left out", "; shown as far as it is") for line in completed(runs)[1])]
-    groups = []
+    problems, groups = list(problems), []
     for number, (name, members) in enumerate(_alike(runs).items()):
-        arms, twice = arms_of(members)
+        whole, others = completed(members)
+        problems += others if whole else [line.replace("left out", "shown as far as it is") for line in others]
+        arms, twice = arms_of(whole or members)
         problems += twice
-        groups.append(_group(f"group-{number}", name, arms))
+        if (pair := other_data(whole)) is not None:
+            problems.append(
+                f"{pair[0].path} and {pair[1].path} trained on other images or another partition, though their configs "
+                "agree: do not compare them."
+            )
+        group, more = _group(f"group-{number}", name, arms)
+        groups.append(group)
+        problems += more
     template = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
         files("fedkd").joinpath("page.html").read_text()
     )
@@ -62,7 +75,7 @@ def render(runs: Sequence[Run], problems: Sequence[str], title: str, *, live: st
         title=title,
         about=f"{len(runs)} runs: {len(strategies)} strategies, seeds {', '.join(map(str, seeds))}."
         + (f" fedkd {', '.join(versions)}." if versions else ""),
-        problems=list(problems),
+        problems=list(dict.fromkeys(problems)),
         groups=groups,
         colours=charts.COLOURS,
         differences=_differences(runs),
@@ -85,24 +98,22 @@ def _alike(runs: Sequence[Run]) -> dict[str, list[Run]]:
     return groups
 
 
-def _group(key: str, title: str, arms: list[Arm]) -> dict[str, Any]:
+def _group(key: str, title: str, arms: list[Arm]) -> tuple[dict[str, Any], list[str]]:
     names = sorted({name for arm in arms for run in arm.runs for name in run.metrics()})
     order = ("personal/accuracy", "global/accuracy", "probe/accuracy")
     names.sort(key=lambda name: (order.index(name) if name in order else len(order), not name.endswith(_SUFFIX), name))
-    return {
-        "key": key,
-        "title": title,
-        "arms": arms,
-        "metrics": [_metric(name, arms) for name in names],
-        "parts": [
-            part
-            for part in (_partition(arms), _weights(arms), _ensembles(arms), _features(arms), _images(arms))
-            if part
-        ],
-    }
+    images, problems = _images(arms)
+    parts = [_partition(arms), _weights(arms), _ensembles(arms), _features(arms), images]
+    metrics = []
+    for name in names:
+        metric, more = _metric(name, arms)
+        metrics.append(metric)
+        problems += [problem for problem in more if not problem.endswith(f"has no {name}; left out.")]
+    group = {"key": key, "title": title, "arms": arms, "metrics": metrics, "parts": [part for part in parts if part]}
+    return group, problems
 
 
-def _metric(metric: str, arms: list[Arm]) -> dict[str, Any]:
+def _metric(metric: str, arms: list[Arm]) -> tuple[dict[str, Any], list[str]]:
     numbers = {arm.name: number for number, arm in enumerate(arms)}
     comparison = compare([run for arm in arms for run in arm.runs], metric=metric)
     header, rows = table(comparison)
@@ -131,13 +142,8 @@ def _metric(metric: str, arms: list[Arm]) -> dict[str, Any]:
             }
         )  # fmt: skip
     nodes = _nodes(metric, comparison.rows, numbers, scale, unit)
-    return {
-        "name": metric,
-        "caption": caption(comparison),
-        "header": header,
-        "rows": rows,
-        "figures": figures + ([nodes] if nodes else []),
-    }
+    about = {"name": metric, "caption": caption(comparison), "header": header, "rows": rows}
+    return {**about, "figures": figures + ([nodes] if nodes else [])}, comparison.problems
 
 
 def _series(arm: Arm, metric: str, what: str, number: int, scale: float) -> Series:
@@ -149,27 +155,28 @@ def _series(arm: Arm, metric: str, what: str, number: int, scale: float) -> Seri
             at.setdefault(run.lines[i]["round"], []).append((place, scale * run.lines[i]["metrics"][metric]))
     x = [fmean(place for place, _ in at[key]) for key in sorted(at)]
     values = [[value for _, value in at[key]] for key in sorted(at)]
-    means = [fmean(one) for one in values]
-    deviations = [stdev(one) if len(one) > 1 else 0.0 for one in values]
-    pairs = list(zip(means, deviations, strict=True))
-    return Series(number, arm.name, x, means, [m - d for m, d in pairs], [m + d for m, d in pairs])
+    found = [estimate(one) for one in values]
+    half = [0.0 if math.isnan(one.deviation) else one.deviation for one in found]
+    low = [one.mean - d for one, d in zip(found, half, strict=True)]
+    high = [one.mean + d for one, d in zip(found, half, strict=True)]
+    return Series(number, arm.name, x, [one.mean for one in found], low, high)
 
 
 def _nodes(metric: str, rows: list[Row], numbers: dict[str, int], scale: float, unit: str) -> dict[str, Any] | None:
-    """Return the chart of each node's value, the mean over seeds where nodes are the same in all."""
+    """Return the chart of each node's value with each seed: node 3 of another seed is another node."""
     dots = []
     for row in rows:
-        of_seeds = [run.of_nodes(metric) for run in row.arm.runs]
-        shared = set.intersection(*(set(one) for one in of_seeds))
-        if shared:
-            values = [scale * fmean(one[node] for one in of_seeds) for node in sorted(shared)]
+        values = [
+            scale * value for run in row.arm.runs for value in run.of_nodes(metric).values() if math.isfinite(value)
+        ]
+        if values:
             dots.append((numbers[row.arm.name], row.arm.name, values))
     if not dots:
         return None
     told = "; ".join(f"{name}: {min(v):.4g} to {max(v):.4g}, mean {fmean(v):.4g}" for _, name, v in dots)
     return {
-        "svg": _safe(charts.strips(dots, unit, f"{metric} of each node", f"A dot a node. {told}.")),
-        "caption": f"{metric} of each node at the last measurement (a dot; the mean over seeds), and their mean.",
+        "svg": _safe(charts.strips(dots, unit, f"{metric} of each node", f"A dot a node and seed. {told}.")),
+        "caption": f"{metric} of each node with each seed at the last measurement, and their mean.",
         "wide": len(dots) > 12,
     }
 
@@ -255,25 +262,31 @@ def _features(arms: list[Arm]) -> dict[str, Any] | None:
     return {"title": "Maps of features", "about": "", "figures": figures} if figures else None
 
 
-def _images(arms: list[Arm]) -> dict[str, Any] | None:
-    figures = []
+def _images(arms: list[Arm]) -> tuple[dict[str, Any] | None, list[str]]:
+    figures, problems = [], []
     for arm in arms:
         run = arm.runs[0]
         for folder in sorted(path for path in (run.path / "figures").glob("*") if path.is_dir()):
             found = sorted(folder.glob("round-*.png"))
             places = np.unique(np.linspace(0, len(found) - 1, min(_MOST_IMAGES, len(found))).round().astype(int))
-            rows = [_image(found[i], folder.name) for i in places] if found else []
+            rows = []
+            for path in [found[i] for i in places] if found else []:
+                try:
+                    rows.append(_image(path, folder.name))
+                except (OSError, ValueError) as error:  # such as a file that a crash cut off
+                    problems.append(f"{path}: cannot be shown: {error}")
             if rows:
                 figures.append(
                     {"images": rows, "caption": f"{arm.name}: {folder.name}, seed {run.seed}.", "wide": True}
                 )
     about = "As they are: generated on the server, or distilled; first and last round among them."
-    return {"title": "Images over rounds", "about": about, "figures": figures} if figures else None
+    return ({"title": "Images over rounds", "about": about, "figures": figures} if figures else None), problems
 
 
 def _image(path: Path, name: str) -> dict[str, str]:
     with Image.open(path) as opened:
-        captions = json.loads(opened.info.get("captions", "[]"))
+        opened.load()
+        captions = json.loads(opened.text.get("captions", "[]") if isinstance(opened, PngImageFile) else "[]")
     number = int(path.stem.removeprefix("round-"))
     return {
         "title": f"round {number}" + (f": {', '.join(captions)}" if captions else ""),

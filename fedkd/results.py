@@ -14,10 +14,9 @@ from typing import Any
 
 from .config import flattened
 from .errors import InputError, on_one_line, unknown
-from .runfolder import CONFIG, METRICS, PARTITION, SUMMARY, whole_lines
+from .runfolder import CONFIG, METRICS, PARTITION, SUMMARY, lower_is_better, whole_lines
 
-# what changes no result, and what tells the runs of an arm apart
-_APART = ("seed", "engine.", "checkpoint.", "trackers", "data.root", "data.download")
+NO_RESULT = ("engine.", "checkpoint.", "trackers", "data.root", "data.download")  # keys that change none
 _NEEDED = ("round", "cohort", "metrics", "nodes", "bytes", "failures", "log", "seconds")  # of a line
 
 
@@ -48,7 +47,7 @@ class Run:
     @cached_property
     def settings(self) -> dict[str, Any]:
         """Return all keys of the config that can change a result, dotted, but the seed."""
-        return {key: value for key, value in flattened(self.config).items() if not key.startswith(_APART)}
+        return {key: value for key, value in flattened(self.config).items() if not key.startswith(("seed", *NO_RESULT))}
 
     def metrics(self) -> list[str]:
         """Return the names of all metrics that some round has."""
@@ -125,13 +124,15 @@ def read_run(path: Path) -> Run:
 def find_runs(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
     """Return the runs in folders, each a run or a folder of runs, by path; and what is wrong with others there.
 
-    Raises InputError where a path does not exist, and where no run is left.
+    Raises InputError where no run is left.
     """
     runs: list[Run] = []
     problems: list[str] = []
+    seen: set[Path] = set()
     for path in paths:
         if not path.is_dir():
-            raise InputError(f"{path}: there is no such folder.")
+            problems.append(f"{path}: there is no such folder.")
+            continue
         folders = [path] if (path / CONFIG).is_file() else sorted(config.parent for config in path.rglob(CONFIG))
         if not folders:
             problems.append(f"{path}: there is no run in it.")
@@ -141,8 +142,9 @@ def find_runs(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
             except InputError as error:
                 problems.append(str(error))
                 continue
-            if any(run.path.resolve() == other.path.resolve() for other in runs):
+            if (where := folder.resolve()) in seen:
                 continue
+            seen.add(where)
             if run.lines:
                 runs.append(run)
             else:
@@ -193,6 +195,8 @@ def arms_of(runs: Sequence[Run]) -> tuple[list[Arm], list[str]]:
         own = [key for key in own if len(_unique(run.settings.get(key) for run in same)) > 1]
         told = [f"{key.removeprefix('strategy.')} {_shown(first.settings.get(key))}" for key in (*own, *elsewhere)]
         short = name.rsplit(":", 1)[-1]
+        if len({other for m in members if (other := m.settings["strategy.name"]).rsplit(":", 1)[-1] == short}) > 1:
+            short = name  # classes of one name in several files
         arms.append(Arm(f"{short} ({', '.join(told)})" if told else short, [by_seed[seed] for seed in sorted(by_seed)]))
     return arms, problems
 
@@ -214,18 +218,33 @@ def check_metric(metric: str, arms: Sequence[Arm]) -> None:
 
 def target_reached(run: Run, metric: str, target: float) -> tuple[int, float, float] | None:
     """Return round, megabytes and seconds at which a metric was first measured at a target or beyond it, if ever."""
-    better = (lambda value: value <= target) if metric.endswith("/loss") else (lambda value: value >= target)
     for i in run.measured(metric):
-        if better(run.lines[i]["metrics"][metric]):
+        value = run.lines[i]["metrics"][metric]
+        if value <= target if lower_is_better(metric) else value >= target:
             return run.lines[i]["round"], run.megabytes[i], run.seconds[i]
     return None
 
 
-def worst_decile(values: Iterable[float]) -> float:
-    """Return the mean of the lowest tenth of nodes' values, of one node at least."""
-    ordered = sorted(values)
-    lowest = ordered[: max(1, math.ceil(len(ordered) / 10))]
-    return sum(lowest) / len(lowest)
+def worst_decile(values: Iterable[float], metric: str) -> float:
+    """Return the mean of the worst tenth of nodes' values of a metric, of one node at least; NaN where one is none."""
+    ordered = sorted(values, reverse=lower_is_better(metric))
+    worst = ordered[: max(1, math.ceil(len(ordered) / 10))]
+    return sum(worst) / len(worst) if all(map(math.isfinite, ordered)) else math.nan
+
+
+def other_data(runs: Sequence[Run]) -> tuple[Run, Run] | None:
+    """Return two runs of one seed that trained on other images or another partition, if there are any.
+
+    By the fingerprints in their summaries, which tell it also where configs agree.
+    """
+    first: dict[int, Run] = {}
+    for run in runs:
+        if run.summary is not None and "data" in run.summary:
+            before = first.setdefault(run.seed, run)
+            assert before.summary is not None
+            if before.summary["data"] != run.summary["data"]:
+                return before, run
+    return None
 
 
 def _unique(values: Iterable[Any]) -> list[Any]:

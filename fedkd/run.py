@@ -13,7 +13,7 @@ from flwr.app import ArrayRecord, Context, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
 from . import checkpoints
-from .config import Config, difference, read_config, to_table
+from .config import Config, NamedTable, difference, read_config, to_table
 from .environment import Environment, prepare_as_engine
 from .errors import InputError, StatesLost
 from .flower import node_context
@@ -78,17 +78,21 @@ def resume(
     on_round: Callable[[Record, Environment], None] | None = None,
     on_step: Callable[[int, str, int, int], None] | None = None,
     on_event: Callable[[str], None] = lambda text: None,
+    engine: NamedTable | None = None,
 ) -> dict[str, Any]:
     """Continue the run in a folder from its newest checkpoint that is whole; return the summary.
 
     Ends with the same metrics and weights as a run that was never interrupted; one that ended before its first
-    checkpoint begins again. `on_event` hears of damaged checkpoints. Raises like `run`, and InputError for a folder
+    checkpoint begins again. `on_event` hears of damaged checkpoints. `engine`: another than it began with, which
+    changes no result. Raises like `run`, and InputError for a folder
     without a run, or whose checkpoints are all damaged.
     """
     folder = RunFolder(path)
     if not (path / CONFIG).is_file():
         raise InputError(f"--resume {path}: there is no run; its {CONFIG} is missing.")
     config = read_config(path / CONFIG)
+    if engine is not None:
+        config = config.model_copy(update={"engine": engine})
     _refuse_sites(config)
     environment = Environment(config)
     environment.check()

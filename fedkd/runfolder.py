@@ -20,7 +20,6 @@ from .errors import InputError
 from .strategy import Captioned, Record
 
 CONFIG, METRICS, SUMMARY, PARTITION = "config.toml", "metrics.jsonl", "summary.json", "partition.json"
-CREATED = frozenset({METRICS, PARTITION, "checkpoints", "figures", f".{CONFIG}.partial"})  # before there is a config
 
 
 class RunFolder:
@@ -66,16 +65,17 @@ class RunFolder:
         strip = np.concatenate(list(row.images.transpose(0, 2, 3, 1)), axis=1)
         about = PngInfo()
         about.add_itxt("captions", json.dumps(row.captions))
-        Image.fromarray(strip if strip.shape[2] == 3 else strip[:, :, 0]).save(
-            home / f"round-{number:06d}.png", pnginfo=about
-        )
+        partial, final = home / f".round-{number:06d}.partial", home / f"round-{number:06d}.png"
+        Image.fromarray(strip if strip.shape[2] == 3 else strip[:, :, 0]).save(partial, "PNG", pnginfo=about)
+        os.replace(partial, final)
 
     def image_folders(self) -> list[Path]:
         """Return the folders of figures/ that hold images of rounds."""
         return sorted(path for path in self.figures.iterdir() if path.is_dir())
 
     def rewind(self, number: int, unit: str = "round") -> None:
-        """Drop the lines of rounds (or iterations) after `number`, which a continued run writes again."""
+        """Drop the summary, and lines of rounds (or iterations) after `number`: a continued run writes them again."""
+        (self.path / SUMMARY).unlink(missing_ok=True)
         kept = [line for line in self.lines() if line[unit] <= number]
         partial = self.path / f".{METRICS}.partial"
         partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
@@ -97,6 +97,21 @@ def whole_lines(path: Path) -> list[dict[str, Any]]:
         except ValueError:
             break  # the line that a crash cut off, or that is being written
     return lines
+
+
+def lower_is_better(metric: str) -> bool:
+    """Return whether less of a metric is better: of losses, and of angles by which models drift apart."""
+    return metric.endswith(("/loss", "_angle"))
+
+
+def is_unborn(path: Path) -> bool:
+    """Return whether a folder holds nothing but what a run makes before it has a config: it was cut off at once."""
+    if (path / CONFIG).exists():
+        return False
+    made = {METRICS, "checkpoints", "figures", f".{CONFIG}.partial"}
+    found = list(path.rglob("*"))
+    within = {str(entry.relative_to(path)) for entry in found}
+    return within <= made and not any(entry.name == METRICS and entry.stat().st_size for entry in found)
 
 
 def refuse_used(path: Path) -> None:
@@ -168,7 +183,7 @@ def summarise(
     for line in lines:
         final |= line["metrics"]
         for name, value in line["metrics"].items():
-            better = min if name.endswith("/loss") else max
+            better = min if lower_is_better(name) else max
             best[name] = better(best[name], value) if name in best else value
         for key, total in sizes.items():
             for way, kinds in line[key].items():

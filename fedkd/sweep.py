@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import itertools
 import json
 import re
-import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,10 +15,13 @@ from .config import Config, difference, read_config, to_table
 from .environment import Environment
 from .errors import InputError
 from .federated import FederatedData, federate
-from .results import read_run
-from .runfolder import CONFIG, CREATED
+from .registry import find, options
+from .results import NO_RESULT, read_run
+from .runfolder import CONFIG, is_unborn
 from .trackers import make_trackers
 from .wrapper import make_strategy
+
+_LONGEST = 255  # bytes of a folder's name
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,7 @@ class Plan:
     jobs: list[Job]
     finished: int
     varied: list[str]  # keys that have several values
-    first: str | None  # the first strategy, where several are compared
+    first: str | None  # the first strategy, where others are compared with it
 
 
 def plan(configs: Sequence[Path], overrides: Sequence[str], vary: Sequence[str], seeds: str, out: Path) -> Plan:
@@ -50,27 +54,49 @@ def plan(configs: Sequence[Path], overrides: Sequence[str], vary: Sequence[str],
         raise InputError(f"--out {out}: that is a file.")
     axes = [_axis(text) for text in vary]
     keys = [key for key, _ in axes]
-    if twice := [key for key in keys if keys.count(key) > 1 or key == "seed"]:
-        hint = "give its values once" if twice[0] != "seed" else "give seeds by --seeds"
-        raise InputError(f"--vary {twice[0]}: {hint}.")
+    if twice := [key for key in keys if keys.count(key) > 1]:
+        raise InputError(f"--vary {twice[0]}: give its values once.")
+    if any(text.partition("=")[0] == "seed" for text in [*overrides, *vary]):
+        raise InputError("seed: give seeds by --seeds, such as --seeds 0..4.")
+    stems = [config.stem for config in configs]
+    labels = [c.stem if stems.count(c.stem) == 1 else f"{c.resolve().parent.name}-{c.stem}" for c in configs]
+    choices = [list(zip(values, _words(values), strict=True)) for _, values in axes]
     jobs: list[Job] = []
-    combinations = list(itertools.product(*(values for _, values in axes)))
-    for config, values in itertools.product(configs, combinations):
-        chosen = dict(zip(keys, values, strict=True))
-        words = [config.stem] if len(configs) > 1 else []
-        words += [f"{_short(key, keys)}={_word(value)}" for key, value in chosen.items()]
-        parsed = _resolved(read_config(config, [*overrides, *(f"{key}={value}" for key, value in chosen.items())]))
+    for (config, label), chosen in itertools.product(
+        zip(configs, labels, strict=True), list(itertools.product(*choices))
+    ):
+        words = [label] if len(configs) > 1 else []
+        words += [f"{_short(key, keys)}={word}" for key, (_, word) in zip(keys, chosen, strict=True)]
+        changes = [*overrides, *(f"{key}={value}" for key, (value, _) in zip(keys, chosen, strict=True))]
+        changes.sort(key=lambda text: text.partition("=")[0].count("."))  # a table before what changes a key in it
+        parsed = _resolved(read_config(config, changes))
         for seed in seeds_of(seeds):
             name = ",".join([*words, f"seed={seed}"])
+            if len(name.encode()) > _LONGEST:
+                raise InputError(
+                    f"{name[:60]}...: too long for a folder's name; put what all runs share into a config."
+                )
             jobs.append(Job(name, out / name, parsed.model_copy(update={"seed": seed})))
     names = [job.name for job in jobs]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise InputError(f"Two runs would be called {twice[0]!r}; give each config and each value once.")
     left = [job for job in jobs if not _is_finished(job)]
     varied = [key for key, values in axes if len(values) > 1]
-    several = len({job.config.strategy.name for job in jobs}) > 1
-    first = jobs[0].config.strategy.name if several else None
+    strategies = list({json.dumps(to_table(job.config)["strategy"]): job.config.strategy.name for job in jobs}.values())
+    first = strategies[0] if len(strategies) > 1 and strategies.count(strategies[0]) == 1 else None
     return Plan(left, len(jobs) - len(left), varied, first)
+
+
+@contextlib.contextmanager
+def alone_in(out: Path) -> Iterator[None]:
+    """Hold a folder for one sweep. Raises InputError where another one is at work in it."""
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / ".sweep.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # which ends with the process, however it ends
+        except OSError as error:
+            raise InputError(f"--out {out}: another sweep is at work there.") from error
+        yield
 
 
 def check(jobs: Sequence[Job]) -> None:
@@ -84,6 +110,8 @@ def check(jobs: Sequence[Job]) -> None:
         data: FederatedData | None = None
         for job in group:
             try:
+                engine = find("engines", job.config.engine.name, "engine.name")
+                options(engine, job.config.engine.options, "engine")
                 data = data or federate(job.config.data, job.config.seed)
                 Environment(job.config, data).check()
                 make_trackers(job.config)
@@ -143,21 +171,28 @@ def _short(key: str, keys: Sequence[str]) -> str:
     return key if sum(other.rsplit(".", 1)[-1] == last for other in keys) > 1 else last
 
 
+def _words(values: Sequence[str]) -> list[str]:
+    """Return values as they can stand in a folder's name: files without their folders, where that tells them apart."""
+    short = [_word(value.rsplit("/", 1)[-1]) for value in values]
+    return short if len(set(short)) == len(short) else [_word(value) for value in values]
+
+
 def _word(value: str) -> str:
-    """Return a value as it can stand in a folder's name."""
-    return re.sub(r"[^\w.+-]+", "-", value.rsplit("/", 1)[-1]).strip("-")
+    plain = re.sub(r"[^\w.+-]+", "-", value)
+    return plain.strip("-") if value[:1] in "[{\"'" else plain  # but a minus sign stays
 
 
 def _is_finished(job: Job) -> bool:
-    """Return whether a job's run is there and has ended; make way for one that had not begun."""
+    """Return whether a job's run is there and has ended."""
     if not job.path.exists():
         return False
-    if not (job.path / CONFIG).is_file():
-        if not {path.name for path in job.path.iterdir()} <= CREATED:
-            raise InputError(f"--out: {job.path} holds other files than a run's.")
-        shutil.rmtree(job.path)  # cut off before it had a config
+    if not job.path.is_dir():
+        raise InputError(f"--out: {job.path} is a file.")
+    if is_unborn(job.path):
         return False
+    if not (job.path / CONFIG).is_file():
+        raise InputError(f"--out: {job.path} holds other files than a run's.")
     run = read_run(job.path)
-    if (other := difference(run.config, to_table(job.config), ("engine.",))) is not None:
+    if (other := difference(run.config, to_table(job.config), NO_RESULT)) is not None:
         raise InputError(f"--out: {job.path} holds a run with another config: {other}; name a new folder.")
     return run.status == "completed"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import socket
+import threading
 from pathlib import Path
 
 import uvicorn
@@ -30,20 +31,24 @@ def make_app(path: Path) -> FastAPI:
     It answers requests for the loopback's own names only, so that no page of another site can read it.
     """
     read_run(path)
+    lock = threading.Lock()  # requests come in threads, and charts are drawn under settings of the whole process
+    kept = {"version": "", "page": ""}
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=[_LOOPBACK, "localhost"])
 
     @app.get("/")
     def page() -> Response:
         version = version_of(path)
-        try:
-            run = read_run(path)
-            text = render(
-                [run] if run.lines else [], [], f"fedkd: {path.resolve().name}", live=_told(run), version=version
-            )
-        except InputError as error:  # such as a folder that was deleted meanwhile
-            return Response(f"{error}\n", 503, _HEADERS, "text/plain")
-        return Response(text, 200, _HEADERS, "text/html")
+        with lock:
+            if kept["version"] != version:
+                try:
+                    run = read_run(path)
+                except InputError as error:  # such as a folder that was deleted meanwhile
+                    return Response(f"{error}\n", 503, _HEADERS, "text/plain")
+                title = f"fedkd: {path.resolve().name}"
+                kept["page"] = render([run] if run.lines else [], [], title, live=_told(run), version=version)
+                kept["version"] = version
+            return Response(kept["page"], 200, _HEADERS, "text/html")
 
     @app.get("/version")
     def version() -> Response:

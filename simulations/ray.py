@@ -384,19 +384,25 @@ class RayGrid(SimulationGrid):
             ray.shutdown()
 
 
-def count_workers(workers: Workers, cpus: float, gpus: float, machines: list[dict[str, float]], cohort: int) -> int:
+def count_workers(
+    workers: Workers, cpus: float, gpus: float, machines: list[dict[str, float]], cohort: int, memory: float = 0.0
+) -> int:
     """Return how many workers to start, each with this share of CPUs and GPUs, on machines that have so many of them.
 
-    A worker is on one machine. Raises InputError where none fits, or fewer than the config wants.
+    `memory`: bytes that are set aside for each. A worker is on one machine. Raises InputError where none fits, or fewer
+    than the config wants.
     """
     if cpus <= 0 and gpus <= 0:
         raise InputError("engine: cpus_per_worker and gpus_per_worker are both 0; a worker needs a share of one.")
     if gpus > 1 and gpus != int(gpus):
         raise InputError(f"engine.gpus_per_worker = {gpus:g}: a worker has a fraction of one GPU, or whole GPUs.")
-    most = sum(_fit(machine, cpus, gpus) for machine in machines)
+    most = sum(fit(machine, cpus, gpus, memory) for machine in machines)
     total = {name: sum(machine.get(name, 0) for machine in machines) for name in ("CPU", "GPU")}
     have = f"{total['CPU']:g} CPUs and {total['GPU']:g} GPUs" + (f" on {len(machines)} machines" * (len(machines) > 1))
     need = f"{cpus:g} CPUs and {gpus:g} GPUs a worker"
+    if memory:
+        have += f", {max(machine.get('memory', 0) for machine in machines) / 2**30:.1f} GiB of memory on the largest"
+        need += f", and {memory / 2**30:g} GiB of memory"
     if most < 1:
         raise InputError(f"engine: no worker fits: the cluster has {have}, the config wants {need}.")
     if workers == "auto":
@@ -406,7 +412,7 @@ def count_workers(workers: Workers, cpus: float, gpus: float, machines: list[dic
     return workers
 
 
-def _fit(machine: dict[str, float], cpus: float, gpus: float) -> int:
+def fit(machine: dict[str, float], cpus: float, gpus: float, memory: float) -> int:
     """Return how many workers fit on a machine. A share of a GPU never straddles two."""
     fits = []
     if cpus > 0:
@@ -415,6 +421,8 @@ def _fit(machine: dict[str, float], cpus: float, gpus: float) -> int:
         fits.append(int(machine.get("GPU", 0)) * int(1 / gpus + 1e-9))
     elif gpus > 0:
         fits.append(int(machine.get("GPU", 0) / gpus + 1e-9))
+    if memory > 0:
+        fits.append(int(machine.get("memory", 0) / memory))
     return min(fits)
 
 

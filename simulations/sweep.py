@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from fedkd.run import resume, run
 from fedkd.runfolder import CONFIG, METRICS, whole_lines
 from fedkd.sweep import Job
 
-from .ray import connect, count_workers
+from .ray import connect, count_workers, fit
 
 _LOOK_SECONDS = 1.0  # between two looks at how far the runs are
 _END_SECONDS = 60.0  # for runs that are interrupted to write their checkpoints
@@ -57,8 +58,10 @@ def run_jobs(
         connect(address)
     try:
         machines = [machine["Resources"] for machine in ray.nodes() if machine["Alive"]]
-        return _run_all(deque(_Running(job, _share(job.config, gpus, memory, machines), 1) for job in jobs),
-                        view, machines, at_once)  # fmt: skip
+        waiting = deque(_Running(job, _share(job.config, gpus, memory, machines), 1) for job in jobs)
+        # all fit, and as many at a time as the largest of them do
+        slots = [count_workers("auto", *one.share[:2], machines, len(jobs), one.share.memory) for one in waiting]
+        return _run_all(waiting, view, machines, min([*slots, at_once or len(jobs)]))
     finally:
         if started:
             ray.shutdown()
@@ -69,41 +72,29 @@ def _share(config: Config, gpus: float | None, memory: float, machines: list[dic
     if gpus is None:
         there = any(machine.get("GPU", 0) >= 1 for machine in machines) and options.get("device", "auto") != "cpu"
         gpus = float(options.get("gpus_per_worker", 0.0)) if config.engine.name == "ray" else float(there)
-    share = Share(float(options.get("threads", 1)), gpus, memory)
-    most = max(machine.get("memory", 0) for machine in machines)
-    if share.memory > most:
-        raise InputError(
-            f"--memory {share.memory / 2**30:g}: no machine has so much for a run; the largest has {most / 2**30:.1f}."
-        )
-    return share
+    return Share(float(options.get("threads", 1)), gpus, memory)
 
 
-def _run_all(
-    waiting: deque[_Running], view: ManyRuns, machines: list[dict[str, float]], at_once: int | None
-) -> dict[str, str]:
-    widest = [max(getattr(one.share, name) for one in waiting) for name in ("cpus", "gpus")]
-    slots = count_workers("auto", widest[0], widest[1], machines, at_once or len(waiting))
+def _run_all(waiting: deque[_Running], view: ManyRuns, machines: list[dict[str, float]], slots: int) -> dict[str, str]:
     running: dict[Any, _Running] = {}
     failed: dict[str, str] = {}
     try:
         while waiting or running:
             while waiting and len(running) < slots:
                 one = waiting.popleft()
-                cpus, gpus, memory = one.share
-                task = ray.remote(_run_job).options(num_cpus=cpus, num_gpus=gpus, memory=int(memory), max_retries=0)
-                running[task.remote(_inline(one), str(one.job.path))] = one
+                running[_start(one)] = one
                 view.begin(one.job.name, one.job.config.rounds)
             ready, _ = ray.wait(list(running), num_returns=1, timeout=_LOOK_SECONDS)
             for one in running.values():
                 _look(one.job, view)
             for ref in ready:
                 one = running.pop(ref)
-                reason, died = _outcome(ref)
+                reason, notices, died = _outcome(ref)
+                for notice in notices:
+                    view.line(f"{one.job.name}: {notice}")
                 if died and one.tries < _TRIES:
-                    most = max(machine.get("memory", 0) for machine in machines)
-                    share = one.share._replace(memory=min(2 * one.share.memory, most))
-                    waiting.append(_Running(one.job, share, one.tries + 1))
-                    view.end(one.job.name, f"{reason}; it will go on, with twice the memory", finished=False)
+                    waiting.append(_Running(one.job, _roomier(one.share, machines), one.tries + 1))
+                    view.end(one.job.name, f"{reason}; it will go on, with more memory", finished=False)
                     continue
                 if reason is not None:
                     failed[one.job.name] = reason
@@ -111,9 +102,24 @@ def _run_all(
     except KeyboardInterrupt:
         for ref in running:
             ray.cancel(ref)  # as Ctrl-C there: the last whole round becomes a checkpoint
-        ray.wait(list(running), num_returns=len(running), timeout=_END_SECONDS)
+        if running:
+            ray.wait(list(running), num_returns=len(running), timeout=_END_SECONDS)
         raise
     return failed
+
+
+def _start(one: _Running) -> Any:
+    cpus, gpus, memory = one.share
+    # a process that has used a GPU keeps memory there until it ends; others are used again
+    calls = 1 if gpus else 0
+    task: Any = ray.remote(num_cpus=cpus, num_gpus=gpus, memory=int(memory), max_retries=0, max_calls=calls)(_run_job)
+    return task.remote(_inline(one), str(one.job.path.resolve()))
+
+
+def _roomier(share: Share, machines: list[dict[str, float]]) -> Share:
+    """Return the share with twice the memory, as far as a machine has so much that has the rest of it."""
+    most = max(machine.get("memory", 0) for machine in machines if fit(machine, *share))
+    return share._replace(memory=min(2 * share.memory, most))
 
 
 def _inline(one: _Running) -> Config:
@@ -121,14 +127,15 @@ def _inline(one: _Running) -> Config:
     return one.job.config.model_copy(update={"engine": NamedTable(name="inline", **options)})
 
 
-def _outcome(ref: Any) -> tuple[str | None, bool]:
-    """Return why a run failed, if it did, and whether its process died."""
+def _outcome(ref: Any) -> tuple[str | None, list[str], bool]:
+    """Return why a run failed, if it did, what it had to tell, and whether its process died."""
     try:
-        return ray.get(ref), False
+        reason, notices = ray.get(ref)
+        return reason, notices, False
     except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError, ray.exceptions.NodeDiedError) as error:
-        return f"its process died: {type(error).__name__}", True
+        return f"its process died: {type(error).__name__}", [], True
     except ray.exceptions.RayError as error:
-        return f"{type(error).__name__}: {str(error).strip().splitlines()[-1]}", False
+        return f"{type(error).__name__}: {str(error).strip().splitlines()[-1]}", [], False
 
 
 def _look(job: Job, view: ManyRuns) -> None:
@@ -142,17 +149,33 @@ def _look(job: Job, view: ManyRuns) -> None:
         view.update(job.name, lines[-1]["round"], shown)
 
 
-def _run_job(config: Config, folder: str) -> str | None:
-    """Run or continue one run in this worker; return why it failed, if it did."""
+def _run_job(config: Config, folder: str) -> tuple[str | None, list[str]]:
+    """Run or continue one run in this worker; return why it failed, if it did, and what it had to tell."""
     logging.getLogger("flwr").setLevel(logging.ERROR)
-    path = Path(folder)
+    path, notices = Path(folder), _Notices()
+    logging.getLogger("fedkd").addHandler(notices)
     try:
         if (path / CONFIG).is_file():
-            resume(path)
+            resume(path, on_event=notices.texts.append, engine=config.engine)
         else:
-            run(config, path)
+            shutil.rmtree(path, ignore_errors=True)  # cut off before it had a config; the plan has looked into it
+            run(config, path, on_event=notices.texts.append)
     except (InputError, RunError) as error:
-        return str(error)
+        return str(error), notices.texts
     except Exception as error:  # a defect of a strategy: shown as that run's failure
-        return f"{type(error).__name__}: {error}"
-    return None
+        return f"{type(error).__name__}: {error}", notices.texts
+    finally:
+        logging.getLogger("fedkd").removeHandler(notices)
+    return None, notices.texts
+
+
+class _Notices(logging.Handler):
+    """Keeps warnings, such as of a tracker that fails, for whoever watches the sweep."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.texts: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep a warning."""
+        self.texts.append(record.getMessage())

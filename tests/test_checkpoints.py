@@ -12,6 +12,7 @@ from fedkd.checkpoints import latest, load_nodes, load_server, save
 from fedkd.config import Config
 from fedkd.errors import InputError
 from fedkd.payload import array_record
+from fedkd.results import read_run
 from fedkd.run import resume, run
 
 Make = Callable[..., Config]
@@ -91,3 +92,13 @@ def test_a_failure_keeps_the_last_whole_round(tiny: Make, tmp_path: Path) -> Non
         load_server(path)["classifier.weight"],
         load_server(latest(tmp_path / "whole/checkpoints")[1])["classifier.weight"],
     )
+
+
+def test_a_run_that_goes_on_has_no_summary_of_what_it_was(tiny: Make, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    run(tiny(), out)
+    (out / "config.toml").write_text((out / "config.toml").read_text().replace("rounds = 2", "rounds = 4"))
+    seen: list[str] = []
+    resume(out, lambda record, environment: seen.append(read_run(out).status))
+    assert seen == ["unfinished", "unfinished"]
+    assert read_run(out).status == "completed"

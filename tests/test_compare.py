@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -86,8 +87,30 @@ def test_holm_adjusts_by_rank_and_never_downwards() -> None:
 
 
 def test_the_worst_decile_is_a_tenth_and_one_node_at_least() -> None:
-    assert worst_decile([0.5, 0.1, 0.9]) == 0.1
-    assert worst_decile([i / 100 for i in range(30, 0, -1)]) == pytest.approx(0.02)
+    assert worst_decile([0.5, 0.1, 0.9], "personal/accuracy") == 0.1
+    assert worst_decile([i / 100 for i in range(30, 0, -1)], "personal/accuracy") == pytest.approx(0.02)
+    assert worst_decile(range(20), "personal/loss") == 18.5
+    assert math.isnan(worst_decile([0.1, math.nan], "personal/loss"))
+
+
+def test_values_that_are_not_finite_are_told_and_spare_the_others(write: Write) -> None:
+    folder = three_seeds(write)
+    diverged = folder / "local-1" / "metrics.jsonl"
+    diverged.write_text(diverged.read_text().replace('{"personal/accuracy": 0.62', '{"personal/accuracy": NaN'))
+    for seed in range(3):
+        write(f"prox-{seed}", seed, [0.3, 0.7 + seed / 50], {"strategy": {"name": "fedprox"}})
+    found = compare(find_runs([folder])[0])
+    assert f"{folder / 'local-1'}: personal/accuracy ends as nan, and so there is no mean of local." in found.problems
+    fedavg, local, prox = found.rows
+    assert math.isnan(local.final.mean)
+    assert local.best.mean == pytest.approx((0.6 + 0.67 + 0.66) / 3)  # of what was finite
+    assert local.paired is not None
+    assert local.paired.p is None
+    assert prox.paired is not None
+    assert prox.paired.p == pytest.approx(stats.ttest_1samp([0.2, 0.17, 0.14], 0).pvalue)  # one test, not two
+    assert fedavg.final.mean == pytest.approx(0.6375)
+    for text in (to_markdown([found]), to_latex([found]), to_csv([found])):
+        assert "nan" not in text.lower()
 
 
 def test_rows_hold_means_differences_costs_and_fairness(write: Write) -> None:
@@ -242,6 +265,8 @@ def test_partial_foreign_and_old_folders_are_told_and_the_rest_works(write: Writ
         find_runs([tmp_path / "nothing"])
     with pytest.raises(InputError, match="there is no such folder"):
         find_runs([tmp_path / "nowhere"])
+    runs, problems = find_runs([tmp_path / "nowhere", folder])
+    assert (len(runs), problems[0]) == (9, f"{tmp_path / 'nowhere'}: there is no such folder.")
     with pytest.raises(InputError, match="its config.toml is missing"):
         read_run(tmp_path / "nothing")
 
@@ -269,6 +294,41 @@ def test_tables_say_the_same_in_all_forms(write: Write) -> None:
     assert (second["seeds"], first["p"], second["gains"]) == ("0 1 2", "", "3")
 
 
+def test_classes_of_one_name_in_two_files_are_two_arms(write: Write) -> None:
+    for name in ("a", "b"):
+        folder = write(name, 0, [0.5], {"strategy": {"name": f"{name}/m.py:Mine"}}).parent
+    arms, _ = arms_of(find_runs([folder])[0])
+    assert [arm.name for arm in arms] == ["a/m.py:Mine", "b/m.py:Mine"]
+
+
+def test_an_angle_is_better_when_it_is_less(write: Write) -> None:
+    for name, values in (("fedavg", [20.5, 15.0]), ("local", [20.5, 11.0])):
+        folder = write(name, 0, values, {"strategy": {"name": name}})
+        text = (folder / "metrics.jsonl").read_text().replace("personal/accuracy", "drift/projection_angle")
+        (folder / "metrics.jsonl").write_text(text)
+    found = compare(find_runs([folder.parent])[0])
+    assert found.rows[1].paired is not None
+    assert (found.rows[1].paired.wins, found.rows[1].best.mean) == (1, 11.0)
+
+
+def test_a_narrow_terminal_gets_the_table_in_parts(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    from fedkd.cli import _print_comparison
+
+    found = compare(find_runs([three_seeds(write)])[0], target=0.5)
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setenv("COLUMNS", "80")
+    _print_comparison(*table(found), "caption")
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", terminal.getvalue())
+    assert "…" not in shown
+    assert max(map(len, shown.splitlines())) <= 80
+    assert shown.count("local") == 3
+    assert all(cell in shown for row in table(found)[1] for cell in row)
+
+
 def test_latex_escapes_names(write: Write) -> None:
     folder = write("a", 0, [0.5], {"strategy": {"name": "my_file.py:Fed_{50%}"}}).parent
     assert r"Fed\_\{50\%\} & 1" in to_latex([compare(find_runs([folder])[0])])
@@ -284,6 +344,12 @@ def test_the_command_prints_and_writes(write: Write, tmp_path: Path) -> None:
     write("b", 0, [0.6, 0.7], {"data.partition.alpha": 0.1})
     refused = CliRunner().invoke(app, ["compare", str(folder)])
     assert (refused.exit_code, "--by data.partition" in refused.stderr) == (2, True)
+    lacking = write("c", 0, [0.6, 0.7], {"data.partition.alpha": 0.2}) / "metrics.jsonl"
+    lacking.write_text(lacking.read_text().replace("personal/accuracy", "global/accuracy"))
+    words = ["--by", "data.partition.alpha", "--metric", "personal/accuracy"]
+    some = CliRunner().invoke(app, ["compare", str(folder), *words])
+    assert some.exit_code == 0, some.output
+    assert "data.partition.alpha = 0.2: --metric: unknown 'personal/accuracy'" in some.stderr
     both = CliRunner().invoke(app, ["compare", str(folder), "--by", "data.partition.alpha"])
     assert both.exit_code == 0, both.output
     assert "data.partition.alpha = 0.5" in both.stdout

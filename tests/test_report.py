@@ -73,7 +73,9 @@ def visit(browser: Any) -> Iterator[Callable[..., Any]]:
         page = contexts[-1].new_page()
         allowed = ("data:", address.rsplit("/", 1)[0])
         page.on("request", lambda request: wrong.append(request.url) if not request.url.startswith(allowed) else None)
-        page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
+        page.on(
+            "console", lambda m: wrong.append(m.text) if m.type == "error" and "Failed to load" not in m.text else None
+        )
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.goto(address)
         return page
@@ -108,6 +110,47 @@ def test_names_from_folders_cannot_become_markup(runs: Path, tmp_path: Path) -> 
     assert "<script>alert" not in out.read_text()
 
 
+def test_what_diverged_or_was_cut_off_spares_the_page(runs: Path, tmp_path: Path) -> None:
+    home = tmp_path / "$runs$"
+    for seed in range(2):
+        shutil.copytree(runs / f"fedmd-{seed}", home / f"fedmd-{seed}")
+    shutil.copytree(runs / "fedftg-0", home / "fedftg-0")
+    lines = (home / "fedmd-1" / "metrics.jsonl").read_text()
+    (home / "fedmd-1" / "metrics.jsonl").write_text(re.sub(r'"personal/loss": [0-9.]+', '"personal/loss": NaN', lines))
+    picture = max((home / "fedftg-0" / "figures").glob("*/round-*.png"))
+    picture.write_bytes(picture.read_bytes()[:80])
+    config = home / "fedftg-0" / "config.toml"
+    config.write_text(config.read_text().replace('name = "fedftg"', r'name = "a.py:A$\\frac$"'))
+    out = tmp_path / "page.html"
+    result = CliRunner().invoke(app, ["report", str(home), "-o", str(out)])
+    assert result.exit_code == 0, result.output
+    text = out.read_text()
+    assert "personal/loss ends as nan" in text
+    assert f"{picture.name}: cannot be shown" in text
+    assert "A$" in text
+
+
+def test_failed_runs_do_not_enter_means(runs: Path, tmp_path: Path) -> None:
+    for seed in range(2):
+        shutil.copytree(runs / f"fedmd-{seed}", tmp_path / "all" / f"fedmd-{seed}")
+    summary = tmp_path / "all" / "fedmd-1" / "summary.json"
+    summary.write_text(summary.read_text().replace('"completed"', '"failed"'))
+    out = tmp_path / "page.html"
+    assert CliRunner().invoke(app, ["report", str(tmp_path / "all"), "-o", str(out)]).exit_code == 0
+    assert "fedmd-1: failed after round 3 of 3; left out." in out.read_text()
+    assert ">2</td>" not in out.read_text().split("<tbody>")[1].split("</tbody>")[0]  # seeds
+
+
+def test_other_images_under_equal_configs_are_told(runs: Path, tmp_path: Path) -> None:
+    for name in ("fedmd-0", "knfu-0"):
+        shutil.copytree(runs / name, tmp_path / "all" / name)
+    summary = tmp_path / "all" / "knfu-0" / "summary.json"
+    summary.write_text(re.sub(r'"data": "[0-9a-f]+"', '"data": "other"', summary.read_text()))
+    out = tmp_path / "page.html"
+    assert CliRunner().invoke(app, ["report", str(tmp_path / "all"), "-o", str(out)]).exit_code == 0
+    assert "trained on other images or another partition" in out.read_text()
+
+
 def test_bad_folders_are_told_and_the_rest_is_shown(runs: Path, tmp_path: Path) -> None:
     shutil.copytree(runs / "fedmd-0", tmp_path / "all" / "going-on")
     (tmp_path / "all" / "going-on" / "summary.json").unlink()
@@ -119,7 +162,7 @@ def test_bad_folders_are_told_and_the_rest_is_shown(runs: Path, tmp_path: Path) 
     assert "broken: its files cannot be read" in result.stderr
     assert "going-on: unfinished after round 3 of 3; shown as far as it is." in out.read_text()
     (tmp_path / "none").mkdir()
-    for arguments in (["none"], ["nowhere"], ["all", "-o", str(tmp_path)]):
+    for arguments in (["none"], ["nowhere"], ["all", "-o", str(tmp_path)], ["all", "-o", str(out / "x.html")]):
         words = [str(tmp_path / arguments[0]), *arguments[1:]] + (["-o", str(out)] if len(arguments) == 1 else [])
         refused = CliRunner().invoke(app, ["report", *words])
         assert (refused.exit_code, "Traceback" in refused.output) == (2, False)
@@ -242,6 +285,15 @@ def test_watch_serves_the_loopback_only(served: tuple[Path, str]) -> None:
     port = int(address.rsplit(":", 1)[1].strip("/"))
     with pytest.raises(InputError, match=f"--port {port}: cannot be listened on"):
         listen(port)
+    pages: list[str] = []
+    (folder / "later.jsonl").rename(folder / "metrics.jsonl")
+    asked = [threading.Thread(target=lambda: pages.append(httpx.get(address, timeout=60).text)) for _ in range(4)]
+    for thread in asked:
+        thread.start()
+    for thread in asked:
+        thread.join()
+    assert len(set(pages)) == 1  # drawn once, and whole
+    assert "unfinished: round 2 of 2" in pages[0]
     shutil.rmtree(folder)
     assert httpx.get(address).status_code == 503
     with pytest.raises(InputError, match="there is no run"):
@@ -255,6 +307,9 @@ def test_the_watched_page_follows_the_run(served: tuple[Path, str], visit: Calla
     assert "round 1 of 2" in page.locator("#progress").inner_text()
     page.locator("select.metric").first.select_option("global/loss")
     page.locator("details").first.locator("summary").click()
+    folder.rename(folder.parent / "away")
+    page.get_by_text("There is no answer").wait_for(timeout=30_000)
+    (folder.parent / "away").rename(folder)
     (folder / "later.jsonl").rename(folder / "metrics.jsonl")
     (folder / "later.json").rename(folder / "summary.json")
     page.get_by_text("completed: round 2 of 2").wait_for(timeout=30_000)

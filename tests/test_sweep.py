@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from fedkd.cli import app
 from fedkd.errors import InputError
-from fedkd.sweep import plan, seeds_of
+from fedkd.sweep import alone_in, plan, seeds_of
 
 RUNNER = CliRunner()
 
@@ -43,6 +43,30 @@ def test_a_plan_has_each_combination_with_each_seed(config: Path, tmp_path: Path
     assert (last.config.data.partition.model_extra or {})["alpha"] == 1.0
 
 
+def test_a_table_comes_before_the_keys_in_it(config: Path, tmp_path: Path) -> None:
+    found = plan([config], [], ["strategy.mu=0.1,1.0", "strategy=fedprox"], "0", tmp_path / "out")
+    assert [job.config.strategy.options["mu"] for job in found.jobs] == [0.1, 1.0]
+    assert found.first is None  # two arms of one strategy: neither is the baseline by its name
+
+
+def test_values_of_one_ending_have_folders_of_their_own(config: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "quick.toml").write_text(config.read_text())
+        (tmp_path / name / "m.py").write_text("from fedkd.strategies.local import Local as Mine\n")
+    vary = f"strategy={tmp_path}/a/m.py:Mine,{tmp_path}/b/m.py:Mine"
+    found = plan([tmp_path / "a/quick.toml", tmp_path / "b/quick.toml"], [], [vary], "0", tmp_path / "out")
+    assert len({job.path for job in found.jobs}) == 4
+    assert found.jobs[0].name.startswith("a-quick,strategy=")
+
+
+def test_two_sweeps_do_not_share_a_folder(tmp_path: Path) -> None:
+    with alone_in(tmp_path), pytest.raises(InputError, match="another sweep is at work there"), alone_in(tmp_path):
+        pass
+    with alone_in(tmp_path):
+        pass
+
+
 def test_several_configs_stand_beside_each_other(config: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.toml"
     other.write_text(tomli_w.dumps(merged(TINY, {"strategy": {"name": "local"}})))
@@ -52,7 +76,7 @@ def test_several_configs_stand_beside_each_other(config: Path, tmp_path: Path) -
         ("other,rounds=1,seed=0", "local"), ("other,rounds=2,seed=0", "local"),
     ]  # fmt: skip
     assert (found.varied, found.first) == (["rounds"], "fedavg")
-    with pytest.raises(InputError, match="Two runs would be called 'run,seed=0'; give each config"):
+    with pytest.raises(InputError, match="run,seed=0'; give each config and each value once"):
         plan([config, config], [], [], "0", tmp_path / "out")
 
 
@@ -88,7 +112,11 @@ def test_seeds_are_lists_and_ranges() -> None:
         (["--vary", "strategy=local,knfu"], "strategy=knfu,seed=0: strategy knfu needs a public set"),
         (["--vary", "data.name=digits,mnist"], "name=mnist,seed=0: data.name: the files of 'mnist' are not"),
         (["--vary", "data.partition.clients=6,2000"], "clients=2000,seed=0: data.partition"),
-        (["--memory", "100000"], "no machine has so much for a run"),
+        (["--memory", "100000"], "and 100000 GiB of memory"),
+        (["--set", "seed=3"], "give seeds by --seeds"),
+        (["--vary", "engine=rya"], "engine=rya,seed=0: engine.name: unknown 'rya'; did you mean 'ray'?"),
+        (["--set", "engine={name='ray',workers='two'}"], "engine.workers"),
+        (["--set", "model.hidden=[4]", "--vary", f"model.name=mlp,{'x' * 300}.py:f"], "too long for a folder's name"),
     ],
 )
 def test_wrong_grids_are_refused_before_anything_runs(
@@ -98,7 +126,7 @@ def test_wrong_grids_are_refused_before_anything_runs(
     result = RUNNER.invoke(app, ["sweep", str(config), "--out", str(out), *arguments])
     assert result.exit_code == 2, result.output
     assert message in result.stderr
-    assert not out.exists()
+    assert not list(out.glob("[!.]*"))  # but for the lock of a sweep that had reached the cluster
 
 
 def test_a_sweep_runs_shows_the_failed_keeps_the_finished_and_goes_on(config: Path, tmp_path: Path) -> None:
@@ -113,12 +141,22 @@ def test_a_sweep_runs_shows_the_failed_keeps_the_finished_and_goes_on(config: Pa
         "        super().run_round(federation)\n"
     )
     out = tmp_path / "out"
+    plugin.write_text(
+        f"{plugin.read_text()}"
+        "from fedkd.trackers import Tracker\n"
+        "class Away(Tracker):\n"
+        "    def begin(self, config, folder, first_round):\n"
+        "        raise ConnectionError('nobody there')\n"
+        "    note = end = None\n"
+    )
     vary = f"strategy=fedavg,local,{plugin}:Fail"
-    command = ["sweep", str(config), "--vary", vary, "--seeds", "0..1", "--out", str(out)]
+    track = ["--set", f"trackers=['{plugin}:Away']"]
+    command = ["sweep", str(config), "--vary", vary, "--seeds", "0..1", "--out", str(out), *track]
     result = RUNNER.invoke(app, command)
     assert result.exit_code == 1, result.output
     assert "4 of 6 runs have ended well, 2 failed" in result.stdout
     assert "strategy=fail.py-Fail,seed=1: OSError: no space left" in result.stderr
+    assert f"strategy=local,seed=0: tracker {plugin}:Away is left out from here on: ConnectionError" in result.stderr
     assert f"fedkd compare {out}" in result.stdout
     # as the same run by itself, to the byte
     alone = RUNNER.invoke(app, ["run", str(config), "--set", "seed=1", "--out", str(tmp_path / "alone")])
@@ -142,13 +180,18 @@ def test_a_sweep_runs_shows_the_failed_keeps_the_finished_and_goes_on(config: Pa
 
 
 def test_foreign_files_in_the_folder_are_refused(config: Path, tmp_path: Path) -> None:
-    kept = tmp_path / "out" / "seed=0" / "thesis.txt"
-    kept.parent.mkdir(parents=True)
-    kept.write_text("years of work")
-    result = RUNNER.invoke(app, ["sweep", str(config), "--out", str(tmp_path / "out")])
-    assert result.exit_code == 2
-    assert "holds other files" in result.stderr
-    assert kept.read_text() == "years of work"
+    for name in ("thesis.txt", "figures/thesis.png", "metrics.jsonl"):
+        kept = tmp_path / name.replace("/", "-") / "seed=0" / name
+        kept.parent.mkdir(parents=True)
+        kept.write_text("years of work")
+        result = RUNNER.invoke(app, ["sweep", str(config), "--out", str(tmp_path / name.replace("/", "-"))])
+        assert result.exit_code == 2
+        assert "holds other files" in result.stderr
+        assert kept.read_text() == "years of work"
+    (tmp_path / "plain").mkdir()
+    (tmp_path / "plain" / "seed=0").touch()
+    result = RUNNER.invoke(app, ["sweep", str(config), "--out", str(tmp_path / "plain")])
+    assert (result.exit_code, "seed=0 is a file" in result.stderr) == (2, True)
     result = RUNNER.invoke(app, ["sweep", str(config), "--out", str(config)])
     assert (result.exit_code, "that is a file" in result.stderr) == (2, True)
 
