@@ -118,7 +118,7 @@ def test_every_config_of_the_project_is_valid(path: Path) -> None:
     strategy, _ = make_strategy(config.strategy)
     assert strategy is not None
     folder = path.parent.name
-    assert config.strategy.name == folder or folder == "flower"
+    assert config.strategy.name == (path.stem if folder == "leaderboard" else folder) or folder == "flower"
     if (partition := config.data.partition) is not None:
         options(find("partitions", partition.scheme, "x"), partition.model_extra or {}, "x")
     options(find("engines", config.engine.name, "x"), config.engine.options, "x")
