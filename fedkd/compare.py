@@ -154,10 +154,11 @@ def _refuse_unlike(runs: Sequence[Run], across: Sequence[str]) -> None:
             f"{key} is " + " or ".join("unset" if v is None else repr(v) for v in values)
             for key, values in refused.items()
         )
-        parts = sorted({key.rsplit(".", 1)[0] if key.startswith("data.p") else key for key in refused})
+        parts = sorted({".".join(key.split(".")[:2]) for key in refused})  # a partition's keys differ together
+        by, all_the_same = ("".join(f"{option} {part} " for part in parts) for option in ("--by", "--across"))
         raise InputError(
             f"These runs are not alike in more than their strategies: {told}. "
-            f"--by {parts[0]} makes a table of each; --across {parts[0]} compares them all the same."
+            f"{by}makes a table of each; {all_the_same}compares them all the same."
         )
     if any(key.startswith("data.") for key in found) or "data" in across:
         return  # told to

@@ -22,7 +22,7 @@ from .charts import Series
 from .compare import Row, caption, compare, estimate, table
 from .config import flattened
 from .errors import InputError
-from .results import Arm, Run, arms_of, completed, differing, find_runs, other_data
+from .results import Arm, Run, arms_of, completed, differing, find_runs, in_order, other_data
 
 _MOST_IMAGES = 8  # rounds of a series of images
 _MOST_ROWS = 100  # of a heat map with a table of its own
@@ -81,7 +81,7 @@ def render(runs: Sequence[Run], problems: Sequence[str], title: str, *, live: st
         differences=_differences(runs),
         configs=[
             {"title": str(run.path), "text": tomli_w.dumps(run.config)}
-            for run in {json.dumps(run.settings, sort_keys=True, default=str): run for run in reversed(runs)}.values()
+            for run in {run.arm: run for run in reversed(runs)}.values()
         ][::-1],
         live=live,
         version=version,
@@ -99,9 +99,7 @@ def _alike(runs: Sequence[Run]) -> dict[str, list[Run]]:
 
 
 def _group(key: str, title: str, arms: list[Arm]) -> tuple[dict[str, Any], list[str]]:
-    names = sorted({name for arm in arms for run in arm.runs for name in run.metrics()})
-    order = ("personal/accuracy", "global/accuracy", "probe/accuracy")
-    names.sort(key=lambda name: (order.index(name) if name in order else len(order), not name.endswith(_SUFFIX), name))
+    names = in_order({name for arm in arms for run in arm.runs for name in run.metrics()})
     images, problems = _images(arms)
     parts = [_partition(arms), _weights(arms), _ensembles(arms), _features(arms), images]
     metrics = []
@@ -297,7 +295,7 @@ def _image(path: Path, name: str) -> dict[str, str]:
 
 def _differences(runs: Sequence[Run]) -> dict[str, Any] | None:
     """Return the table of keys in which configs differ, a column each different config."""
-    unlike = list({json.dumps(run.settings, sort_keys=True, default=str): run for run in runs}.values())
+    unlike = list({run.arm: run for run in runs}.values())
     keys = sorted({key for run in unlike for key in run.settings})
     rows = []
     for key in keys:

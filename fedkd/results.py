@@ -49,6 +49,11 @@ class Run:
         """Return all keys of the config that can change a result, dotted, but the seed."""
         return {key: value for key, value in flattened(self.config).items() if not key.startswith(("seed", *NO_RESULT))}
 
+    @property
+    def arm(self) -> str:
+        """Return the settings as text: the same for runs that differ in their seeds alone."""
+        return json.dumps(self.settings, sort_keys=True, default=str)
+
     def metrics(self) -> list[str]:
         """Return the names of all metrics that some round has."""
         return sorted({name for line in self.lines for name in line["metrics"]})
@@ -178,7 +183,7 @@ def arms_of(runs: Sequence[Run]) -> tuple[list[Arm], list[str]]:
     """
     groups: dict[str, list[Run]] = {}
     for run in runs:
-        groups.setdefault(json.dumps(run.settings, sort_keys=True, default=str), []).append(run)
+        groups.setdefault(run.arm, []).append(run)
     members = [group[0] for group in groups.values()]
     elsewhere = list(differing(members))
     arms, problems = [], []
@@ -202,11 +207,19 @@ def arms_of(runs: Sequence[Run]) -> tuple[list[Arm], list[str]]:
 
 
 def shared_metrics(arms: Sequence[Arm]) -> list[str]:
-    """Return the metrics that all arms have, those first that say most: the nodes' models, the global one, probes."""
+    """Return the metrics that all arms have, those first that say most."""
     found = [{metric for run in arm.runs for metric in run.metrics()} for arm in arms]
-    order = ("personal/accuracy", "global/accuracy", "probe/accuracy")
-    shared = set.intersection(*found) if found else set()
-    return sorted(shared, key=lambda name: (order.index(name) if name in order else len(order), name))
+    return in_order(set.intersection(*found) if found else set())
+
+
+def in_order(metrics: Iterable[str]) -> list[str]:
+    """Return metrics, those first that say most, then the other accuracies."""
+    first = ("personal/accuracy", "global/accuracy", "probe/accuracy")
+
+    def place(name: str) -> tuple[int, bool, str]:
+        return first.index(name) if name in first else len(first), not name.endswith("/accuracy"), name
+
+    return sorted(metrics, key=place)
 
 
 def check_metric(metric: str, arms: Sequence[Arm]) -> None:

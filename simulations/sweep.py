@@ -16,7 +16,7 @@ from fedkd.config import Config, NamedTable
 from fedkd.errors import InputError, RunError
 from fedkd.progress import ManyRuns
 from fedkd.run import resume, run
-from fedkd.runfolder import CONFIG, METRICS, whole_lines
+from fedkd.runfolder import CONFIG, METRICS, is_unborn, whole_lines
 from fedkd.sweep import Job
 
 from .ray import connect, count_workers, fit
@@ -158,7 +158,8 @@ def _run_job(config: Config, folder: str) -> tuple[str | None, list[str]]:
         if (path / CONFIG).is_file():
             resume(path, on_event=notices.texts.append, engine=config.engine)
         else:
-            shutil.rmtree(path, ignore_errors=True)  # cut off before it had a config; the plan has looked into it
+            if path.exists() and is_unborn(path):
+                shutil.rmtree(path)
             run(config, path, on_event=notices.texts.append)
     except (InputError, RunError) as error:
         return str(error), notices.texts
