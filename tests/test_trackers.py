@@ -1,6 +1,7 @@
 """Trackers: what TensorBoard, MLflow and W&B (offline) have kept of a run, read back by their own readers."""
 
 import importlib.util
+import shutil
 import struct
 import sys
 from collections.abc import Callable, Iterator
@@ -33,8 +34,9 @@ def _keeps_still(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def continued(config: Config, folder: Path) -> dict[str, Any]:
-    """Run two rounds, and then two more in the same folder."""
+    """Run two rounds, and then the second again and two more in the same folder."""
     run(config, folder)
+    shutil.rmtree(max((folder / "checkpoints").glob("round-*")))  # so the second is run again
     (folder / "config.toml").write_text((folder / "config.toml").read_text().replace("rounds = 2", "rounds = 4"))
     return resume(folder)
 
@@ -42,7 +44,7 @@ def continued(config: Config, folder: Path) -> dict[str, Any]:
 def test_tensorboard_has_each_round_also_of_a_resumed_run(tiny: Tiny, tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    summary = continued(tiny({"trackers": ["tensorboard"]}), tmp_path / "run")
+    summary = continued(tiny({"trackers": ["tensorboard"], "checkpoint.every": 1}), tmp_path / "run")
     kept = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
     kept.Reload()
     events = kept.Scalars("personal/accuracy")
@@ -55,7 +57,7 @@ def test_mlflow_goes_on_in_the_same_run(tiny: Tiny, tmp_path: Path) -> None:
     import mlflow
 
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}" if _has_sqlalchemy() else f"file:{tmp_path / 'mlflow'}"
-    config = tiny({"trackers": [{"name": "mlflow", "uri": uri, "experiment": "digits"}]})
+    config = tiny({"trackers": [{"name": "mlflow", "uri": uri, "experiment": "digits"}], "checkpoint.every": 1})
     summary = continued(config, tmp_path / "run")
     client = mlflow.MlflowClient(tracking_uri=uri)
     experiment = client.get_experiment_by_name("digits")
