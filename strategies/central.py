@@ -15,7 +15,7 @@ class Central(Strategy):
     """Pooled training: `[train]` on the union of the nodes' images, a fresh optimiser a round; nothing is sent.
 
     Starts from the same weights as FedAvg. The public set is not part of it. A cohort below all nodes has no effect:
-    each round sees all images.
+    each round sees all images. With `[train] steps` it takes as many batches a round as all nodes together.
     """
 
     client: ClassVar[type[Client]] = Client
@@ -31,6 +31,8 @@ class Central(Strategy):
         model.load_state_dict(self.weights)
         pooled = environment.data.train.take(environment.data.pooled())
         settings = federation.config.train.in_round(federation.number)
+        if settings.steps is not None:
+            settings = settings.model_copy(update={"steps": settings.steps * environment.data.clients})
         order = federation.stream("pooled-training")
         loss = train_as(settings, model, pooled, preprocess=environment.preprocess, order=order)
         self.weights = copied(model.state_dict())

@@ -94,6 +94,14 @@ def test_central_trains_on_all_images_and_sends_nothing(tiny: Make, tmp_path: Pa
     assert a == pytest.approx(b, abs=0.06)
 
 
+def test_central_takes_the_steps_of_all_nodes(tiny: Make, tmp_path: Path) -> None:
+    epoch = tiny({"strategy": {"name": "central"}, "train.batch_size": 12})  # 6 nodes of 24 images: 12 batches
+    run(epoch, tmp_path / "epoch")
+    run(epoch.model_copy(update={"train": epoch.train.model_copy(update={"steps": 2})}), tmp_path / "steps")
+    found, expected = ([line["metrics"] for line in lines(tmp_path / name)] for name in ("steps", "epoch"))
+    assert found == expected
+
+
 def test_local_models_stay_with_their_nodes_and_only_the_cohort_learns(tiny: Make, tmp_path: Path) -> None:
     config = tiny({"strategy": {"name": "local"}, "rounds": 1, "cohort": 2, "model": {"names": ["mlp", "cnn"]}})
     summary = run(config, tmp_path / "run")
