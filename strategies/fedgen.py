@@ -106,7 +106,7 @@ def generative_loss(
 def generator_loss(
     logits: Tensor, labels: Tensor, weights: Tensor, outputs: Tensor, noise: Tensor, eta: float
 ) -> Tensor:
-    """Return sum_k mean_b a_bk CE(h_k(g_b), y_b) + eta L_div (the code of Zhu et al., 2021).
+    """Return sum_k mean_b a_bk CE(h_k(g_b), y_b) + eta L_div (Zhu et al., 2021; their code parts a and CE).
 
     logits: K x B x C of the teachers' classifiers; weights a: B x K; outputs g: B x D; noise: B x M.
     """
@@ -120,12 +120,14 @@ class FedGen(Strategy):
     """FedGen (Zhu et al., 2021, Algorithm 1), corrected; equal models.
 
     Server: average the weights; train G(z, y) for `generator_steps` so that each client's own classifier h_k sees the
-    label in G's features, a_k(y) = n_k^y / sum_j n_j^y, labels from the cohort's distribution; Adam lasts over rounds.
+    label in G's features, a_k(y) = n_k^y / sum_j n_j^y, labels from the cohort's distribution; Adam lasts over rounds,
+    its learning rate times generator_lr_decay^(t - 1).
     Client, from round 2 on: `generative_loss`, alpha and beta times decay^(t - 1). Values: the authors' for MNIST
     (EMNIST: alpha 10, beta 1, generator_lr 1e-4).
 
     Deviations from their code: noise is normal, as the paper says (there uniform); label counts start at 0 (there at
-    1); labels for the generator and for y' follow p(y) (there uniform over the labels that exist).
+    1); labels for the generator and for y' follow p(y) (there uniform over the labels that exist); each sample's loss
+    has its own weight (there their B x B product is averaged); the regulariser lasts all epochs (there 20).
     """
 
     client: ClassVar[type[Client]] = FedGenClient
@@ -137,6 +139,7 @@ class FedGen(Strategy):
     decay: Annotated[float, Field(gt=0, le=1)] = 0.98
     generator_steps: Count = 50
     generator_lr: Positive = 3e-4
+    generator_lr_decay: Annotated[float, Field(gt=0, le=1)] = 0.98
     generator_weight_decay: NotNegative = 1e-2
     generated_batch_size: Annotated[int, Field(ge=2)] = 32
     noise: Count = 32
@@ -194,9 +197,8 @@ class FedGen(Strategy):
         environment = federation.environment
         generator = self.new_generator(environment)
         generator.load_state_dict(self.generator)
-        optimizer = torch.optim.Adam(
-            generator.parameters(), lr=self.generator_lr, weight_decay=self.generator_weight_decay
-        )
+        rate = self.generator_lr * self.generator_lr_decay ** (federation.number - 1)
+        optimizer = torch.optim.Adam(generator.parameters(), lr=rate, weight_decay=self.generator_weight_decay)
         _restore_moments(optimizer, self.moments)
         teachers = Teachers(cast(nn.Module, environment.model(0).classifier), heads)
         weights = (counts / counts.sum(0).clamp(min=1)).T.float().to(environment.device)

@@ -669,7 +669,8 @@ def test_fedgens_teachers_are_the_clients_own_heads(tiny: Make) -> None:
 def test_two_rounds_of_fedgen_follow_the_algorithm(tiny: Make, tmp_path: Path) -> None:
     """Adam lasts over rounds, factors decay, the generated batch counts by its size."""
     strategy = {"name": "fedgen", "generator_steps": 7, "generated_batch_size": 12, "alpha": 3.0, "beta": 2.0,
-                "noise": 3, "hidden": 8, "decay": 0.5, "generator_lr": 0.01}  # fmt: skip
+                "noise": 3, "hidden": 8, "decay": 0.5, "generator_lr": 0.01,
+                "generator_lr_decay": 0.25}  # fmt: skip
     config = setting(tiny, strategy, cohort=2)
     run(config, tmp_path / "run")
     hand = Hand(config)
@@ -701,6 +702,7 @@ def test_two_rounds_of_fedgen_follow_the_algorithm(tiny: Make, tmp_path: Path) -
         alpha = (counts.double() / counts.sum(0).clamp(min=1)).float()
         stream = torch_stream(0, number, "server", "generator")
         generator.train()
+        adam.param_groups[0]["lr"] = 0.01 * 0.25 ** (number - 1)
         for _ in range(7):
             y = torch.multinomial(share, 12, replacement=True, generator=stream)
             z = torch.randn(12, 3, generator=stream)
