@@ -115,7 +115,10 @@ class Wrapper(Strategy):
 
     def measure(self, federation: Round) -> dict[str, float]:
         """Return the base's metrics, where it measures in a way of its own; else those of the models."""
-        own = type(self.inner).measure is not Strategy.measure
+        below = self.inner
+        while isinstance(below, Wrapper) and type(below).measure is Wrapper.measure:
+            below = below.inner
+        own = type(below).measure is not Strategy.measure
         return self.inner.measure(federation) if own else super().measure(federation)
 
     def most_images(self, images: int, environment: Environment) -> int:

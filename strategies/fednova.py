@@ -20,11 +20,15 @@ if TYPE_CHECKING:
     from fedkd import Environment
 
 
+_ROUNDING = 1e-9  # between two machines' powers of one number
+
+
 def normaliser(steps: int, momentum: float) -> float:
     """Return ||a||_1, the sum of the weights that so many steps of SGD give their gradients; `steps` at momentum 0."""
     if not momentum:
         return float(steps)
-    return (steps - momentum * (1 - momentum**steps) / (1 - momentum)) / (1 - momentum)
+    # a first step counts as 1, which the closed form may miss by its rounding
+    return max(1.0, (steps - momentum * (1 - momentum**steps) / (1 - momentum)) / (1 - momentum))
 
 
 class FedNovaClient(GlobalModelClient):
@@ -91,4 +95,4 @@ class FedNova(Strategy):
         if images is None:
             return math.inf
         momentum = cast(Sgd, federation.config.train.optimizer).momentum
-        return normaliser(federation.config.train.batches(images), momentum)
+        return (1 + _ROUNDING) * normaliser(federation.config.train.batches(images), momentum)

@@ -524,6 +524,23 @@ def test_weight_ema_is_the_mean_of_the_bases_models_and_does_not_touch_them(tiny
     )
 
 
+def test_one_step_counts_as_one_whatever_the_rounding() -> None:
+    """A node that told less was refused as impossible, with momentum 0.99 and others."""
+    for momentum in (n / 1000 for n in range(1000)):
+        assert 1 <= normaliser(1, momentum) <= 1 + 1e-9
+
+
+def test_weight_ema_over_fedftg_measures_the_average_and_each_stage_below(tiny: Make, tmp_path: Path) -> None:
+    changes = {"rounds": 2, "model": CONVNET}
+    fedftg = {"name": "fedftg", **SMALL}
+    run(tiny({**changes, "strategy": fedftg}), tmp_path / "base")
+    run(tiny({**changes, "strategy": {"name": "weight_ema", "base": fedftg}}), tmp_path / "ema")
+    base, ema = (lines(tmp_path / name)[-1]["metrics"] for name in ("base", "ema"))
+    assert ema["latest/loss"] == base["global/loss"]
+    assert ema["aggregated/loss"] == base["aggregated/loss"]
+    assert ema["global/loss"] not in (base["global/loss"], base["aggregated/loss"])
+
+
 def test_wrong_bases_and_options_are_refused_by_name(tiny: Make) -> None:
     def refuse(strategy: dict[str, Any], message: str, **changes: Any) -> None:
         with pytest.raises(InputError, match=message):
