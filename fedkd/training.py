@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import count
+from itertools import count, islice
 from typing import Any, Protocol, cast
 
 import torch
@@ -41,23 +41,26 @@ class SgdSteps:
     Making one of torch's classes imports its compiler, and a step of its functional form sorts the tensors anew.
     """
 
-    def __init__(self, parameters: list[nn.Parameter], settings: Sgd) -> None:
-        self.param_groups: list[dict[str, Any]] = [{"params": parameters, "lr": settings.lr}]
+    def __init__(self, groups: list[list[nn.Parameter]], settings: Sgd) -> None:
+        self.param_groups: list[dict[str, Any]] = [{"params": group, "lr": settings.lr} for group in groups]
         self._settings = settings
         self._momentum: dict[nn.Parameter, Tensor] = {}
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the gradients."""
-        for parameter in self.param_groups[0]["params"]:
-            parameter.grad = None
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None
 
     @torch.no_grad()
     def step(self) -> None:
         """Change the parameters that have a gradient."""
-        moved = [p for p in self.param_groups[0]["params"] if p.grad is not None]
-        if not moved:
-            return
-        directions = [p.grad for p in moved]
+        for group in self.param_groups:
+            moved = [p for p in group["params"] if p.grad is not None]
+            if moved:
+                self._move(moved, [p.grad for p in moved], group["lr"])
+
+    def _move(self, moved: list[Any], directions: list[Any], lr: float) -> None:
         if self._settings.weight_decay:
             directions = list(torch._foreach_add(directions, moved, alpha=self._settings.weight_decay))
         if self._settings.momentum:
@@ -68,16 +71,16 @@ class SgdSteps:
                 torch._foreach_add_(velocities, theirs)
             self._momentum |= {p: d.clone() for p, d in zip(moved, directions, strict=True) if p not in self._momentum}
             directions = [self._momentum[p] for p in moved]
-        torch._foreach_add_(moved, directions, alpha=-self.param_groups[0]["lr"])
+        torch._foreach_add_(moved, directions, alpha=-lr)
 
 
-def make_optimizer(model: nn.Module, settings: Sgd | Adam) -> Optimizer:
-    """Return a fresh optimiser over the model's parameters that can be trained."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
+def make_optimizer(model: nn.Module, settings: Sgd | Adam, *peers: nn.Module) -> Optimizer:
+    """Return a fresh optimiser over the model's parameters that can be trained, and those of peers, a group each."""
+    groups = [[p for p in module.parameters() if p.requires_grad] for module in (model, *peers)]
     if isinstance(settings, Sgd):
-        return SgdSteps(parameters, settings)
+        return SgdSteps(groups, settings)
     kind = torch.optim.Adam if settings.name == "adam" else torch.optim.AdamW
-    return kind(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
+    return kind([{"params": group} for group in groups], lr=settings.lr, weight_decay=settings.weight_decay)
 
 
 def train(
@@ -100,12 +103,13 @@ def train(
     `targets`: one row an image. `order` draws the shuffles and the augmentation (which `data.augment` turns on);
     without `augment` images stay as they are, for targets that were taken on them. With `steps` exactly so many
     batches are taken, whatever `epochs` says, over as many epochs as it needs; the mean is over all of them. `clip`:
-    the largest norm of the gradient of `loss`.
+    the largest norm of the gradient of `loss`, of each group of the optimiser for itself.
     """
     if steps is not None and not len(data.labels):
         raise ValueError(f"{steps} steps of training need images, and there are none")
     model.train()
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    groups = [group["params"] for group in optimizer.param_groups]
+    parameters = [p for group in groups for p in group]
     losses: list[Tensor] = []
     for _ in range(epochs) if steps is None else count():
         if steps is None:
@@ -115,10 +119,12 @@ def train(
         most = None if steps is None else steps - len(losses)
         for images, wanted in batches(data, targets, batch_size, preprocess, order, augment, most):
             value = loss(model, images, wanted)
-            gradients = torch.autograd.grad(value, parameters, allow_unused=True)
-            scale = None if clip is None else _scale(gradients, clip)
-            for parameter, gradient in zip(parameters, gradients, strict=True):
-                parameter.grad = gradient if gradient is None or scale is None else gradient * scale
+            gradients = iter(torch.autograd.grad(value, parameters, allow_unused=True))
+            for group in groups:
+                own = list(islice(gradients, len(group)))
+                scale = None if clip is None else _scale(own, clip)
+                for parameter, gradient in zip(group, own, strict=True):
+                    parameter.grad = gradient if gradient is None or scale is None else gradient * scale
             optimizer.step()
             losses.append(value.detach())
     return float(torch.stack(losses).double().mean()) if losses else 0.0
@@ -138,15 +144,16 @@ def train_as(
     preprocess: Preprocess,
     order: torch.Generator,
     loss: Loss = cross_entropy,
+    optimizer: Optimizer | None = None,
 ) -> float:
-    """Train a model on labelled images as `[train]` says; return what `train` returns."""
+    """Train a model on labelled images as `[train]` says, by default all of it; return what `train` returns."""
     return train(
         model,
         data,
         torch.from_numpy(data.labels),
         epochs=settings.epochs,
         batch_size=settings.batch_size,
-        optimizer=make_optimizer(model, settings.optimizer),
+        optimizer=optimizer or make_optimizer(model, settings.optimizer),
         preprocess=preprocess,
         order=order,
         steps=settings.steps,

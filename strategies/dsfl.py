@@ -139,15 +139,17 @@ class DSFL(RelayStrategy):
         assert public is not None
         model = environment.model(0)
         model.load_state_dict(self.weights)
+        settings = federation.config.train.in_round(federation.number)
         loss = train(
             model,
             public.take(self.indices["subset"].numpy()) if self.indices else public,
             self.targets["all"],
             epochs=self.distil_epochs,
             batch_size=self.distil_batch_size,
-            optimizer=make_optimizer(model, federation.config.train.in_round(federation.number).optimizer),
+            optimizer=make_optimizer(model, settings.optimizer),
             preprocess=environment.preprocess,
             order=federation.stream("server-distillation"),
+            clip=settings.clip,
             loss=kl,
             augment=False,
         )

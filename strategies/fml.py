@@ -19,7 +19,7 @@ from fedkd import Client, Expected, Payload, Round, Strategy, like, weighted_mea
 from fedkd.config import Architecture, NamedTable
 from fedkd.losses import kl_divergence
 from fedkd.payload import Tensors
-from fedkd.training import train_as
+from fedkd.training import make_optimizer, train_as
 
 if TYPE_CHECKING:
     from fedkd import Environment
@@ -48,13 +48,14 @@ class FMLClient(Client):
             both = cast(Pair, model)
             return mutual_loss(both.private(images), both.meme(images), labels, method.alpha, method.beta)
 
-        value = train_as(  # one optimiser goes parameter by parameter: as good as two
+        value = train_as(
             self.settings,
             pair,
             self.data,
             preprocess=self.environment.preprocess,
             order=self.stream("local-training"),
             loss=loss,
+            optimizer=make_optimizer(pair.private, self.settings.optimizer, pair.meme),  # which clips each by itself
         )
         self.measure("personal_after_fit")
         self.keep_model()

@@ -1,6 +1,8 @@
 """The shared loops: losses against second formulas, augmentation, prediction in order."""
 
 import math
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from fedkd.config import Adam, Sgd
 from fedkd.datasets import Images
 from fedkd.losses import kl_divergence
 from fedkd.streams import torch_stream
-from fedkd.training import evaluate, make_optimizer, predict, train
+from fedkd.training import cross_entropy, evaluate, make_optimizer, predict, train
 
 
 class _Data:
@@ -194,6 +196,22 @@ def test_a_clip_bounds_the_gradient_but_not_the_weight_decay() -> None:
         )  # fmt: skip
         moved = [p.detach() - (1 - decay) * b for p, b in zip(net.parameters(), before, strict=True)]
         assert torch.cat([m.flatten() for m in moved]).norm().item() == pytest.approx(0.01, rel=1e-3)
+
+
+@pytest.mark.parametrize("settings", [Sgd(name="sgd", lr=1.0, momentum=0.9), Adam(name="adam", lr=0.1)])
+def test_peers_train_as_if_each_had_an_optimiser_and_a_clip_of_its_own(settings: Sgd | Adam) -> None:
+    data, how = images(12), dict[str, Any](epochs=2, batch_size=4, preprocess=PLAIN, clip=0.01)
+    labels = torch.from_numpy(data.labels)
+
+    alone, first, second = model(), model(), model()
+    order = partial(torch_stream, 0, 0, 0, "o")
+    train(alone, data, labels, optimizer=make_optimizer(alone, settings), order=order(), **how)
+    both = make_optimizer(first, settings, second)
+    train(
+        nn.ModuleList([first, second]), data, labels, optimizer=both, order=order(), **how,
+        loss=lambda pair, x, y: cross_entropy(pair[0], x, y) + 100 * cross_entropy(pair[1], x, y),
+    )  # fmt: skip
+    assert all(torch.equal(a, b) for a, b in zip(alone.parameters(), first.parameters(), strict=True))
 
 
 def test_batches_do_not_depend_on_how_many_are_prepared_together(monkeypatch: pytest.MonkeyPatch) -> None:

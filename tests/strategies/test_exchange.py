@@ -17,11 +17,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from fedkd import Environment, Payload
-from fedkd.checkpoints import latest, load_server
+from fedkd.checkpoints import latest, load_nodes, load_server
 from fedkd.class_means import ClassMeans, mean_over_nodes
 from fedkd.config import Config
 from fedkd.losses import kl_divergence, kl_from_probabilities
 from fedkd.models import mlp
+from fedkd.payload import tensors_of
 from fedkd.run import run
 from fedkd.strategies.comet import cluster_targets
 from fedkd.strategies.dsfl import enhanced_entropy_reduction, entropy_reduction
@@ -316,6 +317,20 @@ def test_fml_trains_one_private_model_a_node_and_a_meme_of_its_own_shape(tiny: M
     names = sum(len(f"{layer}.{kind}") for layer in ("features.1", "classifier") for kind in ("weight", "bias"))
     assert summary["bytes"]["up"]["weights"] == 2 * 6 * (4 * parameters + 4 * 128 + names)
     assert 'name = "mlp"' in (tmp_path / "run" / "config.toml").read_text().split("[strategy.meme]")[1]
+
+
+def test_fml_clips_each_of_the_two_models_by_itself(tiny: Make, tmp_path: Path) -> None:
+    train = {"steps": 1, "batch_size": 8, "optimizer": {"name": "sgd", "lr": 1.0}, "clip": 0.01}
+    config = tiny({"strategy": {"name": "fml"}, "train": train, "cohort": 1, "rounds": 1})
+    run(config, tmp_path / "run")
+    environment = Environment(config)
+    checkpoint = latest(tmp_path / "run" / "checkpoints")[1]
+    ((node, state),) = load_nodes(checkpoint)
+    private, meme = tensors_of(state["model"]), load_server(checkpoint)  # type: ignore[arg-type]
+    for now, of in ((private, node), (meme, "server")):
+        before = environment.initial_weights(0, of)
+        moved = torch.cat([(now[name] - before[name]).flatten() for name in before])
+        assert moved.norm().item() == pytest.approx(0.01, rel=1e-3)
 
 
 # FedNTD
