@@ -45,7 +45,9 @@ class FedMDClient(TransferClient):
         return self.tell(self.knowledge(self.subset(request)))
 
     def digest(self, request: Payload) -> Payload:
-        """Approach the targets on the subset, then revisit the node's own images."""
+        """Approach the targets on the subset, then revisit the node's own images; a latecomer is pre-trained first."""
+        if not self.has_model:  # it failed to answer before
+            self._pretrain()
         self.distil(self.subset(request), request.logits["targets"], self.digest_loss())
         self.train_locally()
         self.keep_model()
