@@ -106,21 +106,21 @@ def neighbour_weights(
     beta: float = 10.0,
     *,
     function: WeightFunction = "softmax",
-    k: int = 1,
+    k: int | None = None,
     threshold: float = 0.0,
     include_self: bool = True,
 ) -> Tensor:
     """Return W, N x N: softmax over senders of -beta d_nm; each row sums to 1 (the form of equation 8 is inferred).
 
-    `topk` keeps the k largest weights of a row, `threshold` those of at least `threshold` (the largest always); both
-    scale what is left to 1. Without `include_self` the diagonal is 0; a client alone still hears itself.
+    `topk` keeps the k largest weights of a row (all without k), `threshold` those of at least `threshold` (the largest
+    always); both scale what is left to 1. Without `include_self` the diagonal is 0; a client alone still hears itself.
     """
-    scores = -beta * distances.double()
-    if not include_self and len(scores) > 1:
-        scores = scores.masked_fill(torch.eye(len(scores), dtype=torch.bool), -torch.inf)
+    scores, n = -beta * distances.double(), len(distances)
+    if not include_self and n > 1:
+        scores = scores.masked_fill(torch.eye(n, dtype=torch.bool), -torch.inf)
     weights = torch.softmax(scores, dim=1)
     if function == "topk":
-        kept = torch.zeros_like(weights).scatter_(1, weights.topk(min(k, len(weights)), dim=1).indices, 1.0)
+        kept = torch.zeros_like(weights).scatter_(1, weights.topk(min(k or n, n), dim=1).indices, 1.0)
         weights = normalised(weights * kept)
     elif function == "threshold":
         kept = (weights >= threshold) | (weights == weights.amax(1, keepdim=True))
@@ -134,7 +134,8 @@ class KnFu(TransferStrategy):
 
     beta: 10 in the paper; the formula that it enters is inferred. All others are open in the paper, and inferred here:
     epd_mode, epd_epsilon: how a client's label distribution is estimated; `hard` needs epsilon of about 1e-3.
-    divergence: between two EPDs. weight_function: `softmax`, or hard neighbours by `topk` (`k`) or `threshold`.
+    divergence: between two EPDs. weight_function: `softmax`, or hard neighbours by `topk` (the `k` nearest, who has
+    no default: with include_self a node is its own nearest) or `threshold`.
     include_self: whether a client's own knowledge is fused. fuse_space: `prob`, or `logit` as FedMD has it.
     extraction_temperature, temperature: of the soft labels, and of fine-tuning. public_cross_entropy: weight of the
     cross-entropy with public labels in fine-tuning, 0 for an unlabelled transfer set.
@@ -150,7 +151,7 @@ class KnFu(TransferStrategy):
     epd_epsilon: Annotated[float, Field(gt=0)] = 1e-8
     divergence: Divergence = "kl_receiver_sender"
     weight_function: WeightFunction = "softmax"
-    k: Annotated[int, Field(ge=1)] = 1
+    k: Annotated[int, Field(ge=1)] | None = None
     threshold: Annotated[float, Field(ge=0, le=1)] = 0.0
     include_self: bool = True
     fuse_space: Literal["prob", "logit"] = "prob"
@@ -159,8 +160,10 @@ class KnFu(TransferStrategy):
     public_cross_entropy: Annotated[float, Field(ge=0)] = 0.0
 
     def check(self, environment: Environment) -> None:
-        """Refuse, besides, the cross-entropy with labels that the public set does not have."""
+        """Refuse, besides, neighbours without a number, and the cross-entropy with labels that are not there."""
         super().check(environment)
+        if self.weight_function == "topk" and self.k is None:
+            raise InputError("strategy.weight_function = 'topk': set strategy.k, how many nodes each one hears.")
         if self.public_cross_entropy and not environment.data.public_labelled:
             raise InputError(
                 f"strategy.public_cross_entropy = {self.public_cross_entropy}: the public set has no labels; "

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fedkd import Environment
 from fedkd.config import Config, Limits
+from fedkd.errors import InputError
 from fedkd.fusion import effective_neighbours, fuse
 from fedkd.losses import kl_from_probabilities
 from fedkd.run import run
@@ -126,6 +127,13 @@ def test_disjoint_hard_priors_stay_finite_and_an_unbalanced_transfer_set_does_to
     assert torch.isfinite(distances(priors)).all()
     one_class = soft(0)[:, :1].expand(-1, 12, -1)
     assert torch.isfinite(weights_of(one_class)).all()
+
+
+def test_nearest_neighbours_need_a_number(tiny: Make) -> None:
+    with pytest.raises(InputError, match=r"weight_function = 'topk': set strategy\.k"):
+        Environment(
+            tiny({"data.public": {"size": 60}, "strategy": {"name": "knfu", "weight_function": "topk"}})
+        ).check()
 
 
 def test_hard_neighbours() -> None:
