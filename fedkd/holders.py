@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .payload import Payload
+from .errors import RunError
+from .payload import Expected, Payload, weighted_mean
 from .strategy import Round
 
 
@@ -18,14 +19,28 @@ class Holders:
     def __init__(self, nodes: Sequence[int] = ()) -> None:
         self.nodes = set(nodes)
 
-    def address(self, cohort: Sequence[int], plain: Payload, full: Payload) -> dict[int, Payload]:
-        """Return each node's payload: `plain` for those that hold it, `full`, with it, for the others."""
-        return {node: plain if node in self.nodes else full for node in cohort}
+    def ask(self, federation: Round, action: str, plain: Payload, full: Payload, expect: Expected) -> Payload:
+        """Send each node of the cohort `plain` where it holds it, `full`, with it, else; return their weighted mean.
 
-    def note(self, federation: Round, action: str) -> None:
-        """Take the round's replies to the request `action` into account; a node that failed may have lost it."""
-        failed = {failure["node"] for failure in federation.record.failures if failure["action"] == action}
-        self.nodes = (self.nodes | set(federation.cohort)) - failed
+        A node that fails may have lost it, and gets it in its next round; at once where too few replies are good, as
+        after a restart of all sites. Raises RunError where that does not help.
+        """
+        down = {node: plain if node in self.nodes else full for node in federation.cohort}
+        try:
+            merged = federation.ask(action, down, expect=expect, merge=weighted_mean)
+        except RunError:
+            lost = [node for node in self._failed(federation, action) if down[node] is plain]
+            if not lost:
+                raise
+            merged = federation.ask(action, dict.fromkeys(lost, full), expect=expect, merge=weighted_mean)
+            self.nodes -= set(federation.cohort)  # who else holds it was not found out
+            return merged
+        self.nodes = (self.nodes | set(federation.cohort)) - self._failed(federation, action)
+        return merged
+
+    @staticmethod
+    def _failed(federation: Round, action: str) -> set[int]:
+        return {failure["node"] for failure in federation.record.failures if failure["action"] == action}
 
     def forget(self) -> None:
         """Let nobody hold it: there is a newer one."""

@@ -27,7 +27,6 @@ from fedkd import (
     RunError,
     Strategy,
     like,
-    weighted_mean,
 )
 from fedkd.datasets import Images
 from fedkd.distillers import FGM, IDM, Distance, Virtual, normal_images
@@ -184,9 +183,7 @@ class FedLGD(VirtualImages, Strategy):
         images, labels = {"images": self.anchors["images"]}, {"labels": self.anchors["labels"]}
         full = Payload(weights=self.weights, images=images, indices=labels, numbers=numbers)
         expect = Expected(weights=like(self.weights), numbers={"examples": (1, 1), "loss": (-math.inf, math.inf)})
-        down = self.holders.address(federation.cohort, plain, full)
-        merged = federation.ask("fit", down, expect=expect, merge=weighted_mean)
-        self.holders.note(federation, "fit")
+        merged = self.holders.ask(federation, "fit", plain, full, expect)
         before, self.weights = self.weights, merged.weights
         federation.log("train_loss", merged.numbers["loss"])
         if selected:
@@ -218,9 +215,9 @@ class FedLGD(VirtualImages, Strategy):
                 f"Round {federation.number}: the global virtual images have diverged; lower strategy.pixel_lr = "
                 f"{self.pixel_lr}."
             )
-        self.anchors = {"images": virtual.images.cpu(), "labels": virtual.labels.cpu()}
-        self.holders.forget()
         if losses:
+            self.anchors = {"images": virtual.images.cpu(), "labels": virtual.labels.cpu()}
+            self.holders.forget()
             federation.log("gradient_distance", [losses[0], losses[-1]])
 
     def _show(self, federation: Round) -> None:

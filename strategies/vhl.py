@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedkd import Client, Expected, GlobalModelClient, InputError, Payload, Round, like, weighted_mean
+from fedkd import Client, Expected, GlobalModelClient, InputError, Payload, Round, like
 from fedkd.batches import Preprocess
 from fedkd.datasets import Images
 from fedkd.holders import Holders
@@ -168,10 +168,8 @@ class VHL(FedAvg):
         plain = Payload(weights=sent)
         images, labels = {"images": self.noise["images"]}, {"labels": self.noise["labels"]}
         full = Payload(weights=sent, images=images, indices=labels)
-        down = self.holders.address(federation.cohort, plain, full)
         expect = Expected(weights=like(sent), numbers={"examples": IMAGES, "loss": (-math.inf, math.inf)})
-        merged = federation.ask("fit", down, expect=expect, merge=weighted_mean)
-        self.holders.note(federation, "fit")
+        merged = self.holders.ask(federation, "fit", plain, full, expect)
         self.weights, self.head = _split(merged.weights)
         federation.log("train_loss", merged.numbers["loss"])
 

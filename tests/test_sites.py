@@ -893,6 +893,25 @@ def test_newcomers_and_sites_that_lost_their_state_take_part_again(
     assert {"2", "5"} <= found[4]["nodes"]["personal/accuracy"].keys()
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [{"strategy": {"name": "vhl", "noise_per_class": 2, "generator_width": 8}, "model": FEDLGD["model"]}, FEDLGD],
+    ids=lambda changes: changes["strategy"]["name"],
+)
+def test_a_federation_goes_on_whose_sites_have_all_lost_what_the_server_shares_once(
+    tiny: Make, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    """The server is started anew, and no site has a folder for its state: who is known to hold it has it no more."""
+    config = tiny({**changes, "rounds": 2})
+    start(config, partitioned(config), tmp_path / "run")
+    longer = config.model_copy(update={"rounds": 4})
+    start(longer, partitioned(longer, run=8), tmp_path / "run", resume=True)
+    found = lines(tmp_path / "run")
+    assert [line["round"] for line in found] == [0, 1, 2, 3, 4]
+    assert sorted(failure["node"] for failure in found[3]["failures"]) == list(range(6))
+    assert found[4]["failures"] == []
+
+
 def test_feddf_sends_each_site_the_model_of_its_architecture(tiny: Make, tmp_path: Path) -> None:
     config = tiny({**PUBLIC, "strategy": {"name": "feddf", "steps": 2}, "model": {"names": ["mlp", "cnn"]}})
     grid = partitioned(config)
