@@ -356,16 +356,16 @@ def _print_partition(data: FederatedData) -> None:
 
     counts = data.label_counts()
     table = Table(title=f"{data.clients} nodes, {int(counts.sum())} training images", title_justify="left")
-    for name in ("node", "domain", "train", "test", *data.classes[:20]):
+    for name in ("node", "domain", "train", "test", *data.node_classes[:20]):
         table.add_column(name, justify="right")
-    if len(data.classes) > 20:
-        table.add_column(f"... {len(data.classes)} classes")
+    if len(data.node_classes) > 20:
+        table.add_column(f"... {len(data.node_classes)} classes")
     for node in range(data.clients):
         domain = data.domain_names[data.node_domains[node]]
         cells = [node, domain, counts[node].sum(), len(data.test_parts[node]), *counts[node, :20]]
         table.add_row(*(str(cell) if isinstance(cell, str) or cell else "·" for cell in cells[:1] + cells[1:]))
     # a table in a file is as wide as it needs to be
-    Console(width=None if sys.stdout.isatty() else 40 + 8 * min(len(data.classes), 20) + 20).print(table)
+    Console(width=None if sys.stdout.isatty() else 40 + 8 * min(len(data.node_classes), 20) + 20).print(table)
     public = "none" if data.public is None else f"{len(data.public.labels)} images"
     typer.echo(f"global test: {len(data.test.labels)} images; public set: {public}")
 

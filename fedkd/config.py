@@ -72,7 +72,14 @@ class PublicConfig(_Table):
     size: Count
     name: str | None = None  # another named set; by default images taken out of the training images
     labelled: bool = False
+    own_classes: bool = False  # its labels are other classes than the nodes': models have outputs for both
     balanced: bool = True  # the same number of each class, as far as the images go
+
+    @pydantic.model_validator(mode="after")
+    def _labels_of_another_set(self) -> PublicConfig:
+        if self.own_classes and not (self.labelled and self.name is not None):
+            raise ValueError("own_classes = true: only another labelled set has them; give name and labelled = true")
+        return self
 
 
 class ValidationConfig(_Table):

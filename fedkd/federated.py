@@ -77,7 +77,8 @@ class FederatedData:
     public: Images | None
     validation: Images | None  # labelled images of the server's own
     public_labelled: bool
-    classes: tuple[str, ...]
+    classes: tuple[str, ...]  # that models tell apart
+    node_classes: tuple[str, ...]  # the first of them: without the public set's own
     domain_names: tuple[str, ...]
     mean: tuple[float, ...]
     deviation: tuple[float, ...]
@@ -102,10 +103,10 @@ class FederatedData:
         return self.test.take(self.test_parts[node])
 
     def label_counts(self) -> np.ndarray:
-        """Return the nodes x classes table of training images."""
-        counts = np.zeros((self.clients, len(self.classes)), np.int64)
+        """Return the table of training images, nodes x their classes."""
+        counts = np.zeros((self.clients, len(self.node_classes)), np.int64)
         for node in range(self.clients):
-            counts[node] = np.bincount(self.train.labels[self.train_parts[node]], minlength=len(self.classes))
+            counts[node] = np.bincount(self.train.labels[self.train_parts[node]], minlength=len(self.node_classes))
         return counts
 
     @cached_property
@@ -164,7 +165,7 @@ def federate(config: DataConfig, seed: int) -> FederatedData:
     train, domains = _pool([s.train for s in sets])
     test, test_domains = _pool([s.test for s in sets])
 
-    public, kept = _public(config, train, seed, len(first.classes))
+    public, kept, classes = _public(config, train, seed, first.classes)
     train, domains = train.take(kept), domains[kept]
     validation, kept = _validation(config, train, seed)
     train, domains = train.take(kept), domains[kept]
@@ -181,8 +182,8 @@ def federate(config: DataConfig, seed: int) -> FederatedData:
         )
     else:
         if priors is None:
-            classes = len(first.classes)
-            priors = np.stack([np.bincount(train.labels[p], minlength=classes) / len(p) for p in parts])
+            width = len(first.classes)
+            priors = np.stack([np.bincount(train.labels[p], minlength=width) / len(p) for p in parts])
         node_domains = np.array([np.bincount(domains[part]).argmax() for part in parts])
         test_parts = Ragged.of(
             [
@@ -190,6 +191,7 @@ def federate(config: DataConfig, seed: int) -> FederatedData:
                 for node, (part, prior) in enumerate(zip(parts, priors, strict=True))
             ]
         )
+        priors = np.pad(priors, ((0, 0), (0, len(classes) - len(first.classes))))
     mean, deviation = _statistics(config, sets)
     return FederatedData(
         train=train,
@@ -201,7 +203,8 @@ def federate(config: DataConfig, seed: int) -> FederatedData:
         public=public,
         validation=validation,
         public_labelled=bool(config.public and config.public.labelled),
-        classes=first.classes,
+        classes=classes,
+        node_classes=first.classes,
         domain_names=tuple(config.set_names),
         mean=mean,
         deviation=deviation,
@@ -231,7 +234,7 @@ def site_data(config: DataConfig, name: str, seed: int) -> SiteData:
     own = _in_classes(_first_of_each(_load(config, name), config), config.sites)
     if len(own.train.labels) == 0 or len(own.test.labels) == 0:
         raise InputError(f"data = {name!r}: a site needs training and test images.")
-    public, _ = _public(config, own.train, seed, len(own.classes))
+    public, _, classes = _public(config, own.train, seed, own.classes)
     mean, deviation = _statistics(config, [_neutral(own)])  # all sites and the server normalise alike
     return SiteData(
         train=own.train,
@@ -243,7 +246,8 @@ def site_data(config: DataConfig, name: str, seed: int) -> SiteData:
         public=public,
         validation=None,
         public_labelled=bool(config.public and config.public.labelled),
-        classes=own.classes,
+        classes=classes,
+        node_classes=own.classes,
         domain_names=("sites",),
         mean=mean,
         deviation=deviation,
@@ -274,7 +278,7 @@ def _without_images(config: DataConfig, sites: RealSites, seed: int) -> Federate
         held = _load(config, sites.server)
         _refuse_unfit("data.sites.server", sites, held.classes, held.train.images.shape[1:])
         test, (validation, _) = held.test, _validation(config, held.train, seed)
-    public, _ = _public(config, empty, seed, len(sites.classes))
+    public, _, classes = _public(config, empty, seed, tuple(sites.classes))
     mean, deviation = _statistics(config, [_neutral(Dataset(empty, empty, tuple(sites.classes)))])
     return FederatedData(
         train=empty,
@@ -286,7 +290,8 @@ def _without_images(config: DataConfig, sites: RealSites, seed: int) -> Federate
         public=public,
         validation=validation,
         public_labelled=bool(config.public and config.public.labelled),
-        classes=tuple(sites.classes),
+        classes=classes,
+        node_classes=tuple(sites.classes),
         domain_names=("sites",),
         mean=mean,
         deviation=deviation,
@@ -298,7 +303,7 @@ def write_sets(data: FederatedData, folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for node in range(data.clients):
-        arrays: dict[str, Any] = {"classes": np.array(data.classes)}
+        arrays: dict[str, Any] = {"classes": np.array(data.node_classes)}
         for part, images in (("train", data.train_of(node)), ("test", data.test_of(node))):
             arrays[f"x_{part}"], arrays[f"y_{part}"] = images.images.transpose(0, 2, 3, 1), images.labels
         paths.append(folder / f"node-{node}.npz")
@@ -306,10 +311,16 @@ def write_sets(data: FederatedData, folder: Path) -> list[Path]:
     return paths
 
 
-def misfit(sites: RealSites, classes: tuple[str, ...], shape: tuple[int, ...]) -> str | None:
-    """Return what is wrong with images of these classes and this shape for a federation of real sites, if anything."""
-    if classes != tuple(sites.classes):
-        return f"its classes are {_some(classes)}; data.sites.classes are {_some(tuple(sites.classes))}"
+def misfit(
+    sites: RealSites, classes: tuple[str, ...], shape: tuple[int, ...], wanted: tuple[str, ...] | None = None
+) -> str | None:
+    """Return what is wrong with images of these classes and this shape for a federation of real sites, if anything.
+
+    `wanted`: all classes of the federation, where its public set has classes of its own.
+    """
+    wanted = wanted or tuple(sites.classes)
+    if classes != wanted:
+        return f"its classes are {_some(classes)}; data.sites.classes are {_some(wanted)}"
     if shape != tuple(sites.shape):
         have, want = ("x".join(map(str, one)) for one in (shape, sites.shape))
         return f"its images are {have} (channels x height x width), data.sites.shape is {want}"
@@ -370,21 +381,33 @@ def _pool(parts: list[Images]) -> tuple[Images, np.ndarray]:
     return Images(images, labels), np.repeat(np.arange(len(parts)), [len(part.labels) for part in parts])
 
 
-def _public(config: DataConfig, train: Images, seed: int, classes: int) -> tuple[Images | None, np.ndarray]:
-    """Return the public set, and the positions of the training images that stay with the nodes."""
+def _public(
+    config: DataConfig, train: Images, seed: int, classes: tuple[str, ...]
+) -> tuple[Images | None, np.ndarray, tuple[str, ...]]:
+    """Return the public set, the positions of the training images that stay with the nodes, and all classes.
+
+    Classes of the public set's own come after the nodes', as in FedMD's experiments (whose code has them before).
+    """
     everything = np.arange(len(train.labels))
     if config.public is None:
-        return None, everything
-    source = train
+        return None, everything, classes
+    source, first_class = train, 0
     if config.public.name is not None:
-        source = _load(config, config.public.name).train
+        other = _load(config, config.public.name)
+        source = other.train
         if source.images.shape[1:] != train.images.shape[1:]:
             raise InputError(
                 f"data.public.name = {config.public.name!r}: its images are {source.images.shape[1:]}, the others "
                 f"{train.images.shape[1:]} (channels, height, width); set data.size and data.channels."
             )
-        if config.public.labelled and int(source.labels.max()) >= classes:
-            raise InputError(f"data.public.labelled: {config.public.name!r} has other classes than the federation.")
+        if config.public.own_classes:
+            first_class = len(classes)
+            classes += tuple(f"{config.public.name}:{name}" for name in other.classes)
+        elif config.public.labelled and len(other.classes) != len(classes):
+            raise InputError(
+                f"data.public.labelled: {config.public.name!r} has {len(other.classes)} classes, the federation "
+                f"{len(classes)}; own_classes = true gives them outputs of their own."
+            )
     size = config.public.size
     limit = len(source.labels) if config.public.name is not None else len(source.labels) - 1
     if size > limit:
@@ -394,8 +417,9 @@ def _public(config: DataConfig, train: Images, seed: int, classes: int) -> tuple
         taken = _balanced(source.labels, size, rng)
     else:
         taken = rng.permutation(len(source.labels))[:size]
-    taken = rng.permutation(taken)
-    return source.take(taken), everything if config.public.name is not None else np.setdiff1d(everything, taken)
+    public = source.take(rng.permutation(taken))
+    kept = everything if config.public.name is not None else np.setdiff1d(everything, taken)
+    return Images(public.images, public.labels + first_class), kept, classes
 
 
 def _validation(config: DataConfig, train: Images, seed: int) -> tuple[Images | None, np.ndarray]:

@@ -53,9 +53,11 @@ def draw_partition(data: FederatedData, title: str, path: Path) -> Path:
     """Draw the nodes x classes heat map of training images: shade, the share of the node's images; bars, its size."""
     counts = data.label_counts()
     shares = counts / counts.sum(1, keepdims=True)
-    few = len(counts) <= 30 and len(data.classes) <= 20
+    few = len(counts) <= 30 and len(data.node_classes) <= 20
     height = float(np.clip(0.26 * len(counts) + 1.4, 3.2, 10))
-    figure = Figure(figsize=(float(np.clip(0.48 * len(data.classes) + 3.4, 6.4, 13)), height), layout="constrained")
+    figure = Figure(
+        figsize=(float(np.clip(0.48 * len(data.node_classes) + 3.4, 6.4, 13)), height), layout="constrained"
+    )
     heat, sizes = figure.subplots(1, 2, sharey=True, width_ratios=[4, 1])
     image = heat.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
     if few:
@@ -64,7 +66,9 @@ def draw_partition(data: FederatedData, title: str, path: Path) -> Path:
                 colour = "white" if shares[node, label] > 0.6 else _INK
                 heat.text(label, node, str(count), ha="center", va="center", fontsize=7, color=colour)
     heat.set(xlabel="class", ylabel="node", title=title)
-    heat.set_xticks(range(len(data.classes)), data.classes, rotation=90 if max(map(len, data.classes)) > 2 else 0)
+    heat.set_xticks(
+        range(len(data.node_classes)), data.node_classes, rotation=90 if max(map(len, data.node_classes)) > 2 else 0
+    )
     heat.yaxis.set_major_locator(MaxNLocator(integer=True))
     sizes.barh(range(len(counts)), counts.sum(1), color=_COLOURS[0], height=0.8)
     sizes.set(xlabel="images")

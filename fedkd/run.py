@@ -114,7 +114,7 @@ def _simulate(
     """Run to the end; where nodes' states are lost with a machine, again from the last checkpoint, on what is left."""
     data = grid.environment.data
     if data.clients <= _MOST_ROWS:
-        folder.keep_partition(data.classes, data.label_counts())
+        folder.keep_partition(data.node_classes, data.label_counts())
     while True:
         environment = grid.environment
         context = node_context(0, environment.data.clients, RecordDict())

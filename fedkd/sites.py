@@ -232,7 +232,7 @@ class Sites(Carrier):
                 return f"partition-id = {one.partition}: the config has partitions 0 to {environment.data.clients - 1}"
         elif one.partition >= 0:
             return "it has no data of its own, which data.sites asks for"
-        elif (reason := misfit(config.data.sites, one.classes, one.shape)) is not None:
+        elif (reason := misfit(config.data.sites, one.classes, one.shape, environment.data.classes)) is not None:
             return reason
         if not 1 <= one.images <= MOST_IMAGES:
             return f"it has {one.images} training images"

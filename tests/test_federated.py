@@ -12,10 +12,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fedkd import Environment
+from fedkd.checkpoints import latest, load_nodes
 from fedkd.config import Config
 from fedkd.errors import InputError
 from fedkd.federated import Ragged, federate
+from fedkd.payload import tensors_of
 from fedkd.run import run
+from fedkd.training import predict
 
 Make = Callable[..., Config]
 
@@ -51,6 +54,38 @@ def test_the_public_set_may_be_another_set(tiny: Make, mnist_root: Path) -> None
     assert len(data.train.labels) == 1442
     with pytest.raises(InputError, match=r"data.public.name = 'usps': its images are \(1, 16, 16\)"):
         federate(tiny({**changes, "data.size": None}).data, 0)
+
+
+def test_labels_of_another_set_may_be_classes_of_their_own(tiny: Make, tmp_path: Path) -> None:
+    labels = np.arange(40) % 4
+    images = np.repeat(labels[:, None, None] * 60, 8, 1).repeat(8, 2).astype(np.uint8)
+    arrays = {"x_train": images, "y_train": labels, "x_test": images, "y_test": labels}
+    np.savez(tmp_path / "shades.npz", classes=np.array(list("wxyz")), **arrays)
+    public = {"size": 20, "name": f"npz:{tmp_path / 'shades.npz'}", "labelled": True}
+    with pytest.raises(InputError, match="has 4 classes, the federation 10; own_classes = true gives them outputs"):
+        federate(tiny({"data.public": public}).data, 0)
+    config = tiny({"data.public": {**public, "own_classes": True}})
+    data = federate(config.data, 0)
+    assert data.public is not None
+    assert data.priors is not None
+    assert np.bincount(data.public.labels).tolist() == [0] * 10 + [5] * 4
+    assert (data.public.images[:, 0, 0, 0] == (data.public.labels - 10) * 60).all()
+    assert [name.rsplit(":", 1)[1] for name in data.classes[10:]] == list("wxyz")
+    assert data.priors.shape == (6, 14)
+    strategy = {"name": "fedmd", "public_epochs": 30, "private_epochs": 1}
+    environment = Environment(config.model_copy(update={"strategy": tiny({"strategy": strategy}).strategy}))
+    run(environment.config, tmp_path / "run")
+    state = dict(load_nodes(latest(tmp_path / "run" / "checkpoints")[1]))[0]
+    model = environment.model(0)
+    model.load_state_dict(tensors_of(state["model"]))  # type: ignore[arg-type]
+    told = predict(model, data.public, environment.preprocess).argmax(1)
+    assert (told == torch.from_numpy(data.public.labels)).float().mean() > 0.9
+
+
+@pytest.mark.parametrize("wrong", [{"labelled": True}, {"name": "digits"}])
+def test_only_another_labelled_set_has_classes_of_its_own(tiny: Make, wrong: dict) -> None:
+    with pytest.raises(InputError, match="own_classes = true: only another labelled set has them"):
+        tiny({"data.public": {"size": 20, "own_classes": True, **wrong}})
 
 
 def test_test_images_follow_each_nodes_own_labels(tiny: Make, mnist_root: Path) -> None:
