@@ -17,7 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 COLOURS = 8  # that the page's style sheet gives to series, as --series-0 to --series-7
-_DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))  # after so many series
+# of a curve after so many series: lengths of line and gap in widths of the curve; none for a whole line
+_DASHES = ((), (5, 2), (1.5, 1.5), (6, 2, 1.5, 2), (10, 3))
 # drawn in colours that nothing else has, and then replaced by the style sheet's
 _INK, _FAINT = "#010203", "#040506"
 _BLUE = "#2f6fd0"  # of heat maps
@@ -61,12 +62,13 @@ def curves(series: Sequence[Series], x_label: str, y_label: str, title: str, abo
 
     def draw(axes: Axes) -> None:
         for one in series:
-            colour, dash = _colour(one.number), _DASHES[one.number // COLOURS % len(_DASHES)]
+            colour, dash = _colour(one.number), _dash(one.number)
             if any(low < high for low, high in zip(one.low, one.high, strict=True)):
                 band = axes.fill_between(one.x, one.low, one.high, color=colour, alpha=0.16, linewidth=0)
                 band.set_gid(f"series-{one.number}-band")
             mark = "o" if len(one.x) < 12 else None
-            (line,) = axes.plot(one.x, one.y, color=colour, linestyle=dash, linewidth=1.7, marker=mark, markersize=3)
+            style = (0, dash) if dash else "-"
+            (line,) = axes.plot(one.x, one.y, color=colour, linestyle=style, linewidth=1.7, marker=mark, markersize=3)
             line.set_gid(f"series-{one.number}")
         axes.set(xlabel=x_label, ylabel=y_label)
         if whole:
@@ -124,7 +126,8 @@ def strips(rows: Sequence[tuple[int, str, Sequence[float]]], x_label: str, title
             offsets = np.linspace(-0.22, 0.22, len(values)) if len(values) > 1 else np.zeros(1)
             dots = axes.scatter(values, place + offsets, s=16, color=_colour(number), alpha=0.8, linewidths=0)
             dots.set_gid(f"series-{number}")
-            axes.plot([np.mean(values)] * 2, [place - 0.34, place + 0.34], color=_INK, linewidth=1.4)
+            (bar,) = axes.plot([np.mean(values)] * 2, [place - 0.34, place + 0.34], color=_INK, linewidth=1.4)
+            bar.set_gid(f"series-{number}")
         axes.set(xlabel=x_label, ylim=(len(rows) - 0.5, -0.5))
         axes.set_yticks(range(len(rows)), [name if len(name) < 30 else f"{name[:27]}..." for _, name, _ in rows])
         axes.grid(axis="x", alpha=0.35, linewidth=0.6)
@@ -145,6 +148,19 @@ def points(xy: np.ndarray, labels: np.ndarray, classes: Sequence[str], title: st
         axes.set(xticks=[], yticks=[], xlabel="first principal component", ylabel="second")
 
     return _svg((4.3, 3.6), draw, title, about, {})
+
+
+def legend(number: int) -> str:
+    """Return a line like the curve of a series as SVG, to stand beside its name."""
+    lengths = " ".join(f"{2.5 * length:g}" for length in _dash(number)) or "none"
+    return (
+        '<svg class="swatch" width="34" height="8" aria-hidden="true"><line x1="0" y1="4" x2="34" y2="4" '
+        f'stroke="var(--series-{number % COLOURS})" stroke-width="2.5" stroke-dasharray="{lengths}"/></svg>'
+    )
+
+
+def _dash(number: int) -> tuple[float, ...]:
+    return _DASHES[number // COLOURS % len(_DASHES)]
 
 
 def _colour(number: int) -> str:

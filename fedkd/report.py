@@ -20,9 +20,9 @@ from PIL.PngImagePlugin import PngImageFile
 from . import charts
 from .charts import Series
 from .compare import Row, caption, compare, estimate, table
-from .config import flattened
 from .errors import InputError
-from .results import Arm, Run, arms_of, completed, differing, find_runs, in_order, other_data
+from .results import Arm, Run, arms_of, completed, differing, find_runs, in_order, other_data, shown
+from .runfolder import lower_is_better
 
 _MOST_IMAGES = 8  # rounds of a series of images
 _MOST_ROWS = 100  # of a heat map with a table of its own
@@ -77,8 +77,8 @@ def render(runs: Sequence[Run], problems: Sequence[str], title: str, *, live: st
         + (f" fedkd {', '.join(versions)}." if versions else ""),
         problems=list(dict.fromkeys(problems)),
         groups=groups,
-        colours=charts.COLOURS,
-        differences=_differences(runs),
+        differing={key: [shown(value) for value in values] for key, values in differing(runs).items()},
+        options=_options(runs),
         configs=[
             {"title": str(run.path), "text": tomli_w.dumps(run.config)}
             for run in {run.arm: run for run in reversed(runs)}.values()
@@ -107,7 +107,14 @@ def _group(key: str, title: str, arms: list[Arm]) -> tuple[dict[str, Any], list[
         metric, more = _metric(name, arms)
         metrics.append(metric)
         problems += [problem for problem in more if not problem.endswith(f"has no {name}; left out.")]
-    group = {"key": key, "title": title, "arms": arms, "metrics": metrics, "parts": [part for part in parts if part]}
+    legend = [(arm.name, _safe(charts.legend(number))) for number, arm in enumerate(arms)]
+    group = {
+        "key": key,
+        "title": title,
+        "legend": legend,
+        "metrics": metrics,
+        "parts": [part for part in parts if part],
+    }
     return group, problems
 
 
@@ -140,7 +147,8 @@ def _metric(metric: str, arms: list[Arm]) -> tuple[dict[str, Any], list[str]]:
             }
         )  # fmt: skip
     nodes = _nodes(metric, comparison.rows, numbers, scale, unit)
-    about = {"name": metric, "caption": caption(comparison), "header": header, "rows": rows}
+    numbered = [(numbers[row.arm.name], cells) for row, cells in zip(comparison.rows, rows, strict=True)]
+    about = {"name": metric, "caption": caption(comparison), "header": header, "rows": numbered}
     return {**about, "figures": figures + ([nodes] if nodes else [])}, comparison.problems
 
 
@@ -161,7 +169,7 @@ def _series(arm: Arm, metric: str, what: str, number: int, scale: float) -> Seri
 
 
 def _nodes(metric: str, rows: list[Row], numbers: dict[str, int], scale: float, unit: str) -> dict[str, Any] | None:
-    """Return the chart of each node's value with each seed: node 3 of another seed is another node."""
+    """Return the chart of each node's value with each seed, best mean first: node 3 of another seed is another node."""
     dots = []
     for row in rows:
         values = [
@@ -171,6 +179,7 @@ def _nodes(metric: str, rows: list[Row], numbers: dict[str, int], scale: float, 
             dots.append((numbers[row.arm.name], row.arm.name, values))
     if not dots:
         return None
+    dots.sort(key=lambda row: fmean(row[2]), reverse=not lower_is_better(metric))
     told = "; ".join(f"{name}: {min(v):.4g} to {max(v):.4g}, mean {fmean(v):.4g}" for _, name, v in dots)
     return {
         "svg": _safe(charts.strips(dots, unit, f"{metric} of each node", f"A dot a node and seed. {told}.")),
@@ -293,19 +302,22 @@ def _image(path: Path, name: str) -> dict[str, str]:
     }
 
 
-def _differences(runs: Sequence[Run]) -> dict[str, Any] | None:
-    """Return the table of keys in which configs differ, a column each different config."""
-    unlike = list({run.arm: run for run in runs}.values())
-    keys = sorted({key for run in unlike for key in run.settings})
+def _options(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Return each strategy's options, once each; and which of them differ among its runs."""
+    tables: dict[str, list[dict[str, Any]]] = {}
+    for run in runs:
+        table = {key: value for key, value in run.settings.items() if key.startswith("strategy.")}
+        known = tables.setdefault(table.pop("strategy.name"), [])
+        if table not in known:
+            known.append(table)
     rows = []
-    for key in keys:
-        values = [run.settings.get(key) for run in unlike]
-        if any(value != values[0] for value in values):
-            rows.append([key, *("·" if value is None else str(value) for value in values)])
-    if not rows:
-        return None
-    names = [str(flattened(run.config)["strategy.name"]).rsplit(":", 1)[-1] for run in unlike]
-    return {"names": names, "rows": rows}
+    for name, known in tables.items():
+        keys = sorted({key for table in known for key in table})
+        for table in known:
+            told = [(shown(table.get(key)), any(other.get(key) != table.get(key) for other in known)) for key in keys]
+            options = [(key.removeprefix("strategy."), *one) for key, one in zip(keys, told, strict=True)]
+            rows.append({"name": name, "options": options})
+    return rows
 
 
 def _safe(svg: str) -> Any:

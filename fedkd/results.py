@@ -198,7 +198,7 @@ def arms_of(runs: Sequence[Run]) -> tuple[list[Arm], list[str]]:
         same = [run for run in members if run.settings["strategy.name"] == name]
         own = sorted({key for run in same for key in run.settings if key.startswith("strategy.")})
         own = [key for key in own if len(_unique(run.settings.get(key) for run in same)) > 1]
-        told = [f"{key.removeprefix('strategy.')} {_shown(first.settings.get(key))}" for key in (*own, *elsewhere)]
+        told = [f"{key.removeprefix('strategy.')} {shown(first.settings.get(key))}" for key in (*own, *elsewhere)]
         short = name.rsplit(":", 1)[-1]
         if len({other for m in members if (other := m.settings["strategy.name"]).rsplit(":", 1)[-1] == short}) > 1:
             short = name  # classes of one name in several files
@@ -264,7 +264,10 @@ def _unique(values: Iterable[Any]) -> list[Any]:
     return list({json.dumps(value, sort_keys=True, default=str): value for value in values}.values())
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """Return a value of a config's key in few words."""
+    if isinstance(value, list):
+        return ", ".join(map(shown, value)) or "none"
     if value is None:
         return "unset"
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -80,6 +80,7 @@ def listen(port: int) -> socket.socket:
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((_LOOPBACK, port))
+        listening.listen()  # who comes before the server is up waits for it
     except OSError as error:
         listening.close()
         raise InputError(f"--port {port}: cannot be listened on: {error.strerror}; 0 takes a free one.") from error

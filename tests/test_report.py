@@ -13,6 +13,7 @@ import pytest
 from conftest import merged
 from typer.testing import CliRunner
 
+from fedkd.charts import legend
 from fedkd.cli import app
 from fedkd.config import Config, parse_config
 from fedkd.errors import InputError
@@ -130,6 +131,33 @@ def test_what_diverged_or_was_cut_off_spares_the_page(runs: Path, tmp_path: Path
     assert "A$" in text
 
 
+def test_options_in_which_runs_of_one_strategy_differ_are_bold(runs: Path, tmp_path: Path) -> None:
+    for number in (1, 2):
+        shutil.copytree(runs / "fedmd-0", tmp_path / "all" / f"fedmd-{number}")
+    config = tmp_path / "all" / "fedmd-2" / "config.toml"
+    config.write_text(config.read_text().replace("temperature = 1.0", "temperature = 2.0"))
+    shutil.copytree(runs / "fedavg-0", tmp_path / "all" / "fedavg")
+    out = tmp_path / "page.html"
+    assert CliRunner().invoke(app, ["report", str(tmp_path / "all"), "-o", str(out)]).exit_code == 0
+    configs = out.read_text().split('<h2 id="configs">')[1]
+    assert re.findall("<strong>(.*?)</strong>", configs) == ["temperature 1", "temperature 2"]
+    assert '<th scope="row">data.partition.alpha</th><td>0.1 · 0.5</td>' in configs
+    assert '<th scope="row">fedavg</th><td>none</td>' in configs
+
+
+def test_nodes_stand_best_strategy_first(page_file: Path) -> None:
+    text = page_file.read_text()
+    for metric, best in (("personal/accuracy", max), ("personal/loss", min)):
+        told = re.findall(f">{metric} of each node</title><desc[^>]*>(.*?)</desc>", text)
+        rows = [[float(mean) for mean in re.findall(r"mean (\d+\.?\d*)", one)] for one in told]
+        assert max(map(len, rows)) == 3
+        assert all(means == sorted(means, reverse=best is max) for means in rows), metric
+
+
+def test_many_strategies_have_lines_of_their_own() -> None:
+    assert len({legend(number) for number in range(40)}) == 40
+
+
 def test_failed_runs_do_not_enter_means(runs: Path, tmp_path: Path) -> None:
     for seed in range(2):
         shutil.copytree(runs / f"fedmd-{seed}", tmp_path / "all" / f"fedmd-{seed}")
@@ -218,6 +246,63 @@ def test_the_keyboard_sorts_filters_and_chooses(page_file: Path, visit: Callable
     group.locator("input.toggle").nth(0).focus()
     page.keyboard.press("Space")
     assert line.evaluate("e => getComputedStyle(e).display") == "none"
+    boxes = group.locator("input.toggle")
+    for button, checked in (("None", False), ("All", True)):
+        group.get_by_role("button", name=button, exact=True).focus()
+        page.keyboard.press("Enter")
+        assert boxes.evaluate_all("all => all.map(box => box.checked)") == [checked] * 3
+        assert (line.evaluate("e => getComputedStyle(e).display") != "none") == checked
+
+
+@needs_browser
+def test_what_is_pointed_at_stands_out(page_file: Path, visit: Callable[..., Any]) -> None:
+    page = visit(page_file.as_uri(), reduced_motion="reduce")
+    group = page.locator("section.group").filter(has_text="alpha = 0.5").first
+    curves = group.locator(".of-metric:visible svg.chart").first
+
+    def faint() -> set[str]:
+        return set(
+            curves.locator("[class^=series-]").evaluate_all(
+                "all => all.filter(e => getComputedStyle(e).opacity < 0.5)"
+                ".map(e => e.getAttribute('class').slice(0, 8))"
+            )
+        )
+
+    everything = {"series-0", "series-1", "series-2"}
+    assert faint() == set()
+    group.locator("input.toggle").nth(1).focus()
+    assert faint() == everything - {"series-1"}
+    group.locator("table.sortable:visible tbody tr").nth(2).hover()
+    assert faint() == everything - {"series-2"}
+    curves.locator("g.series-0 use").last.hover()  # a measured point
+    assert faint() == everything - {"series-0"}
+    page.locator("h1").hover()
+    assert faint() == set()
+    box = group.locator("input.toggle").nth(1)
+    box.focus()
+    page.keyboard.press("Space")  # what is pointed at is hidden: the others stay as they are
+    assert faint() == set()
+    page.keyboard.press("Space")
+    assert faint() == everything - {"series-1"}
+    page.emulate_media(media="print")
+    assert faint() == set()
+
+
+@needs_browser
+def test_rows_and_curves_belong_to_the_name_in_the_legend(page_file: Path, visit: Callable[..., Any]) -> None:
+    page = visit(page_file.as_uri())
+    found = page.evaluate(
+        """() => Array.from(document.querySelectorAll("section.group")).flatMap(group => {
+            const names = Array.from(group.querySelectorAll(".legend li"), li => li.textContent.trim());
+            return names.length < 2 ? [] : [
+                ...Array.from(group.querySelectorAll("tr[data-series]"),
+                    row => [names[row.dataset.series], row.cells[0].textContent.trim()]),
+                ...Array.from(group.querySelectorAll("g[class^=series-]"),
+                    part => [names[part.getAttribute("class").slice(7)], part.querySelector("title").textContent])];
+        })"""
+    )
+    assert len(found) > 50
+    assert all(name == shown for name, shown in found)
 
 
 @needs_browser
@@ -226,6 +311,9 @@ def test_a_phone_shows_it_without_scrolling_sideways_by_day_and_night(
     page_file: Path, visit: Callable[..., Any], scheme: str, tmp_path: Path
 ) -> None:
     page = visit(page_file.as_uri(), viewport={"width": 360, "height": 780}, color_scheme=scheme, has_touch=True)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    page.locator("summary").first.evaluate("e => e.textContent = '/a/' + 'long-name,of=a,sweep,'.repeat(5)")
+    page.locator(".words th[scope=row]").last.evaluate("e => e.textContent = 'Strategy'.repeat(6)")
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
     size = page.locator("svg.chart:visible text").first.evaluate("e => e.getBoundingClientRect().height")
     assert size >= 8  # of letters, in pixels
