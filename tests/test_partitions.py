@@ -25,6 +25,7 @@ def parts_of(table: dict, seed: int = 0, data: Pool | None = None) -> list[np.nd
 SCHEMES = [
     {"scheme": "iid"},
     {"scheme": "dirichlet", "alpha": 0.5},
+    {"scheme": "dirichlet", "alpha": 0.05, "capped": True},
     {"scheme": "client_dirichlet", "alpha": 0.5},
     {"scheme": "client_dirichlet", "alpha": 0.05, "size": 20},
     {"scheme": "dirichlet_dealt", "alpha": 0.3},
@@ -76,6 +77,16 @@ def test_alpha_sets_the_skew() -> None:
     for scheme in ("dirichlet", "client_dirichlet"):
         assert skew(scheme, 0.05) > skew(scheme, 0.5) > skew(scheme, 100.0)
         assert skew(scheme, 100.0) < 0.2
+
+
+def test_who_has_an_equal_share_gets_none_of_the_later_classes() -> None:
+    labels = pool().labels
+    for seed in range(20):
+        parts = parts_of({"scheme": "dirichlet", "clients": 5, "alpha": 0.3, "capped": True}, seed=seed)
+        counts = np.stack([np.bincount(labels[part], minlength=len(CLASSES)) for part in parts])
+        before = np.cumsum(counts, axis=1) - counts  # what a client has as a class is dealt
+        assert not counts[before >= len(labels) / 5].any()
+        assert counts.sum() == len(labels)
 
 
 def test_client_dirichlet_follows_each_clients_own_prior() -> None:
