@@ -77,10 +77,10 @@ def table(metric: str, comparisons: Sequence[Comparison]) -> list[str]:
     by_name = [{row.arm.runs[0].config["strategy"]["name"]: row for row in one.rows} for one in comparisons]
     best = [max((m for row in rows.values() if isfinite(m := row.final.mean)), default=0.0) for rows in by_name]
 
-    def rank(name: str) -> float:
-        """Return the mean over columns; who lacks one, or diverged there, comes last."""
+    def rank(name: str) -> tuple[float, str]:
+        """Return the place by the mean over columns; who lacks one, or diverged there, comes last."""
         means = [rows[name].final.mean if name in rows else nan for rows in by_name]
-        return -fmean(means) if all(map(isfinite, means)) else 0.0
+        return -fmean(means) if all(map(isfinite, means)) else 0.0, name
 
     names = sorted({name for rows in by_name for name in rows}, key=rank)
     lines = ["| strategy | " + " | ".join(_column(one) for one in comparisons) + " |"]
@@ -147,7 +147,7 @@ def main() -> None:
         + (f" ({grid.finished} more were there)" if grid.finished else "")
         + f", as many at a time as {os.cpu_count()} cores hold ({platform.machine()}, no GPU)."
     )
-    parts, tables = ["# Leaderboard", "", made, "", *PROTOCOL.splitlines()], []
+    parts, tables = ["# Leaderboard", "", made, "", *PROTOCOL.strip().splitlines()], []
     for metric, title, about in TABLES:
         comparisons = []
         for name, group in groups:
