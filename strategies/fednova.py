@@ -95,4 +95,5 @@ class FedNova(Strategy):
         if images is None:
             return math.inf
         momentum = cast(Sgd, federation.config.train.optimizer).momentum
-        return (1 + _ROUNDING) * normaliser(federation.config.train.batches(images), momentum)
+        most = normaliser(federation.config.train.batches(images), momentum)
+        return most * (1 + _ROUNDING) if momentum else most
