@@ -133,6 +133,22 @@ def test_sites_with_data_and_models_of_their_own_give_the_simulations_numbers(ti
     assert events(tmp_path / "sites") == [f"0 site-{n}: joined: 24 training images" for n in range(6)]
 
 
+def test_sites_train_on_public_labels_of_other_classes_as_the_simulation_does(tiny: Make, tmp_path: Path) -> None:
+    labels = np.arange(40) % 4
+    images = np.repeat(labels[:, None, None] * 60, 8, 1).repeat(8, 2).astype(np.uint8)
+    np.savez(tmp_path / "shades.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
+    public = {"name": f"npz:{tmp_path / 'shades.npz'}", "size": 20, "labelled": True, "own_classes": True}
+    strategy = {"name": "fedmd", "public_epochs": 2, "private_epochs": 1}
+    changes: dict[str, Any] = {"data.public": public, "strategy": strategy}
+    run(tiny(changes), tmp_path / "simulated")
+    config, sites = with_own_data(tiny(changes), tmp_path / "sets", changes)
+    start(config, Loopback(config, sites), tmp_path / "sites")
+    for mine, theirs in zip(told(tmp_path / "sites"), told(tmp_path / "simulated"), strict=True):
+        assert mine["metrics"] == {name: v for name, v in theirs["metrics"].items() if "global_test" not in name}
+        assert mine["bytes"] == theirs["bytes"]
+        assert mine["failures"] == []
+
+
 def test_a_model_that_the_config_does_not_list_is_a_sites_own_affair(tiny: Make, tmp_path: Path) -> None:
     config = tiny({**PUBLIC, "strategy": {"name": "knfu"}, "model": {"names": ["mlp", "cnn"]}})
     grid = partitioned(config)
