@@ -45,9 +45,11 @@ rounds of ten local steps, batch 32, SGD 0.05 without momentum (tried on CIFAR-1
 points better with 0.1, at which SCAFFOLD diverges). Equal work: as many local steps a round for each strategy, and for
 `central` those of all nodes together, so that FedNova, which is for unequal ones, has nothing to mend. What a method
 does besides (distillation, generators, second models, two views of each image) is in its seconds, below. Strategies
-have their defaults, or sizes of transfer batches, generators and virtual images that were cut to this budget, as their
-configs say; none was tuned, but two were changed where they failed on seed 10: FedGen's two weights of the generator's
-samples are 1 instead of 10, and virtual images start from real ones instead of noise, where 50 steps leave them.
+have their defaults, or sizes of transfer batches, generators, queues and virtual images that were cut to this budget,
+as their configs say. Other changes: FedGen's two weights of the generator's samples are 1 instead of 10, of four pairs
+that were tried on seed 10, and its generator learns at 3e-3 in 20 steps instead of 3e-4 in 50; virtual images start
+from real ones instead of noise, where 50 steps leave them (seed 10), and are not flipped; FedMD has no pre-training,
+which would be work beyond the others'; FedFTG's student learns at the nodes' rate; the weight EMA decays by 0.5.
 
 Means ± standard deviations over seeds 0, 1 and 2, in percent, after the last round. The best mean of a column is
 bold, which with three seeds is seldom more than a tie: [leaderboard.csv](leaderboard.csv) has the paired differences

@@ -146,7 +146,7 @@ def train_as(
     loss: Loss = cross_entropy,
     optimizer: Optimizer | None = None,
 ) -> float:
-    """Train a model on labelled images as `[train]` says, by default all of it; return what `train` returns."""
+    """Train a model on labelled images as `[train]` says, by default all of its weights; return what `train` does."""
     return train(
         model,
         data,

@@ -106,7 +106,7 @@ def generative_loss(
 def generator_loss(
     logits: Tensor, labels: Tensor, weights: Tensor, outputs: Tensor, noise: Tensor, eta: float
 ) -> Tensor:
-    """Return sum_k mean_b a_bk CE(h_k(g_b), y_b) + eta L_div (Zhu et al., 2021; their code parts a and CE).
+    """Return sum_k mean_b a_bk CE(h_k(g_b), y_b) + eta L_div (Zhu et al., 2021, Algorithm 1).
 
     logits: K x B x C of the teachers' classifiers; weights a: B x K; outputs g: B x D; noise: B x M.
     """
