@@ -402,7 +402,8 @@ def _public(
             )
         if config.public.own_classes:
             first_class = len(classes)
-            classes += tuple(f"{config.public.name}:{name}" for name in other.classes)
+            short = Path(config.public.name.removeprefix("npz:").removeprefix("images:")).name  # the same on all sites
+            classes += tuple(f"{short}:{name}" for name in other.classes)
         elif config.public.labelled and len(other.classes) != len(classes):
             raise InputError(
                 f"data.public.labelled: {config.public.name!r} has {len(other.classes)} classes, the federation "

@@ -54,7 +54,10 @@ class Introduction:
 
 
 def introduction_of(records: RecordDict, limits: Limits) -> Introduction:
-    """Return the introduction that has arrived. Raises PayloadError for whatever is none."""
+    """Return the introduction that has arrived. Raises PayloadError for whatever is none.
+
+    Names of classes and of the model are as the site told them, to be compared; show them by `on_one_line` only.
+    """
     numbers = dict.fromkeys(("images", "test_images", "channels", "height", "width"), (0.0, _MOST))
     expected = Expected(
         numbers={**numbers, "partition": (-1.0, _MOST)}, strings=("name", "model", "version", "classes")
@@ -72,10 +75,10 @@ def introduction_of(records: RecordDict, limits: Limits) -> Introduction:
     return Introduction(
         name=told.strings["name"],
         partition=whole["partition"],
-        model=on_one_line(told.strings["model"], 200),
+        model=told.strings["model"],
         images=whole["images"],
         test_images=whole["test_images"],
-        classes=tuple(on_one_line(name, 80) for name in classes),
+        classes=tuple(classes),
         shape=(whole["channels"], whole["height"], whole["width"]),
         version=on_one_line(told.strings["version"], 40),
     )

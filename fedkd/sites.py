@@ -277,7 +277,7 @@ class Sites(Carrier):
         self._environment.architecture_numbers.pop(number, None)
         if one.model in listed:
             self._environment.architecture_numbers[number] = listed.index(one.model)
-        about = f"{one.images} training images" + (f", {one.model}" if one.model else "")
+        about = f"{one.images} training images" + (f", {on_one_line(one.model, 200)}" if one.model else "")
         self._note(one.name, number, f"{'is back' if known else 'joined'}: {about}")
 
     # Requests and replies

@@ -27,7 +27,11 @@ HOME = Path(__file__).resolve().parents[1]
 PAGE = [line.removeprefix("$ ") for block in blocks("docs/deploy.md", "console") for line in block.splitlines()]
 SECONDS = 900  # that a command may take on a busy machine
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]  # not beside clusters: both start many processes
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.xdist_group("ray"),  # not beside clusters: both start many processes
+    pytest.mark.timeout(1800),
+]
 
 
 class Shell:
@@ -43,6 +47,7 @@ class Shell:
             "FLWR_DISABLE_UPDATE_CHECK": "1",
             "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
             "OMP_NUM_THREADS": "1",
+            "RAY_ADDRESS": "local",  # not the cluster of another test, or what is left of one
         }
         self.process = subprocess.Popen(
             ["bash", "--noprofile", "--norc"], cwd=folder, env=environment, stdin=subprocess.PIPE, text=True,

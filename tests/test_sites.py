@@ -21,7 +21,7 @@ from fedkd.checkpoints import save_node
 from fedkd.config import CheckpointConfig, Config, Limits, parse_config
 from fedkd.federated import federate, site_data, write_sets
 from fedkd.flower import error_reply
-from fedkd.introduction import introduction_of
+from fedkd.introduction import Introduction, introduction_of
 from fedkd.models import build
 from fedkd.onsite import keep_state, recall_state, without_paths
 from fedkd.payload import PayloadError, array_record
@@ -136,8 +136,10 @@ def test_sites_with_data_and_models_of_their_own_give_the_simulations_numbers(ti
 def test_sites_train_on_public_labels_of_other_classes_as_the_simulation_does(tiny: Make, tmp_path: Path) -> None:
     labels = np.arange(40) % 4
     images = np.repeat(labels[:, None, None] * 60, 8, 1).repeat(8, 2).astype(np.uint8)
-    np.savez(tmp_path / "shades.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
-    public = {"name": f"npz:{tmp_path / 'shades.npz'}", "size": 20, "labelled": True, "own_classes": True}
+    deep = tmp_path / ("a-long-name-of-a-folder-" * 4)
+    deep.mkdir()
+    np.savez(deep / "shades.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
+    public = {"name": f"npz:{deep / 'shades.npz'}", "size": 20, "labelled": True, "own_classes": True}
     strategy = {"name": "fedmd", "public_epochs": 2, "private_epochs": 1}
     changes: dict[str, Any] = {"data.public": public, "strategy": strategy}
     run(tiny(changes), tmp_path / "simulated")
@@ -631,6 +633,11 @@ def test_bad_introductions_are_refused(payload: dict[str, dict[str, Any]], messa
     limit = 10**6 if "classes" in payload.get("strings", {}) else 1000
     with pytest.raises(PayloadError, match=message):
         introduction_of(bad.to_records(), Limits(limit, {}))
+
+
+def test_names_of_classes_and_models_arrive_as_they_are_however_odd() -> None:
+    told = Introduction("a", -1, "y" * 300, 1, 1, ("x" * 300, "two\nlines", " "), (1, 8, 8), "1")
+    assert introduction_of(told.to_payload().to_records(), Limits(10**6, {})) == told
 
 
 def test_a_federation_cannot_be_named_out_of_a_sites_state_folder(tiny: Make, tmp_path: Path) -> None:

@@ -139,6 +139,11 @@ def test_an_interrupted_run_continues_to_the_same_end_on_any_engine(tiny: Make, 
         assert checkpoint_bytes(tmp_path / name) == checkpoint_bytes(tmp_path / "whole")
 
 
+def test_the_tests_of_a_group_run_on_one_worker(request: pytest.FixtureRequest) -> None:
+    if hasattr(request.config, "workerinput"):  # as pytest-xdist tells where a test belongs
+        assert request.node.nodeid.endswith("@ray")
+
+
 def test_flowers_own_interface_works(tiny: Make) -> None:
     environment = Environment(tiny())
     with make_engine(environment) as grid:
