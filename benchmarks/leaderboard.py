@@ -24,8 +24,9 @@ from fedkd.compare import Comparison, Row, compare, split, to_csv
 from fedkd.progress import ManyRuns
 from fedkd.report import report
 from fedkd.results import Run, completed, find_runs
+from fedkd.runfolder import alone_in, make_folder
 from fedkd.simulations.sweep import run_jobs
-from fedkd.sweep import alone_in, check, plan, seeds_of
+from fedkd.sweep import check, plan, seeds_of
 
 HOME = Path(__file__).resolve().parents[1]
 SETS, ALPHAS, SEEDS = ("digits", "mnist", "cifar10"), ("0.1", "0.5"), "0..2"
@@ -137,7 +138,8 @@ def main() -> None:
     begin = time.perf_counter()
     grid = plan(configs, [], vary, SEEDS, arguments.out)
     check(grid.jobs)
-    with alone_in(arguments.out), ManyRuns(sys.stderr, len(grid.jobs)) as view:
+    make_folder(arguments.out)
+    with alone_in(arguments.out, "another sweep"), ManyRuns(sys.stderr, len(grid.jobs)) as view:
         failed = run_jobs(grid.jobs, view, memory=2 * 2**30)
     minutes = (time.perf_counter() - begin) / 60
     runs, problems = find_runs([arguments.out])

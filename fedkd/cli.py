@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json as json_module
 import logging
+import math
 import os
 import shlex
 import sys
@@ -161,13 +162,15 @@ def sweep(
     """Run a grid of configs and seeds, several at a time. The same command again goes on where it was."""
     with _exit_codes("the same command goes on"):
         from .progress import ManyRuns
+        from .runfolder import alone_in, make_folder
         from .simulations.sweep import run_jobs
-        from .sweep import alone_in, check, plan
+        from .sweep import check, plan
 
         folder = out or Path("runs") / f"sweep-{configs[0].stem}"
         grid = plan(configs, overrides or [], vary or [], seeds, folder)
         check(grid.jobs)
-        with alone_in(folder), ManyRuns(sys.stderr, len(grid.jobs)) as view:
+        make_folder(folder)
+        with alone_in(folder, "another sweep"), ManyRuns(sys.stderr, len(grid.jobs)) as view:
             failed = run_jobs(grid.jobs, view, memory=memory * 2**30, gpus=gpus, at_once=at_once)
         total = len(grid.jobs) + grid.finished
         told = f"{total - len(failed)} of {total} runs have ended well"
@@ -202,9 +205,12 @@ def compare(
     with _exit_codes("nothing is lost"):
         from . import compare as comparing
         from .results import completed, find_runs
+        from .runfolder import make_folder
 
-        if out is not None and out.exists() and not out.is_dir():
-            raise InputError(f"--out {out}: that is a file; name a folder.")
+        if out is not None:
+            make_folder(out)
+        if target is not None and not math.isfinite(target):
+            raise InputError(f"--target {target}: give a number.")
         runs, problems = find_runs(paths)
         runs, others = completed(runs)
         problems += others
@@ -223,13 +229,15 @@ def compare(
         for one in tables:
             _print_comparison(*comparing.table(one), comparing.caption(one))
         if out is not None:
-            out.mkdir(parents=True, exist_ok=True)
             for ending, text in (
                 ("md", comparing.to_markdown(tables)),
                 ("tex", comparing.to_latex(tables)),
                 ("csv", comparing.to_csv(tables)),
             ):
-                (out / f"compare.{ending}").write_text(text)
+                try:
+                    (out / f"compare.{ending}").write_text(text)
+                except OSError as error:
+                    raise InputError(f"--out {out}: compare.{ending} cannot be written: {error.strerror}.") from error
                 typer.echo(f"written: {out / f'compare.{ending}'}")
 
 

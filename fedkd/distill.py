@@ -31,7 +31,7 @@ from .federated import named_set
 from .models import build
 from .payload import Tensors, copied, parts_of, under
 from .registry import find, options
-from .runfolder import CONFIG, RunFolder, refuse_used, surroundings
+from .runfolder import CONFIG, RunFolder, alone_in, refuse_used, surroundings
 from .strategy import Captioned
 from .streams import default_stream, torch_stream
 from .training import evaluate, make_optimizer, train_as
@@ -185,7 +185,8 @@ def distill(config: DistillConfig, out: Path, told: Told = lambda number, metric
     work = Distillation(config)
     folder = RunFolder(out)
     folder.create(work.config)
-    return _run(work, folder, -1, told)
+    with alone_in(out, "another process"):
+        return _run(work, folder, -1, told)
 
 
 def resume(path: Path, told: Told = lambda number, metrics: None) -> dict[str, Any]:
@@ -197,10 +198,11 @@ def resume(path: Path, told: Told = lambda number, metrics: None) -> dict[str, A
     if not (path / CONFIG).is_file():
         raise InputError(f"--resume {path}: there is no distillation; its {CONFIG} is missing.")
     work = Distillation(read_distill_config(path / CONFIG))
-    number, checkpoint = checkpoints.latest(folder.checkpoints)
-    work.restore(checkpoints.load_server(checkpoint))
-    folder.rewind(number, "iteration")
-    return _run(work, folder, number, told)
+    with alone_in(path, "another process"):
+        number, checkpoint = checkpoints.latest(folder.checkpoints)
+        work.restore(checkpoints.load_server(checkpoint))
+        folder.rewind(number, "iteration")
+        return _run(work, folder, number, told)
 
 
 def _run(work: Distillation, folder: RunFolder, done: int, told: Told) -> dict[str, Any]:

@@ -37,7 +37,7 @@ def report(paths: Sequence[Path], out: Path, title: str | None = None) -> list[s
     if out.is_dir():
         raise InputError(f"--output {out}: that is a folder; name a file, such as report.html.")
     runs, problems = find_runs(paths)
-    page = render(runs, problems, title or f"fedkd: {', '.join(path.resolve().name for path in paths)}")
+    page, problems = render(runs, problems, title or f"fedkd: {', '.join(path.resolve().name for path in paths)}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(page)
@@ -46,9 +46,12 @@ def report(paths: Sequence[Path], out: Path, title: str | None = None) -> list[s
     return problems
 
 
-def render(runs: Sequence[Run], problems: Sequence[str], title: str, *, live: str = "", version: str = "") -> str:
-    """Return the page. Runs that have not been completed are left out, and told; where there are no others, shown.
+def render(
+    runs: Sequence[Run], problems: Sequence[str], title: str, *, live: str = "", version: str = ""
+) -> tuple[str, list[str]]:
+    """Return the page, and what is left out of it or wrong with it.
 
+    Runs that have not been completed are left out, and told; where there are no others, shown.
     `live`: how far a run is that goes on; the page then looks for changes of `version` by itself.
     """
     problems, groups = list(problems), []
@@ -71,11 +74,12 @@ def render(runs: Sequence[Run], problems: Sequence[str], title: str, *, live: st
     strategies = sorted({run.settings["strategy.name"] for run in runs})
     seeds = sorted({run.seed for run in runs})
     versions = sorted({str(run.summary["versions"].get("fedkd")) for run in runs if run.summary})
-    return template.render(
+    problems = list(dict.fromkeys(problems))
+    page = template.render(
         title=title,
         about=f"{len(runs)} runs: {len(strategies)} strategies, seeds {', '.join(map(str, seeds))}."
         + (f" fedkd {', '.join(versions)}." if versions else ""),
-        problems=list(dict.fromkeys(problems)),
+        problems=problems,
         groups=groups,
         differing={key: [shown(value) for value in values] for key, values in differing(runs).items()},
         options=_options(runs),
@@ -86,6 +90,7 @@ def render(runs: Sequence[Run], problems: Sequence[str], title: str, *, live: st
         live=live,
         version=version,
     )
+    return page, problems
 
 
 def _alike(runs: Sequence[Run]) -> dict[str, list[Run]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import tomllib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,12 +13,46 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ValidationError
+
 from .config import flattened
 from .errors import InputError, on_one_line, unknown
 from .runfolder import CONFIG, METRICS, PARTITION, SUMMARY, lower_is_better, whole_lines
 
 NO_RESULT = ("engine.", "checkpoint.", "trackers", "data.root", "data.download")  # keys that change none
-_NEEDED = ("round", "cohort", "metrics", "nodes", "bytes", "failures", "log", "seconds")  # of a line
+
+
+class _Line(BaseModel):
+    """What is read of a line of metrics.jsonl."""
+
+    round: int
+    cohort: list[int]
+    metrics: dict[str, float]
+    nodes: dict[str, dict[str, float]]
+    bytes: dict[str, dict[str, int]]
+    failures: list[dict[str, Any]]
+    log: dict[str, Any]
+    seconds: dict[str, float]
+
+
+class _Strategy(BaseModel):
+    name: str
+
+
+class _Config(BaseModel):
+    """What is read of a config.toml by its name."""
+
+    seed: int
+    rounds: int
+    strategy: _Strategy
+    data: dict[str, Any]
+
+
+class _Summary(BaseModel):
+    """What is read of a summary.json by its name."""
+
+    status: str
+    versions: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -99,7 +134,7 @@ def read_run(path: Path) -> Run:
 
     Raises InputError for a folder without a run, one of `fedkd distill`, and one whose files this version cannot read.
     """
-    if not (path / CONFIG).is_file():
+    if not os.path.isfile(path / CONFIG):
         raise InputError(f"{path}: there is no run; its {CONFIG} is missing.")
     try:
         config = tomllib.loads((path / CONFIG).read_text())
@@ -109,21 +144,38 @@ def read_run(path: Path) -> Run:
         summary = json.loads((path / SUMMARY).read_text()) if (path / SUMMARY).is_file() else None
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: its files cannot be read: {on_one_line(str(error))}") from error
-    missing = [key for line in lines for key in _NEEDED if not isinstance(line, dict) or key not in line]
-    missing += [f"config.{key}" for key in ("seed", "rounds", "strategy", "data") if key not in config]
-    if not isinstance(config.get("strategy"), dict) or "name" not in config["strategy"]:
-        missing.append("config.strategy.name")
-    if summary is not None and not isinstance(summary, dict):
-        missing.append("summary")
-    elif summary is not None:
-        missing += [f"summary.{key}" for key in ("status", "versions") if key not in summary]
-    if missing:
-        versions = summary.get("versions", {}) if isinstance(summary, dict) else {}
+    wrong = [*_wrong(_Config, config, "config."), *_wrong(_Summary, summary, "summary.")]
+    wrong += [one for line in lines for one in _wrong(_Line, line, "")]
+    if wrong:
+        versions = summary.get("versions") if isinstance(summary, dict) else None
+        said = versions.get("fedkd", "nothing") if isinstance(versions, dict) else "nothing"
         raise InputError(
-            f"{path}: not a run of this version of fedkd (it says {versions.get('fedkd', 'nothing')}): "
-            f"without {', '.join(dict.fromkeys(missing))}; run it again."
+            f"{path}: not a run of this version of fedkd (it says {said}): {', '.join(dict.fromkeys(wrong))}; "
+            "run it again."
         )
+    rounds = [line["round"] for line in lines]
+    if rounds != list(range(len(rounds))):
+        number = next(i for i, found in enumerate(rounds) if found != i)
+        raise InputError(f"{path}: {METRICS} has round {rounds[number]} in the place of round {number}.")
+    if summary is not None and summary["status"] == "completed" and len(rounds) != config["rounds"] + 1:
+        ends = f"ends with round {rounds[-1]} of {config['rounds']}" if rounds else "holds no round"
+        raise InputError(f"{path}: completed, but its {METRICS} {ends}; lines were lost.")
     return Run(path, config, lines, summary)
+
+
+def _wrong(form: type[BaseModel], found: Any, where: str) -> list[str]:
+    """Return which parts of what was read are missing or of another type; none of a summary that is not there."""
+    if found is None and form is _Summary:
+        return []
+    try:
+        form.model_validate(found, strict=True)
+    except ValidationError as error:
+        wrong = []
+        for one in error.errors():
+            key = where + ".".join(map(str, one["loc"]))
+            wrong.append(f"without {key}" if one["type"] == "missing" else f"{key.strip('.')} is {one['input']!r:.60}")
+        return wrong
+    return []
 
 
 def find_runs(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
@@ -138,8 +190,9 @@ def find_runs(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
         if not path.is_dir():
             problems.append(f"{path}: there is no such folder.")
             continue
-        folders = [path] if (path / CONFIG).is_file() else sorted(config.parent for config in path.rglob(CONFIG))
-        if not folders:
+        folders, unread = _folders(path)
+        problems += unread
+        if not folders and not unread:
             problems.append(f"{path}: there is no run in it.")
         for folder in folders:
             try:
@@ -157,6 +210,30 @@ def find_runs(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
     if not runs:
         raise InputError("There is no run to show. " + " ".join(problems))
     return runs, problems
+
+
+def _folders(path: Path) -> tuple[list[Path], list[str]]:
+    """Return the run folders in a folder, links to some included; and what is wrong with folders that cannot be read.
+
+    A run's folder is one run, whatever else is in it.
+    """
+    unread: list[str] = []
+
+    def told(error: OSError) -> None:
+        unread.append(f"{error.filename}: cannot be read: {error.strerror}.")
+
+    if os.path.isfile(path / CONFIG):
+        return [path], unread
+    found, seen = [], set()
+    for home, within, names in os.walk(path, onerror=told, followlinks=True):
+        if os.path.realpath(home) in seen:  # a link to a folder above it
+            within.clear()
+            continue
+        seen.add(os.path.realpath(home))
+        within.sort()
+        if CONFIG in names:
+            found.append(Path(home))
+    return sorted(found), unread
 
 
 def completed(runs: Iterable[Run]) -> tuple[list[Run], list[str]]:

@@ -20,12 +20,13 @@ from .flower import node_context
 from .grid import Carrier, SimulationGrid
 from .payload import Tensors, copied
 from .registry import find, options
-from .runfolder import CONFIG, RunFolder, refuse_used, summarise, to_line
+from .runfolder import CONFIG, RunFolder, alone_in, refuse_used, summarise, to_line
 from .sites import ROSTER, Roster
 from .strategy import Record, Server
 from .trackers import Trackers, make_trackers
 
 _MOST_ROWS = 1000  # of a heat map
+_ANOTHER = "another process"
 _log = logging.getLogger("fedkd")
 
 
@@ -70,7 +71,8 @@ def run(
     with make_engine(environment) as grid:
         folder = RunFolder(out)
         folder.create(environment.config)
-        return _simulate(grid, folder, 0, trackers, on_round, on_step, on_event)
+        with alone_in(out, _ANOTHER):
+            return _simulate(grid, folder, 0, trackers, on_round, on_step, on_event)
 
 
 def resume(
@@ -97,7 +99,7 @@ def resume(
     environment = Environment(config)
     environment.check()
     trackers = make_trackers(config)
-    with make_engine(environment) as grid:
+    with alone_in(path, _ANOTHER), make_engine(environment) as grid:
         first_round = _back_to_checkpoint(grid, folder, on_event)
         return _simulate(grid, folder, first_round, trackers, on_round, on_step, on_event)
 
@@ -171,21 +173,23 @@ def serve(
     environment.check()
     trackers = make_trackers(config)
     first_round = 0
-    if resume:
-        begun, wanted = to_table(read_config(path / CONFIG)), to_table(environment.config)
-        if (other := difference(begun, wanted, ("rounds",))) is not None:
-            raise InputError(f"{path} was begun with another config: {other}.")
-        number, checkpoint = checkpoints.latest(folder.checkpoints, on_event or (lambda text: None))
-        environment.strategy.restore(checkpoints.load_server(checkpoint))
-        folder.rewind(number)
-        first_round, roster = number + 1, Roster.read(path / ROSTER, number + 1)
-    else:
+    if not resume:
         folder.create(environment.config)
-        roster = Roster(path=path / ROSTER)
-        roster.write()
-    server = replace(_server(environment, first_round, on_step), roster=roster)
-    server = server if on_event is None else replace(server, on_event=on_event)
-    return _run(grid, context, folder, server, trackers, on_round)
+    with alone_in(path, _ANOTHER):
+        if resume:
+            begun, wanted = to_table(read_config(path / CONFIG)), to_table(environment.config)
+            if (other := difference(begun, wanted, ("rounds",))) is not None:
+                raise InputError(f"{path} was begun with another config: {other}.")
+            number, checkpoint = checkpoints.latest(folder.checkpoints, on_event or (lambda text: None))
+            environment.strategy.restore(checkpoints.load_server(checkpoint))
+            folder.rewind(number)
+            first_round, roster = number + 1, Roster.read(path / ROSTER, number + 1)
+        else:
+            roster = Roster(path=path / ROSTER)
+            roster.write()
+        server = replace(_server(environment, first_round, on_step), roster=roster)
+        server = server if on_event is None else replace(server, on_event=on_event)
+        return _run(grid, context, folder, server, trackers, on_round)
 
 
 def _server(environment: Environment, first_round: int, on_step: Callable[[int, str, int, int], None] | None) -> Server:

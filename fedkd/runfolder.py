@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -34,7 +36,7 @@ class RunFolder:
         """Make the folder and write the resolved config. Raises InputError where something else is there."""
         refuse_used(self.path)
         for folder in (self.path, self.checkpoints, self.figures):
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
         (self.path / METRICS).touch()
         partial = self.path / f".{CONFIG}.partial"
         partial.write_text(tomli_w.dumps(to_table(config)))
@@ -48,8 +50,8 @@ class RunFolder:
             os.fsync(file.fileno())
 
     def lines(self) -> list[dict[str, Any]]:
-        """Return the lines of metrics.jsonl that are whole."""
-        return whole_lines(self.path / METRICS)
+        """Return the lines of metrics.jsonl, up to the first that is damaged."""
+        return _read_lines(self.path / METRICS)[0]
 
     def keep_partition(self, classes: Sequence[str], counts: np.ndarray) -> None:
         """Write who holds what: the classes, and how many images of each a node has, nodes x classes."""
@@ -74,9 +76,18 @@ class RunFolder:
         return sorted(path for path in self.figures.iterdir() if path.is_dir())
 
     def rewind(self, number: int, unit: str = "round") -> None:
-        """Drop the summary, and lines of rounds (or iterations) after `number`: a continued run writes them again."""
-        (self.path / SUMMARY).unlink(missing_ok=True)
+        """Drop the summary, and lines of rounds (or iterations) after `number`: a continued run writes them again.
+
+        Raises InputError where lines up to there are missing or damaged.
+        """
         kept = [line for line in self.lines() if line[unit] <= number]
+        if number >= 0 and (not kept or kept[-1][unit] != number):
+            reached = f"is whole up to {unit} {kept[-1][unit]}" if kept else "has no whole line"
+            raise InputError(
+                f"{self.path / METRICS} {reached}, its checkpoint is of {unit} {number}: what was measured between "
+                "them is lost. Restore the file, or run the config again in a new folder."
+            )
+        (self.path / SUMMARY).unlink(missing_ok=True)
         partial = self.path / f".{METRICS}.partial"
         partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
         os.replace(partial, self.path / METRICS)
@@ -89,14 +100,51 @@ class RunFolder:
 
 
 def whole_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a metrics.jsonl that are whole."""
+    """Return the lines of a metrics.jsonl; the last may be cut off, or just be written.
+
+    Raises ValueError where another one is damaged.
+    """
+    lines, count = _read_lines(path)
+    if len(lines) < count - 1:
+        raise ValueError(f"line {len(lines) + 1} of {path.name} is damaged")
+    return lines
+
+
+def _read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """Return the lines up to the first that is damaged, and how many lines the file has."""
+    texts = path.read_text().splitlines() if path.is_file() else []
     lines = []
-    for text in path.read_text().splitlines():
+    for text in texts:
         try:
             lines.append(json.loads(text))
         except ValueError:
-            break  # the line that a crash cut off, or that is being written
-    return lines
+            break
+    return lines, len(texts)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder for output, where it is not there. Raises InputError where nothing can be written into it."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out {path}: that folder cannot be made: {error.strerror}.") from error
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise InputError(f"--out {path}: that folder cannot be written into.")
+
+
+@contextlib.contextmanager
+def alone_in(path: Path, what: str) -> Iterator[None]:
+    """Hold a folder for this process. Raises InputError where `what`, another one, is at work in it."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # file systems without locks
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # which ends with the process, however it ends
+            except BlockingIOError:
+                raise InputError(f"{path}: {what} is at work there.") from None
+        yield
+    finally:
+        os.close(handle)
 
 
 def lower_is_better(metric: str) -> bool:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import itertools
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +20,7 @@ from .trackers import make_trackers
 from .wrapper import make_strategy
 
 _LONGEST = 255  # bytes of a folder's name
+_MOST_SEEDS = 10_000
 
 
 @dataclass(frozen=True)
@@ -87,18 +86,6 @@ def plan(configs: Sequence[Path], overrides: Sequence[str], vary: Sequence[str],
     return Plan(left, len(jobs) - len(left), varied, first)
 
 
-@contextlib.contextmanager
-def alone_in(out: Path) -> Iterator[None]:
-    """Hold a folder for one sweep. Raises InputError where another one is at work in it."""
-    out.mkdir(parents=True, exist_ok=True)
-    with (out / ".sweep.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # which ends with the process, however it ends
-        except OSError as error:
-            raise InputError(f"--out {out}: another sweep is at work there.") from error
-        yield
-
-
 def check(jobs: Sequence[Job]) -> None:
     """Refuse what `fedkd run` would: images that are missing, models, what strategies need; each config once.
 
@@ -136,6 +123,8 @@ def seeds_of(text: str) -> list[int]:
         first, last = int(match[1]), int(match[2] or match[1])
         if last < first:
             raise InputError(f"--seeds {text!r}: {part.strip()} holds no seed; the smaller one comes first.")
+        if len(seeds) + last - first >= _MOST_SEEDS:
+            raise InputError(f"--seeds {text!r}: more than {_MOST_SEEDS} seeds.")
         seeds += range(first, last + 1)
     return list(dict.fromkeys(seeds))
 
@@ -192,7 +181,10 @@ def _is_finished(job: Job) -> bool:
         return False
     if not (job.path / CONFIG).is_file():
         raise InputError(f"--out: {job.path} holds other files than a run's.")
-    run = read_run(job.path)
+    try:
+        run = read_run(job.path)
+    except InputError:
+        return False  # going on mends it, or says of this run alone what is wrong
     if (other := difference(run.config, to_table(job.config), NO_RESULT)) is not None:
         raise InputError(f"--out: {job.path} holds a run with another config: {other}; name a new folder.")
     return run.status == "completed"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,6 +19,8 @@ from .errors import InputError
 from .registry import find, options
 
 _log = logging.getLogger("fedkd")
+# MLflow itself would hold up a run for minutes where its server is away
+_MLFLOW_PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
 _IDENTITY = "tracker-{name}.txt"  # of a run with a tracker, in the run's folder, so that a resumed one goes on there
 
 
@@ -81,6 +84,8 @@ class MLflow(Tracker):
     def __init__(self, *, uri: str | None = None, experiment: str = "fedkd") -> None:
         self.uri = uri
         self.experiment = experiment
+        for name, value in _MLFLOW_PATIENCE.items():
+            os.environ.setdefault(name, value)
         self._mlflow = need("mlflow", "mlflow")
         self._id = ""
 

@@ -46,7 +46,7 @@ def make_app(path: Path) -> FastAPI:
                 except InputError as error:  # such as a folder that was deleted meanwhile
                     return Response(f"{error}\n", 503, _HEADERS, "text/plain")
                 title = f"fedkd: {path.resolve().name}"
-                kept["page"] = render([run] if run.lines else [], [], title, live=_told(run), version=version)
+                kept["page"], _ = render([run] if run.lines else [], [], title, live=_told(run), version=version)
                 kept["version"] = version
             return Response(kept["page"], 200, _HEADERS, "text/html")
 

@@ -142,7 +142,7 @@ def _look(job: Job, view: ManyRuns) -> None:
     """Tell the view how far a run is, by what is in its folder."""
     try:
         lines = whole_lines(job.path / METRICS)
-    except OSError:
+    except (OSError, ValueError):
         return
     if lines:
         shown: dict[str, float] = next((line["metrics"] for line in reversed(lines) if line["metrics"]), {})

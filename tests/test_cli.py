@@ -18,6 +18,7 @@ from fedkd import progress
 from fedkd.cli import app
 from fedkd.config import Config
 from fedkd.run import partition_name
+from fedkd.runfolder import alone_in
 
 RUNNER = CliRunner()
 
@@ -214,3 +215,22 @@ def test_a_partition_within_domains_is_told_in_words(tiny: Callable[..., Config]
     config = tiny({"data.partition": {"scheme": "domains", "per_domain": 3, "within": within}})
     assert partition_name(config) == "domains (per_domain 3, within dirichlet (alpha 0.5))"
     assert partition_name(tiny({"data.partition": {"scheme": "domains"}})) == "domains"
+
+
+def test_one_process_at_a_time_writes_into_a_run_folder(config: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert RUNNER.invoke(app, ["run", str(config), "--out", str(out)]).exit_code == 0
+    before = (out / "metrics.jsonl").read_text()
+    with alone_in(out, "a run"):
+        refused = RUNNER.invoke(app, ["run", "--resume", str(out)])
+    assert (refused.exit_code, f"{out}: another process is at work there" in refused.stderr) == (2, True)
+    assert (out / "metrics.jsonl").read_text() == before
+    assert (out / "summary.json").is_file()
+
+
+@pytest.mark.parametrize("command", ["run {config} --out {out}", "sweep {config} --out {out}"])
+def test_a_folder_that_cannot_be_made_is_refused(config: Path, tmp_path: Path, command: str) -> None:
+    (tmp_path / "file").touch()
+    words = command.format(config=config, out=tmp_path / "file" / "runs").split()
+    refused = RUNNER.invoke(app, words)
+    assert (refused.exit_code, f"--out {tmp_path / 'file' / 'runs'}" in refused.stderr) == (2, True), refused.output

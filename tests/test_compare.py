@@ -255,8 +255,8 @@ def test_partial_foreign_and_old_folders_are_told_and_the_rest_works(write: Writ
         ("going-on", "unfinished after round 1 of 1; left out"),
         ("stopped", "interrupted after round 1 of 1; left out"),
         ("distillation", "that is a distillation"),
-        ("old", "not a run of this version of fedkd (it says 0.0.1): without cohort, nodes"),
-        ("empty", "no round has ended"),
+        ("old", "not a run of this version of fedkd (it says 0.0.1): without cohort, without nodes"),
+        ("empty", "completed, but its metrics.jsonl holds no round; lines were lost"),
         ("broken", "its files cannot be read"),
     ]:
         assert f"{folder / name}: {why}" in told
@@ -273,9 +273,40 @@ def test_partial_foreign_and_old_folders_are_told_and_the_rest_works(write: Writ
 
 def test_a_line_that_a_crash_cut_off_is_passed_over(write: Write) -> None:
     path = write("a", 0, [0.5, 0.6])
+    (path / "summary.json").unlink()
     text = (path / "metrics.jsonl").read_text()
     (path / "metrics.jsonl").write_text(text[:-30])
     assert read_run(path).reached == 1
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda lines: lines[:2], "completed, but its metrics.jsonl ends with round 1 of 3; lines were lost"),
+        (lambda lines: [lines[0], lines[1][:9], *lines[2:]], "line 2 of metrics.jsonl is damaged"),
+        (lambda lines: [*lines[:3], lines[2], lines[3]], "metrics.jsonl has round 2 in the place of round 3"),
+        (lambda lines: [lines[0].replace('"metrics": {}', '"metrics": null'), *lines[1:]], "metrics is None"),
+        (lambda lines: [*lines[:3], lines[3].replace(": 0.8}", ': "0.8"}')], "metrics.personal/accuracy is '0.8'"),
+    ],
+)
+def test_runs_that_have_lost_lines_are_left_out_by_name(write: Write, damage: Any, message: str) -> None:
+    good, bad = write("good", 0, [0.5, 0.6, 0.7]), write("bad", 1, [0.5, 0.6, 0.8])
+    kept = damage((bad / "metrics.jsonl").read_text().splitlines())
+    (bad / "metrics.jsonl").write_text("".join(line + "\n" for line in kept))
+    runs, problems = find_runs([good.parent])
+    assert [run.path for run in runs] == [good]
+    assert problems[0].startswith(f"{bad}: ")
+    assert message in problems[0]
+
+
+def test_links_to_runs_are_followed_and_loops_are_not(write: Write, tmp_path: Path) -> None:
+    run = write("a", 0, [0.5])
+    links = tmp_path / "links"
+    links.mkdir()
+    (links / "b").symlink_to(run)
+    (links / "loop").symlink_to(links)
+    runs, problems = find_runs([links])
+    assert ([run.path for run in runs], problems) == ([links / "b"], [])
 
 
 def test_tables_say_the_same_in_all_forms(write: Write) -> None:

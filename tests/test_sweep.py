@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 
 from fedkd.cli import app
 from fedkd.errors import InputError
-from fedkd.sweep import alone_in, plan, seeds_of
+from fedkd.runfolder import alone_in
+from fedkd.sweep import plan, seeds_of
 
 RUNNER = CliRunner()
 
@@ -61,9 +62,10 @@ def test_values_of_one_ending_have_folders_of_their_own(config: Path, tmp_path: 
 
 
 def test_two_sweeps_do_not_share_a_folder(tmp_path: Path) -> None:
-    with alone_in(tmp_path), pytest.raises(InputError, match="another sweep is at work there"), alone_in(tmp_path):
+    first, second = alone_in(tmp_path, "one"), alone_in(tmp_path, "another sweep")
+    with first, pytest.raises(InputError, match="another sweep is at work there"), second:
         pass
-    with alone_in(tmp_path):
+    with alone_in(tmp_path, "one"):
         pass
 
 
@@ -216,3 +218,19 @@ def test_ctrl_c_keeps_checkpoints_and_the_sweep_goes_on(config: Path, tmp_path: 
     whole = RUNNER.invoke(app, ["run", str(config), "--out", str(tmp_path / "whole")])
     assert whole.exit_code == 0
     assert lines(out / "seed=0") == lines(tmp_path / "whole")
+
+
+def test_a_damaged_run_costs_the_others_nothing_and_is_mended_or_named(config: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = ["sweep", str(config), "--seeds", "0..2", "--out", str(out)]
+    assert RUNNER.invoke(app, command).exit_code == 0
+    whole = lines(out / "seed=0")
+    (out / "seed=0" / "summary.json").write_text("")
+    kept = (out / "seed=1" / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (out / "seed=1" / "metrics.jsonl").write_text("".join([kept[0], "{half\n", kept[2]]))
+    again = RUNNER.invoke(app, command)
+    assert again.exit_code == 1, again.output
+    assert "2 of 3 runs have ended well, of which 1 were there, 1 failed" in again.stdout
+    assert "is whole up to round 0, its checkpoint is of round 2" in again.stderr
+    assert lines(out / "seed=0") == whole
+    assert json.loads((out / "seed=0" / "summary.json").read_text())["status"] == "completed"
