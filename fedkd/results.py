@@ -213,10 +213,7 @@ def find_runs(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
 
 
 def _folders(path: Path) -> tuple[list[Path], list[str]]:
-    """Return the run folders in a folder, links to some included; and what is wrong with folders that cannot be read.
-
-    A run's folder is one run, whatever else is in it.
-    """
+    """Return the run folders in a folder, links to some included; and which folders cannot be read, and why."""
     unread: list[str] = []
 
     def told(error: OSError) -> None:

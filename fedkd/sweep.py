@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -182,9 +183,12 @@ def _is_finished(job: Job) -> bool:
     if not (job.path / CONFIG).is_file():
         raise InputError(f"--out: {job.path} holds other files than a run's.")
     try:
-        run = read_run(job.path)
+        kept = tomllib.loads((job.path / CONFIG).read_text())
+        if (other := difference(kept, to_table(job.config), NO_RESULT)) is not None:
+            raise InputError(f"--out: {job.path} holds a run with another config: {other}; name a new folder.")
+    except (OSError, ValueError) as error:
+        raise InputError(f"--out: {job.path / CONFIG} cannot be read: {error}; name a new folder.") from error
+    try:
+        return read_run(job.path).status == "completed"
     except InputError:
         return False  # going on mends it, or says of this run alone what is wrong
-    if (other := difference(run.config, to_table(job.config), NO_RESULT)) is not None:
-        raise InputError(f"--out: {job.path} holds a run with another config: {other}; name a new folder.")
-    return run.status == "completed"
