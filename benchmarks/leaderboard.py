@@ -139,7 +139,7 @@ def main() -> None:
     grid = plan(configs, [], vary, SEEDS, arguments.out)
     check(grid.jobs)
     make_folder(arguments.out)
-    with alone_in(arguments.out, "another sweep"), ManyRuns(sys.stderr, len(grid.jobs)) as view:
+    with alone_in(arguments.out), ManyRuns(sys.stderr, len(grid.jobs)) as view:
         failed = run_jobs(grid.jobs, view, memory=2 * 2**30)
     minutes = (time.perf_counter() - begin) / 60
     runs, problems = find_runs([arguments.out])

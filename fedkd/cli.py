@@ -170,7 +170,7 @@ def sweep(
         grid = plan(configs, overrides or [], vary or [], seeds, folder)
         check(grid.jobs)
         make_folder(folder)
-        with alone_in(folder, "another sweep"), ManyRuns(sys.stderr, len(grid.jobs)) as view:
+        with alone_in(folder), ManyRuns(sys.stderr, len(grid.jobs)) as view:
             failed = run_jobs(grid.jobs, view, memory=memory * 2**30, gpus=gpus, at_once=at_once)
         total = len(grid.jobs) + grid.finished
         told = f"{total - len(failed)} of {total} runs have ended well"
@@ -207,8 +207,6 @@ def compare(
         from .results import completed, find_runs
         from .runfolder import make_folder
 
-        if out is not None:
-            make_folder(out)
         if target is not None and not math.isfinite(target):
             raise InputError(f"--target {target}: give a number.")
         runs, problems = find_runs(paths)
@@ -224,6 +222,8 @@ def compare(
                 refused.append(f"{title}: {error}" if title else str(error))
         if not tables:
             raise InputError("\n".join(refused))
+        if out is not None:
+            make_folder(out)
         for problem in [*problems, *refused, *(problem for one in tables for problem in one.problems)]:
             typer.echo(f"fedkd: {problem}", err=True)
         for one in tables:

@@ -185,7 +185,7 @@ def distill(config: DistillConfig, out: Path, told: Told = lambda number, metric
     work = Distillation(config)
     folder = RunFolder(out)
     folder.create(work.config)
-    with alone_in(out, "another process"):
+    with alone_in(out):
         return _run(work, folder, -1, told)
 
 
@@ -198,7 +198,7 @@ def resume(path: Path, told: Told = lambda number, metrics: None) -> dict[str, A
     if not (path / CONFIG).is_file():
         raise InputError(f"--resume {path}: there is no distillation; its {CONFIG} is missing.")
     work = Distillation(read_distill_config(path / CONFIG))
-    with alone_in(path, "another process"):
+    with alone_in(path):
         number, checkpoint = checkpoints.latest(folder.checkpoints)
         work.restore(checkpoints.load_server(checkpoint))
         folder.rewind(number, "iteration")

@@ -36,6 +36,8 @@ class _Line(BaseModel):
 
 
 class _Strategy(BaseModel):
+    """What is read of a config's strategy by its name."""
+
     name: str
 
 
@@ -134,7 +136,7 @@ def read_run(path: Path) -> Run:
 
     Raises InputError for a folder without a run, one of `fedkd distill`, and one whose files this version cannot read.
     """
-    if not os.path.isfile(path / CONFIG):
+    if not os.path.isfile(path / CONFIG):  # Path.is_file raises where it may not look
         raise InputError(f"{path}: there is no run; its {CONFIG} is missing.")
     try:
         config = tomllib.loads((path / CONFIG).read_text())
@@ -145,13 +147,12 @@ def read_run(path: Path) -> Run:
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: its files cannot be read: {on_one_line(str(error))}") from error
     wrong = [*_wrong(_Config, config, "config."), *_wrong(_Summary, summary, "summary.")]
-    wrong += [one for line in lines for one in _wrong(_Line, line, "")]
+    wrong += next((found for line in lines if (found := _wrong(_Line, line, ""))), [])
     if wrong:
         versions = summary.get("versions") if isinstance(summary, dict) else None
         said = versions.get("fedkd", "nothing") if isinstance(versions, dict) else "nothing"
         raise InputError(
-            f"{path}: not a run of this version of fedkd (it says {said}): {', '.join(dict.fromkeys(wrong))}; "
-            "run it again."
+            f"{path}: not a run of this version of fedkd (it says {said}): {', '.join(wrong)}; run it again."
         )
     rounds = [line["round"] for line in lines]
     if rounds != list(range(len(rounds))):
@@ -219,7 +220,7 @@ def _folders(path: Path) -> tuple[list[Path], list[str]]:
     def told(error: OSError) -> None:
         unread.append(f"{error.filename}: cannot be read: {error.strerror}.")
 
-    if os.path.isfile(path / CONFIG):
+    if os.path.isfile(path / CONFIG):  # Path.is_file raises where it may not look
         return [path], unread
     found, seen = [], set()
     for home, within, names in os.walk(path, onerror=told, followlinks=True):

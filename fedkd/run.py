@@ -26,7 +26,6 @@ from .strategy import Record, Server
 from .trackers import Trackers, make_trackers
 
 _MOST_ROWS = 1000  # of a heat map
-_ANOTHER = "another process"
 _log = logging.getLogger("fedkd")
 
 
@@ -71,7 +70,7 @@ def run(
     with make_engine(environment) as grid:
         folder = RunFolder(out)
         folder.create(environment.config)
-        with alone_in(out, _ANOTHER):
+        with alone_in(out):
             return _simulate(grid, folder, 0, trackers, on_round, on_step, on_event)
 
 
@@ -99,7 +98,7 @@ def resume(
     environment = Environment(config)
     environment.check()
     trackers = make_trackers(config)
-    with alone_in(path, _ANOTHER), make_engine(environment) as grid:
+    with alone_in(path), make_engine(environment) as grid:
         first_round = _back_to_checkpoint(grid, folder, on_event)
         return _simulate(grid, folder, first_round, trackers, on_round, on_step, on_event)
 
@@ -175,7 +174,7 @@ def serve(
     first_round = 0
     if not resume:
         folder.create(environment.config)
-    with alone_in(path, _ANOTHER):
+    with alone_in(path):
         if resume:
             begun, wanted = to_table(read_config(path / CONFIG)), to_table(environment.config)
             if (other := difference(begun, wanted, ("rounds",))) is not None:

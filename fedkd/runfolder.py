@@ -133,15 +133,15 @@ def make_folder(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def alone_in(path: Path, what: str) -> Iterator[None]:
-    """Hold a folder for this process. Raises InputError where `what`, another one, is at work in it."""
+def alone_in(path: Path) -> Iterator[None]:
+    """Hold a folder for this process. Raises InputError where another one is at work in it."""
     handle = os.open(path, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):  # file systems without locks
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # which ends with the process, however it ends
             except BlockingIOError:
-                raise InputError(f"{path}: {what} is at work there.") from None
+                raise InputError(f"{path}: another process is at work there.") from None
         yield
     finally:
         os.close(handle)

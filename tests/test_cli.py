@@ -221,7 +221,7 @@ def test_one_process_at_a_time_writes_into_a_run_folder(config: Path, tmp_path: 
     out = tmp_path / "out"
     assert RUNNER.invoke(app, ["run", str(config), "--out", str(out)]).exit_code == 0
     before = (out / "metrics.jsonl").read_text()
-    with alone_in(out, "a run"):
+    with alone_in(out):
         refused = RUNNER.invoke(app, ["run", "--resume", str(out)])
     assert (refused.exit_code, f"{out}: another process is at work there" in refused.stderr) == (2, True)
     assert (out / "metrics.jsonl").read_text() == before

@@ -365,6 +365,28 @@ def test_latex_escapes_names(write: Write) -> None:
     assert r"Fed\_\{50\%\} & 1" in to_latex([compare(find_runs([folder])[0])])
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--out", "file"], "--out file: that folder cannot be made: File exists"),
+        (["--out", "file/deeper"], "--out file/deeper: that folder cannot be made: Not a directory"),
+        (["--out", "full"], "--out full: compare.md cannot be written: Is a directory"),
+        (["--target", "nan"], "--target nan: give a number"),
+        (["--metric", "no", "--out", "unmade"], "--metric: unknown 'no'"),
+    ],
+)
+def test_outputs_that_cannot_be_written_and_targets_that_are_none_are_refused(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], message: str
+) -> None:
+    folder = three_seeds(write)
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    Path("full", "compare.md").mkdir(parents=True)
+    refused = CliRunner().invoke(app, ["compare", str(folder), *words])
+    assert (refused.exit_code, message in refused.stderr) == (2, True), refused.output
+    assert not Path("unmade").exists()
+
+
 def test_the_command_prints_and_writes(write: Write, tmp_path: Path) -> None:
     folder = three_seeds(write)
     out = tmp_path / "tables"

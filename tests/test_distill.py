@@ -13,6 +13,7 @@ from fedkd import InputError, RunError
 from fedkd.cli import app
 from fedkd.config import DistillConfig
 from fedkd.distill import distill, resume
+from fedkd.runfolder import alone_in
 
 HOME = Path(__file__).resolve().parents[1]
 QUICK = {
@@ -52,6 +53,8 @@ def test_interrupted_and_resumed_is_the_whole(tmp_path: Path, name: str) -> None
     with pytest.raises(KeyboardInterrupt):
         distill(config(distiller=table), tmp_path / "halves", stop)
     assert json.loads((tmp_path / "halves" / "summary.json").read_text())["status"] == "interrupted"
+    with alone_in(tmp_path / "halves"), pytest.raises(InputError, match="another process is at work there"):
+        resume(tmp_path / "halves")
     resume(tmp_path / "halves")
     assert lines(tmp_path / "halves") == lines(tmp_path / "whole")
     whole, halves = ((tmp_path / n / "virtual.safetensors").read_bytes() for n in ("whole", "halves"))

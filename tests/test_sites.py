@@ -26,6 +26,7 @@ from fedkd.models import build
 from fedkd.onsite import keep_state, recall_state, without_paths
 from fedkd.payload import PayloadError, array_record
 from fedkd.run import run, serve
+from fedkd.runfolder import alone_in
 
 Make = Callable[..., Config]
 IDS = (2**63 + 11, 5, 2**40, 977, 12, 3 * 10**18)  # of SuperNodes, in no order
@@ -460,6 +461,8 @@ def test_only_the_run_that_was_begun_is_continued(tiny: Make, tmp_path: Path) ->
     with pytest.raises(InputError, match="there is no run of real sites to continue"):
         start(config, partitioned(config), tmp_path / "run", resume=True)
     start(config, partitioned(config), tmp_path / "run")
+    with alone_in(tmp_path / "run"), pytest.raises(InputError, match="another process is at work there"):
+        start(config, partitioned(config), tmp_path / "run", resume=True)
     with pytest.raises(InputError, match="another run"):
         start(config, partitioned(config), tmp_path / "run")
     other = tiny({"rounds": 2, "train.batch_size": 9})

@@ -70,6 +70,22 @@ def test_mlflow_goes_on_in_the_same_run(tiny: Tiny, tmp_path: Path) -> None:
     assert kept.data.metrics["personal/accuracy"] == pytest.approx(summary["final"]["personal/accuracy"])
 
 
+def test_a_server_that_is_away_is_not_waited_for_and_the_users_own_patience_counts(
+    tiny: Tiny, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlflow
+
+    monkeypatch.delenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", raising=False)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "3")
+    summary = run(tiny({"trackers": [{"name": "mlflow", "uri": "http://127.0.0.1:9"}]}), tmp_path / "run")
+    assert summary["status"] == "completed"
+    assert [record.getMessage()[:38] for record in caplog.records if "tracker" in record.getMessage()] == [
+        "tracker mlflow is left out from here o"
+    ]
+    assert mlflow.environment_variables.MLFLOW_HTTP_REQUEST_MAX_RETRIES.get() == 1
+    assert mlflow.environment_variables.MLFLOW_HTTP_REQUEST_TIMEOUT.get() == 3
+
+
 def _has_sqlalchemy() -> bool:
     return importlib.util.find_spec("sqlalchemy") is not None
 

@@ -140,7 +140,7 @@ def test_an_interrupted_run_continues_to_the_same_end_on_any_engine(tiny: Make, 
 
 
 def test_the_tests_of_a_group_run_on_one_worker(request: pytest.FixtureRequest) -> None:
-    if hasattr(request.config, "workerinput"):  # as pytest-xdist tells where a test belongs
+    if getattr(request.config.option, "loadgroup", False):  # as pytest-xdist tells where a test belongs
         assert request.node.nodeid.endswith("@ray")
 
 
