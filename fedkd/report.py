@@ -214,7 +214,8 @@ def _partition(arms: list[Arm]) -> dict[str, Any] | None:
         shares, "class", "node", "Images of each class at each node", told, columns=classes, texts=texts
     )
     about = f"Seed {run.seed}. Shade: the share of the node's images{'; number: how many' if few else ''}."
-    figure = {"svg": _safe(svg), "caption": f"{len(counts)} nodes, {sizes.min()} to {sizes.max()} images each."}
+    each = f"{sizes.min()} to {sizes.max()}" if sizes.min() < sizes.max() else f"{sizes.max()}"
+    figure = {"svg": _safe(svg), "caption": f"{len(counts)} nodes, {each} images each."}
     return {"title": "Who holds what", "about": about, "figures": [{**figure, "wide": len(counts) > 40}]}
 
 
