@@ -27,18 +27,19 @@ os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 import torch
+from flwr.app import RecordDict
 from flwr.simulation import run_simulation
 from rich.console import Console
 from rich.table import Table
 from torch.nn import functional as F
 
 from fedkd.config import Config, parse_config
-from fedkd.environment import Environment
-from fedkd.flower import node_context
-from fedkd.onsite import SiteApp
-from fedkd.payload import RecordDict
-from fedkd.run import make_engine, make_server_app
-from fedkd.strategy import Record, Server
+from fedkd.core.environment import Environment
+from fedkd.core.record import Record
+from fedkd.core.round_loop import Server
+from fedkd.deployment.on_site import SiteApp
+from fedkd.messages.flower import node_context
+from fedkd.runs.run import make_engine, make_server_app
 
 CLIENTS, COHORT, BATCH, RATE = 100, 10, 32, 0.05
 

@@ -20,13 +20,14 @@ from math import isfinite, nan
 from pathlib import Path
 from statistics import fmean
 
-from fedkd.compare import Comparison, Row, compare, split, to_csv
-from fedkd.progress import ManyRuns
-from fedkd.report import report
-from fedkd.results import Run, completed, find_runs
-from fedkd.runfolder import alone_in, make_folder
+from fedkd.reports.compare import Comparison, Row, compare, split
+from fedkd.reports.report import report
+from fedkd.reports.tables import to_csv
+from fedkd.runs.progress import ManyRuns
+from fedkd.runs.results import Run, completed, find_runs
+from fedkd.runs.run_folder import alone_in, make_folder
+from fedkd.runs.sweep import check, plan, seeds_of
 from fedkd.simulations.sweep import run_jobs
-from fedkd.sweep import check, plan, seeds_of
 
 HOME = Path(__file__).resolve().parents[1]
 SETS, ALPHAS, SEEDS = ("digits", "mnist", "cifar10"), ("0.1", "0.5"), "0..2"

@@ -38,12 +38,14 @@ def measure(
     rounds run: its own memory, and pages of Ray's object store that it has read.
     """
     begin = time.perf_counter()
+    from flwr.app import RecordDict
+
     from fedkd.config import parse_config
-    from fedkd.environment import Environment
-    from fedkd.flower import node_context
-    from fedkd.payload import RecordDict
-    from fedkd.run import make_engine, make_server_app
-    from fedkd.strategy import Record, Server
+    from fedkd.core.environment import Environment
+    from fedkd.core.record import Record
+    from fedkd.core.round_loop import Server
+    from fedkd.messages.flower import node_context
+    from fedkd.runs.run import make_engine, make_server_app
 
     never = {"every": 10**6, "fraction": 1e-6}
     partition = {"scheme": "drawn", "clients": registered, "alpha": 0.5, "size": 32}

@@ -15,7 +15,7 @@ from flwr.app import RecordDict
 
 from fedkd import Environment, Payload
 from fedkd.config import parse_config
-from fedkd.federated import FederatedData
+from fedkd.data.federated_data import FederatedData
 
 BASES = ("simclr", "moco", "byol", "fedu", "protocl")
 BATCH, STEPS, REPEATS = 64, 6, 5

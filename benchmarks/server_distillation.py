@@ -23,10 +23,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedkd.generators import ImageGenerator
-from fedkd.losses import diversity_loss
-from fedkd.models import build
-from fedkd.payload import Tensors, copied
+from fedkd.distillation.generators import ImageGenerator
+from fedkd.learning.losses import diversity_loss
+from fedkd.messages.arrays import Tensors, copied
+from fedkd.methods.teachers import Teachers
+from fedkd.models.build import build
 from fedkd.strategies.fedftg import (
     FedFTG,
     classification_loss,
@@ -36,7 +37,6 @@ from fedkd.strategies.fedftg import (
     student_loss,
 )
 from fedkd.streams import default_stream, torch_stream
-from fedkd.teachers import Teachers
 
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "convnet 24k": ("convnet", {"channels": [16, 32, 32], "norm": "batch", "pooling": "max"}),

@@ -15,7 +15,7 @@ from typing import Any
 
 from fedkd.config import parse_config
 from fedkd.registry import names
-from fedkd.run import run
+from fedkd.runs.run import run
 
 NODES = 10
 OPTIONS: dict[str, dict[str, Any]] = {

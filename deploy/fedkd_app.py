@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from fedkd.deployment import client_app, server_app
+from fedkd.deployment.app import client_app, server_app
 
 server = server_app(Path(__file__).parent)
 client = client_app(Path(__file__).parent)

@@ -9,34 +9,38 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .client import Client as Client
-    from .client import GlobalModelClient as GlobalModelClient
-    from .environment import Environment as Environment
+    from .runs.trackers import Tracker as Tracker
+    from .models.zoo import Classifier as Classifier
+    from .core.client import Client as Client
+    from .core.client import GlobalModelClient as GlobalModelClient
+    from .core.environment import Environment as Environment
+    from .core.round import Replies as Replies
+    from .core.round import Round as Round
+    from .core.strategy import Strategy as Strategy
     from .errors import InputError as InputError
     from .errors import RunError as RunError
-    from .payload import ArraySpec as ArraySpec
-    from .payload import Expected as Expected
-    from .payload import Payload as Payload
-    from .payload import like as like
-    from .payload import weighted_mean as weighted_mean
-    from .strategy import Replies as Replies
-    from .strategy import Round as Round
-    from .strategy import Strategy as Strategy
+    from .messages.merging import weighted_mean as weighted_mean
+    from .messages.payload import ArraySpec as ArraySpec
+    from .messages.payload import Expected as Expected
+    from .messages.payload import Payload as Payload
+    from .messages.payload import like as like
 
 _HOMES = {
-    "ArraySpec": "payload",
-    "Client": "client",
-    "Environment": "environment",
-    "Expected": "payload",
-    "GlobalModelClient": "client",
+    "Tracker": "runs.trackers",
+    "Classifier": "models.zoo",
+    "ArraySpec": "messages.payload",
+    "Client": "core.client",
+    "Environment": "core.environment",
+    "Expected": "messages.payload",
+    "GlobalModelClient": "core.client",
     "InputError": "errors",
-    "Payload": "payload",
-    "Replies": "strategy",
-    "Round": "strategy",
+    "Payload": "messages.payload",
+    "Replies": "core.round",
+    "Round": "core.round",
     "RunError": "errors",
-    "Strategy": "strategy",
-    "like": "payload",
-    "weighted_mean": "payload",
+    "Strategy": "core.strategy",
+    "like": "messages.payload",
+    "weighted_mean": "messages.merging",
 }
 __all__ = list(_HOMES)
 

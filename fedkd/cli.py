@@ -18,7 +18,7 @@ import typer
 from .errors import InputError, RunError
 
 if TYPE_CHECKING:
-    from .federated import FederatedData
+    from .data.federated_data import FederatedData
 
 # Neither Flower nor Ray shall call home from a user's machine unless the user says so.
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
@@ -30,7 +30,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
 ConfigPath = Annotated[Path | None, typer.Argument(help="A TOML run file.", show_default=False)]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key, such as strategy.beta=3.")
@@ -68,10 +67,10 @@ def run(
     with _exit_codes():
         _refuse_mixed(config, out, overrides, resume)
         _quiet()
-        from . import run as runs
         from .config import read_config
-        from .progress import Progress
-        from .runfolder import refuse_used, run_folder_of
+        from .runs import run as runs
+        from .runs.progress import Progress
+        from .runs.run_folder import refuse_used, run_folder_of
 
         progress = Progress(sys.stderr)
         if config is not None:
@@ -101,10 +100,10 @@ def distill(
     """Distil one named set into a few virtual images, or continue after a crash."""
     with _exit_codes():
         _refuse_mixed(config, out, overrides, resume)
-        from . import distill as distillations
         from .config import read_distill_config
-        from .progress import Progress
-        from .runfolder import free_folder, refuse_used
+        from .runs import distill as distillations
+        from .runs.progress import Progress
+        from .runs.run_folder import free_folder, refuse_used
 
         progress = Progress(sys.stderr, "iteration")
         if config is not None:
@@ -161,10 +160,10 @@ def sweep(
 ) -> None:
     """Run a grid of configs and seeds, several at a time. The same command again goes on where it was."""
     with _exit_codes("the same command goes on"):
-        from .progress import ManyRuns
-        from .runfolder import alone_in, make_folder
+        from .runs.progress import ManyRuns
+        from .runs.run_folder import alone_in, make_folder
+        from .runs.sweep import check, plan
         from .simulations.sweep import run_jobs
-        from .sweep import check, plan
 
         folder = out or Path("runs") / f"sweep-{configs[0].stem}"
         grid = plan(configs, overrides or [], vary or [], seeds, folder)
@@ -203,9 +202,10 @@ def compare(
 ) -> None:
     """Compare finished runs: means over seeds, paired differences, fairness over nodes, cost to a target."""
     with _exit_codes("nothing is lost"):
-        from . import compare as comparing
-        from .results import completed, find_runs
-        from .runfolder import make_folder
+        from .reports import compare as comparing
+        from .reports import tables as printed
+        from .runs.results import completed, find_runs
+        from .runs.run_folder import make_folder
 
         if target is not None and not math.isfinite(target):
             raise InputError(f"--target {target}: give a number.")
@@ -227,12 +227,12 @@ def compare(
         for problem in [*problems, *refused, *(problem for one in tables for problem in one.problems)]:
             typer.echo(f"fedkd: {problem}", err=True)
         for one in tables:
-            _print_comparison(*comparing.table(one), comparing.caption(one))
+            _print_comparison(*printed.table(one), printed.caption(one))
         if out is not None:
             for ending, text in (
-                ("md", comparing.to_markdown(tables)),
-                ("tex", comparing.to_latex(tables)),
-                ("csv", comparing.to_csv(tables)),
+                ("md", printed.to_markdown(tables)),
+                ("tex", printed.to_latex(tables)),
+                ("csv", printed.to_csv(tables)),
             ):
                 try:
                     (out / f"compare.{ending}").write_text(text)
@@ -249,7 +249,7 @@ def report(
 ) -> None:
     """Write one page on runs that needs no network: curves, tables, partitions, nodes, what methods show."""
     with _exit_codes("nothing is lost"):
-        from . import report as reporting
+        from .reports import report as reporting
 
         for problem in reporting.report(paths, output, title):
             typer.echo(f"fedkd: {problem}", err=True)
@@ -263,7 +263,7 @@ def watch(
 ) -> None:
     """Show a run's report while it goes on, in a browser on this machine only, until Ctrl-C."""
     with _exit_codes("the run itself goes on"):
-        from . import watch as watching
+        from .reports import watch as watching
 
         page = watching.make_app(path)
         listening = watching.listen(port)
@@ -311,9 +311,8 @@ def partition(
     """Print who holds what, draw the label heat map, and write each node's images where a folder is given."""
     with _exit_codes():
         from .config import read_config
-        from .federated import federate, write_sets
-        from .figures import draw_partition
-        from .run import partition_name
+        from .data.federation import federate, write_sets
+        from .runs.figures import draw_partition, partition_name
 
         parsed = read_config(config, overrides or [])
         if parsed.data.partition is None:
@@ -343,7 +342,7 @@ def init(
 ) -> None:
     """Write a federation, ready to start: certificates, keys, start scripts, a README of five steps."""
     with _exit_codes():
-        from .provision import provision
+        from .deployment.provision import provision
 
         provision(folder, config, sites, host, port, insecure=insecure)
         typer.echo(f"{folder}: {sites} sites{', INSECURE' if insecure else ''}. Go on with {folder / 'README.md'}.")

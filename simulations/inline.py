@@ -7,13 +7,14 @@ from collections.abc import Iterable, Iterator
 import torch
 from flwr.app import Message, RecordDict
 
-from fedkd.client import make_client_app
 from fedkd.config import Limits
-from fedkd.environment import Device, Environment, Threads, prepare_process
-from fedkd.grid import SimulationGrid
-from fedkd.merging import Block, Expectation, Merge, merge_block
-from fedkd.payload import owned
+from fedkd.core.client_app import make_client_app
+from fedkd.core.environment import Device, Environment, Threads, prepare_process
+from fedkd.messages.arrays import owned
+from fedkd.messages.arrival import Expectation
+from fedkd.messages.merging import Block, Merge, merge_block
 
+from .base import SimulationGrid
 from .node import call_node
 
 

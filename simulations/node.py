@@ -5,10 +5,11 @@ from __future__ import annotations
 from flwr.app import Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedkd.client import call
-from fedkd.environment import Environment
-from fedkd.faults import damaged, fault_of
-from fedkd.flower import error_reply, node_context
+from fedkd.core.client_app import call
+from fedkd.core.environment import Environment
+from fedkd.messages.flower import error_reply, node_context
+
+from .faults import damaged, fault_of
 
 
 def call_node(

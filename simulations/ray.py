@@ -24,14 +24,15 @@ import ray
 from flwr.app import Message, RecordDict
 from pydantic import Field
 
-from fedkd.client import make_client_app
 from fedkd.config import Config, Limits
-from fedkd.environment import Device, Environment, Threads, prepare_process
+from fedkd.core.client_app import make_client_app
+from fedkd.core.environment import Device, Environment, Threads, prepare_process
 from fedkd.errors import InputError, RunError, StatesLost
-from fedkd.flower import error_reply, without_content
-from fedkd.grid import SimulationGrid
-from fedkd.merging import Block, Expectation, Merge, merge_block
+from fedkd.messages.arrival import Expectation
+from fedkd.messages.flower import error_reply, without_content
+from fedkd.messages.merging import Block, Merge, merge_block
 
+from .base import SimulationGrid
 from .node import call_node
 
 _log = logging.getLogger("fedkd")

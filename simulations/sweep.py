@@ -14,10 +14,10 @@ import ray
 
 from fedkd.config import Config, NamedTable
 from fedkd.errors import InputError, RunError
-from fedkd.progress import ManyRuns
-from fedkd.run import resume, run
-from fedkd.runfolder import CONFIG, METRICS, is_unborn, whole_lines
-from fedkd.sweep import Job
+from fedkd.runs.progress import ManyRuns
+from fedkd.runs.run import resume, run
+from fedkd.runs.run_folder import CONFIG, METRICS, is_unborn, whole_lines
+from fedkd.runs.sweep import Job
 
 from .ray import connect, count_workers, fit
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fedkd import Client
-from fedkd.payload import copied
+from fedkd.messages.arrays import copied
 
 from .self_supervised import Encoder, SelfSupervised, SelfSupervisedClient, move_towards
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from fedkd import Client, Round, Strategy
-from fedkd.payload import copied
-from fedkd.training import train_as
+from fedkd.learning.training import train_as
+from fedkd.messages.arrays import copied
 
 
 @dataclass(kw_only=True)

@@ -18,8 +18,8 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
 from fedkd import Client, Round
-from fedkd.losses import kl_from_probabilities
-from fedkd.training import Loss
+from fedkd.learning.losses import kl_from_probabilities
+from fedkd.learning.training import Loss
 
 from .dsfl import DSFLClient, RelayStrategy
 

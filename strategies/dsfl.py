@@ -15,10 +15,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from fedkd import Client, Payload, Round
-from fedkd.losses import entropy, kl_from_probabilities, normalised
-from fedkd.payload import Tensors, copied, parts_of, under
-from fedkd.training import Loss, make_optimizer, train
-from fedkd.transfer import TransferClient, TransferStrategy
+from fedkd.learning.losses import entropy, kl_from_probabilities, normalised
+from fedkd.learning.optimizers import make_optimizer
+from fedkd.learning.training import Loss, train
+from fedkd.messages.arrays import Tensors, copied, parts_of, under
+from fedkd.methods.public_distillation import TransferClient, TransferStrategy
 
 _NEXT = "next"
 

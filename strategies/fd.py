@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedkd import Client, Payload, Round, Strategy
-from fedkd.class_means import ClassMeans, expected_means
-from fedkd.payload import Tensors, parts_of, under
-from fedkd.training import Loss
+from fedkd.learning.training import Loss
+from fedkd.messages.arrays import Tensors, parts_of, under
+from fedkd.methods.class_means import ClassMeans, expected_means
 
 
 class LabelLogitsClient(Client):

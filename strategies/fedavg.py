@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from fedkd import Client, Expected, GlobalModelClient, Payload, Round, Strategy, like, weighted_mean
-from fedkd.payload import IMAGES
+from fedkd.messages.payload import IMAGES
 
 
 @dataclass(kw_only=True)

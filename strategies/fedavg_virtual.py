@@ -19,11 +19,12 @@ from torch import Tensor
 
 from fedkd import ArraySpec, Client, Expected, InputError, Payload, Round, RunError
 from fedkd.config import GROUPS, Group, NamedTable
-from fedkd.datasets import Images
-from fedkd.distillers import DM, RealImages, Virtual, class_statistics, normal_images, real_images
-from fedkd.payload import IMAGES
+from fedkd.core.wrapper import Wrapper, layer_of
+from fedkd.data.images import Images
+from fedkd.distillation.distillers import DM
+from fedkd.distillation.virtual_images import RealImages, Virtual, class_statistics, normal_images, real_images
+from fedkd.messages.payload import IMAGES
 from fedkd.streams import default_stream
-from fedkd.wrapper import Wrapper, layer_of
 
 if TYPE_CHECKING:
     from fedkd import Environment

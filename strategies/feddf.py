@@ -18,9 +18,10 @@ from torch import Tensor
 
 from fedkd import Client, Expected, GlobalModelClient, InputError, Payload, Round, Strategy, like, weighted_mean
 from fedkd.config import Architecture
-from fedkd.losses import kl_from_probabilities
-from fedkd.payload import IMAGES, Tensors, copied, parts_of, under
-from fedkd.training import predict
+from fedkd.learning.evaluation import predict
+from fedkd.learning.losses import kl_from_probabilities
+from fedkd.messages.arrays import Tensors, copied, parts_of, under
+from fedkd.messages.payload import IMAGES
 
 if TYPE_CHECKING:
     from fedkd import Environment

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from fedkd import Client, Payload, Round, like, weighted_mean
-from fedkd.class_means import expected_means, mean_over_nodes
-from fedkd.payload import IMAGES
+from fedkd.messages.payload import IMAGES
+from fedkd.methods.class_means import expected_means, mean_over_nodes
 
 from .fd import LabelLogits, LabelLogitsClient
 

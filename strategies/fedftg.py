@@ -18,12 +18,12 @@ from torch.nn import functional as F
 
 from fedkd import ArraySpec, Client, Expected, InputError, Payload, Round, RunError
 from fedkd.config import Architecture, NamedTable
-from fedkd.generators import ImageGenerator
-from fedkd.losses import Metric, diversity_loss
-from fedkd.payload import Tensors, copied, parts_of, under
+from fedkd.core.wrapper import Wrapper
+from fedkd.distillation.generators import ImageGenerator
+from fedkd.learning.losses import Metric, diversity_loss
+from fedkd.messages.arrays import Tensors, copied, parts_of, under
+from fedkd.methods.teachers import Teachers
 from fedkd.streams import default_stream, numpy_stream, torch_stream
-from fedkd.teachers import Teachers
-from fedkd.wrapper import Wrapper
 
 if TYPE_CHECKING:
     from fedkd import Environment

@@ -28,12 +28,13 @@ from fedkd import (
     like,
     weighted_mean,
 )
-from fedkd.generators import FeatureGenerator
-from fedkd.losses import diversity_loss, kl_divergence
-from fedkd.payload import IMAGES, Tensors, copied, parts_of, under
+from fedkd.distillation.generators import FeatureGenerator
+from fedkd.learning.losses import diversity_loss, kl_divergence
+from fedkd.learning.training import Loss
+from fedkd.messages.arrays import Tensors, copied, parts_of, under
+from fedkd.messages.payload import IMAGES
+from fedkd.methods.teachers import Teachers
 from fedkd.streams import default_stream
-from fedkd.teachers import Teachers
-from fedkd.training import Loss
 
 if TYPE_CHECKING:
     from fedkd import Environment

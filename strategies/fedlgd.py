@@ -28,12 +28,14 @@ from fedkd import (
     Strategy,
     like,
 )
-from fedkd.datasets import Images
-from fedkd.distillers import FGM, IDM, Distance, Virtual, normal_images
-from fedkd.holders import Holders
-from fedkd.losses import kernel_discrepancy, supervised_contrast
-from fedkd.payload import Tensors, parts_of, under
-from fedkd.training import Loss, cross_entropy
+from fedkd.data.images import Images
+from fedkd.distillation.distillers import FGM, IDM
+from fedkd.distillation.matching import Distance
+from fedkd.distillation.virtual_images import Virtual, normal_images
+from fedkd.learning.losses import kernel_discrepancy, supervised_contrast
+from fedkd.learning.training import Loss, cross_entropy
+from fedkd.messages.arrays import Tensors, parts_of, under
+from fedkd.methods.node_cache import Holders
 
 from .fedavg_virtual import VirtualImages, VirtualImagesClient, show
 

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedkd import Client, Expected, Payload, Round
-from fedkd.datasets import Images
-from fedkd.losses import kl_divergence
-from fedkd.training import Loss
-from fedkd.transfer import Pretraining, TransferClient
+from fedkd.data.images import Images
+from fedkd.learning.losses import kl_divergence
+from fedkd.learning.training import Loss
+from fedkd.methods.public_distillation import Pretraining, TransferClient
 
 
 class FedMDClient(TransferClient):

@@ -14,7 +14,8 @@ import torch
 
 from fedkd import Client, Expected, GlobalModelClient, InputError, Payload, Round, Strategy, like
 from fedkd.config import Sgd
-from fedkd.payload import IMAGES, Tensors
+from fedkd.messages.arrays import Tensors
+from fedkd.messages.payload import IMAGES
 
 if TYPE_CHECKING:
     from fedkd import Environment

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedkd import Client, GlobalModelClient
-from fedkd.losses import kl_divergence
-from fedkd.training import Loss
+from fedkd.learning.losses import kl_divergence
+from fedkd.learning.training import Loss
 
 from .fedavg import FedAvg
 

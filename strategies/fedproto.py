@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedkd import Client, InputError, Payload, Round, Strategy
-from fedkd.class_means import ClassMeans, expected_means, mean_over_nodes
-from fedkd.datasets import Images
-from fedkd.models import Classifier
-from fedkd.payload import Tensors
+from fedkd.data.images import Images
+from fedkd.messages.arrays import Tensors
+from fedkd.methods.class_means import ClassMeans, expected_means, mean_over_nodes
+from fedkd.models.zoo import Classifier
 
 if TYPE_CHECKING:
     from fedkd import Environment

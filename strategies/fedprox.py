@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fedkd import Client, GlobalModelClient, InputError
 from fedkd.config import Adam, Sgd
-from fedkd.training import Loss, cross_entropy
+from fedkd.learning.training import Loss, cross_entropy
 
 from .fedavg import FedAvg
 

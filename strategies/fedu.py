@@ -12,7 +12,7 @@ from typing import Annotated, ClassVar, cast
 from pydantic import Field
 
 from fedkd import Client
-from fedkd.payload import Tensors, copied
+from fedkd.messages.arrays import Tensors, copied
 
 from .byol import BYOL, ONLINE, BYOLClient
 from .self_supervised import Encoder

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from fedkd import Client, InputError
 from fedkd.config import Architecture, NamedTable
-from fedkd.losses import nt_xent, relational_loss
-from fedkd.payload import Tensors
-from fedkd.wrapper import Wrapper, layer_of
+from fedkd.core.wrapper import Wrapper, layer_of
+from fedkd.learning.losses import nt_xent, relational_loss
+from fedkd.messages.arrays import Tensors
 
 from .self_supervised import Encoder, SelfSupervised, SelfSupervisedClient, whole_batches
 

@@ -17,9 +17,10 @@ from torch.nn import functional as F
 
 from fedkd import Client, Expected, Payload, Round, Strategy, like, weighted_mean
 from fedkd.config import Architecture, NamedTable
-from fedkd.losses import kl_divergence
-from fedkd.payload import Tensors
-from fedkd.training import make_optimizer, train_as
+from fedkd.learning.losses import kl_divergence
+from fedkd.learning.optimizers import make_optimizer
+from fedkd.learning.training import train_as
+from fedkd.messages.arrays import Tensors
 
 if TYPE_CHECKING:
     from fedkd import Environment

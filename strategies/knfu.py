@@ -24,9 +24,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from fedkd import Client, Expected, InputError, Payload, Round
-from fedkd.fusion import fuse, log_weights
-from fedkd.losses import kl_from_probabilities, normalised
-from fedkd.transfer import TransferClient, TransferStrategy
+from fedkd.learning.losses import kl_from_probabilities, normalised
+from fedkd.methods.knowledge_fusion import fuse, log_weights
+from fedkd.methods.public_distillation import TransferClient, TransferStrategy
 
 if TYPE_CHECKING:
     from fedkd import Environment

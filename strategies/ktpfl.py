@@ -14,12 +14,12 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from fedkd import Client, Expected, Payload, Round
-from fedkd.datasets import Images
-from fedkd.fusion import fuse, log_weights
-from fedkd.losses import kl_from_probabilities
-from fedkd.payload import Tensors
-from fedkd.training import Loss
-from fedkd.transfer import Pretraining
+from fedkd.data.images import Images
+from fedkd.learning.losses import kl_from_probabilities
+from fedkd.learning.training import Loss
+from fedkd.messages.arrays import Tensors
+from fedkd.methods.knowledge_fusion import fuse, log_weights
+from fedkd.methods.public_distillation import Pretraining
 
 from .fedmd import FedMDClient
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedkd import Client, GlobalModelClient, Payload
-from fedkd.training import Loss
+from fedkd.learning.training import Loss
 
 from .fedavg import FedAvg
 

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from fedkd import Client, Expected, InputError, Payload, Round, Strategy, like, weighted_mean
 from fedkd.config import Sgd
-from fedkd.payload import Tensors, parts_of, under
-from fedkd.shares import SharesClient, mean_images, share_numbers
-from fedkd.training import Loss, cross_entropy
+from fedkd.learning.training import Loss, cross_entropy
+from fedkd.messages.arrays import Tensors, parts_of, under
+from fedkd.methods.image_shares import SharesClient, mean_images, share_numbers
 
 if TYPE_CHECKING:
     from fedkd import Environment

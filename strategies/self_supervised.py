@@ -17,19 +17,19 @@ from torch.nn import functional as F
 
 from fedkd import Client, InputError, Payload, Round
 from fedkd.config import Architecture
-from fedkd.losses import nt_xent
-from fedkd.payload import Tensors, copied
-from fedkd.probes import linear_probe, mean_angle, nearest_neighbours
+from fedkd.learning.losses import nt_xent
+from fedkd.learning.optimizers import make_optimizer
+from fedkd.learning.probes import linear_probe, mean_angle, nearest_neighbours
+from fedkd.learning.views import Augmentation, View, views_of
+from fedkd.messages.arrays import Tensors, copied
 from fedkd.streams import default_stream, torch_stream
-from fedkd.training import make_optimizer
-from fedkd.views import Augmentation, View, views_of
 
 from .fedavg import FedAvg
 
 if TYPE_CHECKING:
     from fedkd import Environment
-    from fedkd.datasets import Images
-    from fedkd.federated import FederatedData
+    from fedkd.data.federated_data import FederatedData
+    from fedkd.data.images import Images
 
 _LOCAL = "local"
 _EVALUATION_BATCH = 500

@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from fedkd import Client
-from fedkd.losses import nt_xent
+from fedkd.learning.losses import nt_xent
 
 from .self_supervised import Encoder, SelfSupervised, SelfSupervisedClient
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedkd import Client, GlobalModelClient
-from fedkd.losses import supervised_contrast
-from fedkd.training import Loss
+from fedkd.learning.losses import supervised_contrast
+from fedkd.learning.training import Loss
 
 from .fedavg import FedAvg
 

@@ -17,13 +17,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedkd import Client, Expected, GlobalModelClient, InputError, Payload, Round, like
-from fedkd.batches import Preprocess
-from fedkd.datasets import Images
-from fedkd.holders import Holders
-from fedkd.losses import supervised_contrast
-from fedkd.payload import IMAGES, Tensors, copied, parts_of, under
+from fedkd.data.images import Images
+from fedkd.learning.batches import Preprocess
+from fedkd.learning.losses import supervised_contrast
+from fedkd.learning.training import Loss
+from fedkd.messages.arrays import Tensors, copied, parts_of, under
+from fedkd.messages.payload import IMAGES
+from fedkd.methods.node_cache import Holders
 from fedkd.streams import default_stream
-from fedkd.training import Loss
 
 from .fedavg import FedAvg
 

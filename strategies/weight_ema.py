@@ -13,8 +13,8 @@ from pydantic import Field
 
 from fedkd import Payload, Round
 from fedkd.config import Architecture, NamedTable
-from fedkd.payload import Tensors, copied, parts_of, under
-from fedkd.wrapper import Wrapper
+from fedkd.core.wrapper import Wrapper
+from fedkd.messages.arrays import Tensors, copied, parts_of, under
 
 
 @dataclass(kw_only=True)

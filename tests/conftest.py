@@ -15,7 +15,7 @@ import ray
 import torch
 
 from fedkd.config import Config, parse_config
-from fedkd.run import resume, run
+from fedkd.runs.run import resume, run
 
 SETS = Path(__file__).resolve().parents[1] / ".." / "shared" / "data"
 PLUGINS = Path(__file__).resolve().parent / "plugins"

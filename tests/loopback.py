@@ -12,8 +12,8 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 
 from fedkd.config import Config
-from fedkd.flower import be_the_server
-from fedkd.onsite import SiteApp
+from fedkd.deployment.on_site import SiteApp
+from fedkd.messages.flower import be_the_server
 
 
 class Loopback(Grid):
@@ -87,7 +87,7 @@ def on_the_wire(records: RecordDict) -> RecordDict:
 
 
 class Clock:
-    """Time that passes only where somebody sleeps: `monkeypatch.setattr("fedkd.sites.time", Clock())`."""
+    """Time that passes only where somebody sleeps: `monkeypatch.setattr("fedkd.deployment.sites.time", Clock())`."""
 
     def __init__(self) -> None:
         self.now = 0.0

@@ -8,12 +8,12 @@ import torch
 from conftest import checkpoint_bytes, lines
 from flwr.app import RecordDict
 
-from fedkd.checkpoints import latest, load_nodes, load_server, save
 from fedkd.config import Config
 from fedkd.errors import InputError
-from fedkd.payload import array_record
-from fedkd.results import read_run
-from fedkd.run import resume, run
+from fedkd.messages.arrays import array_record
+from fedkd.runs.checkpoints import latest, load_nodes, load_server, save
+from fedkd.runs.results import read_run
+from fedkd.runs.run import resume, run
 
 Make = Callable[..., Config]
 

@@ -14,11 +14,11 @@ from conftest import TINY, merged
 from PIL import Image
 from typer.testing import CliRunner
 
-from fedkd import progress
 from fedkd.cli import app
 from fedkd.config import Config
-from fedkd.run import partition_name
-from fedkd.runfolder import alone_in
+from fedkd.runs import progress
+from fedkd.runs.figures import partition_name
+from fedkd.runs.run_folder import alone_in
 
 RUNNER = CliRunner()
 
@@ -91,7 +91,7 @@ def test_a_run_that_fails_exits_with_1_and_keeps_its_lines(config: Path, tmp_pat
     plugin = tmp_path / "fail.py"
     plugin.write_text(
         "from typing import ClassVar\n"
-        "from fedkd.client import GlobalModelClient\n"
+        "from fedkd import GlobalModelClient\n"
         "from fedkd.strategies.fedavg import FedAvg\n"
         "class Failing(GlobalModelClient):\n"
         "    def fit(self, request):\n"

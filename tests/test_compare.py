@@ -16,10 +16,11 @@ from scipy import stats
 from typer.testing import CliRunner
 
 from fedkd.cli import app
-from fedkd.compare import compare, estimate, holm, paired_p, split, table, to_csv, to_latex, to_markdown
 from fedkd.config import parse_config, to_table
 from fedkd.errors import InputError
-from fedkd.results import arms_of, completed, find_runs, read_run, worst_decile
+from fedkd.reports.compare import compare, estimate, holm, paired_p, split
+from fedkd.reports.tables import table, to_csv, to_latex, to_markdown
+from fedkd.runs.results import arms_of, completed, find_runs, read_run, worst_decile
 
 Write = Callable[..., Path]
 

@@ -10,10 +10,10 @@ from conftest import TINY, merged
 
 from fedkd import Environment
 from fedkd.config import Config, parse_config, read_config, read_distill_config, to_table
+from fedkd.core.wrapper import make_strategy
 from fedkd.errors import InputError
-from fedkd.models import build
+from fedkd.models.build import build
 from fedkd.registry import find, names, options
-from fedkd.wrapper import make_strategy
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_wrong_configs_are_refused_by_key(changes: dict, message: str) -> None:
         ({"name": "flwr.serverapp.strategy:FedAdam", "etta": 1.0}, "did you mean 'eta'"),
         ({"name": "no.such.module:X"}, "cannot import 'no.such.module'"),
         ({"name": "no_such_file.py:X"}, "there is no file .*no_such_file.py"),
-        ({"name": "fedkd.payload:Payload"}, "is no Strategy"),
+        ({"name": "fedkd.messages.payload:Payload"}, "is no Strategy"),
     ],
 )
 def test_wrong_strategies_are_refused_by_key(tiny: Callable[..., Config], strategy: dict, message: str) -> None:

@@ -8,9 +8,10 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from fedkd import corruptions
-from fedkd.corruptions import CORRUPTIONS, NAMES, corrupted
-from fedkd.datasets import load
+from fedkd.data import corruptions
+from fedkd.data.cifar10c import corrupted
+from fedkd.data.corruptions import CORRUPTIONS, NAMES
+from fedkd.data.datasets import load
 from fedkd.errors import InputError
 
 RNG = np.random.default_rng(0)

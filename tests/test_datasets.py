@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fedkd.datasets import load
+from fedkd.data.datasets import load
 from fedkd.errors import InputError
 
 RNG = np.random.default_rng(0)

@@ -21,7 +21,7 @@ from conftest import PLUGINS, lines
 from test_docs import blocks
 
 from fedkd.config import read_config
-from fedkd.run import run
+from fedkd.runs.run import run
 
 HOME = Path(__file__).resolve().parents[1]
 PAGE = [line.removeprefix("$ ") for block in blocks("docs/deploy.md", "console") for line in block.splitlines()]

@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 from fedkd import InputError, RunError
 from fedkd.cli import app
 from fedkd.config import DistillConfig
-from fedkd.distill import distill, resume
-from fedkd.runfolder import alone_in
+from fedkd.runs.distill import distill, resume
+from fedkd.runs.run_folder import alone_in
 
 HOME = Path(__file__).resolve().parents[1]
 QUICK = {
@@ -63,7 +63,7 @@ def test_interrupted_and_resumed_is_the_whole(tmp_path: Path, name: str) -> None
 
 def test_a_network_with_dropout_draws_from_streams_too(tmp_path: Path) -> None:
     (tmp_path / "dropping.py").write_text(
-        "from torch import nn\nfrom fedkd.models import Classifier\n"
+        "from torch import nn\nfrom fedkd import Classifier\n"
         "def build(shape, classes):\n"
         "    trunk = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Dropout(0.5))\n"
         "    return Classifier(trunk, 16, classes)\n"
@@ -79,7 +79,7 @@ def test_a_network_with_dropout_draws_from_streams_too(tmp_path: Path) -> None:
 
 def test_soft_labels_are_kept_and_drawn(tmp_path: Path) -> None:
     (tmp_path / "soft.py").write_text(
-        "import torch\nfrom fedkd.distillers import DM\n"
+        "import torch\nfrom fedkd.distillation.distillers import DM\n"
         "class Soft(DM):\n"
         "    def iterate(self, virtual, truth, network, stream):\n"
         "        if virtual.labels.dim() == 1:\n"
@@ -136,7 +136,7 @@ def test_the_command_runs_and_lists(tmp_path: Path) -> None:
         ({"distiller": {"name": "dmm"}}, "distiller.name: unknown 'dmm'"),
         ({"distiller": {"name": "dm", "lr": -1.0}}, "distiller.lr = -1.0"),
         ({"distiller": {"name": "dm", "augment": ["colour"]}}, "distiller.augment.0 = 'colour'"),
-        ({"distiller": {"name": "fedkd.models:lenet5"}}, "is no Distiller"),
+        ({"distiller": {"name": "fedkd.models.zoo:lenet5"}}, "is no Distiller"),
         ({"model": {"names": ["cnn", "mlp"]}}, "one architecture"),
         ({"data": {"name": "nothing"}}, "data.name"),
     ],

@@ -11,27 +11,15 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedkd.batches import Preprocess
 from fedkd.config import GROUPS
-from fedkd.datasets import Images
-from fedkd.distillers import (
-    DC,
-    DM,
-    DSA,
-    FGM,
-    IDM,
-    RealImages,
-    Virtual,
-    class_statistics,
-    gradient_distance,
-    gradient_of,
-    mean_embedding_loss,
-    normal_images,
-    real_images,
-)
-from fedkd.losses import kernel_discrepancy, supervised_contrast
-from fedkd.models import build
-from fedkd.siamese import siamese_augment
+from fedkd.data.images import Images
+from fedkd.distillation.distillers import DC, DM, DSA, FGM, IDM
+from fedkd.distillation.matching import gradient_distance, gradient_of, mean_embedding_loss
+from fedkd.distillation.siamese import siamese_augment
+from fedkd.distillation.virtual_images import RealImages, Virtual, class_statistics, normal_images, real_images
+from fedkd.learning.batches import Preprocess
+from fedkd.learning.losses import kernel_discrepancy, supervised_contrast
+from fedkd.models.build import build
 from fedkd.streams import torch_stream
 
 

@@ -11,10 +11,12 @@ from flwr.app import Message, RecordDict
 
 from fedkd.config import Config, Limits, parse_config
 from fedkd.errors import InputError, RunError
-from fedkd.faults import DAMAGES, damaged, fault_of
-from fedkd.flower import be_the_server
-from fedkd.payload import Expected, Payload, PayloadError, from_records, like, receive
-from fedkd.run import run
+from fedkd.messages.arrays import PayloadError
+from fedkd.messages.arrival import receive
+from fedkd.messages.flower import be_the_server
+from fedkd.messages.payload import Expected, Payload, from_records, like
+from fedkd.runs.run import run
+from fedkd.simulations.faults import DAMAGES, damaged, fault_of
 
 Make = Callable[..., Config]
 ALL = {"dropout": 0.1, "straggler": 0.3, "delay": 40.0, "error": 0.1, "corrupted": 0.2, "lost": 0.1}

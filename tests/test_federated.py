@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fedkd import Environment
-from fedkd.checkpoints import latest, load_nodes
 from fedkd.config import Config
+from fedkd.data.federated_data import Ragged
+from fedkd.data.federation import federate
 from fedkd.errors import InputError
-from fedkd.federated import Ragged, federate
-from fedkd.payload import tensors_of
-from fedkd.run import run
-from fedkd.training import predict
+from fedkd.learning.evaluation import predict
+from fedkd.messages.arrays import tensors_of
+from fedkd.runs.checkpoints import latest, load_nodes
+from fedkd.runs.run import run
 
 Make = Callable[..., Config]
 

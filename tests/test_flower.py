@@ -7,7 +7,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAdam, Krum, Strategy
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedkd import flower
+from fedkd.messages import flower
 
 
 def test_the_version_is_the_one_that_this_was_written_for() -> None:

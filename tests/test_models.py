@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from fedkd.errors import InputError
-from fedkd.models import build, fill
+from fedkd.models.build import build, fill
 from fedkd.streams import default_stream, torch_stream
 
 
@@ -76,7 +76,7 @@ def test_a_function_in_a_file_is_a_model(tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     file.write_text(
         "from torch import nn\n"
-        "from fedkd.models import Classifier\n"
+        "from fedkd import Classifier\n"
         "def build(shape, classes, *, width: int = 5):\n"
         "    pixels = shape[0] * shape[1] * shape[2]\n"
         "    return Classifier(nn.Sequential(nn.Flatten(), nn.Linear(pixels, width)), width, classes)\n"

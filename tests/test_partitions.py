@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedkd.data.partitions import Pool, allocate, split
 from fedkd.errors import InputError
-from fedkd.partitions import Pool, allocate, split
 from fedkd.streams import numpy_stream
 
 CLASSES = tuple("0123456789")

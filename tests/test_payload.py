@@ -17,17 +17,10 @@ from hypothesis.extra import numpy as hnp
 
 from fedkd import ArraySpec, Expected, Payload, like, weighted_mean
 from fedkd.config import Limits
-from fedkd.payload import (
-    IMAGES,
-    HeldArray,
-    PayloadError,
-    count_bytes,
-    from_records,
-    is_finite,
-    owned,
-    receive,
-    tensors_of,
-)
+from fedkd.messages.arrays import HeldArray, PayloadError, is_finite, owned, tensors_of
+from fedkd.messages.arrival import receive
+from fedkd.messages.ledger import count_bytes
+from fedkd.messages.payload import IMAGES, from_records
 
 LIMIT = Limits(10**6, {"images": 1000})
 ARRAYS = hnp.arrays(

@@ -14,9 +14,9 @@ from typer.testing import CliRunner
 
 from fedkd.cli import app
 from fedkd.config import read_config
-from fedkd.deployment import read_run_config
+from fedkd.deployment.app import read_run_config
+from fedkd.deployment.provision import provision
 from fedkd.errors import InputError
-from fedkd.provision import provision
 from fedkd.registry import find
 
 HOME = Path(__file__).resolve().parents[1]

@@ -13,12 +13,12 @@ import pytest
 from conftest import merged
 from typer.testing import CliRunner
 
-from fedkd.charts import legend
 from fedkd.cli import app
 from fedkd.config import Config, parse_config
 from fedkd.errors import InputError
-from fedkd.run import run
-from fedkd.watch import listen, make_app, version_of
+from fedkd.reports.charts import legend
+from fedkd.reports.watch import listen, make_app, version_of
+from fedkd.runs.run import run
 
 CHROMIUM = shutil.which("chromium")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",

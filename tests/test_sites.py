@@ -17,16 +17,19 @@ from loopback import Clock, Loopback
 from PIL import Image
 
 from fedkd import InputError, Payload, RunError
-from fedkd.checkpoints import save_node
 from fedkd.config import CheckpointConfig, Config, Limits, parse_config
-from fedkd.federated import federate, site_data, write_sets
-from fedkd.flower import error_reply
-from fedkd.introduction import Introduction, introduction_of
-from fedkd.models import build
-from fedkd.onsite import keep_state, recall_state, without_paths
-from fedkd.payload import PayloadError, array_record
-from fedkd.run import run, serve
-from fedkd.runfolder import alone_in
+from fedkd.data.federation import federate, write_sets
+from fedkd.data.site_data import site_data
+from fedkd.deployment.introduction import Introduction, introduction_of
+from fedkd.deployment.on_site import without_paths
+from fedkd.deployment.serve import serve
+from fedkd.deployment.site_state import keep_state, recall_state
+from fedkd.messages.arrays import PayloadError, array_record
+from fedkd.messages.flower import error_reply
+from fedkd.models.build import build
+from fedkd.runs.checkpoints import save_node
+from fedkd.runs.run import run
+from fedkd.runs.run_folder import alone_in
 
 Make = Callable[..., Config]
 IDS = (2**63 + 11, 5, 2**40, 977, 12, 3 * 10**18)  # of SuperNodes, in no order
@@ -190,7 +193,7 @@ def test_a_site_with_folders_of_images_takes_part(tiny: Make, tmp_path: Path) ->
 
 
 def refused(config: Config, sites: dict[int, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setattr("fedkd.sites.time", Clock())
+    monkeypatch.setattr("fedkd.deployment.sites.time", Clock())
     heard: list[str] = []
     with pytest.raises(RunError) as error:
         start(config, Loopback(config, sites), tmp_path / "run", on_event=heard.append)
@@ -243,7 +246,7 @@ def test_shares_names_and_versions_are_checked(tiny: Make, tmp_path: Path, monke
     assert "another connected site has the same name" in refused(config, sites, tmp_path / "b", monkeypatch)
     sites[IDS[5]] = {"partition-id": 5, "data": "digits"}
     assert "config has images of its own (digits)" in refused(config, sites, tmp_path / "c", monkeypatch)
-    monkeypatch.setattr("fedkd.sites.version", lambda name: "9.9")
+    monkeypatch.setattr("fedkd.deployment.sites.version", lambda name: "9.9")
     sites[IDS[5]] = {"partition-id": 5}
     assert "the server 9.9" in refused(config, sites, tmp_path / "d", monkeypatch)
 
@@ -284,7 +287,7 @@ def test_a_late_reply_is_dropped_and_named_and_its_site_is_asked_nothing_before(
     tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock()
-    monkeypatch.setattr("fedkd.sites.time", clock)
+    monkeypatch.setattr("fedkd.deployment.sites.time", clock)
     config = tiny({"timeout": 10.0, "rounds": 4, "evaluate.every": 9})
     grid = partitioned(config)
     until: dict[str, float] = {}
@@ -312,7 +315,7 @@ def test_a_late_reply_is_dropped_and_named_and_its_site_is_asked_nothing_before(
 def test_too_few_replies_end_the_run_and_keep_what_there_is(
     tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fedkd.sites.time", Clock())
+    monkeypatch.setattr("fedkd.deployment.sites.time", Clock())
     config = tiny({"timeout": 10.0, "rounds": 3, "min_replies": 6, "checkpoint.every": 1})
     grid = partitioned(config)
     grid.held = lambda message, node: (
@@ -379,7 +382,7 @@ def test_a_request_that_a_restart_swallowed_does_not_hold_the_round_up(
     tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock()
-    monkeypatch.setattr("fedkd.sites.time", clock)
+    monkeypatch.setattr("fedkd.deployment.sites.time", clock)
     config = tiny({"rounds": 3, "evaluate.every": 9})  # no timeout: it would wait for ever
     grid = partitioned(config)
     seen: list[Message] = []
@@ -592,7 +595,7 @@ def test_an_error_text_of_a_site_is_shown_on_one_line_and_without_paths(
         raise OSError("cannot read\n/srv/Anna.png\x1b[2J")
 
     config = tiny({"rounds": 1})
-    monkeypatch.setattr("fedkd.client.GlobalModelClient.fit", broken)
+    monkeypatch.setattr("fedkd.core.client.GlobalModelClient.fit", broken)
     with pytest.raises(RunError):
         start(config, partitioned(config), tmp_path / "broken")
     reasons = [event["error"] for event in [json.loads((tmp_path / "broken/summary.json").read_text())]]
@@ -717,7 +720,7 @@ def test_a_damaged_state_is_named_and_the_one_before_used(tmp_path: Path, caplog
 def test_a_site_that_restarts_while_it_is_late_is_asked_again(
     tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fedkd.sites.time", Clock())
+    monkeypatch.setattr("fedkd.deployment.sites.time", Clock())
     config = tiny({"timeout": 10.0, "rounds": 4, "evaluate.every": 9})
     grid = partitioned(config)
     grid.held = lambda message, node: (
@@ -731,7 +734,7 @@ def test_a_site_that_restarts_while_it_is_late_is_asked_again(
 
 def test_a_reply_that_never_comes_is_given_up(tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
-    monkeypatch.setattr("fedkd.sites.time", clock)
+    monkeypatch.setattr("fedkd.deployment.sites.time", clock)
     config = tiny({"timeout": 10.0, "rounds": 10, "evaluate.every": 99})
     grid = partitioned(config)
     sent: dict[str, float] = {}
@@ -801,7 +804,7 @@ def test_a_supernode_that_restarts_before_the_start_counts_once(tiny: Make, tmp_
                 grid.online = set(IDS) if restarts[0] > 12 else set(IDS) - {IDS[0]}
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fedkd.sites.time", Impatient())
+        patch.setattr("fedkd.deployment.sites.time", Impatient())
         start(config, grid, tmp_path / "run")
     assert lines(tmp_path / "run")[0]["cohort"] == list(range(6))
     assert failures(tmp_path / "run") == []

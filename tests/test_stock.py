@@ -9,9 +9,9 @@ import pytest
 import torch
 from conftest import checkpoint_bytes, lines
 
-from fedkd.checkpoints import latest, load_server
 from fedkd.config import Config
-from fedkd.run import resume, run
+from fedkd.runs.checkpoints import latest, load_server
+from fedkd.runs.run import resume, run
 
 Make = Callable[..., Config]
 FLOWER = "flwr.serverapp.strategy:"

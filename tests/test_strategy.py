@@ -8,9 +8,9 @@ import torch
 from conftest import PLUGINS, lines
 
 from fedkd import Client, Environment, InputError, Payload, RunError
-from fedkd.client import actions
 from fedkd.config import Config
-from fedkd.run import run
+from fedkd.core.client_app import actions
+from fedkd.runs.run import run
 from fedkd.strategies.fedavg import FedAvg
 
 Make = Callable[..., Config]

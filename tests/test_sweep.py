@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 
 from fedkd.cli import app
 from fedkd.errors import InputError
-from fedkd.runfolder import alone_in
-from fedkd.sweep import plan, seeds_of
+from fedkd.runs.run_folder import alone_in
+from fedkd.runs.sweep import plan, seeds_of
 
 RUNNER = CliRunner()
 
@@ -145,7 +145,7 @@ def test_a_sweep_runs_shows_the_failed_keeps_the_finished_and_goes_on(config: Pa
     out = tmp_path / "out"
     plugin.write_text(
         f"{plugin.read_text()}"
-        "from fedkd.trackers import Tracker\n"
+        "from fedkd import Tracker\n"
         "class Away(Tracker):\n"
         "    def begin(self, config, folder, first_round):\n"
         "        raise ConnectionError('nobody there')\n"

@@ -12,7 +12,7 @@ import pytest
 
 from fedkd.config import Config
 from fedkd.errors import InputError
-from fedkd.run import resume, run
+from fedkd.runs.run import resume, run
 
 Tiny = Callable[..., Config]
 pytestmark = [
@@ -149,7 +149,7 @@ def test_one_s_own_tracker_hears_all_and_a_failing_one_costs_nothing(
 ) -> None:
     plugin = tmp_path / "mine.py"
     plugin.write_text(
-        "from fedkd.trackers import Tracker\n"
+        "from fedkd import Tracker\n"
         "class Mine(Tracker):\n"
         "    def __init__(self, *, fails: int = -1):\n"
         "        self.fails = fails\n"

@@ -9,12 +9,14 @@ import pytest
 import torch
 from torch import nn
 
-from fedkd.batches import Preprocess, batches, crop_flip
 from fedkd.config import Adam, Sgd
-from fedkd.datasets import Images
-from fedkd.losses import kl_divergence
+from fedkd.data.images import Images
+from fedkd.learning.batches import Preprocess, batches, crop_flip
+from fedkd.learning.evaluation import evaluate, predict
+from fedkd.learning.losses import kl_divergence
+from fedkd.learning.optimizers import make_optimizer
+from fedkd.learning.training import cross_entropy, train
 from fedkd.streams import torch_stream
-from fedkd.training import cross_entropy, evaluate, make_optimizer, predict, train
 
 
 class _Data:
@@ -221,7 +223,7 @@ def test_batches_do_not_depend_on_how_many_are_prepared_together(monkeypatch: py
         return list(batches(data, torch.arange(50), 8, PLAIN, torch_stream(0, 0, 0, "x"), most=most))
 
     together = passed()
-    monkeypatch.setattr("fedkd.batches._VALUES", 2 * 8 * 64)
+    monkeypatch.setattr("fedkd.learning.batches._VALUES", 2 * 8 * 64)
     apart = passed()
     assert [len(x) for x, _ in together] == [8] * 6 + [2]
     for (x, y), (other, wanted) in zip(together, apart, strict=True):

@@ -17,7 +17,10 @@ with atheris.instrument_imports(include=["fedkd"]):
     from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
     from fedkd.config import KINDS, Limits
-    from fedkd.payload import IMAGES, ArraySpec, Expected, PayloadError, count_bytes, receive
+    from fedkd.messages.arrays import PayloadError
+    from fedkd.messages.arrival import receive
+    from fedkd.messages.ledger import count_bytes
+    from fedkd.messages.payload import IMAGES, ArraySpec, Expected
 
 LIMITS = Limits(2**20, {"images": 2**16})
 EXPECTED = Expected(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import ClassVar, cast
 
 from fedkd import Client, Payload
-from fedkd.client import GlobalModelClient
+from fedkd.core.client import GlobalModelClient
 from fedkd.strategies.fedavg import FedAvg
 
 

@@ -1,7 +1,7 @@
 """The command line in a process that kills itself with SIGKILL, at the n-th call of a function.
 
-`python kill_at.py fedkd.checkpoints:_save 3 run config.toml --out folder`; `torn` in place of a function writes half of
-the n-th line of metrics.jsonl first.
+`python kill_at.py fedkd.runs.checkpoints:_save 3 run config.toml --out folder`; `torn` in place of a function writes
+half of the n-th line of metrics.jsonl first.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import signal
 import sys
 from typing import Any
 
-from fedkd import cli, runfolder
+from fedkd import cli
+from fedkd.runs import run_folder
 
 
 def die() -> None:
@@ -35,9 +36,9 @@ def kill_at(where: str, number: int) -> None:
 
 
 def kill_while_writing(number: int) -> None:
-    append, calls = runfolder.RunFolder.append, 0
+    append, calls = run_folder.RunFolder.append, 0
 
-    def torn(self: runfolder.RunFolder, line: dict[str, Any]) -> None:
+    def torn(self: run_folder.RunFolder, line: dict[str, Any]) -> None:
         nonlocal calls
         calls += 1
         append(self, line)
@@ -46,7 +47,7 @@ def kill_while_writing(number: int) -> None:
             path.write_text(path.read_text()[:-40])
             die()
 
-    runfolder.RunFolder.append = torn  # type: ignore[method-assign]
+    run_folder.RunFolder.append = torn  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 
 from fedkd import Client, Payload
-from fedkd.client import GlobalModelClient
+from fedkd.core.client import GlobalModelClient
 from fedkd.strategies.fedavg import FedAvg
 
 WAYS = ("good", "raises", "nan", "shape", "missing", "huge")

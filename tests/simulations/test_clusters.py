@@ -12,7 +12,7 @@ import tomli_w
 from conftest import PLUGINS, TINY, checkpoint_bytes, lines, merged
 
 from fedkd.config import parse_config
-from fedkd.run import run
+from fedkd.runs.run import run
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
 
@@ -22,8 +22,8 @@ from pathlib import Path
 import ray
 from ray.cluster_utils import Cluster
 from fedkd.config import read_config
-from fedkd.environment import Environment
-from fedkd.run import make_engine, run
+from fedkd.core.environment import Environment
+from fedkd.runs.run import make_engine, run
 out = Path(sys.argv[2])
 """
 

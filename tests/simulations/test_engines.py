@@ -10,7 +10,7 @@ from flwr.app import ArrayRecord, Message, RecordDict
 
 from fedkd import Environment, InputError, Payload
 from fedkd.config import Config
-from fedkd.run import make_engine, resume, run
+from fedkd.runs.run import make_engine, resume, run
 from fedkd.simulations.ray import connect, count_workers
 
 Make = Callable[..., Config]
@@ -223,7 +223,7 @@ def test_a_timeout_makes_late_nodes_failures_and_the_run_goes_on(tiny: Make, tmp
         "import threading\n"
         "from dataclasses import dataclass\n"
         "from typing import ClassVar\n"
-        "from fedkd.client import GlobalModelClient\n"
+        "from fedkd import GlobalModelClient\n"
         "from fedkd.strategies.local import Local, LocalClient\n"
         "class SlowClient(LocalClient):\n"
         "    def fit(self, request):\n"

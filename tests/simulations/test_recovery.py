@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from fedkd.cli import app
 from fedkd.config import parse_config
-from fedkd.run import run
+from fedkd.runs.run import run
 
 pytestmark = pytest.mark.slow
 
@@ -26,12 +26,12 @@ RUNS = {
     },
 }
 DEATHS = [  # in this order, each after a --resume: where, and at which call of it
-    ("fedkd.training:train", 4),  # in a client, before the first checkpoint after round 0
-    ("fedkd.checkpoints:_save", 2),  # while a checkpoint is written
+    ("fedkd.learning.training:train", 4),  # in a client, before the first checkpoint after round 0
+    ("fedkd.runs.checkpoints:_save", 2),  # while a checkpoint is written
     ("torn", 2),  # with half a line in metrics.jsonl
-    ("fedkd.checkpoints:_digest", 1),  # checking the checkpoint
+    ("fedkd.runs.checkpoints:_digest", 1),  # checking the checkpoint
     ("shutil:rmtree", 2),  # replacing a checkpoint
-    ("fedkd.run:draw", 1),  # at the very end
+    ("fedkd.runs.run:draw", 1),  # at the very end
 ]
 
 
@@ -58,7 +58,7 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again(tmp_path
     config, out = tmp_path / "run.toml", tmp_path / "killed"
     config.write_text(tomli_w.dumps(TINY))
     run(parse_config(TINY), tmp_path / "whole")
-    command = [sys.executable, str(PLUGINS / "kill_at.py"), "fedkd.checkpoints:_save", "1"]
+    command = [sys.executable, str(PLUGINS / "kill_at.py"), "fedkd.runs.checkpoints:_save", "1"]
     assert subprocess.run([*command, "run", str(config), "--out", str(out)], check=False).returncode == -signal.SIGKILL
     assert CliRunner().invoke(app, ["run", "--resume", str(out)]).exit_code == 0
     assert lines(out) == lines(tmp_path / "whole")

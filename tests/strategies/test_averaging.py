@@ -10,11 +10,11 @@ from conftest import lines
 from torch.nn import functional as F
 
 from fedkd import Environment
-from fedkd.batches import batches
-from fedkd.checkpoints import latest, load_nodes, load_server
 from fedkd.config import Config
-from fedkd.payload import tensors_of
-from fedkd.run import run
+from fedkd.learning.batches import batches
+from fedkd.messages.arrays import tensors_of
+from fedkd.runs.checkpoints import latest, load_nodes, load_server
+from fedkd.runs.run import run
 from fedkd.streams import torch_stream
 
 Make = Callable[..., Config]

@@ -20,19 +20,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedkd import Environment, InputError, RunError
-from fedkd.batches import batches
-from fedkd.checkpoints import latest, load_server
 from fedkd.config import Config, NamedTable, read_config
-from fedkd.flower import node_context
-from fedkd.generators import FeatureGenerator, ImageGenerator
-from fedkd.payload import parts_of
-from fedkd.run import make_engine, make_server_app, run, serve
+from fedkd.core.record import Record
+from fedkd.core.round import Round
+from fedkd.core.round_loop import Server
+from fedkd.core.wrapper import make_strategy
+from fedkd.deployment.serve import serve
+from fedkd.distillation.generators import FeatureGenerator, ImageGenerator
+from fedkd.learning.batches import batches
+from fedkd.messages.arrays import parts_of
+from fedkd.messages.flower import node_context
+from fedkd.runs.checkpoints import latest, load_server
+from fedkd.runs.run import make_engine, make_server_app, run
 from fedkd.strategies.fedftg import stratified_labels
 from fedkd.strategies.fedgen import generative_loss, generator_loss
 from fedkd.strategies.fednova import normaliser
-from fedkd.strategy import Record, Round, Server
 from fedkd.streams import default_stream, numpy_stream, torch_stream
-from fedkd.wrapper import make_strategy
 
 Make = Callable[..., Config]
 Extra = Callable[[Tensor, Tensor], Tensor | float]  # of images and labels, to the loss

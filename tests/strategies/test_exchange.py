@@ -17,13 +17,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from fedkd import Environment, Payload
-from fedkd.checkpoints import latest, load_nodes, load_server
-from fedkd.class_means import ClassMeans, mean_over_nodes
 from fedkd.config import Config
-from fedkd.losses import kl_divergence, kl_from_probabilities
-from fedkd.models import mlp
-from fedkd.payload import tensors_of
-from fedkd.run import run
+from fedkd.learning.losses import kl_divergence, kl_from_probabilities
+from fedkd.messages.arrays import tensors_of
+from fedkd.methods.class_means import ClassMeans, mean_over_nodes
+from fedkd.models.zoo import mlp
+from fedkd.runs.checkpoints import latest, load_nodes, load_server
+from fedkd.runs.run import run
 from fedkd.strategies.comet import cluster_targets
 from fedkd.strategies.dsfl import enhanced_entropy_reduction, entropy_reduction
 from fedkd.strategies.fd import label_logits_loss, leave_one_out
@@ -422,7 +422,7 @@ def test_dsfl_sends_no_targets_in_round_1_and_the_servers_model_learns(tiny: Mak
 
 def test_models_of_the_digest_are_not_augmented(tiny: Make) -> None:
     """Targets belong to the images as they stand: a crop would teach the answer to another image."""
-    from fedkd.batches import batches
+    from fedkd.learning.batches import batches
 
     environment = Environment(tiny({"data.augment": "crop_flip"}))
     data = environment.data.train_of(0)

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedkd.datasets import Images
-from fedkd.generators import ImageGenerator
-from fedkd.losses import diversity_loss
-from fedkd.partitions import deal
+from fedkd.data.images import Images
+from fedkd.data.partitions import deal
+from fedkd.distillation.generators import ImageGenerator
+from fedkd.learning.losses import diversity_loss
+from fedkd.learning.training import Loss, cross_entropy, train
+from fedkd.methods.teachers import Teachers
 from fedkd.strategies.feddyn import dynamic_loss
 from fedkd.strategies.fedftg import (
     FedFTG,
@@ -26,8 +28,6 @@ from fedkd.strategies.fedftg import (
 from fedkd.strategies.moon import contrastive_loss
 from fedkd.strategies.scaffold import corrected_loss
 from fedkd.streams import torch_stream
-from fedkd.teachers import Teachers
-from fedkd.training import Loss, cross_entropy, train
 
 COUNTS = torch.tensor([[6, 2, 0, 0], [1, 1, 5, 1], [0, 3, 1, 4]])
 LABELS = torch.tensor([0, 1, 2, 3, 3, 2, 1, 0])

@@ -13,16 +13,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedkd import Environment, InputError, Payload, RunError
-from fedkd.checkpoints import latest, load_node, load_nodes, load_server
 from fedkd.config import Config
-from fedkd.datasets import Images
-from fedkd.distillers import DM, FGM, IDM, RealImages, Virtual, class_statistics, normal_images
-from fedkd.federated import FederatedData
-from fedkd.holders import Holders
-from fedkd.losses import kernel_discrepancy, supervised_contrast
-from fedkd.models import build
-from fedkd.payload import Tensors, parts_of, tensors_of
-from fedkd.run import run
+from fedkd.data.federated_data import FederatedData
+from fedkd.data.images import Images
+from fedkd.distillation.distillers import DM, FGM, IDM
+from fedkd.distillation.virtual_images import RealImages, Virtual, class_statistics, normal_images
+from fedkd.learning.losses import kernel_discrepancy, supervised_contrast
+from fedkd.messages.arrays import Tensors, parts_of, tensors_of
+from fedkd.methods.node_cache import Holders
+from fedkd.models.build import build
+from fedkd.runs.checkpoints import latest, load_node, load_nodes, load_server
+from fedkd.runs.run import run
 from fedkd.strategies.fedavg_virtual import VirtualImagesClient
 from fedkd.strategies.fedlgd import anchored_loss, average_statistics
 from fedkd.strategies.supcon_only import contrasted_loss

@@ -10,13 +10,13 @@ from conftest import lines
 from torch import nn
 
 from fedkd import Environment, Payload
-from fedkd.checkpoints import latest, load_nodes
 from fedkd.config import Config
-from fedkd.payload import tensors_of
-from fedkd.run import run
+from fedkd.learning.evaluation import evaluate
+from fedkd.messages.arrays import tensors_of
+from fedkd.runs.checkpoints import latest, load_nodes
+from fedkd.runs.run import run
 from fedkd.strategies.fedmd import FedMDClient, digest_loss
 from fedkd.streams import torch_stream
-from fedkd.training import evaluate
 
 Make = Callable[..., Config]
 PUBLIC = {"data.public": {"size": 60, "labelled": True}}
@@ -120,10 +120,11 @@ def test_each_round_digests_another_subset_that_all_nodes_share(tiny: Make, tmp_
             super().run_round(federation)
 
     environment.strategy.__class__ = Watching
-    from fedkd.flower import node_context
-    from fedkd.payload import RecordDict
-    from fedkd.run import make_engine, make_server_app
-    from fedkd.strategy import Server
+    from flwr.app import RecordDict
+
+    from fedkd.core.round_loop import Server
+    from fedkd.messages.flower import node_context
+    from fedkd.runs.run import make_engine, make_server_app
 
     with make_engine(environment) as grid:
         make_server_app(Server(environment))(grid, node_context(0, 6, RecordDict()))

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedkd import Environment, InputError, Payload
-from fedkd.checkpoints import latest, load_server
 from fedkd.config import Config, read_config
-from fedkd.losses import nt_xent, relational_loss
-from fedkd.probes import linear_probe, mean_angle, nearest_neighbours
-from fedkd.run import run
+from fedkd.learning.losses import nt_xent, relational_loss
+from fedkd.learning.probes import linear_probe, mean_angle, nearest_neighbours
+from fedkd.learning.views import view, views_of
+from fedkd.runs.checkpoints import latest, load_server
+from fedkd.runs.run import run
 from fedkd.strategies.byol import prediction_loss
 from fedkd.strategies.fedx import FedX, FedXClient
 from fedkd.strategies.moco import queue_loss
@@ -26,7 +27,6 @@ from fedkd.strategies.protocl import cluster, prototype_loss
 from fedkd.strategies.self_supervised import Encoder, SelfSupervised, feature_map, whole_batches
 from fedkd.strategies.simclr import SimCLRClient
 from fedkd.streams import torch_stream
-from fedkd.views import view, views_of
 
 Make = Callable[..., Config]
 CONVNET = {"name": "convnet", "channels": [8, 16], "norm": "batch", "pooling": "max"}
@@ -424,7 +424,7 @@ def test_the_angle_is_in_degrees() -> None:
 
 def test_an_encoder_has_no_classifier_and_the_published_sizes() -> None:
     with torch.random.fork_rng():
-        from fedkd.models import mlp
+        from fedkd.models.zoo import mlp
 
         encoder = Encoder(mlp((1, 8, 8), 10, hidden=[512]), 256, ("relation",))
     sizes = [sum(p.numel() for p in part.parameters()) for part in (encoder.projector, encoder.predictors)]

@@ -14,9 +14,9 @@ from torch import Tensor
 from fedkd import Environment
 from fedkd.config import Config, Limits
 from fedkd.errors import InputError
-from fedkd.fusion import effective_neighbours, fuse
-from fedkd.losses import kl_from_probabilities
-from fedkd.run import run
+from fedkd.learning.losses import kl_from_probabilities
+from fedkd.methods.knowledge_fusion import effective_neighbours, fuse
+from fedkd.runs.run import run
 from fedkd.strategies.knfu import distances, estimated_priors, neighbour_weights
 from fedkd.streams import torch_stream
 
@@ -210,10 +210,11 @@ def test_every_node_gets_what_its_row_of_the_matrix_says(tiny: Make, tmp_path: P
             super().run_round(federation)
 
     environment.strategy.__class__ = Watching
-    from fedkd.flower import node_context
-    from fedkd.payload import RecordDict
-    from fedkd.run import make_engine, make_server_app
-    from fedkd.strategy import Server
+    from flwr.app import RecordDict
+
+    from fedkd.core.round_loop import Server
+    from fedkd.messages.flower import node_context
+    from fedkd.runs.run import make_engine, make_server_app
 
     with make_engine(environment) as grid:
         make_server_app(Server(environment))(grid, node_context(0, 6, RecordDict()))
@@ -231,7 +232,9 @@ def test_a_node_with_another_transfer_set_is_a_named_failure(tiny: Make, tmp_pat
     assert Environment(config).public_fingerprint == fingerprint
     other = Environment(tiny({"data.public": {"size": 40}, "strategy": {"name": "knfu"}, "seed": 1}))
     assert other.public_fingerprint != fingerprint
-    from fedkd.payload import Expected, Payload, PayloadError, receive
+    from fedkd.messages.arrays import PayloadError
+    from fedkd.messages.arrival import receive
+    from fedkd.messages.payload import Expected, Payload
 
     told = Payload(numbers={"transfer_set": float(other.public_fingerprint)}).to_records()
     wanted = Expected(numbers={"transfer_set": (float(fingerprint), float(fingerprint))})
@@ -240,7 +243,9 @@ def test_a_node_with_another_transfer_set_is_a_named_failure(tiny: Make, tmp_pat
 
 
 def test_knowledge_that_is_no_probability_is_its_nodes_failure() -> None:
-    from fedkd.payload import ArraySpec, Expected, Payload, PayloadError, receive
+    from fedkd.messages.arrays import PayloadError
+    from fedkd.messages.arrival import receive
+    from fedkd.messages.payload import ArraySpec, Expected, Payload
 
     wanted = Expected(logits={"knowledge": ArraySpec((2, 2), probabilities=True)})
     good = torch.tensor([[0.25, 0.75], [1.0, 0.0]])

@@ -1,0 +1,101 @@
+"""Reading run files: TOML, `--set` overrides, errors that name the key; and writing the resolved form."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pydantic
+
+from ..errors import InputError
+from ..registry import explain
+from .distill import DistillConfig
+from .run import Config
+from .tables import Table
+
+_TableKind = TypeVar("_TableKind", bound=Table)
+
+
+def read_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a TOML run file and apply `key=value` overrides. Raises InputError for whatever is wrong with either."""
+    return parse_config(_read_table(path, overrides), str(path))
+
+
+def read_distill_config(path: Path, overrides: Sequence[str] = ()) -> DistillConfig:
+    """Read the TOML file of a distillation, as `read_config` does."""
+    return _parsed(DistillConfig, _read_table(path, overrides), str(path))
+
+
+def _read_table(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            table = tomllib.load(file)
+    except FileNotFoundError:
+        raise InputError(f"There is no config {path}.") from None
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not a TOML file that can be read: {error}") from error
+    for override in overrides:
+        _override(table, override)
+    return table
+
+
+def parse_config(table: dict[str, Any], source: str = "config") -> Config:
+    """Return the config in a table. Raises InputError naming each wrong key, its value and what is valid."""
+    return _parsed(Config, table, source)
+
+
+def _parsed(kind: type[_TableKind], table: dict[str, Any], source: str) -> _TableKind:
+    try:
+        return kind.model_validate(table)
+    except pydantic.ValidationError as error:
+        raise InputError(f"{source}: {explain(error, kind.model_fields)}") from error
+
+
+def _override(table: dict[str, Any], override: str) -> None:
+    key, sign, text = override.partition("=")
+    if not sign or not all(key.split(".")):
+        raise InputError(f"--set {override!r}: write key=value, such as strategy.beta=3.")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *path, last = key.split(".")
+    for part in path:
+        inner = table.get(part, {})
+        if isinstance(inner, str):  # model = "mlp" is short for model = { name = "mlp" }
+            inner = {"name": inner}
+        if not isinstance(inner, dict):
+            raise InputError(f"--set {override!r}: {part} is {inner!r}, not a table.")
+        table[part] = dict(inner)
+        table = table[part]
+    table[last] = value
+
+
+def to_table(config: Config | DistillConfig) -> dict[str, Any]:
+    """Return the config as plain tables for TOML, without the keys that are unset."""
+    return _plain(config.model_dump(mode="json"))
+
+
+def flattened(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested tables as one, with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        flat |= flattened(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def difference(before: dict[str, Any], now: dict[str, Any], apart: tuple[str, ...]) -> str | None:
+    """Return the first key in which two configs differ, with both values; those that begin with `apart` may differ."""
+    flat = [flattened(config) for config in (before, now)]
+    for key in sorted(flat[0].keys() | flat[1].keys()):
+        if flat[0].get(key) != flat[1].get(key) and not key.startswith(apart):
+            return f"{key} was {flat[0].get(key)!r}, is {flat[1].get(key)!r}"
+    return None
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items() if v is not None}
+    return [_plain(v) for v in value] if isinstance(value, list) else value

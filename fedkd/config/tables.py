@@ -1,0 +1,59 @@
+"""What the tables of a run file share: their strictness, named tables, and the types of their values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, NamedTuple, get_args
+
+import pydantic
+from pydantic import BaseModel, ConfigDict, Field
+
+Count = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(gt=0, le=1)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+Group = Literal["color", "crop", "cutout", "flip", "scale", "rotate"]  # of differentiable augmentations
+GROUPS: tuple[Group, ...] = get_args(Group)
+Kind = Literal[
+    "weights",
+    "control_variates",
+    "logits",
+    "prototypes",
+    "images",
+    "statistics",
+    "generator",
+    "indices",
+]  # of arrays in a payload
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+
+class Limits(NamedTuple):
+    """The bytes that one message may have: in all, and of a kind of arrays."""
+
+    total: int
+    kinds: Mapping[str, int]
+
+
+class Table(BaseModel):
+    """A table without unknown keys and without conversions of types."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=())
+
+
+class NamedTable(Table):
+    """A table with a name, whose other keys belong to what the name stands for and are checked there."""
+
+    model_config = ConfigDict(extra="allow", strict=True, frozen=True, protected_namespaces=())
+    name: str
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Return the keys other than the name."""
+        return dict(self.model_extra or {})
+
+
+Architecture = int | NamedTable  # a number in `model.names`, or a model of the method's own: its name and options

@@ -1,0 +1,156 @@
+"""What a process needs to run clients or the server: the config, the data, models, a device."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+from collections.abc import Callable
+from functools import cached_property
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from ..config import Architecture, Config
+from ..data.federated_data import FederatedData
+from ..data.federation import federate
+from ..data.images import Images
+from ..errors import InputError
+from ..learning.batches import Preprocess
+from ..learning.evaluation import evaluate
+from ..messages.arrays import copied
+from ..models.build import build, fill
+from ..registry import options
+from ..streams import Node, default_stream, torch_stream
+from .wrapper import make_strategy
+
+Threads = Annotated[int, Field(ge=1)]
+Device = Literal["auto", "cpu", "cuda"]
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of mallopt(3)
+
+
+def prepare_process(threads: int, device: Device, gpu: bool) -> str:
+    """Set the number of threads of a process that runs clients, and return its device.
+
+    One number of threads for all engines: sums in torch may depend on it. `gpu`: what `auto` stands for.
+    """
+    torch.set_num_threads(threads)
+    _keep_freed_memory()
+    if device == "auto":
+        return "cuda" if gpu and torch.cuda.is_available() else "cpu"
+    return device
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc reuse large blocks that were freed. It gives each back to the system, and then every 4 kB of the next
+    model, gradient or payload is a page fault: a third of a step of an MLP with 11 million parameters.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # there is none outside glibc
+    if mallopt is not None:
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, 2**30)
+
+
+def prepare_as_engine(config: Config) -> str:
+    """Set the threads that a config's engine has, in a process that Flower runs, and return the device.
+
+    Raises InputError where `engine.threads` or `engine.device` is wrong.
+    """
+    given = {key: value for key, value in config.engine.options.items() if key in ("threads", "device")}
+
+    def chosen(*, threads: Threads = 1, device: Device = "auto") -> str:
+        return prepare_process(threads, device, gpu=True)
+
+    return chosen(**options(chosen, given, "engine"))
+
+
+class Environment:
+    """The things around a method, made once a process. Model objects are kept and refilled."""
+
+    def __init__(self, config: Config, data: FederatedData | None = None, device: str = "cpu") -> None:
+        """Make it from a config; `data` where another process has loaded it already. Raises InputError."""
+        self.strategy, table = make_strategy(config.strategy)
+        self.config = config.model_copy(update={"strategy": table})
+        self.data = data if data is not None else federate(config.data, config.seed)
+        self.device = torch.device(device)
+        self.architecture_numbers: dict[int, int] = {}  # of nodes that said which they have
+        self._models: dict[str, nn.Module] = {}
+
+    def use_device(self, device: str) -> None:
+        """Move to another device: models and batches are made there from now on."""
+        self.device = torch.device(device)
+        self._models.clear()
+        self.__dict__.pop("preprocess", None)
+
+    def check(self) -> None:
+        """Refuse what can be refused before anything runs: models, cohort, and what the strategy needs."""
+        config, data = self.config, self.data
+        cohort = config.cohort or data.clients
+        if cohort > data.clients:
+            raise InputError(f"cohort = {cohort}: the federation has {data.clients} clients.")
+        if config.min_replies > cohort:
+            raise InputError(f"min_replies = {config.min_replies}: a round asks {cohort} nodes.")
+        architectures = config.model.architectures
+        if self.strategy.equal_models and len({repr(a) for a in architectures}) > 1:
+            found = ", ".join(a.name for a in architectures)
+            raise InputError(
+                f"model.names = [{found}]: {config.strategy.name} needs equal models; set model.name to one of them."
+            )
+        for number in range(len(architectures)):
+            self.model(number)
+        if config.data.sites is not None and self.strategy.pooled:
+            raise InputError(f"data.sites: {config.strategy.name} needs the sites' images, which the server lacks.")
+        if self.strategy.pooled:
+            data.pooled()  # refuses where there is no such thing
+        self.strategy.check(self)
+
+    def architecture_of(self, node: int) -> int:
+        """Return the number of a node's architecture in `model.names`: as it said, else they take turns."""
+        return self.architecture_numbers.get(node, node % len(self.config.model.architectures))
+
+    def new_model(self, architecture: Architecture) -> nn.Module:
+        """Return a new model object of an architecture, on the device; draws from torch's default stream."""
+        if isinstance(architecture, int):
+            spec = self.config.model.architectures[architecture]
+            key = "model.name" if self.config.model.name else f"model.names.{architecture}"
+        else:
+            spec, key = architecture, "strategy"
+        model = build(spec.name, spec.options, self.data.image_shape, len(self.data.classes), key)
+        return model.to(self.device)
+
+    def model(self, architecture: Architecture) -> nn.Module:
+        """Return this process's model object of an architecture. Its weights are whatever the last user left."""
+        return self.kept_object(repr(architecture), lambda: self.new_model(architecture))
+
+    def kept_object(self, key: str, build: Callable[[], nn.Module]) -> nn.Module:
+        """Return this process's object of a name, built at the first call. Its weights are what the last user left."""
+        if key not in self._models:
+            with default_stream(torch_stream(self.config.seed, 0, "server", "model-object")):
+                self._models[key] = build().to(self.device)
+        return self._models[key]
+
+    def score(self, architecture: Architecture, weights: dict[str, Tensor], images: Images) -> dict[str, float]:
+        """Return `accuracy` and `loss` of a model on labelled images."""
+        model = self.model(architecture)
+        fill(model, weights)
+        return evaluate(model, images, self.preprocess)
+
+    def initial_weights(self, architecture: Architecture = 0, node: Node = "server") -> dict[str, Tensor]:
+        """Return fresh weights of an architecture, from the stream of this node (or of the server)."""
+        with default_stream(torch_stream(self.config.seed, 0, node, "initial-weights")):
+            model = self.new_model(architecture)
+        return copied(model.state_dict())
+
+    @cached_property
+    def public_fingerprint(self) -> int:
+        """Return a number that tells whether another process holds the same public images in the same order."""
+        assert self.data.public is not None
+        digest = hashlib.blake2b(np.ascontiguousarray(self.data.public.images).tobytes(), digest_size=6).digest()
+        return int.from_bytes(digest, "little")  # 48 bits: exact as a float64
+
+    @cached_property
+    def preprocess(self) -> Preprocess:
+        """Return the step from uint8 images to batches."""
+        return Preprocess(self.data, self.config.data.augment, self.device)

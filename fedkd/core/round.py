@@ -1,0 +1,348 @@
+"""`Round`: one round as a method sees it, with `ask` to reach its nodes."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import reduce
+from typing import Any, NamedTuple, TypeVar, overload
+
+import numpy as np
+import torch
+from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+
+from ..config import Config
+from ..errors import RunError
+from ..messages.arrays import array_record
+from ..messages.arrival import Arrival, Expectation, arrive
+from ..messages.carrier import Carrier
+from ..messages.ledger import count_bytes
+from ..messages.merging import Merge, blocks_of, weighted_mean
+from ..messages.payload import FLOWER_ARRAYS, ROUND, Expected, Payload, from_records
+from ..streams import torch_stream
+from .record import Captioned, Record, Sizes
+from .round_loop import Server
+
+Step = TypeVar("Step")
+
+
+class Reply(NamedTuple):
+    """A node's good reply to a request."""
+
+    node: int
+    payload: Payload
+
+
+class Replies(Iterable[Reply]):
+    """The good replies to one request, in node order; held one at a time where the engine can stream."""
+
+    def __init__(self, replies: Iterator[Reply]) -> None:
+        self._replies = replies
+        self._kept: list[Reply] = []
+
+    def __iter__(self) -> Iterator[Reply]:
+        while self._kept:
+            yield self._kept.pop(0)
+        yield from self._replies
+
+    def keep(self) -> None:
+        """Let all clients run to the end, and keep their replies for whoever reads them later."""
+        self._kept += self._replies
+
+    def drop(self) -> None:
+        """Let all clients run to the end; nobody will read the replies."""
+        for _ in self:
+            pass
+
+
+class Round:
+    """One round as a method sees it: the cohort, `ask` to reach its nodes, the server's streams, and a log.
+
+    `nodes`: all nodes of the federation. `due`: whether the models are measured at the end of this round.
+    """
+
+    def __init__(
+        self,
+        server: Server,
+        grid: Grid,
+        carrier: Carrier,
+        number: int,
+        nodes: Sequence[int],
+        cohort: list[int],
+        measured: list[int],
+    ) -> None:
+        self.environment = server.environment
+        self.grid = grid
+        self.carrier = carrier
+        self.number = number
+        self.nodes = nodes
+        self.cohort = cohort
+        self.due = bool(measured)
+        self.record = Record(number, cohort)
+        self._on_step = server.on_step
+        self._measured = measured
+        self._open: Replies | None = None
+        self._measuring: Replies | None = None
+        self._heard: list[Reply] | None = None
+
+    @property
+    def config(self) -> Config:
+        """Return the run's config."""
+        return self.environment.config
+
+    def stream(self, purpose: str) -> torch.Generator:
+        """Return the server's stream of this round for a purpose."""
+        return torch_stream(self.config.seed, self.number, "server", purpose)
+
+    def log(self, name: str, value: Any) -> None:
+        """Write a number, list or table into this round's line of metrics.jsonl."""
+        self.record.log[name] = value
+
+    def show(self, name: str, images: np.ndarray, captions: Sequence[str]) -> None:
+        """Keep a row of images (uint8, N x channels x H x W) for the run's `figures/`, where this round is measured."""
+        if self.due:
+            self.record.images[name] = Captioned(images, tuple(captions))
+
+    def track(self, what: str, steps: Sequence[Step]) -> Iterator[Step]:
+        """Yield the steps of long work on the server, and tell whoever watches the run how many are done."""
+        for done, step in enumerate(steps):
+            self._on_step(self.number, what, done, len(steps))
+            yield step
+        self._on_step(self.number, what, len(steps), len(steps))
+
+    @contextmanager
+    def overheard(self) -> Iterator[list[Reply]]:
+        """Let a wrapper see what a base strategy gets: all good replies to its requests inside the block, as copies.
+
+        The base's result does not change: replies that it would merge on workers are merged here, by the same blocks.
+        """
+        heard: list[Reply] = []
+        self._heard = heard
+        try:
+            yield heard
+        finally:
+            self._finish_open()
+            self._heard = None
+
+    @overload
+    def ask(
+        self, action: str, payload: Payload | Mapping[int, Payload] | None = ..., *, expect: Expectation = ...
+    ) -> Replies: ...
+
+    @overload
+    def ask(
+        self,
+        action: str,
+        payload: Payload | Mapping[int, Payload] | None = ...,
+        *,
+        expect: Expectation = ...,
+        merge: Merge,
+    ) -> Payload: ...
+
+    def ask(
+        self,
+        action: str,
+        payload: Payload | Mapping[int, Payload] | None = None,
+        *,
+        expect: Expectation = None,
+        merge: Merge | None = None,
+    ) -> Replies | Payload:
+        """Send the request `action` to the cohort, or to the nodes that `payload` names, each with its own payload.
+
+        Returns the good replies, in node order whatever order they arrive in; or, with `merge` (such as
+        `weighted_mean`), their fold as one payload. `expect` is what each reply must hold. A reply that fails, or does
+        not hold it, is recorded as that node's failure. Raises RunError where fewer than `min_replies` are good, with
+        `merge` at once, else after the last reply.
+        """
+        self._finish_open()
+        messages = self._messages(action, payload if payload is not None else Payload(), self.cohort)
+        expect = self._bounded(expect, messages)
+        required = min(self.config.min_replies, len(messages))
+        if merge is not None:
+            return self._merged(action, messages, expect, merge, required)
+        self._open = Replies(self._stream(action, messages, expect, self.record.bytes, required))
+        return self._open
+
+    def exchange(self, messages: Iterable[Message], expect: Expectation = None) -> list[Message]:
+        """Send ready-made Flower messages; return the good replies as messages, in node order, checked like any reply.
+
+        For Flower's own strategies, which write and read their messages themselves. They get what was checked, and
+        nothing else that a reply may bring.
+        """
+        self._finish_open()
+        messages = list(messages)
+        expect = self._bounded(expect, messages)
+        told = ConfigRecord({"measured": self._measured})
+        sent = [
+            Message(
+                RecordDict({**message.content, ROUND: told}),
+                message.metadata.dst_node_id,
+                message.metadata.message_type,
+                group_id=str(self.number),
+            )
+            for message in sorted(messages, key=lambda m: m.metadata.dst_node_id)
+        ]
+        good: list[Message] = []
+        for reply in self._send(sent, self.record.bytes):
+            arrival = arrive(reply, expect, self.config.limits)
+            self._note("train", arrival, self.record.bytes)
+            if arrival.payload is not None:
+                self._hear(arrival.node, arrival.payload)
+                one = expect.get(arrival.node) if isinstance(expect, Mapping) else expect
+                reply.content = _flower_records(arrival.payload, one)
+                good.append(reply)
+        self._enough("train", len(sent), len(good), min(self.config.min_replies, len(sent)))
+        return good
+
+    def measure(self, nodes: list[int], payload: Payload | Mapping[int, Payload]) -> Callable[[], None]:
+        """Ask nodes for the metrics of their models, or of what the payload holds. Not the method's traffic.
+
+        Returns what waits for them: the server can measure its own models while workers are at theirs.
+        """
+        self._finish_open()
+        messages = self._messages("evaluate", payload, nodes)
+        self._measuring = Replies(self._stream("evaluate", messages, None, self.record.evaluation_bytes, 0))
+        return self._measuring.drop
+
+    def close(self) -> None:
+        """Let a request whose replies the method did not read run to its end."""
+        if self._open is not None:
+            self._open.drop()
+            self._open = None
+
+    def _finish_open(self) -> None:
+        for replies in (self._open, self._measuring):
+            if replies is not None:
+                replies.keep()
+
+    def _messages(self, action: str, payload: Payload | Mapping[int, Payload], nodes: list[int]) -> list[Message]:
+        told = ConfigRecord({"measured": self._measured})
+
+        def content(one: Payload) -> RecordDict:
+            return RecordDict({**one.to_records(), ROUND: told})
+
+        if isinstance(payload, Payload):
+            shared = content(payload)  # one object for all: an engine stores it once
+            contents = dict.fromkeys(nodes, shared)
+        else:
+            records: dict[int, RecordDict] = {}  # nodes that share a payload share its records
+            contents = {}
+            for node in sorted(payload):
+                one = payload[node]
+                contents[node] = records[id(one)] = records.get(id(one)) or content(one)
+        kind, group = f"train.{action}", str(self.number)
+        return [Message(records, node, kind, group_id=group) for node, records in contents.items()]
+
+    def _stream(
+        self, action: str, messages: list[Message], expect: Expectation, traffic: Sizes, required: int
+    ) -> Iterator[Reply]:
+        replies = self._send(messages, traffic)
+
+        def good_ones() -> Iterator[Reply]:
+            good = 0
+            for reply in replies:
+                arrival = arrive(reply, expect, self.config.limits)
+                self._note(action, arrival, traffic)
+                if arrival.payload is not None:
+                    good += 1
+                    self._hear(arrival.node, arrival.payload)
+                    yield Reply(arrival.node, arrival.payload)
+            self._enough(action, len(messages), good, required)
+
+        return good_ones()
+
+    def _merged(
+        self, action: str, messages: list[Message], expect: Expectation, merge: Merge, required: int
+    ) -> Payload:
+        if self._heard is not None:
+            return self._merged_here(action, messages, expect, merge, max(required, 1))
+        count_sent(messages, self.record.bytes)
+        limits, timeout = self.config.limits, self.config.timeout
+        blocks = self.carrier.exchange_merged(blocks_of(messages), merge, expect, limits, timeout)
+        total: Payload | None = None
+        good = 0
+        for block in blocks:
+            for arrival in block.arrivals:
+                self._note(action, arrival, self.record.bytes)
+                good += arrival.failure is None
+            if block.merged is not None:
+                part = from_records(block.merged, copy=total is None or merge is not weighted_mean)
+                total = part if total is None else merge(total, part)
+        self._enough(action, len(messages), good, max(required, 1))
+        assert total is not None
+        return total
+
+    def _merged_here(
+        self, action: str, messages: list[Message], expect: Expectation, merge: Merge, required: int
+    ) -> Payload:
+        """Merge as `_merged` does, with each reply passing through this process."""
+        block_of = {m.metadata.dst_node_id: number for number, part in enumerate(blocks_of(messages)) for m in part}
+        blocks: dict[int, Payload] = {}
+        for node, payload in self._stream(action, messages, expect, self.record.bytes, required):
+            block = block_of[node]
+            blocks[block] = merge(blocks[block], payload) if block in blocks else payload
+        return reduce(merge, blocks.values())
+
+    def _hear(self, node: int, payload: Payload) -> None:
+        if self._heard is not None:
+            self._heard.append(Reply(node, copy.deepcopy(payload)))  # a merge may change what it gets
+
+    def _bounded(self, expect: Expectation, messages: list[Message]) -> Expectation:
+        """Return the expectation, one a node, with how many images each node can have, where that is known."""
+        nodes = [message.metadata.dst_node_id for message in messages]
+        known = {node: images for node in nodes if (images := self.carrier.images_of(node)) is not None}
+        if expect is None or not known:
+            return expect
+        bounded = dict(expect) if isinstance(expect, Mapping) else dict.fromkeys(nodes, expect)
+        for node, images in known.items():
+            if node in bounded:
+                most = self.environment.strategy.most_images(images, self.environment)
+                bounded[node] = dataclasses.replace(bounded[node], most_images=most)
+        return bounded
+
+    def _send(self, messages: list[Message], traffic: Sizes) -> Iterator[Message]:
+        """Send messages; return their replies in the same order, an error reply for each that does not come in time."""
+        count_sent(messages, traffic)
+        return self.carrier.exchange(messages, self.config.timeout)
+
+    def _note(self, action: str, arrival: Arrival, traffic: Sizes) -> None:
+        add_sizes(traffic["up"], arrival.sizes)
+        for metric, value in arrival.metrics.items():
+            self.record.nodes.setdefault(metric, {})[arrival.node] = value
+        if arrival.failure is not None:
+            self.record.failures.append({"node": arrival.node, "action": action, "reason": arrival.failure})
+
+    def _enough(self, action: str, asked: int, good: int, required: int) -> None:
+        if good < required:
+            failures = [f for f in self.record.failures if f["action"] == action]
+            told = "; ".join(f"node {f['node']}: {f['reason']}" for f in failures[:3])
+            raise RunError(
+                f"Round {self.number}, request {action!r}: {good} of {asked} replies are good, min_replies is "
+                f"{required}. {told}{' ...' if len(failures) > 3 else ''}"
+            )
+
+
+def _flower_records(payload: Payload, expected: Expected | None) -> RecordDict:
+    """Return a checked payload under Flower's own names, its weights in the order in which they were asked for."""
+    order = payload.weights if expected is None else expected.weights
+    weights = {name: payload.weights[name] for name in order}
+    return RecordDict({FLOWER_ARRAYS: array_record(weights), "metrics": MetricRecord(dict(payload.numbers))})
+
+
+def count_sent(messages: list[Message], traffic: Sizes) -> None:
+    """Add what messages to nodes weigh."""
+    sizes: dict[int, dict[str, int]] = {}
+    for message in messages:
+        content = message.content
+        if id(content) not in sizes:
+            sizes[id(content)] = count_bytes(content)
+        add_sizes(traffic["down"], sizes[id(content)])
+
+
+def add_sizes(total: dict[str, int], sizes: dict[str, int]) -> None:
+    """Add bytes by kind, in place."""
+    for kind, size in sizes.items():
+        total[kind] = total.get(kind, 0) + size

@@ -1,0 +1,90 @@
+"""The Flower App that runs any strategy on real sites, or under Flower's own simulation: its run config, its two apps.
+
+The keys of the run config, set by `flwr run APP --run-config 'key="value"'`:
+`config`: a run file, in the app's folder or among those that come with fedkd. `set`: `key=value` overrides of it,
+separated by `;`. `out`: the run folder on the server; by default a new one in `runs/`. `resume`: whether to continue
+the run in `out`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flwr.app import Context
+from flwr.app.user_config import UserConfig
+from flwr.serverapp import Grid, ServerApp
+
+from fedkd.config import Config, read_config
+from fedkd.errors import InputError, unknown
+from fedkd.registry import look_for_plugins_in
+
+from .on_site import SiteApp
+
+if TYPE_CHECKING:
+    from flwr.clientapp import ClientApp
+
+# Flower shall not call home from a site unless the site says so.
+os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+
+KEYS = ("config", "set", "out", "resume")
+
+
+def read_run_config(app: Path, run_config: UserConfig) -> Config:
+    """Return the config that a run config names. `app`: the folder of the Flower App. Raises InputError.
+
+    The server and all sites read the same: the app's folder travels with the run, and fedkd is installed everywhere.
+    """
+    look_for_plugins_in(app)
+    for key in run_config:
+        if key not in KEYS:
+            raise unknown("--run-config", key, KEYS)
+    name = str(run_config.get("config", ""))
+    path = app / name
+    if not path.is_file():
+        path = Path(str(files("fedkd.configs").joinpath(name.removeprefix("configs/"))))
+    if not name or not path.is_file():
+        raise InputError(f"--run-config 'config={name!r}': neither the app nor fedkd has this run file.")
+    overrides = [part.strip() for part in str(run_config.get("set", "")).split(";")]
+    return read_config(path, [part for part in overrides if part])
+
+
+def server_app(app: Path) -> ServerApp:
+    """Return Flower's ServerApp. `app`: the folder of the Flower App."""
+    flower_app = ServerApp()
+
+    @flower_app.main()
+    def main(grid: Grid, context: Context) -> None:
+        from ..runs.progress import Progress
+        from ..runs.run_folder import run_folder_of
+        from .serve import serve
+
+        run_config = context.run_config
+        config = read_run_config(app, run_config)
+        out = str(run_config.get("out", ""))
+        if run_config.get("resume", False) and not out:
+            raise InputError("--run-config 'resume=true': name the run folder to continue, out=\"runs/...\".")
+        folder = Path(out) if out else run_folder_of(config)
+        with Progress(sys.stderr) as progress:
+            progress.line(f"run folder: {folder.resolve()}")
+            summary = serve(
+                grid,
+                context,
+                config,
+                folder,
+                resume=bool(run_config.get("resume", False)),
+                on_round=progress.update,
+                on_step=progress.step,
+                on_event=progress.line,
+            )
+            progress.line(f"{summary['status']}: {summary['final']}")
+
+    return flower_app
+
+
+def client_app(app: Path) -> ClientApp:
+    """Return Flower's ClientApp. `app`: the folder of the Flower App."""
+    return SiteApp(lambda run_config: read_run_config(app, run_config))

@@ -1,0 +1,86 @@
+"""How a real site introduces itself at the first contact, before it is asked for anything."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+
+from flwr.app import RecordDict
+
+from fedkd.config import Limits
+from fedkd.errors import on_one_line
+from fedkd.messages.arrays import PayloadError
+from fedkd.messages.arrival import receive
+from fedkd.messages.payload import Expected, Payload
+
+JOIN, REFUSE = "query.join", "query.refuse"  # messages: who are you; you cannot take part, for this reason
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_. -]{0,63}")  # of a site
+TROUBLES = {
+    "lost": "its state was lost; it starts afresh",
+    "damaged": "its newest state is damaged; it goes on from an older one",
+}  # of a site, in its replies
+_MOST = float(2**53)
+
+
+@dataclass(frozen=True)
+class Introduction:
+    """What a site tells of itself at the first contact; nothing about single images or the mixture of its classes.
+
+    `partition`: -1 where its data are its own. `model`: its architecture, empty where it takes its turn of the
+    config's. `shape`: channels, height, width. `version`: fedkd's.
+    """
+
+    name: str
+    partition: int
+    model: str
+    images: int
+    test_images: int
+    classes: tuple[str, ...]
+    shape: tuple[int, int, int]
+    version: str
+
+    def to_payload(self) -> Payload:
+        """Return it as it is sent."""
+        counts = {"partition": self.partition, "images": self.images, "test_images": self.test_images}
+        shape = dict(zip(("channels", "height", "width"), self.shape, strict=True))
+        return Payload(
+            numbers={name: float(value) for name, value in {**counts, **shape}.items()},
+            strings={
+                "name": self.name,
+                "model": self.model,
+                "version": self.version,
+                "classes": json.dumps(self.classes),
+            },
+        )
+
+
+def introduction_of(records: RecordDict, limits: Limits) -> Introduction:
+    """Return the introduction that has arrived. Raises PayloadError for whatever is none.
+
+    Names of classes and of the model are as the site told them, to be compared; show them by `on_one_line` only.
+    """
+    numbers = dict.fromkeys(("images", "test_images", "channels", "height", "width"), (0.0, _MOST))
+    expected = Expected(
+        numbers={**numbers, "partition": (-1.0, _MOST)}, strings=("name", "model", "version", "classes")
+    )
+    told = receive(records, expected, limits)
+    try:
+        classes = json.loads(told.strings["classes"])
+    except (ValueError, RecursionError):
+        classes = None
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise PayloadError("string 'classes' is no list of names")
+    if not NAME.fullmatch(told.strings["name"]):
+        raise PayloadError(f"string 'name' is {on_one_line(told.strings['name'], 80)!r}")
+    whole = {name: int(value) for name, value in told.numbers.items()}
+    return Introduction(
+        name=told.strings["name"],
+        partition=whole["partition"],
+        model=told.strings["model"],
+        images=whole["images"],
+        test_images=whole["test_images"],
+        classes=tuple(classes),
+        shape=(whole["channels"], whole["height"], whole["width"]),
+        version=on_one_line(told.strings["version"], 40),
+    )

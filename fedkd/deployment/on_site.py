@@ -1,0 +1,184 @@
+"""What happens at a real site: its own data and model, and the ClientApp of any strategy.
+
+A SuperNode's `--node-config` says what is there:
+`data`: the site's own images, such as `npz:/srv/scans.npz` or `images:/srv/scans`; or `partition-id`: a share of the
+config's images, for tests. `name`: what the federation calls the site. `model`: its architecture, where it has one of
+its own. `state`: a folder for what the site keeps between requests, so that a restart of the SuperNode loses nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import traceback
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import cast
+
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.app.user_config import UserConfig
+from flwr.clientapp import ClientApp
+
+from fedkd.config import Config, ModelConfig, NamedTable
+from fedkd.core.client_app import call, make_client_app
+from fedkd.core.environment import Environment, prepare_as_engine
+from fedkd.data.site_data import SiteData, site_data
+from fedkd.errors import InputError, on_one_line
+from fedkd.messages.arrays import serialised
+from fedkd.messages.flower import error_reply
+from fedkd.messages.payload import NODE, ROUND, SITE
+
+from .introduction import JOIN, NAME, REFUSE, Introduction
+from .site_state import keep_state, recall_state, state_folder
+
+_ENDING = r"\.(?:npz|npy|png|jpe?g|bmp|gif|tiff?|webp|dcm|nii|gz|csv|tsv|json|h5|hdf5|svs|mha|mhd|nrrd|zip|txt)\b"
+_PATH = re.compile(
+    rf"(['\"])[^'\"\n]*(?:[/\\]|{_ENDING})[^'\"\n]*\1"  # quoted, with a separator or a known ending in it
+    rf"|(?:[A-Za-z]:)?[\w.~-]*[/\\][^'\":;,()\n]*?{_ENDING}[\w.]*"  # up to an ending, spaces and all
+    rf"|(?:[A-Za-z]:)?[\w.~-]*[/\\][^\s'\":;,()]+|[^\s'\":;,()]+{_ENDING}[\w.]*",
+    re.IGNORECASE,
+)
+_log = logging.getLogger("fedkd")
+
+
+class SiteApp(ClientApp):
+    """Flower's ClientApp of whatever strategy a run's config names, with the data of the site that it runs at.
+
+    `read`: the config of a run, of Flower's run config.
+    """
+
+    def __init__(self, read: Callable[[UserConfig], Config]) -> None:
+        super().__init__()
+        self._read = read
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        """Answer a message; whatever goes wrong is logged here in full, and told to the server without paths."""
+        try:
+            reply = self._answer(message, context)
+            context.state = serialised(context.state)
+            if not reply.has_error():
+                reply.content = serialised(reply.content)
+            return reply
+        except Exception as error:
+            _log.error("%s", traceback.format_exc() if not isinstance(error, InputError) else error)
+            return error_reply(message, without_paths(f"{type(error).__name__}: {error}"))
+
+    def _answer(self, message: Message, context: Context) -> Message:
+        told = message.content.config_records.get(ROUND, ConfigRecord())
+        if message.metadata.message_type == REFUSE:
+            _log.error("The server refused this site: %s", on_one_line(str(told.get("reason", "no reason given"))))
+            return Message(RecordDict(), reply_to=message)
+        config = self._read(context.run_config)
+        environment = environment_at(config, context.node_config)
+        if message.metadata.message_type == JOIN:
+            return Message(introduce(environment, context).to_payload().to_records(), reply_to=message)
+        node = cast(int, told[NODE])
+        if (own := _own_model(context.node_config)) is not None:
+            environment.architecture_numbers[node] = _number_of(own, environment.config.model)
+        states = state_folder(context.node_config, str(told["federation"]))
+        trouble, first_round = "", cast(int, told["first_round"])
+        if not context.state and states is not None:
+            context.state, damaged = recall_state(states, context.run_id, first_round)
+            trouble = "damaged" if damaged else ""
+        if not context.state and told.get("keeps", False):
+            trouble = "lost"
+            _log.warning("The state of this site is not here%s; it starts afresh.", _hint(states))
+        app = make_client_app(environment.strategy, lambda: environment)
+        reply = call(app, message, context)
+        if reply.has_error():
+            _log.error("Round %s: %s", message.metadata.group_id, reply.error.reason)
+            return error_reply(message, without_paths(reply.error.reason or ""))
+        if states is not None:
+            number = int(message.metadata.group_id)
+            keep_state(states, context.run_id, number, context.state, config.checkpoint, first_round)
+        reply.content[SITE] = ConfigRecord({"keeps": bool(context.state), "trouble": trouble})
+        return reply
+
+
+def _hint(states: Path | None) -> str:
+    return "" if states is not None else " (--node-config 'state=\"FOLDER\"' would have kept it over the restart)"
+
+
+def without_paths(text: str) -> str:
+    """Return the text of an error with what looks like a path or a file's name left out: names may tell of patients."""
+    return _PATH.sub("<path>", text)
+
+
+_environments: dict[str, Environment] = {}
+
+
+def environment_at(config: Config, node_config: UserConfig) -> Environment:
+    """Return this process's environment of a config at a site, made at the first call.
+
+    Threads and device are those of the config's engine, so that a site computes as a simulated node does. Raises
+    InputError for a site whose data are missing or wrong.
+    """
+    own = {key: node_config[key] for key in ("data", "model") if key in node_config}
+    key = json.dumps([config.model_dump(mode="json"), own])
+    if key not in _environments:
+        model = _own_model(node_config)
+        if model is not None and model not in [a.name for a in config.model.architectures]:
+            names = [*config.model.architectures, NamedTable(name=model)]
+            config = config.model_copy(update={"model": ModelConfig(names=names)})
+        _environments[key] = Environment(config, _own_data(config, node_config), prepare_as_engine(config))
+    return _environments[key]
+
+
+def _own_data(config: Config, node_config: UserConfig) -> SiteData | None:
+    """Return the site's own data; None where it has a share of the config's."""
+    data = node_config.get("data")
+    if data is None and "partition-id" not in node_config:
+        raise InputError("this site has no data: set data, or partition-id for tests, in --node-config.")
+    if data is None and config.data.sites is not None:
+        raise InputError("data.sites: sites bring images of their own; this one has no data in --node-config.")
+    if data is None:
+        return None
+    if config.data.sites is None:
+        named = ", ".join(config.data.set_names)
+        raise InputError(
+            f"data = {data!r} in --node-config: the config has images of its own ({named}); with "
+            "data.sites sites bring theirs."
+        )
+    return site_data(config.data, str(data), config.seed)
+
+
+def _own_model(node_config: UserConfig) -> str | None:
+    return str(node_config["model"]) if "model" in node_config else None
+
+
+def _number_of(name: str, model: ModelConfig) -> int:
+    return [architecture.name for architecture in model.architectures].index(name)
+
+
+def introduce(environment: Environment, context: Context) -> Introduction:
+    """Return what this site tells of itself. Raises InputError for a name, a model or a state folder that cannot be."""
+    node_config, data = context.node_config, environment.data
+    partition = -1 if isinstance(data, SiteData) else int(cast(int, node_config["partition-id"]))
+    default = f"partition-{partition}" if partition >= 0 else f"node-{context.node_id}"
+    name = str(node_config.get("name", default))
+    if not NAME.fullmatch(name):
+        raise InputError(f"name = {name!r} in --node-config: letters, digits, spaces, and the signs - . _ are valid.")
+    if not isinstance(data, SiteData) and not 0 <= partition < data.clients:
+        raise InputError(f"partition-id = {partition}: the config has partitions 0 to {data.clients - 1}.")
+    model = _own_model(node_config) or ""
+    if model:
+        environment.model(_number_of(model, environment.config.model))  # one that cannot be built is refused here
+    if "state" in node_config:
+        folder = Path(str(node_config["state"])).expanduser()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / ".writable").touch()
+        except OSError as error:
+            raise InputError(f"state in --node-config: the folder cannot be written: {error.strerror}.") from error
+    return Introduction(
+        name=name,
+        partition=partition,
+        model=model,
+        images=len(data.train_of(partition).labels),
+        test_images=len(data.test_of(partition).labels),
+        classes=data.classes,
+        shape=data.image_shape,
+        version=version("fedkd"),
+    )

@@ -1,0 +1,138 @@
+"""A federation's folder, ready to start: keys of sites, start scripts, a README."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from fedkd.config import Config, read_config, to_table
+from fedkd.core.wrapper import make_strategy
+from fedkd.errors import InputError
+
+from .authority import LOOPBACK, Authority, write_file, write_key
+from .templates import (
+    BEHIND,
+    FLWR,
+    FLWR_INSECURE,
+    INSECURE,
+    NGINX,
+    OWN,
+    OWN_DATA,
+    README,
+    README_INSECURE,
+    REGISTER,
+    RUN,
+    SECURE,
+    SHARE,
+    SITE_ENV,
+    SUPERLINK,
+    SUPERLINK_INSECURE,
+    SUPERNODE,
+    SYSTEMD,
+)
+
+_SUPERLINK_PORT = 8000  # on the server's loopback, behind nginx
+_PLUGIN = re.compile(r"(.+\.py):(\w+)")
+_HOST = re.compile(r"[A-Za-z0-9.:-]+")
+
+
+def provision(folder: Path, config_path: Path, sites: int, host: str, port: int, *, insecure: bool) -> None:
+    """Write a federation of so many sites into a new folder. `host`, `port`: where sites reach the server.
+
+    On a loopback host the SuperLink listens there itself; elsewhere on the loopback only, and nginx lets sites through.
+    Raises InputError for a folder in use, and for a config that cannot be deployed.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder}: there is something already; name a new folder.")
+    if not _HOST.fullmatch(host):
+        raise InputError(f"--host {host!r}: give a name or an address, without a scheme or a port.")
+    config = read_config(config_path)
+    make_strategy(config.strategy)
+    wanted = config.data.sites.count if config.data.sites is not None else None
+    if wanted is not None and wanted != sites:
+        raise InputError(f"--sites {sites}: data.sites.count in {config_path} is {wanted}.")
+    direct = host in LOOPBACK
+    listen = host if direct and ":" not in host else "[::1]" if direct else "127.0.0.1"
+    bound = port if direct or insecure else _SUPERLINK_PORT
+    told = {
+        "count": str(sites),
+        "host": f"[{host}]" if ":" in host else host,
+        "port": str(port),
+        "listen": listen.strip("[]"),
+        "superlink_port": str(bound),
+        "superlink": f"{listen}:{bound}",
+        "listen_also": f"\n    listen [::]:{port} ssl;" if ":" in host else "",
+    }
+    names = [f"site-{number}" for number in range(1, sites + 1)]
+    _write_app(folder / "app", config)
+    server = folder / "server"
+    authority = None if insecure else Authority(folder)
+    write_file(server / "start.sh", _fill(SUPERLINK_INSECURE if insecure else SUPERLINK, told), 0o755)
+    write_file(server / "flwr.sh", _fill(FLWR_INSECURE if insecure else FLWR, told), 0o755)
+    write_file(server / "run.sh", RUN, 0o755)
+    write_file(server / "fedkd-server.service", _unit("server"))
+    if authority is not None:
+        authority.issue(server, host)
+        write_file(server / "register.sh", REGISTER, 0o755)
+        if not direct:
+            write_file(server / "nginx.conf", _fill(NGINX, told))
+    for number, name in enumerate(names):
+        home = folder / "sites" / name
+        brings, own = (OWN_DATA, OWN) if config.data.sites is not None else (SHARE, "partition-id=$PARTITION")
+        write_file(home / "site.env", _fill(SITE_ENV + brings, {"name": name, "partition": str(number)}))
+        security = INSECURE if insecure else SECURE
+        write_file(home / "start.sh", _fill(SUPERNODE, {**told, "security": security, "own": own}), 0o755)
+        write_file(home / "fedkd-site.service", _unit("site"))
+        if authority is not None:
+            shutil.copyfile(server / "ca.crt", home / "ca.crt")
+            write_key(home, server / "keys" / f"{name}.pub")
+    steps = README_INSECURE if insecure else README
+    write_file(
+        folder / "README.md", _fill(steps, {**told, "config": config_path.name, "nginx": "" if direct else BEHIND})
+    )
+
+
+def _fill(text: str, values: dict[str, str]) -> str:
+    for name, value in values.items():
+        text = text.replace(f"@{name}@", value)
+    return text
+
+
+def _write_app(folder: Path, config: Config) -> None:
+    """Write the Flower App with this config as `federation.toml`, and the plug-in files that it names."""
+    app = files("fedkd.deploy")
+    table = to_table(config)
+    folder.mkdir(parents=True)
+    for owner, key, value in list(_strings(table)):
+        match = _PLUGIN.fullmatch(value)
+        if match is not None and Path(match[1]).is_file():
+            target = folder / Path(match[1]).name
+            if target.exists() and target.read_bytes() != Path(match[1]).read_bytes():
+                raise InputError(f"{value}: another plug-in file has the same name; rename one.")
+            shutil.copyfile(match[1], target)
+            owner[key] = f"{target.name}:{match[2]}"
+    write_file(folder / "federation.toml", tomli_w.dumps(table))
+    about = app.joinpath("pyproject.toml").read_text()
+    line = re.search(r'^config = ".*?"', about, re.MULTILINE)
+    assert line is not None
+    write_file(folder / "pyproject.toml", about.replace(line[0], 'config = "federation.toml"'))
+    write_file(folder / "fedkd_app.py", app.joinpath("fedkd_app.py").read_text())
+
+
+def _strings(table: Any) -> Iterator[tuple[Any, Any, str]]:
+    """Yield the strings in tables within tables, each with the table and the key that hold it."""
+    for key, value in table.items() if isinstance(table, dict) else enumerate(table):
+        if isinstance(value, str):
+            yield table, key, value
+        elif isinstance(value, dict | list):
+            yield from _strings(value)
+
+
+def _unit(what: str) -> str:
+    return _fill(SYSTEMD, {"what": what, "home": f"/opt/fedkd/{what}"})

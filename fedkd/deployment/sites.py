@@ -1,0 +1,378 @@
+"""Real sites as the server sees them: who is there, who they are, and the messages between Flower's nodes and them.
+
+A site is known by its name, and by a number in the federation that it keeps: strategies, random streams and run folders
+speak of numbers, as in a simulation. Flower's own ids appear in this file only.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import httpx
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.serverapp import Grid
+
+from fedkd.config import Limits
+from fedkd.data.site_data import misfit
+from fedkd.errors import RunError, on_one_line
+from fedkd.messages.arrays import PayloadError, serialised
+from fedkd.messages.carrier import Carrier
+from fedkd.messages.flower import activations, error_reply, give_ids, has_stable_ids, renumber
+from fedkd.messages.ledger import count_bytes
+from fedkd.messages.payload import MOST_IMAGES, NODE, ROUND, SITE
+
+from .introduction import JOIN, REFUSE, TROUBLES, Introduction, introduction_of
+from .roster import ROSTER
+
+if TYPE_CHECKING:
+    from fedkd.core.environment import Environment
+    from fedkd.core.round_loop import Server
+
+_POLL_SECONDS = 0.25
+_PATIENCE = 60.0  # seconds that a round waits for a newcomer to introduce itself
+_REMIND_SECONDS = 30.0  # between two lines about who is missing
+_ONE_MEGABYTE = 10**6
+_PATIENT_TIMEOUTS = 3  # after so many, a reply is no longer waited for
+_LEAST_TTL = 60.0
+
+
+@dataclass
+class _Site:
+    """An accepted site: its Flower id, when its SuperNode was started, and how many images it has."""
+
+    name: str
+    id: int
+    activated: str
+    images: int
+
+
+@dataclass
+class _Sent:
+    """A request on its way. `place`: its place in the exchange that waits for it, None when nobody does any more."""
+
+    node: int
+    action: str
+    group: str
+    activated: str
+    place: int | None
+    lost: bool = False  # the site has restarted since: no reply is to be expected
+
+    @property
+    def what(self) -> str:
+        """Return which request it is."""
+        return f"{self.action!r} of round {self.group}"
+
+
+class Sites(Carrier):
+    """Carries messages to real sites over Flower's Grid.
+
+    Each SuperNode introduces itself at the first contact and after each restart, and is accepted or refused. A reply
+    that comes after its time is dropped and named, and its site is asked nothing else before.
+    """
+
+    def __init__(self, grid: Grid, server: Server) -> None:
+        self._grid = grid
+        self._environment: Environment = server.environment
+        self._roster = server.roster
+        self._first_round = server.first_round
+        self._tell: Callable[[str], None] = server.on_event
+        self._sites: dict[int, _Site] = {}  # by number
+        self._asked: dict[int, str] = {}  # Flower ids that were asked to introduce themselves, in which activation
+        self._joining: dict[str, tuple[int, float]] = {}  # by message: the Flower id, and since when
+        self._sent: dict[str, _Sent] = {}  # by message
+        self._events: list[dict[str, Any]] = []
+        self._welcome: dict[int, tuple[Introduction, str]] = {}  # by Flower id: to be numbered when all are here
+        self._begun = False
+
+    def images_of(self, node: int) -> int | None:
+        """Return how many training images a site said it has at the first contact."""
+        site = self._sites.get(node)
+        return None if site is None else site.images
+
+    def events(self) -> list[dict[str, Any]]:
+        """Return what has happened to sites since this was last asked."""
+        events, self._events = self._events, []
+        return events
+
+    def _note(self, name: str, node: int | None, event: str, **more: Any) -> None:
+        self._events.append({"site": name, **({} if node is None else {"node": node}), "event": event, **more})
+        self._tell(f"{name}: {event}" if node is None else f"{name} (node {node}): {event}")
+
+    # Who is there
+
+    def nodes(self) -> list[int]:
+        """Return the numbers of all sites that the federation has met.
+
+        Before the first round it waits for as many as the config speaks of, of a federation that continues for
+        `min_replies`; later only for a newcomer, and not for long. Raises RunError where they do not come in time.
+        """
+        config, begin, reminded = self._environment.config, time.monotonic(), time.monotonic()
+        wanted = self._environment.data.clients if self._first_round == 0 else config.min_replies
+        while True:
+            here = activations(self._grid)
+            self._greet(here)
+            self._hear_introductions()
+            now = time.monotonic()
+            waiting = any(now - since < _PATIENCE for _, since in self._joining.values())
+            known = [(site.id, site.activated) for site in self._sites.values()]
+            known += [(id, activated) for id, (_, activated) in self._welcome.items()]
+            present = sum(here.get(id) == activated for id, activated in known)
+            if not waiting and (self._begun or present >= wanted):
+                break
+            missing = f"{present} of {wanted} sites are here"
+            if not self._begun and config.timeout is not None and now - begin > config.timeout:
+                refused = "; ".join(f"{e['site']} {e['event']}" for e in self._events if "refused" in e["event"])
+                raise RunError(f"{missing} after {config.timeout:g} s. {refused}")
+            if not self._begun and now - reminded > _REMIND_SECONDS:
+                reminded = now
+                self._tell(f"{missing}; waiting for the others")
+            time.sleep(_POLL_SECONDS)
+        self._begun = True
+        for id, (one, activated) in sorted(self._welcome.items(), key=lambda w: (w[1][0].partition, w[1][0].name)):
+            if here.get(id) == activated:
+                self._accept(one, id)
+            else:
+                del self._asked[id]  # it has gone again; it is greeted anew when it is back
+        self._welcome = {}
+        return sorted(self._roster.numbers.values())
+
+    def _greet(self, here: dict[int, str]) -> None:
+        """Ask those to introduce themselves who are new, or were started anew."""
+        for id, activated in sorted(here.items()):
+            if self._asked.get(id) == activated:
+                continue
+            told = ConfigRecord({"federation": self._roster.federation})
+            (sent,) = self._push(Message(RecordDict({ROUND: told}), id, JOIN, group_id="0")) or (None,)
+            if sent is not None:
+                self._asked[id] = activated
+                self._joining[sent] = (id, time.monotonic())
+
+    def _push(self, message: Message) -> list[str]:
+        message.content = serialised(message.content)
+        return [sent for sent in self._grid.push_messages([message]) if sent]
+
+    def _hear_introductions(self) -> None:
+        """Welcome or refuse those that have introduced themselves."""
+        if not self._joining:
+            return
+        for sent in list(self._joining):
+            reply = self._pull(sent)
+            if reply is None:
+                continue
+            id, _ = self._joining.pop(sent)
+            if isinstance(reply, str) or reply.has_error():
+                reason = reply if isinstance(reply, str) else reply.error.reason
+                self._note(f"SuperNode {id}", None, f"refused: {on_one_line(reason or 'no reason')}")
+                continue
+            try:
+                one = introduction_of(reply.content, Limits(_ONE_MEGABYTE, {}))
+            except PayloadError as error:
+                self._refuse(f"SuperNode {id}", id, f"bad introduction: {error}")
+                continue
+            if (reason := self._objection(one, id)) is not None:
+                self._refuse(one.name, id, reason)
+            else:
+                self._welcome[id] = (one, self._asked[id])
+
+    def _objection(self, one: Introduction, id: int) -> str | None:
+        """Return why a site cannot take part, if it cannot."""
+        environment = self._environment
+        config, strategy = environment.config, environment.strategy
+        if one.version != version("fedkd"):
+            return f"it runs fedkd {one.version}, the server {version('fedkd')}"
+        here = activations(self._grid)
+        others = [(site.name, site.id) for site in self._sites.values()]
+        others += [(other.name, its_id) for its_id, (other, _) in self._welcome.items()]
+        if any(name == one.name and its_id != id and its_id in here for name, its_id in others):
+            return "another connected site has the same name"
+        if any(other.partition == one.partition >= 0 for i, (other, _) in self._welcome.items() if i != id):
+            return f"another site has partition-id = {one.partition}"
+        if (reason := self._objection_to_identity(one, id)) is not None:
+            return reason
+        if config.data.sites is None:
+            if not 0 <= one.partition < environment.data.clients:
+                return f"partition-id = {one.partition}: the config has partitions 0 to {environment.data.clients - 1}"
+        elif one.partition >= 0:
+            return "it has no data of its own, which data.sites asks for"
+        elif (reason := misfit(config.data.sites, one.classes, one.shape, environment.data.classes)) is not None:
+            return reason
+        if not 1 <= one.images <= MOST_IMAGES:
+            return f"it has {one.images} training images"
+        listed = [architecture.name for architecture in config.model.architectures]
+        if one.model and one.model not in listed and (strategy.equal_models or strategy.listed_models):
+            return f"model = {one.model!r}: {config.strategy.name} needs one of the config's: {', '.join(listed)}"
+        return None
+
+    def _objection_to_identity(self, one: Introduction, id: int) -> str | None:
+        """Return what speaks against a site's being who it says, as far as its key shows, if anything does."""
+        roster = self._roster
+        owner = next((name for name, number in roster.numbers.items() if number == one.partition), one.name)
+        if owner != one.name:
+            return f"another site, {owner}, has partition-id = {one.partition}"
+        if one.partition >= 0 and roster.numbers.get(one.name, one.partition) != one.partition:
+            return f"it has had partition-id = {roster.numbers[one.name]} before, and has {one.partition} now"
+        if not has_stable_ids(self._grid):
+            return None
+        if roster.ids.get(one.name, id) != id:
+            return (
+                f"the name belongs to SuperNode {roster.ids[one.name]}, which has another key; "
+                f"a line of ids in {ROSTER} says so"
+            )
+        before = next((name for name, known in roster.ids.items() if known == id), one.name)
+        return None if before == one.name else f"it has taken part as {before} before"
+
+    def _refuse(self, name: str, id: int, reason: str) -> None:
+        reason = on_one_line(reason)
+        self._note(name, None, f"refused: {reason}")
+        told = ConfigRecord({"reason": reason})
+        self._push(Message(RecordDict({ROUND: told}), id, REFUSE, group_id="0"))
+
+    def _accept(self, one: Introduction, id: int) -> None:
+        numbers = self._roster.numbers
+        known = one.name in numbers
+        free = next(n for n in range(len(numbers) + 1) if n not in numbers.values())
+        number = numbers.setdefault(one.name, one.partition if one.partition >= 0 else free)
+        self._roster.ids[one.name] = id
+        self._roster.write()
+        self._sites[number] = _Site(one.name, id, self._asked[id], one.images)
+        listed = [architecture.name for architecture in self._environment.config.model.architectures]
+        self._environment.architecture_numbers.pop(number, None)
+        if one.model in listed:
+            self._environment.architecture_numbers[number] = listed.index(one.model)
+        about = f"{one.images} training images" + (f", {on_one_line(one.model, 200)}" if one.model else "")
+        self._note(one.name, number, f"{'is back' if known else 'joined'}: {about}")
+
+    # Requests and replies
+
+    def exchange(self, messages: list[Message], timeout: float | None) -> Iterator[Message]:
+        """Send messages to the sites; yield a reply or an error reply a message, in their order, as soon as it is due.
+
+        `timeout`: seconds for all of them together.
+        """
+        give_ids(messages)
+        begin = time.monotonic()
+        waiting = list(range(len(messages)))
+        done: dict[int, Message] = {}
+        following = 0
+        while following < len(messages):
+            here = activations(self._grid)
+            waiting = [place for place in waiting if not self._start(place, messages[place], here, done)]
+            self._collect(messages, here, done)
+            if timeout is not None and time.monotonic() - begin > timeout:
+                for place in waiting:
+                    done[place] = error_reply(messages[place], self._why_late(messages[place], timeout))
+                for sent in self._sent.values():
+                    if sent.place is not None:
+                        done[sent.place] = error_reply(messages[sent.place], f"no reply within {timeout:g} s")
+                        sent.place = None
+                waiting = []
+            while following in done:
+                yield done.pop(following)
+                following += 1
+            if following < len(messages):
+                time.sleep(_POLL_SECONDS)
+
+    def _start(self, place: int, message: Message, here: dict[int, str], done: dict[int, Message]) -> bool:
+        """Send a message, or fail it at once; return False where it has to wait for its site to be free."""
+        node = message.metadata.dst_node_id
+        site = self._sites.get(node)
+        if site is None or site.id not in here:
+            done[place] = error_reply(message, "is not connected")
+        elif here[site.id] != site.activated:
+            done[place] = error_reply(message, "its SuperNode was started anew; it joins again before the next round")
+        elif self._busy(node) is not None:
+            return False
+        else:
+            sent = self._push(self._addressed(message, site))
+            if sent:
+                action = message.metadata.message_type.removeprefix("train.")
+                self._sent[sent[0]] = _Sent(node, action, message.metadata.group_id, site.activated, place)
+            else:
+                done[place] = error_reply(message, "the SuperLink did not take the request")
+        return True
+
+    def _addressed(self, message: Message, site: _Site) -> Message:
+        """Return a message with the site's id in Flower, and what a real site is told besides."""
+        node = message.metadata.dst_node_id
+        told = ConfigRecord(
+            {
+                **message.content.config_records.get(ROUND, ConfigRecord()),
+                NODE: node,
+                "federation": self._roster.federation,
+                "first_round": self._first_round,
+                "keeps": site.name in self._roster.keeping,
+            }
+        )
+        content = RecordDict({**message.content, ROUND: told})
+        timeout = self._environment.config.timeout
+        ttl = None if timeout is None else max(_LEAST_TTL, _PATIENT_TIMEOUTS * timeout)  # then its site is free again
+        return Message(content, site.id, message.metadata.message_type, ttl=ttl, group_id=message.metadata.group_id)
+
+    def _busy(self, node: int) -> _Sent | None:
+        return next((sent for sent in self._sent.values() if sent.node == node and not sent.lost), None)
+
+    def _why_late(self, message: Message, timeout: float) -> str:
+        busy = self._busy(message.metadata.dst_node_id)
+        still = "" if busy is None else f"; it is still at {busy.what}"
+        return f"no reply within {timeout:g} s{still}"
+
+    def _collect(self, messages: list[Message], here: dict[int, str], done: dict[int, Message]) -> None:
+        """Take what has arrived: replies to these messages, and replies to earlier requests, which are dropped."""
+        for id in list(self._sent):
+            reply = self._pull(id)
+            if reply is None:
+                continue
+            sent = self._sent.pop(id)
+            if sent.place is not None:
+                done[sent.place] = self._arrived(messages[sent.place], reply)
+            elif isinstance(reply, str) or reply.has_error():
+                self._note(self._sites[sent.node].name, sent.node, f"no reply to {sent.what}, given up")
+            else:
+                size = sum(count_bytes(reply.content).values())
+                self._note(self._sites[sent.node].name, sent.node, f"late reply to {sent.what}, dropped", bytes=size)
+        for sent in self._sent.values():
+            if here.get(self._sites[sent.node].id) in (None, sent.activated):
+                continue
+            sent.lost = True
+            if sent.place is not None:
+                reason = "its SuperNode was started anew during the request"
+                done[sent.place] = error_reply(messages[sent.place], reason)
+                sent.place = None
+
+    def _pull(self, id: str) -> Message | str | None:
+        """Return the reply to a message; why it cannot be read; or None where it is not there yet.
+
+        One at a time, and known by what was asked: what a reply says of itself is its site's own word.
+        """
+        try:
+            replies = list(self._grid.pull_messages([id]))
+        except httpx.HTTPError:
+            raise  # it is the SuperLink that does not answer
+        except Exception as error:  # Flower has read what a site has written
+            return f"its reply cannot be read: {type(error).__name__}: {error}"
+        return replies[0] if replies else None
+
+    def _arrived(self, message: Message, reply: Message | str) -> Message:
+        """Return a reply as from a simulated node, once what it tells of its site is noted."""
+        node = message.metadata.dst_node_id
+        if isinstance(reply, str):
+            return error_reply(message, on_one_line(reply))
+        if reply.has_error():
+            return error_reply(message, on_one_line(reply.error.reason or f"error {reply.error.code}"))
+        about = reply.content.pop(SITE, ConfigRecord())
+        told = about if isinstance(about, ConfigRecord) else ConfigRecord()
+        name, keeping = self._sites[node].name, self._roster.keeping
+        trouble = told.get("trouble")
+        if isinstance(trouble, str) and trouble in TROUBLES:
+            self._note(name, node, TROUBLES[trouble])
+        if bool(told.get("keeps", False)) != (name in keeping):
+            if name in keeping:
+                del keeping[name]
+            else:
+                keeping[name] = int(message.metadata.group_id)
+            self._roster.write()
+        return renumber(reply, node)

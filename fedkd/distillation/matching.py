@@ -1,0 +1,50 @@
+"""Matching losses: mean embeddings and gradients of real and virtual images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Distance = Literal["rows", "squares", "cosine"]
+_ROUNDING = 1e-6  # of the authors' code, in the denominator of the distance
+
+# What is matched
+
+
+def mean_embedding_loss(real: Tensor, virtual: Tensor) -> Tensor:
+    """Return sum_d (mean_b psi(x_b)_d - mean_j psi(x~_j)_d)^2 of features, B x D and J x D (Zhao and Bilen, 2023, DM).
+
+    The real features get no gradient.
+    """
+    return (real.detach().mean(0) - virtual.mean(0)).pow(2).sum()
+
+
+def gradient_distance(virtual: Sequence[Tensor], truth: Sequence[Tensor], kind: Distance = "rows") -> Tensor:
+    """Return how far two gradients are apart, a tensor a parameter each (Zhao et al., 2021, DC).
+
+    `rows`: sum over tensors and rows r (outputs) of 1 - <g_r, G_r> / (||g_r|| ||G_r|| + 1e-6); tensors of one dimension
+    (biases, scales of norms) add nothing. `squares`: sum of squared differences; `cosine`: 1 - cosine; both over all
+    tensors at once. The truth gets no gradient.
+    """
+    if kind != "rows":
+        left, right = (torch.cat([g.flatten() for g in side]) for side in (virtual, truth))
+        if kind == "squares":
+            return (left - right.detach()).pow(2).sum()
+        return 1 - left @ right.detach() / (left.norm() * right.detach().norm() + _ROUNDING)
+    total = torch.zeros((), dtype=virtual[0].dtype, device=virtual[0].device)
+    for one, other in zip(virtual, truth, strict=True):
+        if one.dim() > 1:
+            g, wanted = one.flatten(1), other.detach().flatten(1)
+            total = total + (1 - (g * wanted).sum(1) / (g.norm(dim=1) * wanted.norm(dim=1) + _ROUNDING)).sum()
+    return total
+
+
+def gradient_of(network: nn.Module, images: Tensor, labels: Tensor, *, differentiable: bool = False) -> list[Tensor]:
+    """Return the gradient of the mean cross-entropy, a tensor a parameter that trains; labels N, or N x classes."""
+    loss = F.cross_entropy(network(images), labels)
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    return list(torch.autograd.grad(loss, trained, create_graph=differentiable, materialize_grads=True))

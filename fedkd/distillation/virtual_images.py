@@ -1,0 +1,117 @@
+"""Virtual images, the real ones that they stand for, and how they start."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..data.images import Images
+from ..learning.batches import Preprocess
+from ..messages.arrays import Tensors, parts_of, under
+
+VELOCITY = "velocity"
+
+
+@dataclass
+class Virtual:
+    """Virtual images, N x C x H x W, normalised and never clamped, and their labels, N (or N x classes: soft ones).
+
+    `more`: what else a distiller learns or keeps from one iteration to the next, such as the velocity of the pixels.
+    """
+
+    images: Tensor
+    labels: Tensor
+    more: Tensors = field(default_factory=dict)
+
+    def tensors(self) -> Tensors:
+        """Return all of it as named tensors on the CPU."""
+        more = {name: tensor.cpu() for name, tensor in self.more.items()}
+        return {"images": self.images.cpu(), "labels": self.labels.cpu(), **under("more", more)}
+
+    def rest(self) -> None:
+        """Let the pixels start from rest: drop their velocity."""
+        self.more.pop(VELOCITY, None)
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor], device: torch.device) -> Virtual:
+        """Return the set in named tensors, as `tensors` returned them."""
+        here = {name: tensor.to(device) for name, tensor in tensors.items()}
+        more = {name: tensor for name, tensor in here.items() if "/" in name}
+        return cls(here["images"], here["labels"], parts_of(more).get("more", {}))
+
+    def as_data(self) -> Images:
+        """Return images (float32, which training takes as normalised) and labels as data to train on."""
+        return Images(self.images.cpu().numpy(), self.labels.cpu().numpy())
+
+
+class RealImages:
+    """A source of truth: real labelled images, drawn class by class, on the device of training."""
+
+    def __init__(self, data: Images, preprocess: Preprocess) -> None:
+        self.data = data
+        self.preprocess = preprocess
+        self.members = {int(label): np.flatnonzero(data.labels == label) for label in np.unique(data.labels)}
+
+    def draw(self, label: int, count: int, stream: torch.Generator) -> Tensor:
+        """Return `count` normalised images of a class without replacement, or all where it has fewer."""
+        members = self.members[label]
+        chosen = members[torch.randperm(len(members), generator=stream)[:count].numpy()]
+        return self.preprocess(self.data.images[chosen])
+
+
+Truth = RealImages | Sequence[Tensor]  # the second: a gradient, a tensor a parameter of the network
+
+# How virtual images start
+
+
+def class_statistics(data: Images, preprocess: Preprocess, classes: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return mean and deviation of the normalised pixels, classes x channels, and which classes there are, classes.
+
+    True statistics of each class, as the paper says (FedLGD's code divides by the number of all images). Rows of
+    classes without images are 0.
+    """
+    channels = data.images.shape[1]
+    means, deviations = torch.zeros(classes, channels), torch.zeros(classes, channels)
+    held = torch.zeros(classes, dtype=torch.bool)
+    for label in np.unique(data.labels):
+        pixels = preprocess(data.images[data.labels == label]).double()
+        means[label] = pixels.mean((0, 2, 3)).float().cpu()
+        deviations[label] = pixels.var((0, 2, 3), correction=0).sqrt().float().cpu()
+        held[label] = True
+    return means, deviations, held
+
+
+def normal_images(
+    means: Tensor, deviations: Tensor, held: Tensor, ipc: int, size: tuple[int, int], stream: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Return `ipc` images a held class of pixels ~ N(mean, deviation) of class and channel, and their labels, in order.
+
+    `means`, `deviations`: classes x channels; `held`: classes.
+    """
+    labels = torch.arange(len(held))[held]
+    drawn = [
+        torch.cat(
+            [
+                torch.normal(float(mean), float(deviation), (ipc, 1, *size), generator=stream)
+                for mean, deviation in zip(means[label], deviations[label], strict=True)
+            ],
+            dim=1,
+        )
+        for label in labels.tolist()
+    ]
+    return torch.cat(drawn), labels.repeat_interleave(ipc)
+
+
+def real_images(truth: RealImages, ipc: int, stream: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Return `ipc` random real images a class, and their labels, in order; a class with fewer repeats its own."""
+    chosen = []
+    for members in truth.members.values():
+        rounds = -(-ipc // len(members))
+        order = torch.cat([torch.randperm(len(members), generator=stream) for _ in range(rounds)])
+        chosen.append(members[order[:ipc].numpy()])
+    index = np.concatenate(chosen)
+    return truth.preprocess(truth.data.images[index]), torch.from_numpy(truth.data.labels[index])

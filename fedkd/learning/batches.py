@@ -1,0 +1,96 @@
+"""From uint8 images to training batches: order, augmentation and normalisation, on whole batches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..data.federated_data import FederatedData
+from ..data.images import Dataset, Images
+
+_VALUES = 2**20  # of images that are prepared together
+
+
+class Preprocess:
+    """uint8 images to normalised float batches on a device, with or without augmentation."""
+
+    def __init__(self, data: FederatedData | Dataset, augment: str, device: torch.device) -> None:
+        shape = (1, -1, 1, 1)
+        self.mean = torch.tensor(data.mean, device=device).view(shape)
+        self.deviation = torch.tensor(data.deviation, device=device).view(shape)
+        self.augment = augment
+        self.device = device
+
+    def __call__(self, images: np.ndarray, generator: torch.Generator | None = None) -> Tensor:
+        """Return float images, B x C x H x W, (x / 255 - mean) / deviation; augmented where a generator is given.
+
+        Images of float32 are virtual ones: normalised already, and returned as they are.
+        """
+        batch = torch.from_numpy(images).to(self.device)
+        if batch.is_floating_point():
+            return batch.contiguous()
+        if generator is not None and self.augment == "crop_flip":
+            batch = crop_flip(batch, generator)
+        # strides of their own: an array's may differ from process to process, and choose other kernels
+        return self.normalise(batch.to(torch.float32, memory_format=torch.contiguous_format).div_(255))
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Return pixels of 0 to 1 normalised, in place."""
+        return images.sub_(self.mean).div_(self.deviation)
+
+    def pixels(self, images: Tensor) -> np.ndarray:
+        """Return uint8 images of normalised ones, such as a generator's: the inverse, cut to what pixels can hold."""
+        scaled = images.mul(self.deviation).add(self.mean).clamp(0, 1).mul(255).round()
+        return scaled.byte().cpu().numpy()
+
+
+def crop_flip(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Return each image shifted by up to an eighth of its side (black border) and mirrored with probability 1/2.
+
+    The usual augmentation of CIFAR (He et al., 2016: 4 pixels of 32). Images: uint8, B x C x H x W.
+    """
+    pad = max(1, images.shape[2] // 8)
+    return shift_mirror(F.pad(images, (pad, pad, pad, pad)), pad, generator)
+
+
+def shift_mirror(padded: Tensor, pad: int, generator: torch.Generator) -> Tensor:
+    """Return a window of each padded image, `pad` pixels smaller on each side, shifted at random, and mirrored with
+    probability 1/2; each image has draws of its own. Images: B x C x H x W.
+    """
+    count, height, width = len(padded), padded.shape[2] - 2 * pad, padded.shape[3] - 2 * pad
+    shifts = torch.randint(0, 2 * pad + 1, (2, count), generator=generator).to(padded.device)
+    mirror = torch.rand(count, generator=generator).to(padded.device) < 0.5
+    rows = shifts[0, :, None] + torch.arange(height, device=padded.device)
+    columns = shifts[1, :, None] + torch.arange(width, device=padded.device)
+    columns = torch.where(mirror[:, None], columns.flip(1), columns)
+    index = torch.arange(count, device=padded.device)
+    return padded[index[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
+
+
+def batches(
+    data: Images,
+    targets: Tensor,
+    size: int,
+    preprocess: Preprocess,
+    order: torch.Generator | None = None,
+    augment: bool = True,
+    most: int | None = None,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield (images, targets) batches: shuffled and, with `augment`, augmented by `order`; as they stand without it.
+
+    `targets`: one row an image (labels, logits, probabilities). The last batch may be smaller. `most`: how many batches
+    are wanted. Batches are prepared several at a time, as many as make a million values.
+    """
+    count = len(data.labels)
+    positions = torch.randperm(count, generator=order) if order is not None else torch.arange(count)
+    if most is not None:
+        positions = positions[: most * size]
+    together = max(1, _VALUES // max(1, size * math.prod(data.images.shape[1:]))) * size
+    for chosen in positions.split(together) if len(positions) else ():
+        images = preprocess(data.images[chosen.numpy()], order if augment else None)
+        yield from zip(images.split(size), targets[chosen].to(preprocess.device).split(size), strict=True)

@@ -1,0 +1,183 @@
+"""Arrays as Flower carries them: tensors to records and back, without a copy where both ends share memory."""
+
+from __future__ import annotations
+
+import math
+import re
+import warnings
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from io import BytesIO
+from typing import Any, cast
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, RecordDict
+from torch import Tensor
+
+_DTYPES = ("<f8", "<f4", "<f2", "<i8", "<i4", "<i2", "|i1", "|u1", "|b1")
+_MOST_AXES = 16
+_MOST_VALUES = 2**31  # also of an array that holds none, because one of its lengths is 0
+_NPY = b"\x93NUMPY\x01\x00"
+
+# the header as numpy.save writes it and no other; numpy's own reader evaluates it and allocates before it compares
+_HEADER = re.compile(
+    rb"\{'descr': '([!-&(-~]{2,8})', 'fortran_order': (True|False), "
+    rb"'shape': \((|\d{1,18}(?:, \d{1,18}){0,40},?)\), \} *\n"
+)
+Tensors = dict[str, Tensor]
+
+
+def copied(tensors: Mapping[str, Tensor]) -> Tensors:
+    """Return copies of their own on the CPU, such as of a model's `state_dict()`."""
+    return {
+        name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+        for name, tensor in tensors.items()
+    }
+
+
+def under(part: str, tensors: Mapping[str, Tensor]) -> Tensors:
+    """Return the tensors named `part/<name>`, so that several groups make one flat state."""
+    return {f"{part}/{name}": tensor for name, tensor in tensors.items()}
+
+
+def parts_of(state: Mapping[str, Tensor]) -> dict[str, Tensors]:
+    """Return a flat state's groups by the part of each name before the first `/`: the inverse of `under`."""
+    parts: dict[str, Tensors] = {}
+    for key, tensor in state.items():
+        part, name = key.split("/", 1)
+        parts.setdefault(part, {})[name] = tensor
+    return parts
+
+
+class PayloadError(ValueError):
+    """A payload that is not what was asked for; the text names the array or number and what was wrong."""
+
+
+class HeldArray(Array):
+    """Flower's Array over a NumPy array, contiguous, within a simulation: nothing is written as bytes and read again.
+
+    Between processes of one machine it is pickled as what it is, so that readers share one copy. Flower's own runtimes
+    know objects by the names of their classes: what leaves through one has to go through `serialised` first.
+    """
+
+    values: np.ndarray
+
+    def __init__(self, values: np.ndarray) -> None:
+        # at once: Flower's own way to set a field looks at each
+        self.__dict__.update(values=values, dtype=_name_of(values.dtype), shape=values.shape, stype="numpy.ndarray")
+
+    @property
+    def data(self) -> bytes:  # type: ignore[override]
+        """Return the array as `numpy.save` writes it."""
+        buffer = BytesIO()
+        np.save(buffer, self.values, allow_pickle=False)
+        return buffer.getvalue()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return HeldArray, (self.values,)
+
+    def serialised(self) -> Array:
+        """Return the array as Flower's own class, written once for all messages that hold it."""
+        if "_serialised" not in self.__dict__:
+            self.__dict__["_serialised"] = Array(self.dtype, self.shape, self.stype, self.data)
+        return cast(Array, self.__dict__["_serialised"])
+
+    def numpy(self) -> np.ndarray:
+        """Return the array itself."""
+        return self.values
+
+    def view(self) -> Tensor:
+        """Return the array as a tensor that shares its memory, which may be read-only."""
+        if self.values.flags.writeable:
+            return torch.from_numpy(self.values)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that torch cannot mark a tensor as read-only
+            return torch.from_numpy(self.values)
+
+    def size(self) -> int:
+        """Return how many bytes `data` has."""
+        return _header_bytes(self.values.dtype.str, self.shape) + self.values.nbytes
+
+
+_name_of = lru_cache(maxsize=100)(str)  # of a dtype
+
+
+@lru_cache(maxsize=10_000)
+def _header_bytes(code: str, shape: tuple[int, ...]) -> int:
+    buffer = BytesIO()
+    np.lib.format.write_array_header_1_0(buffer, {"descr": code, "fortran_order": False, "shape": shape})
+    return buffer.tell()
+
+
+def array_record(tensors: Mapping[str, Tensor], copy: bool = True) -> ArrayRecord:
+    """Return the tensors as a Flower record. Without `copy`, those on the CPU share its memory."""
+    record = ArrayRecord()
+    for name, tensor in tensors.items():
+        held = tensor.detach().to("cpu", copy=copy, memory_format=torch.contiguous_format)
+        record[name] = HeldArray(held.contiguous().numpy())
+    return record
+
+
+def tensors_of(record: Mapping[str, Array], copy: bool = True) -> Tensors:
+    """Return the arrays of a Flower record as tensors: of their own, or without `copy` where they are, to be read.
+
+    Raises PayloadError for an array whose bytes do not match its header. No memory is taken before that is checked.
+    """
+    return {name: _tensor(name, array, copy) for name, array in record.items()}
+
+
+def _tensor(name: str, array: Array, copy: bool) -> Tensor:
+    if isinstance(array, HeldArray):
+        if array.values.dtype.str not in _DTYPES:
+            raise PayloadError(f"array {name!r} has dtype {array.values.dtype.str}, valid are {', '.join(_DTYPES)}")
+        return torch.from_numpy(array.values.copy()) if copy else array.view()
+    data, start = array.data, len(_NPY) + 2
+    if array.stype != "numpy.ndarray":
+        raise PayloadError(f"array {name!r} is serialised as {array.stype!r}, valid is 'numpy.ndarray'")
+    end = start + int.from_bytes(data[len(_NPY) : start], "little")
+    header = _HEADER.fullmatch(data[start:end])
+    if not data.startswith(_NPY) or header is None:
+        raise PayloadError(f"array {name!r} is damaged: it does not start with the header of an npy array")
+    code, fortran, lengths = (group.decode() for group in header.groups())
+    if code not in _DTYPES:
+        raise PayloadError(f"array {name!r} has dtype {code}, valid are {', '.join(_DTYPES)}")
+    dtype, shape = np.dtype(code), tuple(int(length) for length in lengths.split(",") if length.strip())
+    if math.prod(shape) * dtype.itemsize != len(data) - end:
+        raise PayloadError(f"array {name!r}: its header says {shape} of {dtype}, its body has {len(data) - end} bytes")
+    if len(shape) > _MOST_AXES or math.prod(max(1, length) for length in shape) > _MOST_VALUES:
+        raise PayloadError(f"array {name!r}: its header says {shape}, more than an array can be")
+    if code == "|b1" and data[end:].strip(b"\x00\x01"):
+        raise PayloadError(f"array {name!r} has truth values that are neither 0 nor 1")
+    values = np.frombuffer(data, dtype, offset=end) if end < len(data) else np.empty(0, dtype)
+    ordered = values.reshape(shape[::-1]).T if fortran == "True" else values.reshape(shape)
+    return torch.from_numpy(np.array(ordered, order="C"))
+
+
+def owned(records: RecordDict) -> RecordDict:
+    """Return records whose arrays share no memory with anything else."""
+    return _changed(records, lambda array: HeldArray(array.values.copy()))
+
+
+def serialised(records: RecordDict) -> RecordDict:
+    """Return records as Flower's own runtimes can send them: arrays as their bytes."""
+    return _changed(records, HeldArray.serialised)
+
+
+def _changed(records: RecordDict, change: Callable[[HeldArray], Array]) -> RecordDict:
+    """Return records with their held arrays changed; Flower's own are bytes already, and their own."""
+    changed = RecordDict(dict(records))
+    for key, record in records.array_records.items():
+        changed[key] = arrays = ArrayRecord()
+        for name, array in record.items():
+            arrays[name] = change(array) if isinstance(array, HeldArray) else array
+    return changed
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Return whether all values are finite."""
+    if tensor.dtype in (torch.float32, torch.float64):
+        flat = tensor.reshape(-1)
+        if math.isfinite(float(flat.dot(flat))):  # one pass without memory; it may overflow where no value does
+            return True
+    return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())

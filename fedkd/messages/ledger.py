@@ -1,0 +1,41 @@
+"""The byte ledger: what records weigh as sent, by kind."""
+
+from __future__ import annotations
+
+from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
+
+from .arrays import HeldArray
+from .payload import FLOWER_ARRAYS, OUTSIDE
+
+
+def count_bytes(records: RecordDict) -> dict[str, int]:
+    """Return what these records weigh as sent, in bytes by kind: serialised arrays, 8 a number, strings; names too.
+
+    An array counts as Flower serialises it (npy: its data and a header of 128 bytes). What the core adds beside the
+    payload (the round, the metrics) is not counted.
+    """
+    sizes: dict[str, int] = {}
+    for key, record in records.items():
+        if key in OUTSIDE:
+            continue
+        if isinstance(record, ArrayRecord):
+            kind = "weights" if key == FLOWER_ARRAYS else key
+            size = sum(len(name.encode()) + array_bytes(array) for name, array in record.items())
+        else:
+            kind = "numbers" if isinstance(record, MetricRecord) else "strings"
+            size = sum(len(name.encode()) + _scalar_bytes(value) for name, value in record.items())
+        sizes[kind] = sizes.get(kind, 0) + size
+    return sizes
+
+
+def array_bytes(array: Array) -> int:
+    """Return how many bytes an array is as Flower serialises it."""
+    return array.size() if isinstance(array, HeldArray) else len(array.data)
+
+
+def _scalar_bytes(value: object) -> int:
+    if isinstance(value, list):
+        return sum(_scalar_bytes(item) for item in value)
+    if isinstance(value, str):
+        return len(value.encode())
+    return len(value) if isinstance(value, bytes) else 8

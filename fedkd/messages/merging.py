@@ -1,0 +1,72 @@
+"""Merging replies block by block, so that a sum of many models costs one, on whatever machine it is taken.
+
+Blocks are runs of `BLOCK` messages in the order of the cohort. They never depend on the number of workers: the same
+sums in the same order give the same bytes everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from flwr.app import Message, RecordDict
+
+from ..config import Limits
+from .arrays import PayloadError
+from .arrival import Arrival, Expectation, arrive
+from .payload import Payload
+
+
+def weighted_mean(total: Payload, reply: Payload) -> Payload:
+    """Merge two payloads into their mean, weighted by the number `examples`; in place in `total`.
+
+    Running form, m += (x - m) n_x / (n_m + n_x): the mean of equal arrays is exactly that array. Arrays of
+    integers (counters of batch norm) are averaged in float64 and rounded. Raises PayloadError without `examples`.
+    """
+    if "examples" not in total.numbers or "examples" not in reply.numbers:
+        raise PayloadError("a weighted mean needs the number 'examples' in each reply")
+    examples = total.numbers["examples"] + reply.numbers["examples"]
+    share = reply.numbers["examples"] / examples if examples else 0.0
+    for kind, arrays in total.by_kind():
+        for name, tensor in arrays.items():
+            other = getattr(reply, kind)[name]
+            if tensor.is_floating_point():
+                tensor.lerp_(other, share)
+            else:
+                tensor.copy_(torch.lerp(tensor.double(), other.double(), share).round())
+    for name, number in total.numbers.items():
+        total.numbers[name] = number + (reply.numbers[name] - number) * share
+    total.numbers["examples"] = examples
+    return total
+
+
+BLOCK = 5
+Merge = Callable[[Payload, Payload], Payload]  # folds the second into the first; may change the first alone in place
+
+
+@dataclass
+class Block:
+    """A merged run of replies: their fold (None where all failed), and an Arrival without payload for each."""
+
+    merged: RecordDict | None
+    arrivals: list[Arrival]
+
+
+def merge_block(replies: Iterable[Message], merge: Merge, expectation: Expectation, limits: Limits) -> Block:
+    """Fold the good replies of one block, holding one at a time."""
+    merged: Payload | None = None
+    arrivals = []
+    for reply in replies:
+        # a mean reads the others into the first good one; another merge may keep what it gets
+        arrival = arrive(reply, expectation, limits, copy=merged is None or merge is not weighted_mean)
+        arrivals.append(arrival)
+        payload, arrival.payload = arrival.payload, None
+        if payload is not None:
+            merged = payload if merged is None else merge(merged, payload)
+    return Block(None if merged is None else merged.to_records(copy=False), arrivals)
+
+
+def blocks_of(messages: list[Message]) -> list[list[Message]]:
+    """Return the messages in blocks."""
+    return [messages[start : start + BLOCK] for start in range(0, len(messages), BLOCK)]

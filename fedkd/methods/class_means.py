@@ -1,0 +1,57 @@
+"""Means by class of a model's outputs on labelled images (logits, features), on a node and over nodes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from ..messages.payload import ArraySpec, Expected, Payload
+
+
+class ClassMeans:
+    """Sums vectors by class. Counts start at 0, and a class without images has no mean: its row is 0, its count 0."""
+
+    def __init__(self, classes: int) -> None:
+        self.classes = classes
+        self.sums: Tensor | None = None
+        self.counts = torch.zeros(classes, dtype=torch.float64)
+
+    def add(self, vectors: Tensor, labels: Tensor) -> None:
+        """Add a batch: vectors, B x D, and their labels, B."""
+        vectors, labels = vectors.detach().cpu().double(), labels.cpu()
+        if self.sums is None:
+            self.sums = torch.zeros(self.classes, vectors.shape[1], dtype=torch.float64)
+        self.sums.index_add_(0, labels, vectors)
+        self.counts += torch.bincount(labels, minlength=self.classes)
+
+    def payload(self, kind: str, *, counts: bool = False) -> Payload:
+        """Return the means, C x D, as arrays of a kind, and of which classes: a mask, or with `counts` numbers."""
+        assert self.sums is not None, "no batch was added"
+        means = (self.sums / self.counts.clamp(min=1)[:, None]).float()
+        told = {"counts": self.counts.int()} if counts else {"present": (self.counts > 0).to(torch.uint8)}
+        payload = Payload(statistics=told)
+        setattr(payload, kind, {"means": means})
+        return payload
+
+
+def expected_means(kind: str, classes: int, width: int, *, counts: bool = False) -> Expected:
+    """Return what `ClassMeans.payload` must look like on arrival."""
+    if counts:
+        told = ArraySpec((classes,), torch.int32, counts=True)
+    else:
+        told = ArraySpec((classes,), torch.uint8, between=(0, 1))
+    expected = Expected(statistics={"counts" if counts else "present": told})
+    return dataclasses.replace(expected, **{kind: {"means": ArraySpec((classes, width))}})  # type: ignore[arg-type]
+
+
+def mean_over_nodes(means: Mapping[int, Tensor], weights: Mapping[int, Tensor]) -> tuple[Tensor, Tensor]:
+    """Return the weighted mean over nodes of each class's row, C x D, and which classes any node has, C (bool).
+
+    `weights`, C a node: 0 where the node lacks the class, so that what it sent for it counts for nothing.
+    """
+    total = torch.stack([means[n].double() * weights[n].double()[:, None] for n in means]).sum(0)
+    mass = torch.stack([weights[n].double() for n in means]).sum(0)
+    return (total / mass.clamp(min=torch.finfo(torch.float64).tiny)[:, None]).float(), mass > 0

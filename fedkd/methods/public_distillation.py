@@ -1,0 +1,143 @@
+"""Methods on the public set: nodes send knowledge on its images and learn from targets on them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, cast
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from ..core.client import Client
+from ..core.round import Round
+from ..core.strategy import Strategy
+from ..data.images import Images
+from ..errors import InputError
+from ..learning.training import Loss
+from ..messages.arrays import Tensors
+from ..messages.payload import ArraySpec, Expected, Payload
+
+if TYPE_CHECKING:
+    from ..core.environment import Environment
+
+_SUBSET = "subset"
+_FINGERPRINT = "transfer_set"
+
+
+class TransferClient(Client):
+    """A client that tells its knowledge on the transfer set, and learns from targets on it. Holds a personal model."""
+
+    @property
+    def transfer(self) -> TransferStrategy:
+        """Return the hyper-parameters that all methods with a transfer set share."""
+        return cast(TransferStrategy, self.strategy)
+
+    def subset(self, request: Payload, name: str = _SUBSET) -> Images:
+        """Return the public images that the request's indices name, in their order; all where it names none."""
+        indices = request.indices.get(name)
+        return self.public if indices is None else self.public.take(indices.numpy())
+
+    def tell(self, knowledge: Tensor) -> Payload:
+        """Return knowledge on the subset, P x C, beside the fingerprint of this node's transfer set."""
+        numbers = {_FINGERPRINT: float(self.environment.public_fingerprint)}
+        return Payload(logits={"knowledge": knowledge.float()}, numbers=numbers)
+
+    def soft_labels(self, images: Images, temperature: float = 1.0) -> Tensor:
+        """Return softmax(z / T) of the model on images, N x C, in eval mode."""
+        return torch.softmax(self.predict(images) / temperature, dim=1)
+
+    def distil(self, images: Images, targets: Tensor, loss: Loss) -> float:
+        """Fit the model to targets on public images as they stand, as the strategy's settings say.
+
+        Reports `personal_after_distillation/accuracy` where the server wants this node's metrics. Returns the mean loss
+        of the last epoch.
+        """
+        value = self.train(
+            images,
+            targets,
+            purpose="distillation",
+            epochs=self.transfer.distil_epochs,
+            batch_size=self.transfer.distil_batch_size,
+            loss=loss,
+            augment=False,
+        )
+        self.measure("personal_after_distillation")
+        return value
+
+
+@dataclass(kw_only=True)
+class TransferStrategy(Strategy):
+    """What methods with a transfer set share. Models may differ. Images that are distilled on are never augmented.
+
+    subset_size: images of the public set that a round uses, drawn anew each round and sent as indices; all by default.
+    distil_epochs, distil_batch_size: of the training towards the targets; the optimiser is `[train]`'s, afresh.
+    """
+
+    subset_size: Annotated[int, Field(ge=1)] | None = None
+    distil_epochs: Annotated[int, Field(ge=1)] = 1
+    distil_batch_size: Annotated[int, Field(ge=1)] = 64
+
+    def check(self, environment: Environment) -> None:
+        """Refuse a run without a public set that is large enough."""
+        public, name = environment.data.public, environment.config.strategy.name
+        if public is None:
+            raise InputError(
+                f"strategy {name} needs a public set: set data.public, such as public = {{ size = 2000 }}."
+            )
+        if self.subset_size is not None and self.subset_size > len(public.labels):
+            raise InputError(f"strategy.subset_size = {self.subset_size}: data.public.size is {len(public.labels)}.")
+
+    def size(self, environment: Environment) -> int:
+        """Return the number of public images that a round uses."""
+        assert environment.data.public is not None
+        return self.subset_size or len(environment.data.public.labels)
+
+    def draw_subset(self, federation: Round, name: str = _SUBSET) -> Tensors:
+        """Return this round's indices into the public set, as a payload's `indices`; none where all of it is used."""
+        if self.subset_size is None:
+            return {}
+        assert federation.environment.data.public is not None
+        total = len(federation.environment.data.public.labels)
+        order = torch.randperm(total, generator=federation.stream("transfer-subset"))
+        return {name: order[: self.subset_size].int()}
+
+    def expected(self, federation: Round, *, soft: bool) -> Expected:
+        """Return what `TransferClient.tell` must bring: knowledge, P x C, on the very images that we hold.
+
+        `soft`: it is probabilities, and is checked to be.
+        """
+        environment = federation.environment
+        shape = (self.size(environment), len(environment.data.classes))
+        fingerprint = float(environment.public_fingerprint)
+        return Expected(
+            logits={"knowledge": ArraySpec(shape, probabilities=soft)},
+            numbers={_FINGERPRINT: (fingerprint, fingerprint)},
+        )
+
+    def gather(self, federation: Round, action: str, payload: Payload, *, soft: bool) -> dict[int, Tensor]:
+        """Ask the cohort for its knowledge; return it by node, P x C each."""
+        replies = federation.ask(action, payload, expect=self.expected(federation, soft=soft))
+        return {node: reply.logits["knowledge"] for node, reply in replies}
+
+
+@dataclass(kw_only=True)
+class Pretraining(TransferStrategy):
+    """Pre-training before round 1: on the labelled public set, then on the node's own images; 0 epochs skip it."""
+
+    public_epochs: Annotated[int, Field(ge=0)] = 0
+    private_epochs: Annotated[int, Field(ge=0)] = 0
+
+    def check(self, environment: Environment) -> None:
+        """Refuse, besides, pre-training on public images without labels."""
+        super().check(environment)
+        if self.public_epochs and not environment.data.public_labelled:
+            raise InputError(
+                f"strategy.public_epochs = {self.public_epochs}: the public set has no labels; "
+                "set data.public.labelled = true, or public_epochs = 0."
+            )
+
+    def prepare(self, federation: Round) -> None:
+        """Pre-train every node's model."""
+        if self.public_epochs or self.private_epochs:
+            federation.ask("pretrain", expect=Expected())

@@ -1,0 +1,39 @@
+"""The adapter to other people's models: torchvision's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from ..errors import unknown
+from ..registry import names
+from .zoo import Classifier, Shape
+
+
+def torchvision_builder(name: str, key: str) -> Callable[..., nn.Module]:
+    """Return the builder of one of torchvision's classifiers. Raises InputError for an unknown name."""
+    from torchvision import models as zoo
+
+    valid = zoo.list_models(module=zoo)
+    if name not in valid:
+        raise unknown(key, f"torchvision:{name}", [f"torchvision:{n}" for n in valid] + names("models"))
+
+    def builder(shape: Shape, classes: int) -> nn.Module:
+        trunk = zoo.get_model(name, weights=None)
+        path = [p for p, module in trunk.named_modules() if isinstance(module, nn.Linear)]
+        if not path:
+            raise ValueError("its last layer is not linear, so it has no features under a linear classifier")
+        width = trunk.get_submodule(path[-1]).in_features
+        assert isinstance(width, int)
+        trunk.set_submodule(path[-1], nn.Identity())
+        return Classifier(nn.Sequential(_ThreeChannels(), trunk), width, classes)
+
+    return builder
+
+
+class _ThreeChannels(nn.Module):
+    """Grey images as colour images, for models that were made for those."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.expand(-1, 3, -1, -1)

@@ -1,0 +1,108 @@
+"""From a name and its options to a model that was tried on images of the run's shape."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InputError
+from ..registry import find, options
+from .adapter import torchvision_builder
+from .zoo import Shape
+
+
+def build(name: str, table: dict[str, Any], shape: Shape, classes: int, key: str = "model.name") -> nn.Module:
+    """Return a new model for images of this shape; `table` holds the builder's options.
+
+    `name`: an entry point, `torchvision:<name>`, or `path.py:function`. Raises InputError for an unknown name, wrong
+    options, a model without `features` and `classifier`, or one that cannot take images of this size.
+    """
+    if name.startswith("torchvision:"):
+        builder: Callable[..., Any] = torchvision_builder(name.removeprefix("torchvision:"), key)
+    else:
+        builder = find("models", name, key)
+    table = dict(table)
+    projection = _projection(table.pop("projection", None), key.rsplit(".", 1)[0])
+    chosen = options(builder, table, key.rsplit(".", 1)[0])
+    try:
+        model = builder(shape, classes, **chosen)
+        if projection is not None:
+            _need_parts(model, name, key)
+            if not isinstance(model.classifier, nn.Linear):
+                raise InputError(f"{key} = {name!r}: a projection head needs a classifier that is one linear layer.")
+            model = _Projected(model, projection, classes)
+        model, logits = _tried(model, shape)
+    except (RuntimeError, ValueError, TypeError) as error:
+        size = "x".join(map(str, shape))
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"{key} = {name!r} cannot be built for images of {size} and {classes} classes: {reason}"
+        ) from error
+    _need_parts(model, name, key)
+    if not isinstance(logits, Tensor) or tuple(logits.shape) != (2, classes):
+        raise InputError(f"{key} = {name!r}: for 2 images the model must return logits of shape (2, {classes}).")
+    built: nn.Module = model
+    return built
+
+
+def _tried(model: nn.Module, shape: Shape) -> tuple[nn.Module, Any]:
+    """Return a model with its weights in channels-last order, and its logits of two black images.
+
+    Convolutions are fastest in that order. A model that cannot do with it, because it views images as vectors without
+    `flatten` or `reshape`, keeps torch's usual one.
+    """
+    with torch.no_grad():
+        try:
+            faster = copy.deepcopy(model).to(memory_format=torch.channels_last)
+            logits = faster.train()(torch.zeros(2, *shape))
+            return model.to(memory_format=torch.channels_last), logits
+        except RuntimeError:
+            return model, copy.deepcopy(model).train()(torch.zeros(2, *shape))
+
+
+def fill(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Copy weights and buffers into a model, as `load_state_dict` does, which raises where they do not fit."""
+    own = model.state_dict()
+    if own.keys() != weights.keys() or any(own[name].shape != weights[name].shape for name in own):
+        model.load_state_dict(weights)  # says what does not fit
+    with torch.no_grad():
+        torch._foreach_copy_(list(own.values()), [weights[name] for name in own])
+
+
+def _need_parts(model: Any, name: str, key: str) -> None:
+    if not callable(getattr(model, "features", None)) or not isinstance(getattr(model, "classifier", None), nn.Module):
+        raise InputError(
+            f"{key} = {name!r}: the model needs `features` (a module or method) and `classifier` (a module)."
+        )
+
+
+def _projection(width: Any, key: str) -> int | None:
+    if width is not None and (not isinstance(width, int) or isinstance(width, bool) or width < 1):
+        raise InputError(f"{key}.projection = {width!r}: should be the width of a projection head, 1 or more.")
+    return width
+
+
+class _Projected(nn.Module):
+    """A model with a two-layer projection head between features and classifier (Li et al., 2021, MOON)."""
+
+    def __init__(self, model: nn.Module, width: int, classes: int) -> None:
+        super().__init__()
+        inputs = cast(nn.Linear, model.classifier).in_features
+        self.trunk = model
+        self.trunk.classifier = nn.Identity()
+        self.head = nn.Sequential(nn.Linear(inputs, inputs), nn.ReLU(), nn.Linear(inputs, width))
+        self.classifier = nn.Linear(width, classes)
+
+    def features(self, images: Tensor) -> Tensor:
+        """Return the projected features, B x width."""
+        projected: Tensor = self.head(cast(Callable[[Tensor], Tensor], self.trunk.features)(images))
+        return projected
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits, B x C."""
+        logits: Tensor = self.classifier(self.features(images))
+        return logits

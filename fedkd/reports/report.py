@@ -1,0 +1,334 @@
+"""One page of HTML on runs, which needs no network: curves, tables, partitions, nodes, and what methods show."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import jinja2
+import numpy as np
+import tomli_w
+from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
+
+from ..errors import InputError
+from ..runs.metrics import lower_is_better
+from ..runs.results import Arm, Run, arms_of, completed, differing, find_runs, in_order, other_data, shown
+from . import charts
+from .charts import Series
+from .compare import Row, compare, estimate
+from .tables import caption, table
+
+_MOST_IMAGES = 8  # rounds of a series of images
+_MOST_ROWS = 100  # of a heat map with a table of its own
+_SUFFIX = "/accuracy"
+
+
+def report(paths: Sequence[Path], out: Path, title: str | None = None) -> list[str]:
+    """Write the page on all runs in folders; return what is wrong with those that are left out.
+
+    Raises InputError where no run can be shown, and for an output that is a folder.
+    """
+    if out.is_dir():
+        raise InputError(f"--output {out}: that is a folder; name a file, such as report.html.")
+    runs, problems = find_runs(paths)
+    page, problems = render(runs, problems, title or f"fedkd: {', '.join(path.resolve().name for path in paths)}")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(page)
+    except OSError as error:
+        raise InputError(f"--output {out}: cannot be written: {error.strerror}.") from error
+    return problems
+
+
+def render(
+    runs: Sequence[Run], problems: Sequence[str], title: str, *, live: str = "", version: str = ""
+) -> tuple[str, list[str]]:
+    """Return the page, and what is left out of it or wrong with it.
+
+    Runs that have not been completed are left out, and told; where there are no others, shown.
+    `live`: how far a run is that goes on; the page then looks for changes of `version` by itself.
+    """
+    problems, groups = list(problems), []
+    for number, (name, members) in enumerate(_alike(runs).items()):
+        whole, others = completed(members)
+        problems += others if whole else [line.replace("left out", "shown as far as it is") for line in others]
+        arms, twice = arms_of(whole or members)
+        problems += twice
+        if (pair := other_data(whole)) is not None:
+            problems.append(
+                f"{pair[0].path} and {pair[1].path} trained on other images or another partition, though their configs "
+                "agree: do not compare them."
+            )
+        group, more = _group(f"group-{number}", name, arms)
+        groups.append(group)
+        problems += more
+    template = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
+        files("fedkd.reports").joinpath("page.html").read_text()
+    )
+    strategies = sorted({run.settings["strategy.name"] for run in runs})
+    seeds = sorted({run.seed for run in runs})
+    versions = sorted({str(run.summary["versions"].get("fedkd")) for run in runs if run.summary})
+    problems = list(dict.fromkeys(problems))
+    page = template.render(
+        title=title,
+        about=f"{len(runs)} runs: {len(strategies)} strategies, seeds {', '.join(map(str, seeds))}."
+        + (f" fedkd {', '.join(versions)}." if versions else ""),
+        problems=problems,
+        groups=groups,
+        differing={key: [shown(value) for value in values] for key, values in differing(runs).items()},
+        options=_options(runs),
+        configs=[
+            {"title": str(run.path), "text": tomli_w.dumps(run.config)}
+            for run in {run.arm: run for run in reversed(runs)}.values()
+        ][::-1],
+        live=live,
+        version=version,
+    )
+    return page, problems
+
+
+def _alike(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """Sort runs into groups that differ in their strategies alone, under a title that tells the groups apart."""
+    keys = list(differing(runs))
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        told = [f"{key} = {run.settings[key]}" if key in run.settings else f"{key} unset" for key in keys]
+        groups.setdefault(", ".join(told) or "Results", []).append(run)
+    return groups
+
+
+def _group(key: str, title: str, arms: list[Arm]) -> tuple[dict[str, Any], list[str]]:
+    names = in_order({name for arm in arms for run in arm.runs for name in run.metrics()})
+    images, problems = _images(arms)
+    parts = [_partition(arms), _weights(arms), _ensembles(arms), _features(arms), images]
+    metrics = []
+    for name in names:
+        metric, more = _metric(name, arms)
+        metrics.append(metric)
+        problems += [problem for problem in more if not problem.endswith(f"has no {name}; left out.")]
+    legend = [(arm.name, _safe(charts.legend(number))) for number, arm in enumerate(arms)]
+    group = {
+        "key": key,
+        "title": title,
+        "legend": legend,
+        "metrics": metrics,
+        "parts": [part for part in parts if part],
+    }
+    return group, problems
+
+
+def _metric(metric: str, arms: list[Arm]) -> tuple[dict[str, Any], list[str]]:
+    numbers = {arm.name: number for number, arm in enumerate(arms)}
+    comparison = compare([run for arm in arms for run in arm.runs], metric=metric)
+    header, rows = table(comparison)
+    scale = 100.0 if metric.endswith(_SUFFIX) else 1.0
+    unit = f"{metric} (%)" if scale > 1 else metric
+    having = [arm for arm in arms if any(metric in run.metrics() for run in arm.runs)]
+    figures = []
+    for what, label in (
+        ("rounds", "round"),
+        ("megabytes", "megabytes sent, both ways"),
+        ("seconds", "seconds of rounds"),
+    ):
+        series = [_series(arm, metric, what, numbers[arm.name], scale) for arm in having]
+        told = "; ".join(f"{row.arm.name} ends at {scale * row.final.mean:.4g}" for row in comparison.rows)
+        seeds = max(len(arm.runs) for arm in having)
+        band = "; the bands are one standard deviation over seeds" if seeds > 1 else ""
+        figures.append(
+            {
+                "svg": _safe(
+                    charts.curves(
+                        series, label, unit, f"{metric} against {what}", f"Curves of {len(series)} strategies: {told}.",
+                        whole=what == "rounds",
+                    )
+                ),
+                "caption": f"{metric} against {what}{band}.",
+            }
+        )  # fmt: skip
+    nodes = _nodes(metric, comparison.rows, numbers, scale, unit)
+    numbered = [(numbers[row.arm.name], cells) for row, cells in zip(comparison.rows, rows, strict=True)]
+    about = {"name": metric, "caption": caption(comparison), "header": header, "rows": numbered}
+    return {**about, "figures": figures + ([nodes] if nodes else [])}, comparison.problems
+
+
+def _series(arm: Arm, metric: str, what: str, number: int, scale: float) -> Series:
+    """Return an arm's mean over seeds at each round that is measured in some run, with one deviation."""
+    at: dict[int, list[tuple[float, float]]] = {}
+    for run in arm.runs:
+        for i in run.measured(metric):
+            place = {"rounds": run.lines[i]["round"], "megabytes": run.megabytes[i], "seconds": run.seconds[i]}[what]
+            at.setdefault(run.lines[i]["round"], []).append((place, scale * run.lines[i]["metrics"][metric]))
+    x = [fmean(place for place, _ in at[key]) for key in sorted(at)]
+    values = [[value for _, value in at[key]] for key in sorted(at)]
+    found = [estimate(one) for one in values]
+    half = [0.0 if math.isnan(one.deviation) else one.deviation for one in found]
+    low = [one.mean - d for one, d in zip(found, half, strict=True)]
+    high = [one.mean + d for one, d in zip(found, half, strict=True)]
+    return Series(number, arm.name, x, [one.mean for one in found], low, high)
+
+
+def _nodes(metric: str, rows: list[Row], numbers: dict[str, int], scale: float, unit: str) -> dict[str, Any] | None:
+    """Return the chart of each node's value with each seed, best mean first: node 3 of another seed is another node."""
+    dots = []
+    for row in rows:
+        values = [
+            scale * value for run in row.arm.runs for value in run.of_nodes(metric).values() if math.isfinite(value)
+        ]
+        if values:
+            dots.append((numbers[row.arm.name], row.arm.name, values))
+    if not dots:
+        return None
+    dots.sort(key=lambda row: fmean(row[2]), reverse=not lower_is_better(metric))
+    told = "; ".join(f"{name}: {min(v):.4g} to {max(v):.4g}, mean {fmean(v):.4g}" for _, name, v in dots)
+    return {
+        "svg": _safe(charts.strips(dots, unit, f"{metric} of each node", f"A dot a node and seed. {told}.")),
+        "caption": f"{metric} of each node with each seed at the last measurement, and their mean.",
+        "wide": len(dots) > 12,
+    }
+
+
+def _partition(arms: list[Arm]) -> dict[str, Any] | None:
+    run = next((run for arm in arms for run in arm.runs if run.partition() is not None), None)
+    if run is None:
+        return None
+    kept = run.partition()
+    assert kept is not None
+    counts, classes = np.array(kept["counts"]), kept["classes"]
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    few = counts.size <= 600
+    texts = [[str(c) if c else "" for c in row] for row in counts.tolist()] if few else None
+    sizes = counts.sum(1)
+    told = f"{len(counts)} nodes with {sizes.min()} to {sizes.max()} images of {len(classes)} classes."
+    if len(counts) <= _MOST_ROWS:
+        told += " " + "; ".join(
+            f"node {node}: " + ", ".join(f"{c} of {name}" for c, name in zip(row, classes, strict=True) if c)
+            for node, row in enumerate(counts.tolist())
+        )
+    svg = charts.heat_map(
+        shares, "class", "node", "Images of each class at each node", told, columns=classes, texts=texts
+    )
+    about = f"Seed {run.seed}. Shade: the share of the node's images{'; number: how many' if few else ''}."
+    each = f"{sizes.min()} to {sizes.max()}" if sizes.min() < sizes.max() else f"{sizes.max()}"
+    figure = {"svg": _safe(svg), "caption": f"{len(counts)} nodes, {each} images each."}
+    return {"title": "Who holds what", "about": about, "figures": [{**figure, "wide": len(counts) > 40}]}
+
+
+def _last_logged(run: Run, key: str) -> dict[str, Any] | None:
+    return next((line for line in reversed(run.lines) if key in line["log"]), None)
+
+
+def _of_each(arms: list[Arm], key: str) -> list[tuple[Arm, Run, dict[str, Any]]]:
+    """Return arms whose first run logged something, with that run and the last line that has it."""
+    return [(arm, arm.runs[0], line) for arm in arms if (line := _last_logged(arm.runs[0], key)) is not None]
+
+
+def _weights(arms: list[Arm]) -> dict[str, Any] | None:
+    figures = _matrices(arms, "weights", "nodes", "node that is heard", "node that hears", square=True)
+    about = "Each row: with what weight a node hears the others."
+    return {"title": "Who hears whom", "about": about, "figures": figures} if figures else None
+
+
+def _ensembles(arms: list[Arm]) -> dict[str, Any] | None:
+    figures = _matrices(arms, "ensemble_weights", "teachers", "teacher (node)", "class", square=False)
+    about = "The weight of each teacher for each class."
+    return {"title": "Teachers of the server", "about": about, "figures": figures} if figures else None
+
+
+def _matrices(
+    arms: list[Arm], key: str, nodes_key: str, x_label: str, y_label: str, *, square: bool
+) -> list[dict[str, Any]]:
+    """Return the last matrix that each arm's first run logged; its columns, and rows of a square one, are nodes."""
+    figures = []
+    for arm, run, line in _of_each(arms, key):
+        weights, nodes = np.array(line["log"][key]), [str(node) for node in line["log"][nodes_key]]
+        rows = nodes if square else [str(row) for row in range(len(weights))]
+        told = "; ".join(
+            f"row {name}: most is {row.max():.2f}, of node {nodes[int(np.argmax(row))]}"
+            for name, row in list(zip(rows, weights, strict=True))[:_MOST_ROWS]
+        )
+        texts = [[f"{weight:.2f}" if weight >= 0.005 else "" for weight in row] for row in weights.tolist()]
+        svg = charts.heat_map(
+            weights, x_label, y_label, f"Weights of {arm.name}, each row a {y_label}", told,
+            columns=nodes, rows=rows, texts=texts if weights.size <= 256 else None,
+        )  # fmt: skip
+        figures.append({"svg": _safe(svg), "caption": f"{arm.name}, seed {run.seed}, round {line['round']}."})
+    return figures
+
+
+def _features(arms: list[Arm]) -> dict[str, Any] | None:
+    figures = []
+    for arm, run, line in _of_each(arms, "feature_map"):
+        points, labels = np.array(line["log"]["feature_map"]["points"]), np.array(line["log"]["feature_map"]["labels"])
+        kept = run.partition()
+        classes = kept["classes"] if kept else [str(label) for label in range(int(labels.max()) + 1)]
+        told = (
+            f"{len(points)} test images of {len(np.unique(labels))} classes, by their first two principal components."
+        )
+        svg = charts.points(points, labels, classes, f"Features of {arm.name}", told)
+        figures.append({"svg": _safe(svg), "caption": f"{arm.name}, seed {run.seed}, round {line['round']}."})
+    return {"title": "Maps of features", "about": "", "figures": figures} if figures else None
+
+
+def _images(arms: list[Arm]) -> tuple[dict[str, Any] | None, list[str]]:
+    figures, problems = [], []
+    for arm in arms:
+        run = arm.runs[0]
+        for folder in sorted(path for path in (run.path / "figures").glob("*") if path.is_dir()):
+            found = sorted(folder.glob("round-*.png"))
+            places = np.unique(np.linspace(0, len(found) - 1, min(_MOST_IMAGES, len(found))).round().astype(int))
+            rows = []
+            for path in [found[i] for i in places] if found else []:
+                try:
+                    rows.append(_image(path, folder.name))
+                except (OSError, ValueError) as error:  # such as a file that a crash cut off
+                    problems.append(f"{path}: cannot be shown: {error}")
+            if rows:
+                figures.append(
+                    {"images": rows, "caption": f"{arm.name}: {folder.name}, seed {run.seed}.", "wide": True}
+                )
+    about = "As they are: generated on the server, or distilled; first and last round among them."
+    return ({"title": "Images over rounds", "about": about, "figures": figures} if figures else None), problems
+
+
+def _image(path: Path, name: str) -> dict[str, str]:
+    with Image.open(path) as opened:
+        opened.load()
+        captions = json.loads(opened.text.get("captions", "[]") if isinstance(opened, PngImageFile) else "[]")
+    number = int(path.stem.removeprefix("round-"))
+    return {
+        "title": f"round {number}" + (f": {', '.join(captions)}" if captions else ""),
+        "source": "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode(),
+        "alt": f"{name} of round {number}: {', '.join(captions) or 'no captions'}",
+    }
+
+
+def _options(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Return each strategy's options, once each; and which of them differ among its runs."""
+    tables: dict[str, list[dict[str, Any]]] = {}
+    for run in runs:
+        table = {key: value for key, value in run.settings.items() if key.startswith("strategy.")}
+        known = tables.setdefault(table.pop("strategy.name"), [])
+        if table not in known:
+            known.append(table)
+    rows = []
+    for name, known in tables.items():
+        keys = sorted({key for table in known for key in table})
+        for table in known:
+            told = [(shown(table.get(key)), any(other.get(key) != table.get(key) for other in known)) for key in keys]
+            options = [(key.removeprefix("strategy."), *one) for key, one in zip(keys, told, strict=True)]
+            rows.append({"name": name, "options": options})
+    return rows
+
+
+def _safe(svg: str) -> Any:
+    """Mark a picture as markup: what it holds of names and values was escaped when it was drawn."""
+    from markupsafe import Markup
+
+    return Markup(svg)

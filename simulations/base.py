@@ -1,0 +1,130 @@
+"""What the simulation engines share: a Flower Grid whose nodes are simulated."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+
+from fedkd.config import Limits
+from fedkd.messages.arrival import Expectation
+from fedkd.messages.carrier import Carrier
+from fedkd.messages.flower import be_the_server, give_ids, simulated_run
+from fedkd.messages.merging import Block, Merge, merge_block
+
+from .faults import fault_of
+
+if TYPE_CHECKING:
+    from fedkd.core.environment import Environment
+
+
+class SimulationGrid(Carrier, Grid):
+    """A Flower Grid over simulated nodes 0, 1, ..., each with a state that lasts as long as the engine.
+
+    An engine writes `carry`, `states` and `restore`, and `carry_merged` where it can merge elsewhere; `call_node` runs
+    a client and lets go wrong what the config wants to. It is a context manager: leaving it frees what it started.
+    """
+
+    def __init__(self, environment: Environment) -> None:
+        """Simulate the nodes of the environment's federation."""
+        be_the_server()
+        self.environment = environment
+        self._about = simulated_run()
+        self._sent: dict[str, Message] = {}
+        self._nodes = range(environment.data.clients)
+        self._events: list[dict[str, Any]] = []
+
+    @abstractmethod
+    def carry(self, messages: list[Message], timeout: float | None) -> Iterator[Message]:
+        """Run the clients of these messages; yield a reply or an error reply a message, in the messages' order."""
+
+    def carry_merged(
+        self, blocks: list[list[Message]], merge: Merge, expectation: Expectation, limits: Limits, timeout: float | None
+    ) -> Iterator[Block]:
+        """Run the clients of these blocks of messages; yield each block's merged replies, in order."""
+        replies = self.carry([message for block in blocks for message in block], timeout)
+        for block in blocks:
+            yield merge_block(islice(replies, len(block)), merge, expectation, limits)
+
+    def exchange(self, messages: list[Message], timeout: float | None) -> Iterator[Message]:
+        """Run the clients, and note what goes wrong on purpose."""
+        self._foresee(messages)
+        return self.carry(messages, timeout)
+
+    def exchange_merged(
+        self, blocks: list[list[Message]], merge: Merge, expectation: Expectation, limits: Limits, timeout: float | None
+    ) -> Iterator[Block]:
+        """Run the clients block by block, and note what goes wrong on purpose."""
+        self._foresee([message for block in blocks for message in block])
+        return self.carry_merged(blocks, merge, expectation, limits, timeout)
+
+    def _foresee(self, messages: list[Message]) -> None:
+        for message in messages:
+            if (fault := fault_of(self.environment.config, message)) is not None:
+                action = message.metadata.message_type.removeprefix("train.")
+                self._events.append(fault.event(message.metadata.dst_node_id, action))
+
+    def events(self) -> list[dict[str, Any]]:
+        """Return what has happened since this was last asked."""
+        events, self._events = self._events, []
+        return events
+
+    def __enter__(self) -> SimulationGrid:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def nodes(self) -> Sequence[int]:
+        """Return all nodes."""
+        return self._nodes
+
+    @abstractmethod
+    def restore(self, states: Iterable[tuple[int, RecordDict]]) -> None:
+        """Give nodes the states of a checkpoint."""
+
+    def close(self) -> None:
+        """Free what the engine started."""
+
+    # Flower's interface
+
+    def set_run(self, run: Run) -> None:
+        """Keep the run's description."""
+        self._about = run
+
+    @property
+    def run(self) -> Run:
+        """Return the run's description."""
+        return self._about
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        """Return a new message to a node."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Return the ids of all nodes."""
+        return self._nodes
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Accept messages; they run when their replies are pulled. Returns their ids."""
+        batch = list(messages)
+        ids = give_ids(batch)
+        self._sent.update(zip(ids, batch, strict=True))
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Run the clients of these messages and return their replies."""
+        return list(self.exchange([self._sent.pop(i) for i in message_ids if i in self._sent], None))
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """Run the clients of these messages and return their replies, in the order of the messages."""
+        batch = list(messages)
+        give_ids(batch)
+        return list(self.exchange(batch, timeout))

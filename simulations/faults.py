@@ -1,0 +1,104 @@
+"""Faults on purpose, of a simulation: nodes that drop out, straggle, raise, or whose replies are damaged or lost.
+
+Each is drawn by (seed, round, node), so that a run with faults is as reproducible as one without. Measurements (the
+core's `evaluate`) are spared: they are no part of a method.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+
+from fedkd.config import Config
+from fedkd.messages.arrays import HeldArray
+from fedkd.streams import numpy_stream
+
+Damage = Literal["nan", "shape", "huge"]
+DAMAGES: tuple[Damage, ...] = ("nan", "shape", "huge")
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What goes wrong with one request. `delay`: simulated seconds; `damage`: of its reply."""
+
+    kind: Literal["dropout", "straggler", "error", "corrupted", "lost"]
+    delay: float = 0.0
+    damage: Damage = "nan"
+
+    def event(self, node: int, action: str) -> dict[str, Any]:
+        """Return the fault as an event of metrics.jsonl."""
+        more: dict[str, Any] = {}
+        if self.kind == "straggler":
+            more["seconds"] = round(self.delay, 3)
+        if self.kind == "corrupted":
+            more["damage"] = self.damage
+        return {"node": node, "action": action, "event": f"injected: {self.kind}", **more}
+
+    def failure(self, timeout: float | None) -> str | None:
+        """Return why there is no reply, if there is none."""
+        late = timeout is not None and (self.kind == "lost" or self.delay > timeout)
+        if late:
+            return f"no reply within {timeout:g} s (injected)"
+        return {"dropout": "dropped out (injected)", "error": "InjectedError: a client error on purpose",
+                "lost": "reply lost (injected)"}.get(self.kind)  # fmt: skip
+
+    @property
+    def runs(self) -> bool:
+        """Return whether the client does its work all the same."""
+        return self.kind not in ("dropout", "error")
+
+
+def fault_of(config: Config, message: Message) -> Fault | None:
+    """Return what goes wrong with a request to a simulated node, if anything. A node that is away is so all round."""
+    faults, node = config.faults, message.metadata.dst_node_id
+    action = message.metadata.message_type.removeprefix("train.")
+    number = int(message.metadata.group_id or 0)
+    if action == "evaluate":
+        return None
+    if faults.dropout and numpy_stream(config.seed, number, node, "faults/dropout").random() < faults.dropout:
+        return Fault("dropout")
+    if not faults.error and not faults.lost and not faults.corrupted and not faults.straggler:
+        return None
+    rng = numpy_stream(config.seed, number, node, f"faults/{action}")
+    error, lost, corrupted, straggler = rng.random(4)
+    delay, damage = float(rng.exponential(faults.delay)), DAMAGES[int(rng.integers(len(DAMAGES)))]
+    if error < faults.error:
+        return Fault("error")
+    if lost < faults.lost:
+        return Fault("lost")
+    if corrupted < faults.corrupted:
+        return Fault("corrupted", damage=damage)
+    return Fault("straggler", delay) if straggler < faults.straggler else None
+
+
+def damaged(records: RecordDict, damage: Damage) -> RecordDict:
+    """Return the records of a reply as they might arrive: one array with a NaN, in another shape, or with a header
+    that claims ten billion values. A reply without arrays gets a number that is none.
+    """
+    copies = RecordDict(dict(records))
+    for key, record in records.items():
+        if not isinstance(record, ArrayRecord) or not len(record):
+            continue
+        arrays = ArrayRecord()
+        for place, (name, array) in enumerate(record.items()):
+            arrays[name] = _damaged(array.numpy(), damage) if place == 0 else array
+        copies[key] = arrays
+        return copies
+    copies["numbers"] = MetricRecord({**records.metric_records.get("numbers", MetricRecord()), "damaged": float("nan")})
+    return copies
+
+
+def _damaged(values: np.ndarray, damage: Damage) -> Array:
+    if damage == "shape":
+        return HeldArray(np.append(values.ravel(), values.ravel()[:1] if values.size else np.zeros(1, values.dtype)))
+    if damage == "huge":
+        whole = Array(np.zeros(1, values.dtype))
+        claim = whole.data.replace(b"(1,), }" + b" " * 10, b"(10000000000,), }")
+        return Array(whole.dtype, whole.shape, whole.stype, claim)
+    broken = values.astype(np.float32 if not np.issubdtype(values.dtype, np.floating) else values.dtype)
+    broken = np.append(broken.ravel(), np.nan) if not broken.size else broken
+    broken.flat[0] = np.nan
+    return HeldArray(np.ascontiguousarray(broken))
