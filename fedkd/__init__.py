@@ -9,8 +9,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .runs.trackers import Tracker as Tracker
-    from .models.zoo import Classifier as Classifier
     from .core.client import Client as Client
     from .core.client import GlobalModelClient as GlobalModelClient
     from .core.environment import Environment as Environment
@@ -24,6 +22,8 @@ if TYPE_CHECKING:
     from .messages.payload import Expected as Expected
     from .messages.payload import Payload as Payload
     from .messages.payload import like as like
+    from .models.zoo import Classifier as Classifier
+    from .runs.trackers import Tracker as Tracker
 
 _HOMES = {
     "Tracker": "runs.trackers",
