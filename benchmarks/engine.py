@@ -27,7 +27,8 @@ os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 import torch
-from flwr.app import RecordDict
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
 from flwr.simulation import run_simulation
 from rich.console import Console
 from rich.table import Table
@@ -36,10 +37,11 @@ from torch.nn import functional as F
 from fedkd.config import Config, parse_config
 from fedkd.core.environment import Environment
 from fedkd.core.record import Record
-from fedkd.core.round_loop import Server
+from fedkd.core.round_loop import run_rounds
+from fedkd.core.setup import make_setup
 from fedkd.deployment.on_site import SiteApp
-from fedkd.messages.flower import node_context
-from fedkd.runs.run import make_engine, make_server_app
+from fedkd.deployment.sites import Sites
+from fedkd.runs.run import make_engine
 
 CLIENTS, COHORT, BATCH, RATE = 100, 10, 32, 0.05
 
@@ -71,9 +73,9 @@ def ours(config: Config) -> list[float]:
         if record.number:
             seconds.append(record.seconds["round"])
 
-    environment = Environment(config)
-    with make_engine(environment) as grid:
-        make_server_app(Server(environment, on_round=note))(grid, node_context(0, CLIENTS, RecordDict()))
+    setup = make_setup(config)
+    with make_engine(setup) as engine:
+        run_rounds(setup, engine, on_round=note)
     return seconds
 
 
@@ -85,9 +87,13 @@ def flower(config: Config) -> list[float]:
         if record.number:
             seconds.append(record.seconds["round"])
 
-    environment = Environment(config)
-    client_app = SiteApp(lambda run_config: config)
-    server_app = make_server_app(Server(environment, on_round=note))
+    setup = make_setup(config)
+    client_app, server_app = SiteApp(lambda run_config: config), ServerApp()
+
+    @server_app.main()
+    def main(grid: Grid, context: Context) -> None:
+        run_rounds(setup, Sites(grid, setup), on_round=note)
+
     resources = {"client_resources": {"num_cpus": 1, "num_gpus": 0.0}, "init_args": {"num_cpus": 2}}
     run_simulation(server_app, client_app, CLIENTS, backend_config=resources)  # type: ignore[arg-type]
     return seconds

@@ -38,14 +38,11 @@ def measure(
     rounds run: its own memory, and pages of Ray's object store that it has read.
     """
     begin = time.perf_counter()
-    from flwr.app import RecordDict
-
     from fedkd.config import parse_config
-    from fedkd.core.environment import Environment
     from fedkd.core.record import Record
-    from fedkd.core.round_loop import Server
-    from fedkd.messages.flower import node_context
-    from fedkd.runs.run import make_engine, make_server_app
+    from fedkd.core.round_loop import run_rounds
+    from fedkd.core.setup import make_setup
+    from fedkd.runs.run import make_engine
 
     never = {"every": 10**6, "fraction": 1e-6}
     partition = {"scheme": "drawn", "clients": registered, "alpha": 0.5, "size": 32}
@@ -80,11 +77,11 @@ def measure(
         if record.number == rounds - 1:
             in_rounds.clear()
 
-    environment = Environment(config)
-    environment.check()
-    with make_engine(environment) as grid:
+    setup = make_setup(config)
+    setup.check()
+    with make_engine(setup) as carrier:
         started = time.perf_counter() - begin
-        make_server_app(Server(environment, on_round=note))(grid, node_context(0, registered, RecordDict()))
+        run_rounds(setup, carrier, on_round=note)
     pipe.send((started, statistics.median(seconds[1:]), own[0], shared[0]))
 
 

@@ -13,8 +13,9 @@ import time
 import torch
 from flwr.app import RecordDict
 
-from fedkd import Environment, Payload
+from fedkd import Payload
 from fedkd.config import parse_config
+from fedkd.core.setup import make_setup
 from fedkd.data.federated_data import FederatedData
 
 BASES = ("simclr", "moco", "byol", "fedu", "protocl")
@@ -31,11 +32,12 @@ def seconds(strategy: dict[str, object], data: FederatedData | None) -> tuple[fl
             "strategy": strategy,
         }
     )
-    environment = Environment(config, data)
-    request = Payload(weights=environment.strategy.initial_weights(environment))
+    setup = make_setup(config, data)
+    method, environment = setup.strategy, setup.environment
+    request = Payload(weights=method.initial_weights(environment))
     found = []
     for number in range(1, REPEATS + 1):
-        client = environment.strategy.client_class()(environment, 0, RecordDict(), number, "fit", False)
+        client = method.client_class()(environment, method.layers(), 0, RecordDict(), number, "fit", False)
         begin = time.perf_counter()
         getattr(client, "fit")(request)  # noqa: B009
         found.append((time.perf_counter() - begin) / STEPS)

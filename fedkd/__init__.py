@@ -1,6 +1,22 @@
-"""fedkd: federated knowledge distillation. Strategies import what they need from here.
+"""fedkd: federated knowledge distillation. This is the public surface: all that a strategy needs, under one name.
 
-Names are loaded when first used, so that `import fedkd` and the command line's help stay fast.
+`from fedkd import Strategy, Client, Payload, ...`. Names are loaded when first used, so that `import fedkd` and the
+command line's help stay fast. The rooms, lowest first; each has a map of its files in its `__init__.py`:
+
+* `config`, `errors`, `registry`, `streams`: what everything may import.
+* `messages`: what crosses between server and nodes: payload, the check on arrival, the byte ledger, merging.
+* `data`: data sets, partitions, the public set.
+* `models`: the model zoo, the adapter to other people's models.
+* `learning`: batches, training, evaluation, losses, optimisers, probes, views.
+* `distillation`: dataset distillers, generators, matching losses.
+* `core`: the contract of a method: strategy, client, round, round loop, sampling, wrapper, state.
+* `methods`: what several methods share, and only they.
+* `runs`: a run, its folder, checkpoints, metrics, progress, sweep.
+* `reports`: compare, tables, charts, the report page, watch.
+* `deployment`: real sites, provisioning, what runs on site.
+* `cli`, `testing`: the command line; the checks of a strategy.
+
+Beside them: `fedkd.strategies`, a file for each method, and `fedkd.simulations`, the engines.
 """
 
 from __future__ import annotations
@@ -9,38 +25,224 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .config import GROUPS as GROUPS
+    from .config import Adam as Adam
+    from .config import Architecture as Architecture
+    from .config import Count as Count
+    from .config import Fraction as Fraction
+    from .config import Group as Group
+    from .config import NamedTable as NamedTable
+    from .config import NotNegative as NotNegative
+    from .config import Positive as Positive
+    from .config import Sgd as Sgd
+    from .config import TrainConfig as TrainConfig
+    from .config import Whole as Whole
     from .core.client import Client as Client
     from .core.client import GlobalModelClient as GlobalModelClient
     from .core.environment import Environment as Environment
-    from .core.round import Replies as Replies
+    from .core.round import Reply as Reply
     from .core.round import Round as Round
     from .core.strategy import Strategy as Strategy
+    from .core.wrapper import Wrapper as Wrapper
+    from .data.federated_data import FederatedData as FederatedData
+    from .data.images import PIXEL_MAX as PIXEL_MAX
+    from .data.images import Dataset as Dataset
+    from .data.images import Images as Images
+    from .data.partitions import Pool as Pool
+    from .data.partitions import Split as Split
+    from .distillation.distillers import DM as DM
+    from .distillation.distillers import FGM as FGM
+    from .distillation.distillers import IDM as IDM
+    from .distillation.distillers import Distiller as Distiller
+    from .distillation.generators import FeatureGenerator as FeatureGenerator
+    from .distillation.generators import ImageGenerator as ImageGenerator
+    from .distillation.matching import Distance as Distance
+    from .distillation.virtual_images import RealImages as RealImages
+    from .distillation.virtual_images import Virtual as Virtual
+    from .distillation.virtual_images import class_statistics as class_statistics
+    from .distillation.virtual_images import normal_images as normal_images
+    from .distillation.virtual_images import real_images as real_images
     from .errors import InputError as InputError
     from .errors import RunError as RunError
+    from .learning.batches import Preprocess as Preprocess
+    from .learning.batches import batches as batches
+    from .learning.evaluation import features as features
+    from .learning.evaluation import predict as predict
+    from .learning.losses import Metric as Metric
+    from .learning.losses import diversity_loss as diversity_loss
+    from .learning.losses import entropy as entropy
+    from .learning.losses import kl_divergence as kl_divergence
+    from .learning.losses import kl_from_probabilities as kl_from_probabilities
+    from .learning.losses import normalised as normalised
+    from .learning.losses import nt_xent as nt_xent
+    from .learning.losses import supervised_contrast as supervised_contrast
+    from .learning.optimizers import make_optimizer as make_optimizer
+    from .learning.probes import linear_probe as linear_probe
+    from .learning.probes import mean_angle as mean_angle
+    from .learning.probes import nearest_neighbours as nearest_neighbours
+    from .learning.training import Loss as Loss
+    from .learning.training import cross_entropy as cross_entropy
+    from .learning.training import train as train
+    from .learning.training import train_as as train_as
+    from .learning.views import Augmentation as Augmentation
+    from .learning.views import View as View
+    from .learning.views import views_of as views_of
+    from .messages.arrays import Tensors as Tensors
+    from .messages.arrays import copied as copied
+    from .messages.arrays import parts_of as parts_of
+    from .messages.arrays import under as under
     from .messages.merging import weighted_mean as weighted_mean
+    from .messages.payload import ANY_NUMBER as ANY_NUMBER
+    from .messages.payload import IMAGES as IMAGES
+    from .messages.payload import UNWEIGHTED as UNWEIGHTED
     from .messages.payload import ArraySpec as ArraySpec
     from .messages.payload import Expected as Expected
     from .messages.payload import Payload as Payload
+    from .messages.payload import expected_model as expected_model
     from .messages.payload import like as like
+    from .methods.class_means import ClassMeans as ClassMeans
+    from .methods.class_means import expected_means as expected_means
+    from .methods.class_means import mean_over_nodes as mean_over_nodes
+    from .methods.image_shares import SharesClient as SharesClient
+    from .methods.image_shares import mean_images as mean_images
+    from .methods.image_shares import share_numbers as share_numbers
+    from .methods.knowledge_fusion import fuse as fuse
+    from .methods.knowledge_fusion import log_weights as log_weights
+    from .methods.label_logits import LabelLogits as LabelLogits
+    from .methods.label_logits import LabelLogitsClient as LabelLogitsClient
+    from .methods.node_cache import ask_cached as ask_cached
+    from .methods.public_distillation import Pretraining as Pretraining
+    from .methods.public_distillation import PublicSetClient as PublicSetClient
+    from .methods.public_distillation import PublicSetStrategy as PublicSetStrategy
+    from .methods.relay import RelayClient as RelayClient
+    from .methods.relay import RelayStrategy as RelayStrategy
+    from .methods.relay import distillation_kl as distillation_kl
+    from .methods.self_supervised import Encoder as Encoder
+    from .methods.self_supervised import SelfSupervised as SelfSupervised
+    from .methods.self_supervised import SelfSupervisedClient as SelfSupervisedClient
+    from .methods.self_supervised import move_towards as move_towards
+    from .methods.self_supervised import whole_batches as whole_batches
+    from .methods.teachers import Teachers as Teachers
+    from .methods.virtual_images import VirtualImages as VirtualImages
+    from .methods.virtual_images import VirtualImagesClient as VirtualImagesClient
+    from .methods.virtual_images import show_by_class as show_by_class
     from .models.zoo import Classifier as Classifier
+    from .models.zoo import Shape as Shape
     from .runs.trackers import Tracker as Tracker
+    from .streams import default_stream as default_stream
+    from .streams import numpy_stream as numpy_stream
+    from .streams import stream_seed as stream_seed
+    from .streams import torch_stream as torch_stream
 
 _HOMES = {
-    "Tracker": "runs.trackers",
-    "Classifier": "models.zoo",
+    "ANY_NUMBER": "messages.payload",
+    "Adam": "config",
+    "Architecture": "config",
     "ArraySpec": "messages.payload",
+    "Augmentation": "learning.views",
+    "ClassMeans": "methods.class_means",
+    "Classifier": "models.zoo",
     "Client": "core.client",
+    "Count": "config",
+    "DM": "distillation.distillers",
+    "Dataset": "data.images",
+    "Distance": "distillation.matching",
+    "Distiller": "distillation.distillers",
+    "Encoder": "methods.self_supervised",
     "Environment": "core.environment",
     "Expected": "messages.payload",
+    "FGM": "distillation.distillers",
+    "FeatureGenerator": "distillation.generators",
+    "FederatedData": "data.federated_data",
+    "Fraction": "config",
+    "GROUPS": "config",
     "GlobalModelClient": "core.client",
+    "Group": "config",
+    "IDM": "distillation.distillers",
+    "IMAGES": "messages.payload",
+    "ImageGenerator": "distillation.generators",
+    "Images": "data.images",
     "InputError": "errors",
+    "LabelLogits": "methods.label_logits",
+    "LabelLogitsClient": "methods.label_logits",
+    "Loss": "learning.training",
+    "Metric": "learning.losses",
+    "NamedTable": "config",
+    "NotNegative": "config",
+    "PIXEL_MAX": "data.images",
     "Payload": "messages.payload",
-    "Replies": "core.round",
+    "Pool": "data.partitions",
+    "Positive": "config",
+    "Preprocess": "learning.batches",
+    "Pretraining": "methods.public_distillation",
+    "PublicSetClient": "methods.public_distillation",
+    "PublicSetStrategy": "methods.public_distillation",
+    "RealImages": "distillation.virtual_images",
+    "RelayClient": "methods.relay",
+    "RelayStrategy": "methods.relay",
+    "Reply": "core.round",
     "Round": "core.round",
     "RunError": "errors",
+    "SelfSupervised": "methods.self_supervised",
+    "SelfSupervisedClient": "methods.self_supervised",
+    "Sgd": "config",
+    "Shape": "models.zoo",
+    "SharesClient": "methods.image_shares",
+    "Split": "data.partitions",
     "Strategy": "core.strategy",
+    "Teachers": "methods.teachers",
+    "Tensors": "messages.arrays",
+    "Tracker": "runs.trackers",
+    "TrainConfig": "config",
+    "UNWEIGHTED": "messages.payload",
+    "View": "learning.views",
+    "Virtual": "distillation.virtual_images",
+    "VirtualImages": "methods.virtual_images",
+    "VirtualImagesClient": "methods.virtual_images",
+    "Whole": "config",
+    "Wrapper": "core.wrapper",
+    "ask_cached": "methods.node_cache",
+    "batches": "learning.batches",
+    "class_statistics": "distillation.virtual_images",
+    "copied": "messages.arrays",
+    "cross_entropy": "learning.training",
+    "default_stream": "streams",
+    "distillation_kl": "methods.relay",
+    "diversity_loss": "learning.losses",
+    "entropy": "learning.losses",
+    "expected_means": "methods.class_means",
+    "expected_model": "messages.payload",
+    "features": "learning.evaluation",
+    "fuse": "methods.knowledge_fusion",
+    "kl_divergence": "learning.losses",
+    "kl_from_probabilities": "learning.losses",
     "like": "messages.payload",
+    "linear_probe": "learning.probes",
+    "log_weights": "methods.knowledge_fusion",
+    "make_optimizer": "learning.optimizers",
+    "mean_angle": "learning.probes",
+    "mean_images": "methods.image_shares",
+    "mean_over_nodes": "methods.class_means",
+    "move_towards": "methods.self_supervised",
+    "nearest_neighbours": "learning.probes",
+    "normal_images": "distillation.virtual_images",
+    "normalised": "learning.losses",
+    "nt_xent": "learning.losses",
+    "numpy_stream": "streams",
+    "parts_of": "messages.arrays",
+    "predict": "learning.evaluation",
+    "real_images": "distillation.virtual_images",
+    "share_numbers": "methods.image_shares",
+    "show_by_class": "methods.virtual_images",
+    "stream_seed": "streams",
+    "supervised_contrast": "learning.losses",
+    "torch_stream": "streams",
+    "train": "learning.training",
+    "train_as": "learning.training",
+    "under": "messages.arrays",
+    "views_of": "learning.views",
     "weighted_mean": "messages.merging",
+    "whole_batches": "methods.self_supervised",
 }
 __all__ = list(_HOMES)
 
@@ -49,3 +251,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'fedkd' has no attribute {name!r}")
     return getattr(import_module(f"fedkd.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

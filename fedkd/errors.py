@@ -16,10 +16,15 @@ class RunError(Exception):
 
 def unknown(what: str, name: str, valid: Iterable[str]) -> InputError:
     """Return the error for a name that is not among `valid`, with the nearest valid one."""
+    return InputError(f"{what}: unknown {name!r}{nearest(name, valid)}")
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """Return the end of an error's sentence: the nearest valid name, if one is near, and all of them."""
     names = sorted(valid)
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else "."
-    return InputError(f"{what}: unknown {name!r}{hint} Valid: {', '.join(names) or '(none)'}.")
+    return f"{hint} Valid: {', '.join(names) or '(none)'}."
 
 
 def on_one_line(text: str, most: int = 400) -> str:

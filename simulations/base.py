@@ -5,35 +5,34 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
 from fedkd.config import Limits
+from fedkd.core.setup import Setup
 from fedkd.messages.arrival import Expectation
-from fedkd.messages.carrier import Carrier
+from fedkd.messages.carrier import Engine
 from fedkd.messages.flower import be_the_server, give_ids, simulated_run
 from fedkd.messages.merging import Block, Merge, merge_block
 
 from .faults import fault_of
 
-if TYPE_CHECKING:
-    from fedkd.core.environment import Environment
 
-
-class SimulationGrid(Carrier, Grid):
+class SimulationGrid(Engine, Grid):
     """A Flower Grid over simulated nodes 0, 1, ..., each with a state that lasts as long as the engine.
 
-    An engine writes `carry`, `states` and `restore`, and `carry_merged` where it can merge elsewhere; `call_node` runs
-    a client and lets go wrong what the config wants to. It is a context manager: leaving it frees what it started.
+    An engine writes `carry`, `states` and `restore`, and `carry_merged` where it can merge on workers; `call_node` runs
+    a client with the faults that the config asks for.
     """
 
-    def __init__(self, environment: Environment) -> None:
-        """Simulate the nodes of the environment's federation."""
+    def __init__(self, setup: Setup) -> None:
+        """Simulate the nodes of a federation."""
         be_the_server()
-        self.environment = environment
+        environment = setup.environment
+        self.config = environment.config
         self._about = simulated_run()
         self._sent: dict[str, Message] = {}
         self._nodes = range(environment.data.clients)
@@ -41,7 +40,7 @@ class SimulationGrid(Carrier, Grid):
 
     @abstractmethod
     def carry(self, messages: list[Message], timeout: float | None) -> Iterator[Message]:
-        """Run the clients of these messages; yield a reply or an error reply a message, in the messages' order."""
+        """Run the clients of these messages; yield a reply or an error reply for each, in the messages' order."""
 
     def carry_merged(
         self, blocks: list[list[Message]], merge: Merge, expectation: Expectation, limits: Limits, timeout: float | None
@@ -52,20 +51,20 @@ class SimulationGrid(Carrier, Grid):
             yield merge_block(islice(replies, len(block)), merge, expectation, limits)
 
     def exchange(self, messages: list[Message], timeout: float | None) -> Iterator[Message]:
-        """Run the clients, and note what goes wrong on purpose."""
-        self._foresee(messages)
+        """Run the clients, and note the injected faults."""
+        self._note_faults(messages)
         return self.carry(messages, timeout)
 
     def exchange_merged(
         self, blocks: list[list[Message]], merge: Merge, expectation: Expectation, limits: Limits, timeout: float | None
     ) -> Iterator[Block]:
-        """Run the clients block by block, and note what goes wrong on purpose."""
-        self._foresee([message for block in blocks for message in block])
+        """Run the clients block by block, and note the injected faults."""
+        self._note_faults([message for block in blocks for message in block])
         return self.carry_merged(blocks, merge, expectation, limits, timeout)
 
-    def _foresee(self, messages: list[Message]) -> None:
+    def _note_faults(self, messages: list[Message]) -> None:
         for message in messages:
-            if (fault := fault_of(self.environment.config, message)) is not None:
+            if (fault := fault_of(self.config, message)) is not None:
                 action = message.metadata.message_type.removeprefix("train.")
                 self._events.append(fault.event(message.metadata.dst_node_id, action))
 
@@ -74,22 +73,9 @@ class SimulationGrid(Carrier, Grid):
         events, self._events = self._events, []
         return events
 
-    def __enter__(self) -> SimulationGrid:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def nodes(self) -> Sequence[int]:
         """Return all nodes."""
         return self._nodes
-
-    @abstractmethod
-    def restore(self, states: Iterable[tuple[int, RecordDict]]) -> None:
-        """Give nodes the states of a checkpoint."""
-
-    def close(self) -> None:
-        """Free what the engine started."""
 
     # Flower's interface
 

@@ -9,7 +9,8 @@ from flwr.app import Message, RecordDict
 
 from fedkd.config import Limits
 from fedkd.core.client_app import make_client_app
-from fedkd.core.environment import Device, Environment, Threads, prepare_process
+from fedkd.core.environment import Device, Threads, prepare_process
+from fedkd.core.setup import Setup
 from fedkd.messages.arrays import owned
 from fedkd.messages.arrival import Expectation
 from fedkd.messages.merging import Block, Merge, merge_block
@@ -21,12 +22,13 @@ from .node import call_node
 class InlineGrid(SimulationGrid):
     """Clients run when their replies are read. A timeout has no effect: nothing can interrupt a client here."""
 
-    def __init__(self, environment: Environment, *, threads: Threads = 1, device: Device = "auto") -> None:
+    def __init__(self, setup: Setup, *, threads: Threads = 1, device: Device = "auto") -> None:
         """Run clients here with this many threads, on this device (`auto`: a GPU where there is one)."""
-        super().__init__(environment)
+        super().__init__(setup)
+        self._environment = setup.environment
         self._threads_before = torch.get_num_threads()
-        environment.use_device(prepare_process(threads, device, gpu=True))
-        self._app = make_client_app(environment.strategy, lambda: environment)
+        self._environment.use_device(prepare_process(threads, device, gpu=True))
+        self._app = make_client_app(setup.strategy, lambda: setup)
         self._states: dict[int, RecordDict] = {}
 
     def carry(self, messages: list[Message], timeout: float | None) -> Iterator[Message]:
@@ -47,7 +49,7 @@ class InlineGrid(SimulationGrid):
     def _call(self, message: Message) -> Message:
         node = message.metadata.dst_node_id
         state = self._states.get(node, RecordDict())
-        reply, state = call_node(self.environment, self._app, message, state)
+        reply, state = call_node(self._environment, self._app, message, state)
         if state:
             self._states[node] = state
         return reply

@@ -26,7 +26,8 @@ from pydantic import Field
 
 from fedkd.config import Config, Limits
 from fedkd.core.client_app import make_client_app
-from fedkd.core.environment import Device, Environment, Threads, prepare_process
+from fedkd.core.environment import Device, Threads, prepare_process
+from fedkd.core.setup import Setup, make_setup
 from fedkd.errors import InputError, RunError, StatesLost
 from fedkd.messages.arrival import Expectation
 from fedkd.messages.flower import error_reply, without_content
@@ -54,8 +55,8 @@ class _Worker:
     """Runs the clients of messages in a process of its own."""
 
     def __init__(self, config: Config, data: Any, threads: int, device: Device, gpu: bool) -> None:
-        self.environment = Environment(config, data, prepare_process(threads, device, gpu))
-        self.app = make_client_app(self.environment.strategy, lambda: self.environment)
+        self.setup = make_setup(config, data, prepare_process(threads, device, gpu))
+        self.app = make_client_app(self.setup.strategy, lambda: self.setup)
 
     def ready(self) -> bool:
         return True
@@ -63,7 +64,7 @@ class _Worker:
     def call(self, message: Message, content: RecordDict, state: RecordDict | None) -> tuple[_Result, RecordDict]:
         """Run one client; return its reply and its new state, which goes back to the object store by itself."""
         message.content = content
-        reply, after = call_node(self.environment, self.app, message, state or RecordDict())
+        reply, after = call_node(self.setup.environment, self.app, message, state or RecordDict())
         return _Result(reply, [bool(after)]), after
 
     def call_block(
@@ -98,7 +99,7 @@ class RayGrid(SimulationGrid):
 
     def __init__(
         self,
-        environment: Environment,
+        setup: Setup,
         *,
         workers: Workers = "auto",
         cpus_per_worker: Annotated[float, Field(ge=0)] = 1.0,
@@ -113,7 +114,8 @@ class RayGrid(SimulationGrid):
         `device = "auto"`: a GPU where workers have shares of one, for the server's own work too. Raises InputError for
         an address without a cluster and for more workers than fit.
         """
-        super().__init__(environment)
+        super().__init__(setup)
+        environment = setup.environment
         self._started = not ray.is_initialized()
         if self._started:
             connect(address)

@@ -14,10 +14,9 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedkd import Client
-from fedkd.messages.arrays import copied
+from fedkd import Client, Encoder, SelfSupervised, SelfSupervisedClient, copied, move_towards
 
-from .self_supervised import Encoder, SelfSupervised, SelfSupervisedClient, move_towards
+from .fedavg import FedAvg
 
 ONLINE = "online"  # the prediction head
 _TARGET = "target"
@@ -55,7 +54,7 @@ def prediction_loss(told: Tensor, wanted: Tensor) -> Tensor:
 
 
 @dataclass(kw_only=True)
-class BYOL(SelfSupervised):
+class BYOL(SelfSupervised, FedAvg):
     """BYOL (Grill et al., 2020) on each node; FedAvg of encoder, projector and predictor.
 
     momentum: of the target network (0.99 in EasyFL), which stays on its node. Both views go through in one forward.

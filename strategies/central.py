@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedkd import Client, Round, Strategy
-from fedkd.learning.training import train_as
-from fedkd.messages.arrays import copied
+from fedkd import Client, Round, Strategy, copied, train_as
 
 
 @dataclass(kw_only=True)

@@ -8,28 +8,23 @@ here follows the public re-implementation beside SCARLET (clusters a sample, KL,
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal, cast
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
-from pydantic import Field
 from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
-from fedkd import Client, Round
-from fedkd.learning.losses import kl_from_probabilities
-from fedkd.learning.training import Loss
-
-from .dsfl import DSFLClient, RelayStrategy
+from fedkd import Client, Count, Loss, Positive, RelayClient, RelayStrategy, Round, kl_from_probabilities
 
 
-class COMETClient(DSFLClient):
+class COMETClient(RelayClient):
     """As DS-FL's, but the pull towards the targets has a weight."""
 
     def distillation_loss(self) -> Loss:
         """Return lambda KL(t || p), or lambda ||t - p||^2 summed over classes; means over the batch."""
-        method = cast(COMET, self.strategy)
+        method: COMET = self.strategy
 
         def loss(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
             logits = model(images)
@@ -76,9 +71,9 @@ class COMET(RelayStrategy):
     """
 
     client: ClassVar[type[Client]] = COMETClient
-    clusters: Annotated[int, Field(ge=1)] = 2
+    clusters: Count = 2
     cluster_by: Literal["sample", "client"] = "sample"
-    regularization: Annotated[float, Field(gt=0)] = 1.0
+    regularization: Positive = 1.0
     distance: Literal["kl", "l2"] = "kl"
 
     def run_round(self, federation: Round) -> None:

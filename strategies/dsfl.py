@@ -7,42 +7,26 @@ follows a public re-implementation from the group of one of the authors.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Annotated, ClassVar, Literal
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
-from fedkd import Client, Payload, Round
-from fedkd.learning.losses import entropy, kl_from_probabilities, normalised
-from fedkd.learning.optimizers import make_optimizer
-from fedkd.learning.training import Loss, train
-from fedkd.messages.arrays import Tensors, copied, parts_of, under
-from fedkd.methods.public_distillation import TransferClient, TransferStrategy
-
-_NEXT = "next"
-
-
-class DSFLClient(TransferClient):
-    """Distils what the last round left, trains on its own images, tells its soft labels on the next subset."""
-
-    def update(self, request: Payload) -> Payload:
-        """Distil, train, keep the model, predict: the probabilities on the next subset, P x C."""
-        if request.logits:
-            self.distil(self.subset(request), request.logits["targets"], self.distillation_loss())
-        self.train_locally()
-        self.keep_model()
-        return self.tell(self.soft_labels(self.subset(request, _NEXT)))
-
-    def distillation_loss(self) -> Loss:
-        """Return the loss towards the targets: KL(t || p)."""
-        return kl
-
-
-def kl(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
-    """Return KL(t || softmax(z)), the mean over the batch."""
-    return kl_from_probabilities(model(images), targets)
+from fedkd import (
+    Client,
+    Payload,
+    Positive,
+    RelayClient,
+    RelayStrategy,
+    Round,
+    copied,
+    distillation_kl,
+    entropy,
+    make_optimizer,
+    normalised,
+    train,
+)
 
 
 def entropy_reduction(probabilities: Tensor, temperature: float = 0.1) -> Tensor:
@@ -59,50 +43,6 @@ def enhanced_entropy_reduction(probabilities: Tensor, beta: float) -> Tensor:
 
 
 @dataclass(kw_only=True)
-class RelayStrategy(TransferStrategy):
-    """Methods whose round is one request: what was learnt on the last subset goes down, the next knowledge up.
-
-    `targets` are the last round's, one tensor a node; a node that has none (round 1, or new in the cohort) gets no
-    targets and only trains.
-    """
-
-    targets: Tensors = field(default_factory=dict, init=False)
-    indices: Tensors = field(default_factory=dict, init=False)
-
-    def target_of(self, node: int) -> Tensor | None:
-        """Return the last round's targets for a node, P x C."""
-        return self.targets.get(str(node), self.targets.get("all"))
-
-    def relay(self, federation: Round) -> dict[int, Tensor]:
-        """Send the last targets and the next indices; return the knowledge on those, by node."""
-        following = self.draw_subset(federation, _NEXT)
-        payloads: dict[int, Payload] = {}
-        shared: dict[int, Payload] = {}
-        for node in federation.cohort:
-            target = self.target_of(node)
-            key = id(target) if "all" in self.targets else node
-            if key not in shared:
-                logits = {} if target is None else {"targets": target}
-                past = self.indices if target is not None else {}
-                shared[key] = Payload(logits=logits, indices={**past, **following})
-            payloads[node] = shared[key]
-        replies = federation.ask("update", payloads, expect=self.expected(federation, soft=True))
-        knowledge = {node: reply.logits["knowledge"] for node, reply in replies}
-        self.indices = {"subset": following[_NEXT]} if following else {}
-        return knowledge
-
-    def state(self) -> Tensors:
-        """Return, besides a global model, the last targets and their indices."""
-        return under("targets", self.targets) | under("indices", self.indices) | under("weights", self.weights or {})
-
-    def restore(self, state: Tensors) -> None:
-        """Take back what `state` returned."""
-        kept = parts_of(state)
-        self.targets, self.indices = kept.get("targets", {}), kept.get("indices", {})
-        self.weights = kept.get("weights")
-
-
-@dataclass(kw_only=True)
 class DSFL(RelayStrategy):
     """DS-FL (Itahara et al., 2021); models may differ.
 
@@ -114,11 +54,11 @@ class DSFL(RelayStrategy):
     `personal/accuracy` is after local training, `personal_after_distillation/accuracy` before it.
     """
 
-    client: ClassVar[type[Client]] = DSFLClient
+    client: ClassVar[type[Client]] = RelayClient
     global_model: ClassVar[bool] = True
     aggregation: Literal["era", "enhanced_era"] = "era"
-    temperature: Annotated[float, Field(gt=0)] = 0.1
-    beta: Annotated[float, Field(gt=0)] = 1.0
+    temperature: Positive = 0.1
+    beta: Positive = 1.0
 
     def run_round(self, federation: Round) -> None:
         """Relay, aggregate the knowledge, train the server's model on it."""
@@ -151,12 +91,12 @@ class DSFL(RelayStrategy):
             preprocess=environment.preprocess,
             order=federation.stream("server-distillation"),
             clip=settings.clip,
-            loss=kl,
+            loss=distillation_kl,
             augment=False,
         )
         self.weights = copied(model.state_dict())
         federation.log("server_loss", loss)
 
-    def evaluation(self, nodes: list[int]) -> Payload:
+    def evaluation(self, federation: Round) -> Payload:
         """Let nodes measure their own models; the server's is measured by the server."""
         return Payload()

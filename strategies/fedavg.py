@@ -6,12 +6,18 @@ Data, AISTATS 2017, arXiv:1602.05629, Algorithm 1.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedkd import Client, Expected, GlobalModelClient, Payload, Round, Strategy, like, weighted_mean
-from fedkd.messages.payload import IMAGES
+from fedkd import (
+    Client,
+    GlobalModelClient,
+    Payload,
+    Round,
+    Strategy,
+    expected_model,
+    weighted_mean,
+)
 
 
 @dataclass(kw_only=True)
@@ -29,7 +35,7 @@ class FedAvg(Strategy):
     def run_round(self, federation: Round) -> None:
         """Send the global model, average what comes back."""
         assert self.weights is not None
-        expect = Expected(weights=like(self.weights), numbers={"examples": IMAGES, "loss": (-math.inf, math.inf)})
+        expect = expected_model(self.weights)
         merged = federation.ask("fit", Payload(weights=self.weights), expect=expect, merge=weighted_mean)
         self.weights = merged.weights
         federation.log("train_loss", merged.numbers["loss"])

@@ -7,24 +7,31 @@ arXiv:2006.07242, Algorithms 1 and 3; and the authors' code.
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from fedkd import Client, Expected, GlobalModelClient, InputError, Payload, Round, Strategy, like, weighted_mean
-from fedkd.config import Architecture
-from fedkd.learning.evaluation import predict
-from fedkd.learning.losses import kl_from_probabilities
-from fedkd.messages.arrays import Tensors, copied, parts_of, under
-from fedkd.messages.payload import IMAGES
-
-if TYPE_CHECKING:
-    from fedkd import Environment
+from fedkd import (
+    Architecture,
+    Client,
+    Count,
+    Environment,
+    GlobalModelClient,
+    InputError,
+    Payload,
+    Positive,
+    Round,
+    Strategy,
+    Tensors,
+    copied,
+    expected_model,
+    kl_from_probabilities,
+    predict,
+    weighted_mean,
+)
 
 Teacher = Literal["avg_logits", "avg_probs", "avg_losses"]
 _BETTER_THAN_CHANCE = 1.2  # what a teacher must reach for drop_worst to keep it
@@ -62,19 +69,18 @@ class FedDF(Strategy):
     client: ClassVar[type[Client]] = GlobalModelClient
     listed_models: ClassVar[bool] = True
     teacher: Teacher = "avg_logits"
-    temperature: Annotated[float, Field(gt=0)] = 1.0
-    steps: Annotated[int, Field(ge=1)] = 10_000
-    distil_batch_size: Annotated[int, Field(ge=1)] = 128
-    distil_lr: Annotated[float, Field(gt=0)] = 1e-3
-    clip: Annotated[float, Field(gt=0)] = 5.0
-    check_every: Annotated[int, Field(ge=1)] = 100
-    patience: Annotated[int, Field(ge=1)] = 1000
+    temperature: Positive = 1.0
+    steps: Count = 10_000
+    distil_batch_size: Count = 128
+    distil_lr: Positive = 1e-3
+    clip: Positive = 5.0
+    check_every: Count = 100
+    patience: Count = 1000
     drop_worst: bool = False
     models: dict[int, Tensors] = field(default_factory=dict, init=False)
 
     def check(self, environment: Environment) -> None:
         """Refuse a run without a public set, or that drops the worst without images to tell them by."""
-        self._environment = environment
         if environment.data.public is None:
             raise InputError("strategy feddf needs a public set: set data.public, such as public = { size = 2000 }.")
         if self.drop_worst and environment.data.validation is None:
@@ -92,10 +98,7 @@ class FedDF(Strategy):
         """Let the cohort train, average by architecture, distil each average from all."""
         environment = federation.environment
         down = {n: Payload(weights=weights) for n, weights in self.models.items()}
-        specs = {
-            n: Expected(weights=like(w), numbers={"examples": IMAGES, "loss": (-math.inf, math.inf)})
-            for n, w in self.models.items()
-        }
+        specs = {n: expected_model(w) for n, w in self.models.items()}
         kinds = {node: environment.architecture_of(node) for node in federation.cohort}
         replies = list(
             federation.ask(
@@ -176,22 +179,14 @@ class FedDF(Strategy):
         federation.log(f"validation_accuracy_{architecture}", best)
         return best_weights
 
-    def evaluation(self, nodes: list[int]) -> dict[int, Payload]:
+    def evaluation(self, federation: Round) -> dict[int, Payload]:
         """Return to each node the fused model of its architecture."""
         payloads = {n: Payload(weights=weights) for n, weights in self.models.items()}
-        return {node: payloads[self._environment.architecture_of(node)] for node in nodes}
+        return {node: payloads[federation.environment.architecture_of(node)] for node in federation.measured}
 
     def global_models(self) -> list[tuple[Architecture, Tensors]]:
         """Return the fused models."""
         return list(self.models.items())
-
-    def state(self) -> Tensors:
-        """Return the fused models."""
-        return {key: t for n, weights in self.models.items() for key, t in under(str(n), weights).items()}
-
-    def restore(self, state: Tensors) -> None:
-        """Take back what `state` returned."""
-        self.models = {int(number): weights for number, weights in parts_of(state).items()}
 
 
 def _endless_batches(count: int, size: int, order: torch.Generator) -> Iterator[Tensor]:

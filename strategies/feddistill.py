@@ -10,11 +10,18 @@ import dataclasses
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedkd import Client, Payload, Round, like, weighted_mean
-from fedkd.messages.payload import IMAGES
-from fedkd.methods.class_means import expected_means, mean_over_nodes
-
-from .fd import LabelLogits, LabelLogitsClient
+from fedkd import (
+    IMAGES,
+    Client,
+    LabelLogits,
+    LabelLogitsClient,
+    Payload,
+    Round,
+    expected_means,
+    like,
+    mean_over_nodes,
+    weighted_mean,
+)
 
 
 class FedDistillFLClient(LabelLogitsClient):

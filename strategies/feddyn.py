@@ -6,22 +6,31 @@ arXiv:2111.04263, Algorithm 1.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, ClassVar, cast
+from typing import ClassVar, cast
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
-from fedkd import Client, Expected, InputError, Payload, Round, Strategy, like, weighted_mean
-from fedkd.learning.training import Loss, cross_entropy
-from fedkd.messages.arrays import Tensors, copied, parts_of, under
-from fedkd.methods.image_shares import SharesClient, mean_images, share_numbers
-
-if TYPE_CHECKING:
-    from fedkd import Environment
+from fedkd import (
+    UNWEIGHTED,
+    Client,
+    Environment,
+    InputError,
+    Loss,
+    Payload,
+    Positive,
+    Round,
+    SharesClient,
+    Strategy,
+    Tensors,
+    cross_entropy,
+    expected_model,
+    mean_images,
+    share_numbers,
+    weighted_mean,
+)
 
 _DRIFT = "drift"
 
@@ -42,7 +51,7 @@ class FedDynClient(SharesClient):
         loss = self.train_locally(dynamic_loss(start, drift, alpha, linear_only=linear_only), optimizer)
         moved = {name: drift[name] + p.detach() - start[name] for name, p in self.model.named_parameters()}
         self.keep(_DRIFT, moved)
-        return Payload(weights=self.weights(), numbers={"examples": 1.0, "loss": loss})  # an unweighted mean
+        return Payload(weights=self.weights(), numbers={"examples": UNWEIGHTED, "loss": loss})  # an unweighted mean
 
 
 def dynamic_loss(
@@ -79,7 +88,7 @@ class FedDyn(Strategy):
     client: ClassVar[type[Client]] = FedDynClient
     equal_models: ClassVar[bool] = True
     global_model: ClassVar[bool] = True
-    alpha: Annotated[float, Field(gt=0)] = 0.01
+    alpha: Positive = 0.01
     official_quirks: bool = False
     mean_drift: Tensors = field(default_factory=dict, init=False)
     mean_images: float | None = field(default=None, init=False)
@@ -102,23 +111,10 @@ class FedDyn(Strategy):
         """Send the global model, average what comes back, add the mean of all h_k."""
         assert self.weights is not None
         start = self.weights
-        expect = Expected(weights=like(start), numbers={"examples": (1, 1), "loss": (-math.inf, math.inf)})
+        expect = expected_model(start, unweighted=True)
         payload = Payload(weights=start, numbers=share_numbers(self.mean_images))
         merged = federation.ask("fit", payload, expect=expect, merge=weighted_mean)
         share = merged.numbers["examples"] / len(federation.nodes)  # |S| / N: only the cohort's h_k have moved
         self.mean_drift = {n: h + share * (merged.weights[n] - start[n]) for n, h in self.mean_drift.items()}
         self.weights = merged.weights | {n: merged.weights[n] + h for n, h in self.mean_drift.items()}
         federation.log("train_loss", merged.numbers["loss"])
-
-    def state(self) -> Tensors:
-        """Return the global model and the mean of all h_k."""
-        kept = under("weights", self.weights or {}) | under("drift", self.mean_drift)
-        if self.mean_images is not None:
-            kept |= {"mean/images": torch.tensor(self.mean_images, dtype=torch.float64)}
-        return kept
-
-    def restore(self, state: Tensors) -> None:
-        """Take back what `state` returned."""
-        parts = parts_of(state)
-        self.weights, self.mean_drift = parts.get("weights"), copied(parts.get("drift", {}))
-        self.mean_images = float(parts["mean"]["images"]) if "mean" in parts else None

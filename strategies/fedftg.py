@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -16,21 +16,32 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedkd import ArraySpec, Client, Expected, InputError, Payload, Round, RunError
-from fedkd.config import Architecture, NamedTable
-from fedkd.core.wrapper import Wrapper
-from fedkd.distillation.generators import ImageGenerator
-from fedkd.learning.losses import Metric, diversity_loss
-from fedkd.messages.arrays import Tensors, copied, parts_of, under
-from fedkd.methods.teachers import Teachers
-from fedkd.streams import default_stream, numpy_stream, torch_stream
+from fedkd import (
+    Architecture,
+    ArraySpec,
+    Client,
+    Count,
+    Environment,
+    Expected,
+    ImageGenerator,
+    InputError,
+    Metric,
+    NamedTable,
+    NotNegative,
+    Payload,
+    Positive,
+    Round,
+    RunError,
+    Teachers,
+    Tensors,
+    Wrapper,
+    copied,
+    default_stream,
+    diversity_loss,
+    numpy_stream,
+    torch_stream,
+)
 
-if TYPE_CHECKING:
-    from fedkd import Environment
-
-Positive = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
 _ROUNDING = 1e-6  # of the authors' code, in the denominator of the ensemble weights
 _SHOWN = 20  # classes whose images a run shows
 
@@ -291,15 +302,6 @@ class FedFTG(Wrapper):
             torch.stack(classifications).sum(),
             diversity_loss(images, noise, self.diversity),
         )
-
-    def state(self) -> Tensors:
-        """Return the base's state and the generator."""
-        return super().state() | under("generator", self.generator)
-
-    def restore(self, state: Tensors) -> None:
-        """Take back what `state` returned."""
-        super().restore(state)
-        self.generator = parts_of(state)["generator"]
 
     def stages(self) -> dict[str, tuple[Architecture, Tensors]]:
         """Return the base's model, before it was fine-tuned."""

@@ -6,9 +6,8 @@ Algorithm 1; and the authors' code.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, ClassVar, cast
+from typing import Annotated, ClassVar, cast
 
 import torch
 from pydantic import Field
@@ -16,32 +15,34 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedkd import (
+    ANY_NUMBER,
+    IMAGES,
     ArraySpec,
     Client,
+    Count,
+    Environment,
     Expected,
+    FeatureGenerator,
     GlobalModelClient,
     InputError,
+    Loss,
+    NotNegative,
     Payload,
+    Positive,
     Round,
     RunError,
     Strategy,
+    Teachers,
+    Tensors,
+    copied,
+    default_stream,
+    diversity_loss,
+    kl_divergence,
     like,
+    parts_of,
     weighted_mean,
 )
-from fedkd.distillation.generators import FeatureGenerator
-from fedkd.learning.losses import diversity_loss, kl_divergence
-from fedkd.learning.training import Loss
-from fedkd.messages.arrays import Tensors, copied, parts_of, under
-from fedkd.messages.payload import IMAGES
-from fedkd.methods.teachers import Teachers
-from fedkd.streams import default_stream
 
-if TYPE_CHECKING:
-    from fedkd import Environment
-
-NotNegative = Annotated[float, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=1)]
 _HEAD = "classifier."
 
 
@@ -50,7 +51,7 @@ class FedGenClient(GlobalModelClient):
 
     def fit(self, request: Payload) -> Payload:
         """Train the received weights, from round 2 on beside the generator."""
-        method = cast(FedGen, self.strategy)
+        method: FedGen = self.strategy
         self.load_model(request.weights)
         loss: Loss = self.local_loss()
         if request.generator:
@@ -175,7 +176,7 @@ class FedGen(Strategy):
         expect = Expected(
             weights=like(self.weights),
             statistics={"label_counts": ArraySpec((classes,), torch.int32, counts=True)},
-            numbers={"examples": IMAGES, "loss": (-math.inf, math.inf)},
+            numbers={"examples": IMAGES, "loss": ANY_NUMBER},
         )
         total: Payload | None = None
         heads, counts = [], []
@@ -225,17 +226,6 @@ class FedGen(Strategy):
             )
         self.generator, self.moments = copied(generator.state_dict()), _moments(optimizer)
         return float(torch.stack(losses).double().mean())
-
-    def state(self) -> Tensors:
-        """Return model, generator, Adam's moments and the label distribution."""
-        kept = under("weights", self.weights or {}) | under("generator", self.generator) | under("adam", self.moments)
-        return kept | ({} if self.distribution is None else {"labels/distribution": self.distribution})
-
-    def restore(self, state: Tensors) -> None:
-        """Take back what `state` returned."""
-        parts = parts_of(state)
-        self.weights, self.generator, self.moments = parts.get("weights"), parts["generator"], parts.get("adam", {})
-        self.distribution = parts.get("labels", {}).get("distribution")
 
 
 def _moments(optimizer: torch.optim.Optimizer) -> Tensors:

@@ -9,42 +9,45 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, cast
+from typing import ClassVar, Literal, cast
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedkd import (
+    FGM,
+    IDM,
+    UNWEIGHTED,
     ArraySpec,
     Client,
+    Count,
+    Distance,
+    Environment,
     Expected,
     GlobalModelClient,
+    Images,
+    Loss,
+    NotNegative,
     Payload,
+    Positive,
     Round,
     RunError,
     Strategy,
-    like,
+    Tensors,
+    Virtual,
+    VirtualImages,
+    VirtualImagesClient,
+    Whole,
+    ask_cached,
+    cross_entropy,
+    expected_model,
+    normal_images,
+    show_by_class,
+    supervised_contrast,
 )
-from fedkd.data.images import Images
-from fedkd.distillation.distillers import FGM, IDM
-from fedkd.distillation.matching import Distance
-from fedkd.distillation.virtual_images import Virtual, normal_images
-from fedkd.learning.losses import kernel_discrepancy, supervised_contrast
-from fedkd.learning.training import Loss, cross_entropy
-from fedkd.messages.arrays import Tensors, parts_of, under
-from fedkd.methods.node_cache import Holders
 
-from .fedavg_virtual import VirtualImages, VirtualImagesClient, show
-
-if TYPE_CHECKING:
-    from fedkd import Environment
-
-NotNegative = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
-Steps = Annotated[int, Field(ge=0)]
 Regulariser = Literal["supcon", "mmd"]
 _ANCHORS = "anchors"  # where a node's state keeps the global virtual images
 
@@ -60,7 +63,7 @@ class FedLGDClient(VirtualImagesClient, GlobalModelClient):
 
     def fit(self, request: Payload) -> Payload:
         """Refine the virtual images where asked; train the received weights on them and on the anchors."""
-        method = cast(FedLGD, self.strategy)
+        method: FedLGD = self.strategy
         self.load_model(request.weights)
         if request.images:
             self.keep(_ANCHORS, {**request.images, **request.indices})
@@ -78,7 +81,7 @@ class FedLGDClient(VirtualImagesClient, GlobalModelClient):
             loss = anchored_loss(anchors, method.lambda_con, method.temperature, method.regulariser)
         value = self.train(data, torch.from_numpy(data.labels), purpose="local-training", loss=loss)
         self.measure("personal_after_fit")
-        return Payload(weights=self.weights(), numbers={"examples": 1.0, "loss": value})
+        return Payload(weights=self.weights(), numbers={"examples": UNWEIGHTED, "loss": value})
 
     def refine(self, method: FedLGD) -> None:
         """Take `local_steps` steps of IDM under the received model, and keep the images."""
@@ -94,7 +97,8 @@ class FedLGDClient(VirtualImagesClient, GlobalModelClient):
 
 
 def _union(first: Images, second: Images) -> Images:
-    return Images(*(np.concatenate(pair) for pair in zip(first, second, strict=True)))
+    images, labels = (np.concatenate(pair) for pair in zip(first[:2], second[:2], strict=True))
+    return Images(images, labels, normalised=True)
 
 
 def anchored_loss(anchors: Virtual, lambda_con: float, temperature: float, regulariser: Regulariser) -> Loss:
@@ -112,6 +116,23 @@ def anchored_loss(anchors: Virtual, lambda_con: float, temperature: float, regul
         return value + lambda_con * supervised_contrast(both, torch.cat([labels, anchors.labels]), temperature)
 
     return loss
+
+
+def kernel_discrepancy(first: Tensor, second: Tensor, kernels: int = 5) -> Tensor:
+    """Return the squared maximum mean discrepancy of features, N x D and M x D, under a sum of Gaussian kernels.
+
+    exp(-||x - y||^2 / (b 2^i)), i = 0 ... `kernels` - 1; b = the mean squared distance of different rows of both, over
+    2^(kernels // 2), detached (FedLGD's code: `mmd`). Means over all pairs, a row with itself included.
+    """
+    both = torch.cat([first, second])
+    lengths, products = both.pow(2).sum(1), both @ both.T  # not all differences at once: n x n x D would be gigabytes
+    squares = (lengths[:, None] + lengths[None] - 2 * products).clamp(min=0)
+    count = len(both)
+    bandwidth = (squares.detach().sum() / (count**2 - count)).clamp(min=torch.finfo(squares.dtype).tiny)
+    bandwidth = bandwidth / 2 ** (kernels // 2)
+    values = torch.stack([torch.exp(-squares / (bandwidth * 2**i)) for i in range(kernels)]).sum(0)
+    n = len(first)
+    return values[:n, :n].mean() + values[n:, n:].mean() - values[:n, n:].mean() - values[n:, :n].mean()
 
 
 @dataclass(kw_only=True)
@@ -140,16 +161,16 @@ class FedLGD(VirtualImages, Strategy):
     global_model: ClassVar[bool] = True
     server_ipc: Count = 10
     gap: Count = 5
-    times: Steps = 10
-    local_steps: Steps = 100
-    global_steps: Steps = 500
+    times: Whole = 10
+    local_steps: Whole = 100
+    global_steps: Whole = 500
     selected: Literal["figure", "code"] = "figure"
     lambda_con: NotNegative = 1.0
-    temperature: Annotated[float, Field(gt=0)] = 0.07
+    temperature: Positive = 0.07
     regulariser: Regulariser = "supcon"
     distance: Distance = "rows"
     anchors: Tensors = field(default_factory=dict, init=False)  # the global virtual images and their labels
-    holders: Holders = field(default_factory=Holders, init=False)  # of the newest ones
+    cached: set[int] = field(default_factory=set, init=False)  # nodes that have the newest ones
 
     def check(self, environment: Environment) -> None:
         """Refuse augmentation that would pass virtual images by."""
@@ -181,11 +202,11 @@ class FedLGD(VirtualImages, Strategy):
         t = federation.number - 1
         selected = t % self.gap == 0 and t <= self.gap * self.times
         numbers = {"selected": float(selected), "refine": float(selected and t > 0)}
-        plain = Payload(weights=self.weights, numbers=numbers)
+        without = Payload(weights=self.weights, numbers=numbers)
         images, labels = {"images": self.anchors["images"]}, {"labels": self.anchors["labels"]}
-        full = Payload(weights=self.weights, images=images, indices=labels, numbers=numbers)
-        expect = Expected(weights=like(self.weights), numbers={"examples": (1, 1), "loss": (-math.inf, math.inf)})
-        merged = self.holders.ask(federation, "fit", plain, full, expect)
+        complete = Payload(weights=self.weights, images=images, indices=labels, numbers=numbers)
+        expect = expected_model(self.weights, unweighted=True)
+        merged, self.cached = ask_cached(federation, "fit", without, complete, expect, self.cached)
         before, self.weights = self.weights, merged.weights
         federation.log("train_loss", merged.numbers["loss"])
         if selected:
@@ -219,24 +240,13 @@ class FedLGD(VirtualImages, Strategy):
             )
         if losses:
             self.anchors = {"images": virtual.images.cpu(), "labels": virtual.labels.cpu()}
-            self.holders.forget()
+            self.cached = set()
             federation.log("gradient_distance", [losses[0], losses[-1]])
 
     def _show(self, federation: Round) -> None:
         images = self.anchors["images"].to(federation.environment.device, copy=True)
         pixels = federation.environment.preprocess.pixels(images)
-        show(federation, "global-virtual", pixels, self.anchors["labels"].numpy())
-
-    def state(self) -> Tensors:
-        """Return model, global images, and which nodes have them."""
-        holders = {"holders/nodes": self.holders.tensor()}
-        return under("weights", self.weights or {}) | under("anchors", self.anchors) | holders
-
-    def restore(self, state: Tensors) -> None:
-        """Take back what `state` returned."""
-        parts = parts_of(state)
-        self.weights, self.anchors = parts.get("weights"), parts["anchors"]
-        self.holders = Holders.of(parts["holders"]["nodes"])
+        show_by_class(federation, "global-virtual", pixels, self.anchors["labels"].numpy())
 
 
 def average_statistics(means: Tensor, deviations: Tensor, held: Tensor) -> tuple[Tensor, Tensor, Tensor]:

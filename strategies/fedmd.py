@@ -7,21 +7,29 @@ authors' reference code. Each round: new alignment subset -> mean logits -> dige
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal, cast
+from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedkd import Client, Expected, Payload, Round
-from fedkd.data.images import Images
-from fedkd.learning.losses import kl_divergence
-from fedkd.learning.training import Loss
-from fedkd.methods.public_distillation import Pretraining, TransferClient
+from fedkd import (
+    Client,
+    Count,
+    Expected,
+    Images,
+    Loss,
+    Payload,
+    Positive,
+    Pretraining,
+    PublicSetClient,
+    Round,
+    Whole,
+    kl_divergence,
+)
 
 
-class FedMDClient(TransferClient):
+class FedMDClient(PublicSetClient):
     """Answers with its knowledge on the subset, digests what comes back, revisits its own images."""
 
     def pretrain(self, request: Payload) -> Payload:
@@ -30,7 +38,7 @@ class FedMDClient(TransferClient):
         return Payload()
 
     def _pretrain(self) -> None:
-        method = cast(Pretraining, self.strategy)
+        method: Pretraining = self.strategy
         if method.public_epochs:
             labels = torch.from_numpy(self.public.labels)
             self.train(self.public, labels, purpose="public-pretraining", epochs=method.public_epochs)
@@ -59,7 +67,7 @@ class FedMDClient(TransferClient):
 
     def digest_loss(self) -> Loss:
         """Return the loss of the digest."""
-        method = cast(FedMD, self.strategy)
+        method: FedMD = self.strategy
         return digest_loss(method.digest, method.temperature)
 
 
@@ -91,11 +99,11 @@ class FedMD(Pretraining):
     """
 
     client: ClassVar[type[Client]] = FedMDClient
-    distil_batch_size: Annotated[int, Field(ge=1)] = 256
+    distil_batch_size: Count = 256
     digest: Literal["mae", "kl"] = "mae"
-    temperature: Annotated[float, Field(gt=0)] = 1.0
-    public_epochs: Annotated[int, Field(ge=0)] = 10
-    private_epochs: Annotated[int, Field(ge=0)] = 25
+    temperature: Positive = 1.0
+    public_epochs: Whole = 10
+    private_epochs: Whole = 25
 
     def run_round(self, federation: Round) -> None:
         """Draw the alignment subset, average the cohort's logits on it, send the consensus back."""

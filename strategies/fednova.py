@@ -8,18 +8,25 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import ClassVar, cast
 
 import torch
 
-from fedkd import Client, Expected, GlobalModelClient, InputError, Payload, Round, Strategy, like
-from fedkd.config import Sgd
-from fedkd.messages.arrays import Tensors
-from fedkd.messages.payload import IMAGES
-
-if TYPE_CHECKING:
-    from fedkd import Environment
-
+from fedkd import (
+    ANY_NUMBER,
+    IMAGES,
+    Client,
+    Environment,
+    Expected,
+    GlobalModelClient,
+    InputError,
+    Payload,
+    Round,
+    Sgd,
+    Strategy,
+    Tensors,
+    like,
+)
 
 _ROUNDING = 1e-9  # between two machines' powers of one number
 
@@ -65,7 +72,7 @@ class FedNova(Strategy):
         assert self.weights is not None
         start = self.weights
         trained = {name for name, _ in federation.environment.model(0).named_parameters()}
-        numbers = {"examples": IMAGES, "loss": (-math.inf, math.inf)}
+        numbers = {"examples": IMAGES, "loss": ANY_NUMBER}
         expect = {
             node: Expected(weights=like(start), numbers={**numbers, "normaliser": (1, self._most(federation, node))})
             for node in federation.cohort

@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, cast
+from typing import ClassVar
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedkd import Client, GlobalModelClient
-from fedkd.learning.losses import kl_divergence
-from fedkd.learning.training import Loss
+from fedkd import Client, GlobalModelClient, Loss, NotNegative, Positive, kl_divergence
 
 from .fedavg import FedAvg
 
@@ -27,7 +24,7 @@ class FedNTDClient(GlobalModelClient):
 
     def local_loss(self) -> Loss:
         """Return CE + beta tau^2 KL over the not-true classes."""
-        method = cast(FedNTD, self.strategy)
+        method: FedNTD = self.strategy
         teacher = copy.deepcopy(self.model).eval().requires_grad_(False)
 
         def loss(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
@@ -55,5 +52,5 @@ class FedNTD(FedAvg):
     """
 
     client: ClassVar[type[Client]] = FedNTDClient
-    beta: Annotated[float, Field(ge=0)] = 1.0
-    temperature: Annotated[float, Field(gt=0)] = 1.0
+    beta: NotNegative = 1.0
+    temperature: Positive = 1.0

@@ -7,21 +7,26 @@ arXiv:2105.00243, Algorithm 1 and equations 3 to 6.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, cast
+from typing import ClassVar, Literal, cast
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedkd import Client, InputError, Payload, Round, Strategy
-from fedkd.data.images import Images
-from fedkd.messages.arrays import Tensors
-from fedkd.methods.class_means import ClassMeans, expected_means, mean_over_nodes
-from fedkd.models.zoo import Classifier
-
-if TYPE_CHECKING:
-    from fedkd import Environment
+from fedkd import (
+    Classifier,
+    ClassMeans,
+    Client,
+    Environment,
+    Images,
+    InputError,
+    NotNegative,
+    Payload,
+    Round,
+    Strategy,
+    expected_means,
+    mean_over_nodes,
+)
 
 
 class FedProtoClient(Client):
@@ -100,7 +105,7 @@ class FedProto(Strategy):
     """
 
     client: ClassVar[type[Client]] = FedProtoClient
-    prototype_weight: Annotated[float, Field(ge=0)] = 1.0
+    prototype_weight: NotNegative = 1.0
     weighting: Literal["examples", "uniform"] = "examples"
     prototypes: Tensor | None = field(default=None, init=False)
     present: Tensor | None = field(default=None, init=False)
@@ -129,7 +134,7 @@ class FedProto(Strategy):
         environment = federation.environment
         expect = expected_means("prototypes", len(environment.data.classes), self._width(environment, 0), counts=True)
         means, weights = {}, {}
-        for node, reply in federation.ask("fit", self.evaluation([]), expect=expect):
+        for node, reply in federation.ask("fit", self._global_prototypes(), expect=expect):
             counts = reply.statistics["counts"]
             means[node] = reply.prototypes["means"]
             weights[node] = counts if self.weighting == "examples" else (counts > 0)
@@ -139,18 +144,11 @@ class FedProto(Strategy):
             present = present | self.present.bool()
         self.prototypes, self.present = new, present.to(torch.uint8)
 
-    def evaluation(self, nodes: list[int]) -> Payload:
+    def evaluation(self, federation: Round) -> Payload:
         """Return the global prototypes, once there are any."""
+        return self._global_prototypes()
+
+    def _global_prototypes(self) -> Payload:
         if self.prototypes is None or self.present is None:
             return Payload()
         return Payload(prototypes={"global": self.prototypes}, statistics={"present": self.present})
-
-    def state(self) -> Tensors:
-        """Return the global prototypes."""
-        if self.prototypes is None or self.present is None:
-            return {}
-        return {"prototypes": self.prototypes, "present": self.present}
-
-    def restore(self, state: Tensors) -> None:
-        """Take back what `state` returned."""
-        self.prototypes, self.present = state.get("prototypes"), state.get("present")

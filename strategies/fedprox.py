@@ -8,20 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar, cast
+from typing import ClassVar, cast
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
-from fedkd import Client, GlobalModelClient, InputError
-from fedkd.config import Adam, Sgd
-from fedkd.learning.training import Loss, cross_entropy
+from fedkd import Adam, Client, Environment, GlobalModelClient, InputError, Loss, NotNegative, Sgd, cross_entropy
 
 from .fedavg import FedAvg
-
-if TYPE_CHECKING:
-    from fedkd import Environment
 
 
 class FedProxClient(GlobalModelClient):
@@ -29,7 +23,7 @@ class FedProxClient(GlobalModelClient):
 
     def local_loss(self) -> Loss:
         """Return the cross-entropy plus the proximal term around the received weights."""
-        method = cast(FedProx, self.strategy)
+        method: FedProx = self.strategy
         if method.official_quirks:
             return cross_entropy
         return proximal_loss([p.detach().clone() for p in self.model.parameters()], method.mu)
@@ -62,7 +56,7 @@ class FedProx(FedAvg):
     """
 
     client: ClassVar[type[Client]] = FedProxClient
-    mu: Annotated[float, Field(ge=0)] = 0.01
+    mu: NotNegative = 0.01
     official_quirks: bool = False
 
     def check(self, environment: Environment) -> None:

@@ -7,15 +7,11 @@ Zhuang, Gan, Wen, Zhang, Yi: Collaborative Unsupervised Visual Representation Le
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, cast
+from typing import ClassVar, cast
 
-from pydantic import Field
-
-from fedkd import Client
-from fedkd.messages.arrays import Tensors, copied
+from fedkd import Client, Encoder, NotNegative, Tensors, copied
 
 from .byol import BYOL, ONLINE, BYOLClient
-from .self_supervised import Encoder
 
 _PREDICTOR = "predictor"
 
@@ -58,4 +54,4 @@ class FedU(BYOL):
     """
 
     client: ClassVar[type[Client]] = FedUClient
-    threshold: Annotated[float, Field(ge=0)] = 0.4
+    threshold: NotNegative = 0.4

@@ -7,26 +7,31 @@ arXiv:2207.09158; and the authors' code.
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor
+from torch.nn import functional as F
 
-from fedkd import Client, InputError
-from fedkd.config import Architecture, NamedTable
-from fedkd.core.wrapper import Wrapper, layer_of
-from fedkd.learning.losses import nt_xent, relational_loss
-from fedkd.messages.arrays import Tensors
+from fedkd import (
+    Architecture,
+    Client,
+    Encoder,
+    Environment,
+    InputError,
+    NamedTable,
+    NotNegative,
+    Positive,
+    SelfSupervised,
+    SelfSupervisedClient,
+    Tensors,
+    Wrapper,
+    nt_xent,
+    whole_batches,
+)
 
-from .self_supervised import Encoder, SelfSupervised, SelfSupervisedClient, whole_batches
-
-if TYPE_CHECKING:
-    from fedkd import Environment
-
-NotNegative = Annotated[float, Field(ge=0)]
-Temperature = Annotated[float, Field(gt=0)]
 RELATION = "relation"  # the prediction head h^m
 
 
@@ -44,7 +49,7 @@ class FedXClient(SelfSupervisedClient):
 
         One forward of the student over 3B images: batch norm sees all. The teacher sees what is used of it alone.
         """
-        method = layer_of(self.environment.strategy, FedX)
+        method = self.layer(FedX)
         random = self.view(self.data.images[next(self.unrelated)])
         p1, p2, p_random = encoder(torch.cat([first, second, random])).chunk(3)
         with torch.no_grad():
@@ -59,6 +64,31 @@ class FedXClient(SelfSupervisedClient):
             + method.local_relational * local
             + method.global_relational * above
         )
+
+
+def relational_loss(
+    first: Tensor,
+    second: Tensor,
+    anchors: Tensor,
+    temperature: float,
+    target_temperature: float,
+    divergence: Literal["code", "jsd"] = "code",
+) -> Tensor:
+    """Return how far two views differ in their relations to anchors (Han et al., 2022, FedX; the code: `js_loss`).
+
+    p, q = softmax(cosines with the anchors / t) of the views, B x D; m = the mean of the same at t2. `code`:
+    (KL(m || p) + KL(m || q)) / 2, as the authors' code has it; `jsd`: (KL(p || m) + KL(q || m)) / 2, the
+    Jensen-Shannon divergence of the paper. Means over the B rows. Gradients go through views, anchors and m.
+    """
+    x = F.normalize(anchors, dim=1)
+    cosines = [F.normalize(view, dim=1) @ x.T for view in (first, second)]
+    log_mean = torch.logaddexp(*(F.log_softmax(c / target_temperature, 1) for c in cosines)) - math.log(2)
+    parts = []
+    for c in cosines:
+        log_p = F.log_softmax(c / temperature, 1)
+        left, right = (log_mean, log_p) if divergence == "code" else (log_p, log_mean)
+        parts.append((left.exp() * (left - right)).sum(1).mean())
+    return torch.stack(parts).mean()
 
 
 @dataclass(kw_only=True)
@@ -76,9 +106,9 @@ class FedX(Wrapper):
     global_contrastive: NotNegative = 1.0
     local_relational: NotNegative = 1.0
     global_relational: NotNegative = 1.0
-    temperature: Temperature = 0.1
-    local_target_temperature: Temperature = 0.1
-    global_target_temperature: Temperature = 0.1
+    temperature: Positive = 0.1
+    local_target_temperature: Positive = 0.1
+    global_target_temperature: Positive = 0.1
     divergence: Literal["code", "jsd"] = "code"
 
     def __post_init__(self) -> None:

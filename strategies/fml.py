@@ -7,23 +7,29 @@ authors' code.
 from __future__ import annotations
 
 import copy
-import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar, cast
+from typing import Annotated, ClassVar, cast
 
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedkd import Client, Expected, Payload, Round, Strategy, like, weighted_mean
-from fedkd.config import Architecture, NamedTable
-from fedkd.learning.losses import kl_divergence
-from fedkd.learning.optimizers import make_optimizer
-from fedkd.learning.training import train_as
-from fedkd.messages.arrays import Tensors
-
-if TYPE_CHECKING:
-    from fedkd import Environment
+from fedkd import (
+    UNWEIGHTED,
+    Architecture,
+    Client,
+    Environment,
+    NamedTable,
+    Payload,
+    Round,
+    Strategy,
+    Tensors,
+    expected_model,
+    kl_divergence,
+    make_optimizer,
+    train_as,
+    weighted_mean,
+)
 
 
 class Pair(nn.Module):
@@ -40,7 +46,7 @@ class FMLClient(Client):
 
     def fit(self, request: Payload) -> Payload:
         """Train both models together on the node's images; keep one, return the other."""
-        method = cast(FML, self.strategy)
+        method: FML = self.strategy
         meme = copy.deepcopy(self.environment.model(method.meme_architecture))
         meme.load_state_dict(request.weights)
         pair = Pair(self.model, meme)
@@ -61,7 +67,7 @@ class FMLClient(Client):
         self.measure("personal_after_fit")
         self.keep_model()
         weights = {name: tensor.detach().cpu() for name, tensor in meme.state_dict().items()}
-        return Payload(weights=weights, numbers={"examples": 1.0, "loss": value})  # an unweighted mean
+        return Payload(weights=weights, numbers={"examples": UNWEIGHTED, "loss": value})  # an unweighted mean
 
 
 def mutual_loss(private: Tensor, meme: Tensor, labels: Tensor, alpha: float, beta: float) -> Tensor:
@@ -99,18 +105,18 @@ class FML(Strategy):
         environment.model(self.meme_architecture)
 
     def prepare(self, federation: Round) -> None:
-        """Make the first meme, unless the run starts from given weights."""
-        self.weights = self.weights or federation.environment.initial_weights(self.meme_architecture)
+        """Make the first meme."""
+        self.weights = federation.environment.initial_weights(self.meme_architecture)
 
     def run_round(self, federation: Round) -> None:
         """Send the meme, average what comes back."""
         assert self.weights is not None
-        expect = Expected(weights=like(self.weights), numbers={"examples": (1, 1), "loss": (-math.inf, math.inf)})
+        expect = expected_model(self.weights, unweighted=True)
         merged = federation.ask("fit", Payload(weights=self.weights), expect=expect, merge=weighted_mean)
         self.weights = merged.weights
         federation.log("train_loss", merged.numbers["loss"])
 
-    def evaluation(self, nodes: list[int]) -> Payload:
+    def evaluation(self, federation: Round) -> Payload:
         """Let nodes measure their private models."""
         return Payload()
 

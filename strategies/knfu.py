@@ -17,31 +17,41 @@ hears itself. Each is a named hyper-parameter.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, cast
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from fedkd import Client, Expected, InputError, Payload, Round
-from fedkd.learning.losses import kl_from_probabilities, normalised
-from fedkd.methods.knowledge_fusion import fuse, log_weights
-from fedkd.methods.public_distillation import TransferClient, TransferStrategy
-
-if TYPE_CHECKING:
-    from fedkd import Environment
+from fedkd import (
+    Client,
+    Count,
+    Environment,
+    Expected,
+    InputError,
+    NotNegative,
+    Payload,
+    Positive,
+    PublicSetClient,
+    PublicSetStrategy,
+    Round,
+    fuse,
+    kl_from_probabilities,
+    log_weights,
+    normalised,
+)
 
 EpdMode = Literal["soft", "hard"]
 Divergence = Literal["kl_receiver_sender", "kl_sender_receiver", "jeffreys", "js"]
 WeightFunction = Literal["softmax", "topk", "threshold"]
 
 
-class KnFuClient(TransferClient):
+class KnFuClient(PublicSetClient):
     """Trains on its own images, tells its knowledge, and is fine-tuned on what is fused for it."""
 
     def extract(self, request: Payload) -> Payload:
         """Steps 1 and 2: local training, then the knowledge on the transfer set, P x C."""
-        method = cast(KnFu, self.strategy)
+        method: KnFu = self.strategy
         self.train_locally()
         self.keep_model()
         images = self.subset(request)
@@ -51,7 +61,7 @@ class KnFuClient(TransferClient):
 
     def finetune(self, request: Payload) -> Payload:
         """Step 4: fit the model to the fused targets on the transfer set."""
-        method = cast(KnFu, self.strategy)
+        method: KnFu = self.strategy
         images, targets, temperature = self.subset(request), request.logits["targets"], method.temperature
         wanted = torch.cat([targets, torch.from_numpy(images.labels).float()[:, None]], dim=1)
 
@@ -129,7 +139,7 @@ def neighbour_weights(
 
 
 @dataclass(kw_only=True)
-class KnFu(TransferStrategy):
+class KnFu(PublicSetStrategy):
     """KnFu (Seyedmohammadi et al., 2024), the reading that this file's head describes; models may differ.
 
     beta: 10 in the paper; the formula that it enters is inferred. All others are open in the paper, and inferred here:
@@ -146,18 +156,18 @@ class KnFu(TransferStrategy):
     """
 
     client: ClassVar[type[Client]] = KnFuClient
-    beta: Annotated[float, Field(ge=0)] = 10.0
+    beta: NotNegative = 10.0
     epd_mode: EpdMode = "soft"
-    epd_epsilon: Annotated[float, Field(gt=0)] = 1e-8
+    epd_epsilon: Positive = 1e-8
     divergence: Divergence = "kl_receiver_sender"
     weight_function: WeightFunction = "softmax"
-    k: Annotated[int, Field(ge=1)] | None = None
+    k: Count | None = None
     threshold: Annotated[float, Field(ge=0, le=1)] = 0.0
     include_self: bool = True
     fuse_space: Literal["prob", "logit"] = "prob"
-    extraction_temperature: Annotated[float, Field(gt=0)] = 1.0
-    temperature: Annotated[float, Field(gt=0)] = 1.0
-    public_cross_entropy: Annotated[float, Field(ge=0)] = 0.0
+    extraction_temperature: Positive = 1.0
+    temperature: Positive = 1.0
+    public_cross_entropy: NotNegative = 0.0
 
     def check(self, environment: Environment) -> None:
         """Refuse, besides, neighbours without a number, and the cross-entropy with labels that are not there."""
@@ -173,7 +183,7 @@ class KnFu(TransferStrategy):
     def run_round(self, federation: Round) -> None:
         """Gather the cohort's knowledge, fuse it for each node by its neighbours, send each its own targets."""
         indices = self.draw_subset(federation)
-        told = self.gather(federation, "extract", Payload(indices=indices), soft=self.fuse_space == "prob")
+        told = self.ask_knowledge(federation, "extract", Payload(indices=indices), soft=self.fuse_space == "prob")
         nodes, knowledge = list(told), torch.stack(list(told.values()))
         soft = torch.softmax(knowledge.double(), -1) if self.fuse_space == "logit" else normalised(knowledge)
         priors = estimated_priors(soft, self.epd_mode, self.epd_epsilon)

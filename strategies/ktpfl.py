@@ -7,19 +7,26 @@ arXiv:2111.02862; and the authors' code.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar, Literal, cast
+from typing import ClassVar, Literal, cast
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
-from fedkd import Client, Expected, Payload, Round
-from fedkd.data.images import Images
-from fedkd.learning.losses import kl_from_probabilities
-from fedkd.learning.training import Loss
-from fedkd.messages.arrays import Tensors
-from fedkd.methods.knowledge_fusion import fuse, log_weights
-from fedkd.methods.public_distillation import Pretraining
+from fedkd import (
+    Client,
+    Count,
+    Expected,
+    Images,
+    Loss,
+    NotNegative,
+    Payload,
+    Positive,
+    Pretraining,
+    Round,
+    fuse,
+    kl_from_probabilities,
+    log_weights,
+)
 
 from .fedmd import FedMDClient
 
@@ -33,7 +40,7 @@ class KTpFLClient(FedMDClient):
 
     def digest_loss(self) -> Loss:
         """Return KL(t || softmax(z / T)): the mean over the batch, or over batch and classes."""
-        method = cast(KTpFL, self.strategy)
+        method: KTpFL = self.strategy
 
         def loss(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
             value = kl_from_probabilities(model(images), targets, method.temperature)
@@ -91,9 +98,9 @@ class KTpFL(Pretraining):
     """
 
     client: ClassVar[type[Client]] = KTpFLClient
-    distil_batch_size: Annotated[int, Field(ge=1)] = 256
-    rho: Annotated[float, Field(ge=0)] = 0.7
-    temperature: Annotated[float, Field(gt=0)] = 10.0
+    distil_batch_size: Count = 256
+    rho: NotNegative = 0.7
+    temperature: Positive = 10.0
     divergence: Literal["mse", "kl"] = "mse"
     reduction: Literal["mean", "batchmean"] = "mean"
     known: list[int] = field(default_factory=list, init=False)
@@ -108,7 +115,7 @@ class KTpFL(Pretraining):
     def run_round(self, federation: Round) -> None:
         """Gather soft labels, update the coefficients, send each node its own mixture."""
         indices = self.draw_subset(federation)
-        told = self.gather(federation, "communicate", Payload(indices=indices), soft=True)
+        told = self.ask_knowledge(federation, "communicate", Payload(indices=indices), soft=True)
         nodes, knowledge = list(told), torch.stack(list(told.values()))
         self._welcome([node for node in nodes if node not in self.known])
         places = torch.tensor([self.known.index(node) for node in nodes])
@@ -131,11 +138,3 @@ class KTpFL(Pretraining):
             wider = torch.full((before + 1,) * 2, 1 / (before + 1), dtype=torch.float64)
             wider[:before, :before] = self.coefficients * before / (before + 1)
             self.coefficients, self.known = wider, [*self.known, node]
-
-    def state(self) -> Tensors:
-        """Return the coefficients and whose they are."""
-        return {"coefficients": self.coefficients, "known": torch.tensor(self.known)}
-
-    def restore(self, state: Tensors) -> None:
-        """Take back what `state` returned."""
-        self.coefficients, self.known = state["coefficients"], state["known"].tolist()

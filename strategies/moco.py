@@ -15,9 +15,9 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedkd import Client
+from fedkd import Client, Count, Encoder, Positive, SelfSupervised, SelfSupervisedClient, move_towards
 
-from .self_supervised import Encoder, SelfSupervised, SelfSupervisedClient, move_towards
+from .fedavg import FedAvg
 
 _QUEUE = "queue"
 
@@ -62,7 +62,7 @@ def queue_loss(queries: Tensor, keys: Tensor, queue: Tensor, temperature: float)
 
 
 @dataclass(kw_only=True)
-class MoCo(SelfSupervised):
+class MoCo(SelfSupervised, FedAvg):
     """MoCo (He et al., 2020) on each node; FedAvg of the query encoder.
 
     queue: keys (4096); momentum: of the key encoder (0.99 in EasyFL); temperature: 0.2, MoCo v2's, for
@@ -70,6 +70,6 @@ class MoCo(SelfSupervised):
     """
 
     client: ClassVar[type[Client]] = MoCoClient
-    queue: Annotated[int, Field(ge=1)] = 4096
+    queue: Count = 4096
     momentum: Annotated[float, Field(ge=0, le=1)] = 0.99
-    temperature: Annotated[float, Field(gt=0)] = 0.2
+    temperature: Positive = 0.2

@@ -8,15 +8,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, cast
+from typing import ClassVar, cast
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedkd import Client, GlobalModelClient, Payload
-from fedkd.learning.training import Loss
+from fedkd import Client, GlobalModelClient, Loss, NotNegative, Payload, Positive
 
 from .fedavg import FedAvg
 
@@ -79,5 +77,5 @@ class MOON(FedAvg):
     """
 
     client: ClassVar[type[Client]] = MOONClient
-    mu: Annotated[float, Field(ge=0)] = 1.0
-    temperature: Annotated[float, Field(gt=0)] = 0.5
+    mu: NotNegative = 1.0
+    temperature: Positive = 0.5

@@ -16,11 +16,9 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedkd import Client
-from fedkd.streams import stream_seed
+from fedkd import Client, Encoder, Positive, stream_seed
 
 from .moco import MoCo, MoCoClient
-from .self_supervised import Encoder
 
 Count = Annotated[int, Field(ge=2)]
 _BATCH = 500
@@ -104,4 +102,4 @@ class ProtoCL(MoCo):
     clusters: Annotated[list[Count], Field(min_length=1)] = field(default_factory=lambda: [10, 20])
     alpha: Annotated[float, Field(ge=1)] = 10.0
     momentum: Annotated[float, Field(ge=0, le=1)] = 0.999
-    temperature: Annotated[float, Field(gt=0)] = 0.1
+    temperature: Positive = 0.1

@@ -6,23 +6,35 @@ Karimireddy, Kale, Mohri, Reddi, Stich, Suresh: SCAFFOLD: Stochastic Controlled 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, ClassVar, cast
+from typing import ClassVar
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
-from fedkd import Client, Expected, InputError, Payload, Round, Strategy, like, weighted_mean
-from fedkd.config import Sgd
-from fedkd.learning.training import Loss, cross_entropy
-from fedkd.messages.arrays import Tensors, parts_of, under
-from fedkd.methods.image_shares import SharesClient, mean_images, share_numbers
-
-if TYPE_CHECKING:
-    from fedkd import Environment
+from fedkd import (
+    ANY_NUMBER,
+    UNWEIGHTED,
+    Client,
+    Environment,
+    Expected,
+    InputError,
+    Loss,
+    Payload,
+    Positive,
+    Round,
+    Sgd,
+    SharesClient,
+    Strategy,
+    Tensors,
+    cross_entropy,
+    like,
+    mean_images,
+    share_numbers,
+    under,
+    weighted_mean,
+)
 
 _CONTROL = "control_variate"
 _ANCHOR = "anchor"
@@ -33,7 +45,7 @@ class ScaffoldClient(SharesClient):
 
     def fit(self, request: Payload) -> Payload:
         """Take K steps along g + c - c_k; then c_k <- c_k - c + (w - theta_k) / (K lr)."""
-        method = cast(Scaffold, self.strategy)
+        method: Scaffold = self.strategy
         model = self.load_model({n: t for n, t in request.weights.items() if not n.startswith(f"{_ANCHOR}/")})
         device = self.environment.device
         control = {name: tensor.to(device) for name, tensor in request.control_variates.items()}
@@ -50,7 +62,7 @@ class ScaffoldClient(SharesClient):
         return Payload(
             weights=self.weights(),
             control_variates={name: (share * (new[name] - own[name])).cpu() for name in control},
-            numbers={"examples": 1.0, "loss": loss},  # unweighted means
+            numbers={"examples": UNWEIGHTED, "loss": loss},  # unweighted means
         )
 
 
@@ -79,7 +91,7 @@ class Scaffold(Strategy):
     client: ClassVar[type[Client]] = ScaffoldClient
     equal_models: ClassVar[bool] = True
     global_model: ClassVar[bool] = True
-    server_lr: Annotated[float, Field(gt=0)] = 1.0
+    server_lr: Positive = 1.0
     official_quirks: bool = False
     control: Tensors = field(default_factory=dict, init=False)
     aggregated: Tensors = field(default_factory=dict, init=False)
@@ -110,7 +122,7 @@ class Scaffold(Strategy):
         expect = Expected(
             weights=like(start),
             control_variates=like(self.control),
-            numbers={"examples": (1, 1), "loss": (-math.inf, math.inf)},
+            numbers={"examples": (UNWEIGHTED, UNWEIGHTED), "loss": ANY_NUMBER},
         )
         payload = Payload(
             weights=start | under(_ANCHOR, self.aggregated),
@@ -126,17 +138,3 @@ class Scaffold(Strategy):
         self.weights = moved
         self.aggregated = {name: moved[name] for name in self.aggregated}
         federation.log("train_loss", merged.numbers["loss"])
-
-    def state(self) -> Tensors:
-        """Return the global model and the server's control variate."""
-        kept = under("weights", self.weights or {}) | under("control", self.control)
-        if self.mean_images is not None:
-            kept |= {"mean/images": torch.tensor(self.mean_images, dtype=torch.float64)}
-        return kept | under("aggregated", self.aggregated)
-
-    def restore(self, state: Tensors) -> None:
-        """Take back what `state` returned."""
-        parts = parts_of(state)
-        self.weights, self.control = parts.get("weights"), parts.get("control", {})
-        self.aggregated = parts.get("aggregated", {})
-        self.mean_images = float(parts["mean"]["images"]) if "mean" in parts else None

@@ -7,15 +7,13 @@ arXiv:2002.05709; federated as in FedX's code.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, cast
+from typing import ClassVar, cast
 
-from pydantic import Field
 from torch import Tensor
 
-from fedkd import Client
-from fedkd.learning.losses import nt_xent
+from fedkd import Client, Encoder, Positive, SelfSupervised, SelfSupervisedClient, nt_xent
 
-from .self_supervised import Encoder, SelfSupervised, SelfSupervisedClient
+from .fedavg import FedAvg
 
 
 class SimCLRClient(SelfSupervisedClient):
@@ -27,7 +25,7 @@ class SimCLRClient(SelfSupervisedClient):
 
 
 @dataclass(kw_only=True)
-class SimCLR(SelfSupervised):
+class SimCLR(SelfSupervised, FedAvg):
     """SimCLR (Chen et al., 2020, equation 1) on each node, averaged by FedAvg. temperature: 0.1 in FedX's runs.
 
     Batches of `[train]` size; a node's images that do not fill the last one sit out that epoch; a node with fewer
@@ -35,4 +33,4 @@ class SimCLR(SelfSupervised):
     """
 
     client: ClassVar[type[Client]] = SimCLRClient
-    temperature: Annotated[float, Field(gt=0)] = 0.1
+    temperature: Positive = 0.1

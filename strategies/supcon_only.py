@@ -7,15 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, cast
+from typing import ClassVar, cast
 
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedkd import Client, GlobalModelClient
-from fedkd.learning.losses import supervised_contrast
-from fedkd.learning.training import Loss
+from fedkd import Client, GlobalModelClient, Loss, NotNegative, Positive, supervised_contrast
 
 from .fedavg import FedAvg
 
@@ -25,7 +22,7 @@ class SupConClient(GlobalModelClient):
 
     def local_loss(self) -> Loss:
         """Return the cross-entropy plus the contrast of the batch's own features."""
-        method = cast(SupConOnly, self.strategy)
+        method: SupConOnly = self.strategy
         return contrasted_loss(method.lambda_con, method.temperature)
 
 
@@ -48,5 +45,5 @@ class SupConOnly(FedAvg):
     """
 
     client: ClassVar[type[Client]] = SupConClient
-    lambda_con: Annotated[float, Field(ge=0)] = 1.0
-    temperature: Annotated[float, Field(gt=0)] = 0.07
+    lambda_con: NotNegative = 1.0
+    temperature: Positive = 0.07

@@ -9,31 +9,38 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, cast
+from typing import ClassVar, Literal, cast
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedkd import Client, Expected, GlobalModelClient, InputError, Payload, Round, like
-from fedkd.data.images import Images
-from fedkd.learning.batches import Preprocess
-from fedkd.learning.losses import supervised_contrast
-from fedkd.learning.training import Loss
-from fedkd.messages.arrays import Tensors, copied, parts_of, under
-from fedkd.messages.payload import IMAGES
-from fedkd.methods.node_cache import Holders
-from fedkd.streams import default_stream
+from fedkd import (
+    PIXEL_MAX,
+    Client,
+    Count,
+    Environment,
+    GlobalModelClient,
+    Images,
+    InputError,
+    Loss,
+    NotNegative,
+    Payload,
+    Positive,
+    Preprocess,
+    Round,
+    Tensors,
+    ask_cached,
+    copied,
+    default_stream,
+    expected_model,
+    parts_of,
+    supervised_contrast,
+    under,
+)
 
 from .fedavg import FedAvg
 
-if TYPE_CHECKING:
-    from fedkd import Environment
-
-Count = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
 _NOISE = "noise"  # where a node's state keeps the shared images
 _HEAD = "noise_classifier"
 _SHOWN = 20
@@ -44,7 +51,7 @@ class VHLClient(GlobalModelClient):
 
     def fit(self, request: Payload) -> Payload:
         """Train the received weights, and with `labels` = "extra" the classifier of noise; return both."""
-        method = cast(VHL, self.strategy)
+        method: VHL = self.strategy
         weights, kept_head = _split(request.weights)
         self.load_model(weights)
         if request.images:
@@ -127,7 +134,7 @@ class VHL(FedAvg):
     generator_width: Count = 512
     noise: Tensors = field(default_factory=dict, init=False)
     head: Tensors = field(default_factory=dict, init=False)
-    holders: Holders = field(default_factory=Holders, init=False)  # of the noise images
+    cached: set[int] = field(default_factory=set, init=False)  # nodes that have the noise images
 
     def new_head(self, model: nn.Module) -> nn.Linear:
         """Return a classifier of noise for a model; draws from torch's default stream."""
@@ -153,7 +160,7 @@ class VHL(FedAvg):
                 for part in z.to(environment.device).split(100):
                     images = F.interpolate(generator(part), (height, width), mode="bilinear", antialias=True)
                     images = images if channels == 3 else images.mean(1, keepdim=True)
-                    rows.append(images.clamp(0, 1).mul(255).round().byte().cpu())
+                    rows.append(images.clamp(0, 1).mul(PIXEL_MAX).round().byte().cpu())
         labels = torch.arange(classes).repeat_interleave(self.noise_per_class)
         self.noise = {"images": torch.cat(rows), "labels": labels}
         if self.labels == "extra":
@@ -166,25 +173,13 @@ class VHL(FedAvg):
         """Send the model, and the noise images to nodes that lack them; average what comes back."""
         assert self.weights is not None
         sent = self.weights | under(_HEAD, self.head)
-        plain = Payload(weights=sent)
+        without = Payload(weights=sent)
         images, labels = {"images": self.noise["images"]}, {"labels": self.noise["labels"]}
-        full = Payload(weights=sent, images=images, indices=labels)
-        expect = Expected(weights=like(sent), numbers={"examples": IMAGES, "loss": (-math.inf, math.inf)})
-        merged = self.holders.ask(federation, "fit", plain, full, expect)
+        complete = Payload(weights=sent, images=images, indices=labels)
+        expect = expected_model(sent)
+        merged, self.cached = ask_cached(federation, "fit", without, complete, expect, self.cached)
         self.weights, self.head = _split(merged.weights)
         federation.log("train_loss", merged.numbers["loss"])
-
-    def state(self) -> Tensors:
-        """Return model, classifier of noise, noise images, and which nodes have them."""
-        parts = {"weights": self.weights or {}, "noise": self.noise, "head": self.head}
-        holders = {"holders/nodes": self.holders.tensor()}
-        return {name: t for part, tensors in parts.items() for name, t in under(part, tensors).items()} | holders
-
-    def restore(self, state: Tensors) -> None:
-        """Take back what `state` returned."""
-        parts = parts_of(state)
-        self.weights, self.noise, self.head = parts.get("weights"), parts["noise"], parts.get("head", {})
-        self.holders = Holders.of(parts["holders"]["nodes"])
 
 
 class StyleGenerator(nn.Module):

@@ -11,10 +11,7 @@ from typing import Annotated
 import torch
 from pydantic import Field
 
-from fedkd import Payload, Round
-from fedkd.config import Architecture, NamedTable
-from fedkd.core.wrapper import Wrapper
-from fedkd.messages.arrays import Tensors, copied, parts_of, under
+from fedkd import Architecture, NamedTable, Payload, Round, Tensors, Wrapper, copied
 
 
 @dataclass(kw_only=True)
@@ -47,7 +44,7 @@ class WeightEMA(Wrapper):
     def _model(self) -> Tensors:
         return self.average or self.weights or {}
 
-    def evaluation(self, nodes: list[int]) -> Payload:
+    def evaluation(self, federation: Round) -> Payload:
         """Return the average."""
         return Payload(weights=self._model())
 
@@ -58,14 +55,3 @@ class WeightEMA(Wrapper):
     def stages(self) -> dict[str, tuple[Architecture, Tensors]]:
         """Return the base's own model, and what it was made of."""
         return super().stages() | ({"latest": (0, self.weights)} if self.weights else {})
-
-    def state(self) -> Tensors:
-        """Return the base's state and the average."""
-        mass = {"mass/mass": torch.tensor(self.mass, dtype=torch.float64)}
-        return super().state() | under("average", self.average) | mass
-
-    def restore(self, state: Tensors) -> None:
-        """Take back what `state` returned."""
-        super().restore(state)
-        parts = parts_of(state)
-        self.average, self.mass = parts.get("average", {}), float(parts["mass"]["mass"])

@@ -15,6 +15,8 @@ import ray
 import torch
 
 from fedkd.config import Config, parse_config
+from fedkd.core.state import unpack
+from fedkd.runs.checkpoints import latest, load_server
 from fedkd.runs.run import resume, run
 
 SETS = Path(__file__).resolve().parents[1] / ".." / "shared" / "data"
@@ -100,6 +102,13 @@ def lines(folder: Path) -> list[dict[str, Any]]:
     for line in found:
         del line["seconds"]
     return found
+
+
+def server_state(checkpoint: Path) -> dict[str, Any]:
+    """Return the server's state in a checkpoint, or in the newest one of a run: the declared fields by name."""
+    path = latest(checkpoint / "checkpoints")[1] if (checkpoint / "checkpoints").is_dir() else checkpoint
+    state: dict[str, Any] = unpack(load_server(path))
+    return state
 
 
 def checkpoint_bytes(folder: Path) -> dict[str, bytes]:

@@ -5,13 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import checkpoint_bytes, lines
+from conftest import checkpoint_bytes, lines, server_state
 from flwr.app import RecordDict
 
 from fedkd.config import Config
+from fedkd.core.state import pack
 from fedkd.errors import InputError
 from fedkd.messages.arrays import array_record
-from fedkd.runs.checkpoints import latest, load_nodes, load_server, save
+from fedkd.runs.checkpoints import latest, load_nodes, save
 from fedkd.runs.results import read_run
 from fedkd.runs.run import resume, run
 
@@ -21,7 +22,7 @@ Make = Callable[..., Config]
 def saved(folder: Path, count: int, keep: int = 9) -> list[Path]:
     folder.mkdir(exist_ok=True)
     state = RecordDict({"model": array_record({"w": torch.ones(2)})})
-    return [save(folder, n, {"w": torch.full((3,), n)}, [(7, state)], keep) for n in range(count)]
+    return [save(folder, n, pack({"w": torch.full((3,), n)}, "a test"), [(7, state)], keep) for n in range(count)]
 
 
 def test_the_newest_stay_and_hold_what_was_saved(tmp_path: Path) -> None:
@@ -29,7 +30,7 @@ def test_the_newest_stay_and_hold_what_was_saved(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["round-000003", "round-000004"]
     number, path = latest(tmp_path)
     assert number == 4
-    assert load_server(path)["w"].tolist() == [4, 4, 4]
+    assert server_state(path)["w"].tolist() == [4, 4, 4]
     ((node, state),) = load_nodes(path)
     assert (node, state.array_records["model"]["w"].numpy().tolist()) == (7, [1, 1])
 
@@ -89,8 +90,8 @@ def test_a_failure_keeps_the_last_whole_round(tiny: Make, tmp_path: Path) -> Non
     number, path = latest(tmp_path / "failed/checkpoints")
     assert number == 2
     assert torch.equal(
-        load_server(path)["classifier.weight"],
-        load_server(latest(tmp_path / "whole/checkpoints")[1])["classifier.weight"],
+        server_state(path)["weights"]["classifier.weight"],
+        server_state(tmp_path / "whole")["weights"]["classifier.weight"],
     )
 
 

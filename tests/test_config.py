@@ -8,8 +8,8 @@ import tomli_w
 import torch
 from conftest import TINY, merged
 
-from fedkd import Environment
 from fedkd.config import Config, parse_config, read_config, read_distill_config, to_table
+from fedkd.core.setup import make_setup
 from fedkd.core.wrapper import make_strategy
 from fedkd.errors import InputError
 from fedkd.models.build import build
@@ -98,7 +98,7 @@ def test_what_cannot_be_read_is_refused(tmp_path: Path) -> None:
     "strategy", ["fedavg", "fedprox", "fedmd", "local", "central", "flwr.serverapp.strategy:FedAdam"]
 )
 def test_the_resolved_config_is_complete_and_reads_back(tiny: Callable[..., Config], strategy: str) -> None:
-    resolved = Environment(tiny({"strategy": {"name": strategy}, "data.public": {"size": 100}})).config
+    resolved = make_setup(tiny({"strategy": {"name": strategy}, "data.public": {"size": 100}})).environment.config
     table = to_table(resolved)
     assert parse_config(table) == resolved
     assert table["train"]["epochs"] == 1

@@ -18,8 +18,9 @@ from fedkd.distillation.matching import gradient_distance, gradient_of, mean_emb
 from fedkd.distillation.siamese import siamese_augment
 from fedkd.distillation.virtual_images import RealImages, Virtual, class_statistics, normal_images, real_images
 from fedkd.learning.batches import Preprocess
-from fedkd.learning.losses import kernel_discrepancy, supervised_contrast
+from fedkd.learning.losses import supervised_contrast
 from fedkd.models.build import build
+from fedkd.strategies.fedlgd import kernel_discrepancy
 from fedkd.streams import torch_stream
 
 

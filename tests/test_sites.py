@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import PLUGINS, TINY, checkpoint_bytes, lines, merged
-from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from loopback import Clock, Loopback
 from PIL import Image
 
@@ -58,7 +58,7 @@ def partitioned(config: Config, **more: Any) -> Loopback:
 
 def start(config: Config, grid: Loopback, path: Path, **more: Any) -> dict[str, Any]:
     """Run a federation; return its summary."""
-    return serve(grid, Context(7, 1, {}, RecordDict(), {}), config, path, **{"resume": False, **more})
+    return serve(grid, config, path, **{"resume": False, **more})
 
 
 def told(folder: Path) -> list[dict[str, Any]]:

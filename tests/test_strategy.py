@@ -9,9 +9,9 @@ from conftest import PLUGINS, lines
 
 from fedkd import Client, Environment, InputError, Payload, RunError
 from fedkd.config import Config
-from fedkd.core.client_app import actions
+from fedkd.core.client import actions
+from fedkd.core.setup import make_setup
 from fedkd.runs.run import run
-from fedkd.strategies.fedavg import FedAvg
 
 Make = Callable[..., Config]
 COUNT = {"name": f"{PLUGINS / 'ask.py'}:Count"}
@@ -189,18 +189,11 @@ def test_what_cannot_run_is_refused_before_anything_is_written(
 
 
 def test_an_environment_moves_to_another_device_with_models_and_batches(tiny: Make) -> None:
-    environment = Environment(tiny())
-    environment.check()
+    setup = make_setup(tiny())
+    setup.check()
+    environment = setup.environment
     assert environment.model(0).classifier.weight.device.type == "cpu"  # type: ignore[union-attr]
     assert environment.preprocess(environment.data.test.images[:2]).device.type == "cpu"
     environment.use_device("meta")
     assert environment.model(0).classifier.weight.device.type == "meta"  # type: ignore[union-attr]
     assert environment.preprocess(environment.data.test.images[:2]).device.type == "meta"
-
-
-def test_flowers_phases_and_a_bare_start_are_refused(tiny: Make) -> None:
-    strategy = FedAvg()
-    with pytest.raises(TypeError, match="runs its rounds in run_round"):
-        strategy.aggregate_train(1, [])
-    with pytest.raises(TypeError, match="make_server_app"):
-        strategy.start(None, None)  # type: ignore[arg-type]

@@ -9,9 +9,23 @@
 
 from .data import DataConfig, PartitionConfig, PublicConfig, RealSites, SetsConfig, ValidationConfig
 from .distill import DistillConfig, ProbeConfig, SetConfig
-from .reading import difference, flattened, parse_config, read_config, read_distill_config, to_table
+from .reading import difference, flattened, overridden, parse_config, read_config, read_distill_config, to_table
 from .run import Adam, CheckpointConfig, Config, EvaluateConfig, FaultsConfig, ModelConfig, Sgd, TrainConfig
-from .tables import GROUPS, KINDS, Architecture, Count, Fraction, Group, Kind, Limits, NamedTable, Probability
+from .tables import (
+    GROUPS,
+    KINDS,
+    Architecture,
+    Count,
+    Fraction,
+    Group,
+    Kind,
+    Limits,
+    NamedTable,
+    NotNegative,
+    Positive,
+    Probability,
+    Whole,
+)
 
 __all__ = [
     "GROUPS",
@@ -31,7 +45,9 @@ __all__ = [
     "Limits",
     "ModelConfig",
     "NamedTable",
+    "NotNegative",
     "PartitionConfig",
+    "Positive",
     "Probability",
     "ProbeConfig",
     "PublicConfig",
@@ -41,8 +57,10 @@ __all__ = [
     "Sgd",
     "TrainConfig",
     "ValidationConfig",
+    "Whole",
     "difference",
     "flattened",
+    "overridden",
     "parse_config",
     "read_config",
     "read_distill_config",

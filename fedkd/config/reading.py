@@ -36,6 +36,11 @@ def _read_table(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
         raise InputError(f"There is no config {path}.") from None
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not a TOML file that can be read: {error}") from error
+    return overridden(table, overrides)
+
+
+def overridden(table: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Return a table with `key=value` overrides applied, in place. Raises InputError for a wrong one."""
     for override in overrides:
         _override(table, override)
     return table

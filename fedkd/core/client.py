@@ -1,9 +1,11 @@
-"""The client half of a method: `Client`, one method a request."""
+"""The client half of a method: `Client`, one method for each request."""
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import Any, TypeVar
 
 import torch
 from flwr.app import RecordDict
@@ -14,42 +16,55 @@ from ..data.images import Images
 from ..learning import evaluation, training
 from ..learning.training import Loss, cross_entropy
 from ..messages.arrays import Tensors, array_record, is_finite, tensors_of
+from ..messages.metric_names import checked_metric
 from ..messages.payload import Payload
 from ..models.build import fill
 from ..streams import torch_stream
+from .environment import Environment
 
-if TYPE_CHECKING:
-    from .environment import Environment
-    from .strategy import Strategy
-
+Kind = TypeVar("Kind")
 MODEL = "model"  # where a node's state keeps its personal model
 
 
 class Client:
-    """The client half of a strategy: subclass it with one method a request, `def name(self, request: Payload)`.
+    """The client half of a strategy: subclass it with one method for each request, `def name(self, request: Payload)`.
 
     A method that takes exactly `request` answers the server's `ask("name", ...)` and returns a Payload. The object
     lives for one request. What must last is put into `self.state` (Flower's context of the node): with `keep` and
     `recall`, or `keep_model`. What a request changed of the state is lost when it raises.
     """
 
-    strategy: Strategy
-
     def __init__(
-        self, environment: Environment, node: int, state: RecordDict, number: int, action: str, measured: bool
+        self,
+        environment: Environment,
+        layers: Sequence[Any],
+        node: int,
+        state: RecordDict,
+        number: int,
+        action: str,
+        measured: bool,
     ) -> None:
         """Make the client of one request, in round `number`.
 
-        `node`: its number in the federation. `measured`: whether the server wants its metrics in this round.
+        `layers`: the run's strategy and those that it wraps, outermost first. `node`: its number in the federation.
+        `measured`: whether the server wants its metrics in this round.
         """
         self.environment = environment
-        self.strategy = environment.strategy.innermost
+        self.strategy: Any = layers[-1]  # whose hyper-parameters this client half reads
+        self.layers = layers
         self.node = node
         self.state = state
         self.round = number
         self.action = action
         self.measured = measured
         self.metrics: dict[str, float] = {}
+
+    def layer(self, kind: type[Kind]) -> Kind:
+        """Return the run's strategy of a kind, such as the wrapper that adds to this client half. Raises TypeError."""
+        found = next((layer for layer in self.layers if isinstance(layer, kind)), None)
+        if found is None:
+            raise TypeError(f"There is no {kind.__name__} in the strategy.")
+        return found
 
     # The node's data
 
@@ -70,7 +85,7 @@ class Client:
 
     @property
     def public(self) -> Images:
-        """Return the public (transfer) set. Its labels are there to use only where `data.public.labelled` is true."""
+        """Return the public set. Its labels are there to use only where `data.public.labelled` is true."""
         public = self.environment.data.public
         assert public is not None, "the strategy's check() asks for data.public"
         return public
@@ -193,8 +208,11 @@ class Client:
     # Its metrics
 
     def report(self, metric: str, value: float) -> None:
-        """Report a metric, named `scope/metric`, of this node in this round."""
-        self.metrics[metric] = float(value)
+        """Report a metric, named `scope/metric`, of this node in this round.
+
+        Raises ValueError for a name that is not so or that is the server's, and for a value that is no finite number.
+        """
+        self.metrics[metric] = checked_metric(metric, value)
 
     def measure(self, scope: str) -> None:
         """Report `scope/accuracy` of the model as it is on the node's test images, where metrics are wanted."""
@@ -235,3 +253,12 @@ class GlobalModelClient(Client):
     def local_optimizer(self) -> Sgd | Adam:
         """Return the optimiser of local training."""
         return self.settings.optimizer
+
+
+def actions(client: type[Client]) -> list[str]:
+    """Return the names of the requests that a client class answers: its methods that take exactly `request`."""
+    return [
+        name
+        for name, method in inspect.getmembers(client, inspect.isfunction)
+        if not name.startswith("_") and list(inspect.signature(method).parameters) == ["self", "request"]
+    ]

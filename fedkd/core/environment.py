@@ -17,14 +17,12 @@ from ..config import Architecture, Config
 from ..data.federated_data import FederatedData
 from ..data.federation import federate
 from ..data.images import Images
-from ..errors import InputError
 from ..learning.batches import Preprocess
 from ..learning.evaluation import evaluate
 from ..messages.arrays import copied
 from ..models.build import build, fill
 from ..registry import options
 from ..streams import Node, default_stream, torch_stream
-from .wrapper import make_strategy
 
 Threads = Annotated[int, Field(ge=1)]
 Device = Literal["auto", "cpu", "cuda"]
@@ -71,8 +69,7 @@ class Environment:
 
     def __init__(self, config: Config, data: FederatedData | None = None, device: str = "cpu") -> None:
         """Make it from a config; `data` where another process has loaded it already. Raises InputError."""
-        self.strategy, table = make_strategy(config.strategy)
-        self.config = config.model_copy(update={"strategy": table})
+        self.config = config
         self.data = data if data is not None else federate(config.data, config.seed)
         self.device = torch.device(device)
         self.architecture_numbers: dict[int, int] = {}  # of nodes that said which they have
@@ -83,28 +80,6 @@ class Environment:
         self.device = torch.device(device)
         self._models.clear()
         self.__dict__.pop("preprocess", None)
-
-    def check(self) -> None:
-        """Refuse what can be refused before anything runs: models, cohort, and what the strategy needs."""
-        config, data = self.config, self.data
-        cohort = config.cohort or data.clients
-        if cohort > data.clients:
-            raise InputError(f"cohort = {cohort}: the federation has {data.clients} clients.")
-        if config.min_replies > cohort:
-            raise InputError(f"min_replies = {config.min_replies}: a round asks {cohort} nodes.")
-        architectures = config.model.architectures
-        if self.strategy.equal_models and len({repr(a) for a in architectures}) > 1:
-            found = ", ".join(a.name for a in architectures)
-            raise InputError(
-                f"model.names = [{found}]: {config.strategy.name} needs equal models; set model.name to one of them."
-            )
-        for number in range(len(architectures)):
-            self.model(number)
-        if config.data.sites is not None and self.strategy.pooled:
-            raise InputError(f"data.sites: {config.strategy.name} needs the sites' images, which the server lacks.")
-        if self.strategy.pooled:
-            data.pooled()  # refuses where there is no such thing
-        self.strategy.check(self)
 
     def architecture_of(self, node: int) -> int:
         """Return the number of a node's architecture in `model.names`: as it said, else they take turns."""

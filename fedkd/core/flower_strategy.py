@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import math
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, cast
 
 import numpy as np
-import torch
 from flwr.app import ConfigRecord, Message
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy as FlowerBase
 
 from ..errors import InputError, RunError
-from ..messages.arrays import Tensors, array_record, parts_of, tensors_of, under
+from ..messages.arrays import Tensors, array_record, tensors_of
 from ..messages.merging import weighted_mean
-from ..messages.payload import FLOWER_ARRAYS, IMAGES, Expected, Payload, like
+from ..messages.payload import ANY_NUMBER, FLOWER_ARRAYS, IMAGES, Expected, Payload, like
 from .client import Client, GlobalModelClient
+from .environment import Environment
 from .round import Round
 from .strategy import Strategy
-
-if TYPE_CHECKING:
-    from .environment import Environment
 
 
 def is_flower_strategy(found: Any) -> bool:
@@ -28,8 +25,9 @@ def is_flower_strategy(found: Any) -> bool:
     return isinstance(found, type) and issubclass(found, FlowerBase) and not issubclass(found, Strategy)
 
 
+@dataclass(kw_only=True)
 class FlowerStrategy(Strategy):
-    """A stock Flower strategy. Who takes part is drawn by the core, from the run's seed; `cohort` says how many.
+    """A strategy of Flower's. The core samples who takes part, from the run's seed; `cohort` says how many.
 
     Its training phase runs as Flower wrote it, with the generic client; its own evaluation phase is not used, since the
     core evaluates. Every array and list of arrays that it keeps between rounds is checkpointed. Where a strategy steps
@@ -40,12 +38,10 @@ class FlowerStrategy(Strategy):
     client: ClassVar[type[Client]] = GlobalModelClient
     equal_models: ClassVar[bool] = True
     global_model: ClassVar[bool] = True
-
-    def __init__(self, base: FlowerBase, name: str, key: str = "strategy") -> None:
-        """Wrap a strategy; `name` is what the config calls it, `key` where."""
-        self.base = base
-        self.name = name
-        self.key = key
+    base: FlowerBase
+    name: str  # what the config calls it
+    key: str = "strategy"  # and where
+    kept: dict[str, Any] = field(default_factory=dict, init=False)  # the base's own attributes that rounds change
 
     def check(self, environment: Environment) -> None:
         """Refuse options that would draw nodes outside the core, or wait for more than the cohort."""
@@ -62,9 +58,11 @@ class FlowerStrategy(Strategy):
     def run_round(self, federation: Round) -> None:
         """Let the strategy write this round's messages, and aggregate the replies."""
         assert self.weights is not None
+        for attribute, value in self.kept.items():
+            setattr(self.base, attribute, value)
         expect = Expected(
             weights=like(self.weights),
-            numbers={"num-examples": IMAGES, "train_loss": (-math.inf, math.inf)},
+            numbers={"num-examples": IMAGES, "train_loss": ANY_NUMBER},
         )
         grid = cast(Grid, _CohortGrid(federation))
         if hasattr(self.base, "current_arrays"):
@@ -79,28 +77,9 @@ class FlowerStrategy(Strategy):
             new |= _mean_buffers(federation, replies)
         # Flower's weighted sums turn the integer counters of batch norm into floats
         self.weights = {name: tensor.to(old[name].dtype) for name, tensor in new.items()}
+        self.kept = _arrays_of(self.base)
         if metrics is not None:
             federation.log("train", dict(metrics))
-
-    def state(self) -> Tensors:
-        """Return the global model and the arrays that the strategy keeps, such as FedAdam's moments."""
-        state = under("weights", self.weights or {})
-        for attribute, value in vars(self.base).items():
-            items: Any = value.items() if isinstance(value, dict) else enumerate(value) if _is_arrays(value) else ()
-            for key, array in items:
-                if isinstance(array, np.ndarray | np.generic):  # arithmetic makes scalars of arrays without axes
-                    state[f"base/{attribute}/{key}"] = torch.from_numpy(np.array(array))
-        return state
-
-    def restore(self, state: Tensors) -> None:
-        """Take back what `state` returned."""
-        parts = parts_of(state)
-        self.weights = parts.get("weights")
-        for attribute, tensors in parts_of(parts.get("base", {})).items():
-            arrays = {key: tensor.numpy() for key, tensor in tensors.items()}
-            is_list = all(key.isdigit() for key in arrays)
-            value = [arrays[key] for key in sorted(arrays, key=int)] if is_list else arrays
-            setattr(self.base, attribute, value)
 
 
 def _mean_buffers(federation: Round, replies: list[Message]) -> Tensors:
@@ -115,18 +94,21 @@ def _mean_buffers(federation: Round, replies: list[Message]) -> Tensors:
     return total.weights if total is not None else {}
 
 
-def _is_arrays(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(v, np.ndarray | np.generic) for v in value)
+def _arrays_of(base: FlowerBase) -> dict[str, Any]:
+    """Return the attributes of a strategy that hold arrays, lists of them, or dicts of them: what its rounds change."""
+
+    def holds_arrays(value: Any) -> bool:
+        items = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
+        return bool(items) and all(isinstance(item, np.ndarray | np.generic) for item in items)
+
+    return {name: value for name, value in vars(base).items() if holds_arrays(value)}
 
 
 class _CohortGrid:
-    """The grid as a stock strategy sees it: only the nodes of this round's cohort are there."""
+    """The grid as a Flower strategy sees it: only the nodes of this round's cohort are there."""
 
     def __init__(self, federation: Round) -> None:
         self._federation = federation
 
     def get_node_ids(self) -> list[int]:
         return self._federation.cohort
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._federation.grid, name)

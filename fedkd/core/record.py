@@ -7,19 +7,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-Sizes = dict[str, dict[str, int]]  # "up" and "down": bytes by kind
+from ..messages.ledger import Sizes, no_bytes
 
 
 class Captioned(NamedTuple):
-    """A row of images, uint8, N x channels x H x W, and a word on each."""
+    """A row of images, uint8, N x channels x H x W, and a caption for each."""
 
     images: np.ndarray
     captions: tuple[str, ...]
-
-
-def no_bytes() -> Sizes:
-    """Return an empty count of bytes."""
-    return {"up": {}, "down": {}}
 
 
 @dataclass

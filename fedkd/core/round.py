@@ -7,24 +7,24 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import reduce
-from typing import Any, NamedTuple, TypeVar, overload
+from typing import Any, Literal, NamedTuple, TypeVar, overload
 
 import numpy as np
 import torch
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
-from flwr.serverapp import Grid
 
 from ..config import Config
-from ..errors import RunError
+from ..errors import RunError, unknown
 from ..messages.arrays import array_record
 from ..messages.arrival import Arrival, Expectation, arrive
 from ..messages.carrier import Carrier
-from ..messages.ledger import count_bytes
+from ..messages.ledger import Sizes, add_sizes, count_sent
 from ..messages.merging import Merge, blocks_of, weighted_mean
 from ..messages.payload import FLOWER_ARRAYS, ROUND, Expected, Payload, from_records
 from ..streams import torch_stream
-from .record import Captioned, Record, Sizes
-from .round_loop import Server
+from .environment import Environment
+from .log import plain_value
+from .record import Captioned, Record
 
 Step = TypeVar("Step")
 
@@ -36,70 +36,60 @@ class Reply(NamedTuple):
     payload: Payload
 
 
-class Replies(Iterable[Reply]):
-    """The good replies to one request, in node order; held one at a time where the engine can stream."""
-
-    def __init__(self, replies: Iterator[Reply]) -> None:
-        self._replies = replies
-        self._kept: list[Reply] = []
-
-    def __iter__(self) -> Iterator[Reply]:
-        while self._kept:
-            yield self._kept.pop(0)
-        yield from self._replies
-
-    def keep(self) -> None:
-        """Let all clients run to the end, and keep their replies for whoever reads them later."""
-        self._kept += self._replies
-
-    def drop(self) -> None:
-        """Let all clients run to the end; nobody will read the replies."""
-        for _ in self:
-            pass
-
-
 class Round:
     """One round as a method sees it: the cohort, `ask` to reach its nodes, the server's streams, and a log.
 
-    `nodes`: all nodes of the federation. `due`: whether the models are measured at the end of this round.
+    `nodes`: all nodes of the federation. `measured`: the nodes whose models are measured at the end of this round;
+    empty where the round is not measured. `actions`: the requests that the client half answers. `most_images`: how many
+    images a node that has so many may say that it trained on. `on_step`: see `run_rounds`.
     """
 
     def __init__(
         self,
-        server: Server,
-        grid: Grid,
+        environment: Environment,
         carrier: Carrier,
         number: int,
         nodes: Sequence[int],
         cohort: list[int],
         measured: list[int],
+        actions: Sequence[str],
+        most_images: Callable[[int], int] = lambda images: images,
+        on_step: Callable[[int, str, int, int], None] = lambda number, what, done, total: None,
     ) -> None:
-        self.environment = server.environment
-        self.grid = grid
+        self.environment = environment
         self.carrier = carrier
         self.number = number
         self.nodes = nodes
         self.cohort = cohort
-        self.due = bool(measured)
+        self.measured = measured
         self.record = Record(number, cohort)
-        self._on_step = server.on_step
-        self._measured = measured
-        self._open: Replies | None = None
-        self._measuring: Replies | None = None
-        self._heard: list[Reply] | None = None
+        self._actions = actions
+        self._most_images = most_images
+        self._on_step = on_step
+        self._open: _Stream | None = None
+        self._overheard: list[Reply] | None = None
 
     @property
     def config(self) -> Config:
         """Return the run's config."""
         return self.environment.config
 
+    @property
+    def due(self) -> bool:
+        """Return whether the models are measured at the end of this round."""
+        return bool(self.measured)
+
     def stream(self, purpose: str) -> torch.Generator:
         """Return the server's stream of this round for a purpose."""
         return torch_stream(self.config.seed, self.number, "server", purpose)
 
     def log(self, name: str, value: Any) -> None:
-        """Write a number, list or table into this round's line of metrics.jsonl."""
-        self.record.log[name] = value
+        """Write a value into this round's line of metrics.jsonl, under `log`.
+
+        `value`: a finite number, a text, or lists and tables of them; tensors and arrays become lists. Raises RunError,
+        naming the line that called it, for any other value, and for a name that the figures read as something else.
+        """
+        self.record.log[name] = plain_value(name, value)
 
     def show(self, name: str, images: np.ndarray, captions: Sequence[str]) -> None:
         """Keep a row of images (uint8, N x channels x H x W) for the run's `figures/`, where this round is measured."""
@@ -107,7 +97,7 @@ class Round:
             self.record.images[name] = Captioned(images, tuple(captions))
 
     def track(self, what: str, steps: Sequence[Step]) -> Iterator[Step]:
-        """Yield the steps of long work on the server, and tell whoever watches the run how many are done."""
+        """Yield the steps of long work on the server, and report how many are done as the run's progress."""
         for done, step in enumerate(steps):
             self._on_step(self.number, what, done, len(steps))
             yield step
@@ -115,22 +105,32 @@ class Round:
 
     @contextmanager
     def overheard(self) -> Iterator[list[Reply]]:
-        """Let a wrapper see what a base strategy gets: all good replies to its requests inside the block, as copies.
+        """Give a wrapper what a base strategy gets: copies of all good replies to its requests inside the block.
 
         The base's result does not change: replies that it would merge on workers are merged here, by the same blocks.
         """
-        heard: list[Reply] = []
-        self._heard = heard
+        overheard: list[Reply] = []
+        self._overheard = overheard
         try:
-            yield heard
+            yield overheard
         finally:
             self._finish_open()
-            self._heard = None
+            self._overheard = None
 
     @overload
     def ask(
         self, action: str, payload: Payload | Mapping[int, Payload] | None = ..., *, expect: Expectation = ...
-    ) -> Replies: ...
+    ) -> list[Reply]: ...
+
+    @overload
+    def ask(
+        self,
+        action: str,
+        payload: Payload | Mapping[int, Payload] | None = ...,
+        *,
+        expect: Expectation = ...,
+        stream: Literal[True],
+    ) -> Iterator[Reply]: ...
 
     @overload
     def ask(
@@ -148,37 +148,46 @@ class Round:
         payload: Payload | Mapping[int, Payload] | None = None,
         *,
         expect: Expectation = None,
+        stream: bool = False,
         merge: Merge | None = None,
-    ) -> Replies | Payload:
+    ) -> list[Reply] | Iterator[Reply] | Payload:
         """Send the request `action` to the cohort, or to the nodes that `payload` names, each with its own payload.
 
-        Returns the good replies, in node order whatever order they arrive in; or, with `merge` (such as
-        `weighted_mean`), their fold as one payload. `expect` is what each reply must hold. A reply that fails, or does
-        not hold it, is recorded as that node's failure. Raises RunError where fewer than `min_replies` are good, with
-        `merge` at once, else after the last reply.
+        Returns the good replies, in node order whatever order they arrive in. With `merge` (such as `weighted_mean`)
+        returns their fold as one payload. With `stream` returns an iterator that holds one reply at a time; what it
+        does not yield before the next request is read then, and kept.
+
+        `expect` is what each reply must hold. A reply that fails, or does not hold it, is recorded as that node's
+        failure. Raises RunError where the client half has no such action, and where fewer than `min_replies` replies
+        are good: here, with `stream` after the last reply.
         """
+        if action not in self._actions:
+            raise RunError(str(unknown(f"ask({action!r})", action, self._actions)))
         self._finish_open()
         messages = self._messages(action, payload if payload is not None else Payload(), self.cohort)
         expect = self._bounded(expect, messages)
         required = min(self.config.min_replies, len(messages))
         if merge is not None:
             return self._merged(action, messages, expect, merge, required)
-        self._open = Replies(self._stream(action, messages, expect, self.record.bytes, required))
+        replies = self._replies(action, messages, expect, self.record.bytes, required)
+        if not stream:
+            return list(replies)
+        self._open = _Stream(replies)
         return self._open
 
     def exchange(self, messages: Iterable[Message], expect: Expectation = None) -> list[Message]:
         """Send ready-made Flower messages; return the good replies as messages, in node order, checked like any reply.
 
         For Flower's own strategies, which write and read their messages themselves. They get what was checked, and
-        nothing else that a reply may bring.
+        nothing else that a reply may hold.
         """
         self._finish_open()
         messages = list(messages)
         expect = self._bounded(expect, messages)
-        told = ConfigRecord({"measured": self._measured})
+        about_round = ConfigRecord({"measured": self.measured})
         sent = [
             Message(
-                RecordDict({**message.content, ROUND: told}),
+                RecordDict({**message.content, ROUND: about_round}),
                 message.metadata.dst_node_id,
                 message.metadata.message_type,
                 group_id=str(self.number),
@@ -190,39 +199,37 @@ class Round:
             arrival = arrive(reply, expect, self.config.limits)
             self._note("train", arrival, self.record.bytes)
             if arrival.payload is not None:
-                self._hear(arrival.node, arrival.payload)
+                self._overhear(arrival.node, arrival.payload)
                 one = expect.get(arrival.node) if isinstance(expect, Mapping) else expect
                 reply.content = _flower_records(arrival.payload, one)
                 good.append(reply)
-        self._enough("train", len(sent), len(good), min(self.config.min_replies, len(sent)))
+        self._need("train", len(sent), len(good), min(self.config.min_replies, len(sent)))
         return good
 
-    def measure(self, nodes: list[int], payload: Payload | Mapping[int, Payload]) -> Callable[[], None]:
-        """Ask nodes for the metrics of their models, or of what the payload holds. Not the method's traffic.
+    def measure(self, payload: Payload | Mapping[int, Payload]) -> Callable[[], None]:
+        """Ask the measured nodes for the metrics of their models, or of the payload's. Not the method's traffic.
 
-        Returns what waits for them: the server can measure its own models while workers are at theirs.
+        Returns a function that waits for them: the server can measure its own models while workers are busy.
         """
         self._finish_open()
-        messages = self._messages("evaluate", payload, nodes)
-        self._measuring = Replies(self._stream("evaluate", messages, None, self.record.evaluation_bytes, 0))
-        return self._measuring.drop
+        messages = self._messages("evaluate", payload, self.measured)
+        self._open = _Stream(self._replies("evaluate", messages, None, self.record.evaluation_bytes, 0))
+        return self._finish_open
 
     def close(self) -> None:
         """Let a request whose replies the method did not read run to its end."""
-        if self._open is not None:
-            self._open.drop()
-            self._open = None
+        self._finish_open()
 
     def _finish_open(self) -> None:
-        for replies in (self._open, self._measuring):
-            if replies is not None:
-                replies.keep()
+        if self._open is not None:
+            self._open.keep_all()
+            self._open = None
 
     def _messages(self, action: str, payload: Payload | Mapping[int, Payload], nodes: list[int]) -> list[Message]:
-        told = ConfigRecord({"measured": self._measured})
+        about_round = ConfigRecord({"measured": self.measured})
 
         def content(one: Payload) -> RecordDict:
-            return RecordDict({**one.to_records(), ROUND: told})
+            return RecordDict({**one.to_records(), ROUND: about_round})
 
         if isinstance(payload, Payload):
             shared = content(payload)  # one object for all: an engine stores it once
@@ -236,28 +243,30 @@ class Round:
         kind, group = f"train.{action}", str(self.number)
         return [Message(records, node, kind, group_id=group) for node, records in contents.items()]
 
-    def _stream(
+    def _replies(
         self, action: str, messages: list[Message], expect: Expectation, traffic: Sizes, required: int
     ) -> Iterator[Reply]:
-        replies = self._send(messages, traffic)
+        """Send at once; yield the good replies. Raises RunError after the last one where there are too few."""
+        arriving = self._send(messages, traffic)
 
         def good_ones() -> Iterator[Reply]:
             good = 0
-            for reply in replies:
+            for reply in arriving:
                 arrival = arrive(reply, expect, self.config.limits)
                 self._note(action, arrival, traffic)
                 if arrival.payload is not None:
                     good += 1
-                    self._hear(arrival.node, arrival.payload)
+                    if traffic is self.record.bytes:
+                        self._overhear(arrival.node, arrival.payload)
                     yield Reply(arrival.node, arrival.payload)
-            self._enough(action, len(messages), good, required)
+            self._need(action, len(messages), good, required)
 
         return good_ones()
 
     def _merged(
         self, action: str, messages: list[Message], expect: Expectation, merge: Merge, required: int
     ) -> Payload:
-        if self._heard is not None:
+        if self._overheard is not None:
             return self._merged_here(action, messages, expect, merge, max(required, 1))
         count_sent(messages, self.record.bytes)
         limits, timeout = self.config.limits, self.config.timeout
@@ -271,7 +280,7 @@ class Round:
             if block.merged is not None:
                 part = from_records(block.merged, copy=total is None or merge is not weighted_mean)
                 total = part if total is None else merge(total, part)
-        self._enough(action, len(messages), good, max(required, 1))
+        self._need(action, len(messages), good, max(required, 1))
         assert total is not None
         return total
 
@@ -281,17 +290,17 @@ class Round:
         """Merge as `_merged` does, with each reply passing through this process."""
         block_of = {m.metadata.dst_node_id: number for number, part in enumerate(blocks_of(messages)) for m in part}
         blocks: dict[int, Payload] = {}
-        for node, payload in self._stream(action, messages, expect, self.record.bytes, required):
+        for node, payload in self._replies(action, messages, expect, self.record.bytes, required):
             block = block_of[node]
             blocks[block] = merge(blocks[block], payload) if block in blocks else payload
         return reduce(merge, blocks.values())
 
-    def _hear(self, node: int, payload: Payload) -> None:
-        if self._heard is not None:
-            self._heard.append(Reply(node, copy.deepcopy(payload)))  # a merge may change what it gets
+    def _overhear(self, node: int, payload: Payload) -> None:
+        if self._overheard is not None:
+            self._overheard.append(Reply(node, copy.deepcopy(payload)))  # a merge may change what it gets
 
     def _bounded(self, expect: Expectation, messages: list[Message]) -> Expectation:
-        """Return the expectation, one a node, with how many images each node can have, where that is known."""
+        """Return the expectation, one for each node, with how many images it can have, where that is known."""
         nodes = [message.metadata.dst_node_id for message in messages]
         known = {node: images for node in nodes if (images := self.carrier.images_of(node)) is not None}
         if expect is None or not known:
@@ -299,8 +308,7 @@ class Round:
         bounded = dict(expect) if isinstance(expect, Mapping) else dict.fromkeys(nodes, expect)
         for node, images in known.items():
             if node in bounded:
-                most = self.environment.strategy.most_images(images, self.environment)
-                bounded[node] = dataclasses.replace(bounded[node], most_images=most)
+                bounded[node] = dataclasses.replace(bounded[node], most_images=self._most_images(images))
         return bounded
 
     def _send(self, messages: list[Message], traffic: Sizes) -> Iterator[Message]:
@@ -315,14 +323,28 @@ class Round:
         if arrival.failure is not None:
             self.record.failures.append({"node": arrival.node, "action": action, "reason": arrival.failure})
 
-    def _enough(self, action: str, asked: int, good: int, required: int) -> None:
+    def _need(self, action: str, asked: int, good: int, required: int) -> None:
         if good < required:
             failures = [f for f in self.record.failures if f["action"] == action]
-            told = "; ".join(f"node {f['node']}: {f['reason']}" for f in failures[:3])
+            reasons = "; ".join(f"node {f['node']}: {f['reason']}" for f in failures[:3])
             raise RunError(
                 f"Round {self.number}, request {action!r}: {good} of {asked} replies are good, min_replies is "
-                f"{required}. {told}{' ...' if len(failures) > 3 else ''}"
+                f"{required}. {reasons}{' ...' if len(failures) > 3 else ''}"
             )
+
+
+class _Stream(Iterator[Reply]):
+    """Replies that are read one at a time, or all at once when the next request needs the clients."""
+
+    def __init__(self, replies: Iterator[Reply]) -> None:
+        self._arriving = replies
+        self._kept: list[Reply] = []
+
+    def __next__(self) -> Reply:
+        return self._kept.pop(0) if self._kept else next(self._arriving)
+
+    def keep_all(self) -> None:
+        self._kept += self._arriving
 
 
 def _flower_records(payload: Payload, expected: Expected | None) -> RecordDict:
@@ -330,19 +352,3 @@ def _flower_records(payload: Payload, expected: Expected | None) -> RecordDict:
     order = payload.weights if expected is None else expected.weights
     weights = {name: payload.weights[name] for name in order}
     return RecordDict({FLOWER_ARRAYS: array_record(weights), "metrics": MetricRecord(dict(payload.numbers))})
-
-
-def count_sent(messages: list[Message], traffic: Sizes) -> None:
-    """Add what messages to nodes weigh."""
-    sizes: dict[int, dict[str, int]] = {}
-    for message in messages:
-        content = message.content
-        if id(content) not in sizes:
-            sizes[id(content)] = count_bytes(content)
-        add_sizes(traffic["down"], sizes[id(content)])
-
-
-def add_sizes(total: dict[str, int], sizes: dict[str, int]) -> None:
-    """Add bytes by kind, in place."""
-    for kind, size in sizes.items():
-        total[kind] = total.get(kind, 0) + size

@@ -2,46 +2,79 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+import time
+from collections.abc import Callable, Sequence
 
-from fedkd.deployment.roster import Roster
-
-from ..config import Architecture
-from ..messages.arrays import Tensors
+from ..messages.carrier import Carrier
+from ..streams import default_stream
+from .client_app import actions
 from .record import Record
-
-if TYPE_CHECKING:
-    from .environment import Environment
+from .round import Round
+from .sampling import sample_cohort, sample_measured
+from .setup import Setup
+from .state import StateWatch
+from .strategy import Strategy
 
 MOST_LISTED = 10_000  # nodes that a line of metrics.jsonl may name
-MOST_MEASURED = 100  # nodes, where the config does not say how many
 
 
-@dataclass
-class Server:
-    """What a strategy's loop needs besides the grid: the environment, and who wants to hear of each round.
+def run_rounds(
+    setup: Setup,
+    carrier: Carrier,
+    *,
+    first_round: int = 0,
+    on_round: Callable[[Record], None] = lambda record: None,
+    on_checkpoint: Callable[[int], None] = lambda number: None,
+    on_step: Callable[[int, str, int, int], None] = lambda number, what, done, total: None,
+) -> None:
+    """Run a strategy for as many rounds as its config says; round 0 is its preparation.
 
-    `on_round` gets the Record of each round, `on_checkpoint` the number of a round whose state is to be kept, `on_step`
-    how far long work on the server is: the round, what it is, steps done, steps in all; `on_event`, at once, what
-    happens to real sites. `first_round` is 0 for a new run, and the round after the checkpoint for one that continues.
-    `roster`: the real sites that the federation has met; its own for each run unless given.
+    first_round: 0 for a new run, for a continued one the round after its checkpoint. on_round gets the Record of each
+    round that has ended, on_checkpoint the number of a round whose state is to be kept, on_step the progress of long
+    work on the server: round, what it is, steps done, steps in all. Raises RunError where a round has too few good
+    replies, and InputError where a round changes something that a resumed run would not have.
     """
+    strategy, environment, config = setup.strategy, setup.environment, setup.environment.config
+    if strategy.global_model and strategy.weights is None:
+        strategy.weights = strategy.initial_weights(environment)
+    answers = actions(strategy.client_class())
+    watch = StateWatch(strategy)
+    for number in range(first_round, config.rounds + 1):
+        begin = time.perf_counter()
+        nodes = carrier.nodes()
+        cohort = sample_cohort(nodes, config, number) if number else _prepared_nodes(strategy, nodes)
+        federation = Round(
+            environment,
+            carrier,
+            number,
+            nodes,
+            cohort,
+            sample_measured(nodes, config, number),
+            answers,
+            lambda images: strategy.most_images(images, environment),
+            on_step,
+        )
+        with default_stream(federation.stream("default")):
+            (strategy.run_round if number else strategy.prepare)(federation)
+            federation.close()
+        trained = time.perf_counter()
+        record = federation.record
+        if federation.due:
+            wait_for_nodes = federation.measure(strategy.evaluation(federation))
+            record.metrics.update(strategy.measure(federation))
+            wait_for_nodes()
+        record.events = carrier.events()
+        for metric, values in record.nodes.items():
+            if metric in record.metrics:  # the server's own; no node may replace it
+                continue
+            record.metrics[metric] = sum(values[node] for node in sorted(values)) / len(values)
+        watch.check(number)
+        record.seconds = {"round": trained - begin, "evaluation": time.perf_counter() - trained}
+        on_round(record)
+        if number % config.checkpoint.every == 0 or number == config.rounds:
+            on_checkpoint(number)
 
-    environment: Environment
-    on_round: Callable[[Record], None] = lambda record: None
-    on_checkpoint: Callable[[int], None] = lambda number: None
-    on_step: Callable[[int, str, int, int], None] = lambda number, what, done, total: None
-    on_event: Callable[[str], None] = lambda text: None
-    first_round: int = 0
-    roster: Roster = field(default_factory=Roster)
 
-
-def global_metrics(models: list[tuple[Architecture, Tensors]], environment: Environment) -> dict[str, float]:
-    """Return the metrics of the server's models on the global test set; of several, their means and each one's."""
-    scores = [environment.score(architecture, weights, environment.data.test) for architecture, weights in models]
-    found = {f"global/{name}": sum(s[name] for s in scores) / len(scores) for name in (scores[0] if scores else ())}
-    if len(scores) > 1:
-        found |= {f"global_{i}/{name}": value for i, score in enumerate(scores) for name, value in score.items()}
-    return found
+def _prepared_nodes(strategy: Strategy, nodes: Sequence[int]) -> list[int]:
+    """Return whom `prepare` can ask: all nodes; of very many nobody, where the method has nothing to prepare."""
+    return [] if len(nodes) > MOST_LISTED and type(strategy).prepare is Strategy.prepare else list(nodes)

@@ -4,11 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..config import Config
 from ..streams import numpy_stream
 
+MOST_MEASURED = 100  # nodes, where the config does not say how many
 
-def draw_nodes(nodes: Sequence[int], count: int | None, seed: int, number: int, purpose: str) -> list[int]:
-    """Return `count` of the nodes, ascending, drawn by the server's stream of a round; all where it is None."""
+
+def sample_cohort(nodes: Sequence[int], config: Config, number: int) -> list[int]:
+    """Return the cohort of a round, ascending: `cohort` of the nodes, uniformly without replacement; all by default."""
+    return _sample(nodes, config.cohort, config.seed, number, "cohort")
+
+
+def sample_measured(nodes: Sequence[int], config: Config, number: int) -> list[int]:
+    """Return the nodes that are measured after a round, ascending; none where `evaluate.every` skips the round."""
+    if number % config.evaluate.every and number != config.rounds:
+        return []
+    fraction = config.evaluate.fraction
+    count = MOST_MEASURED if fraction is None else max(1, round(fraction * len(nodes)))
+    return _sample(nodes, count, config.seed, number, "evaluate")
+
+
+def _sample(nodes: Sequence[int], count: int | None, seed: int, number: int, purpose: str) -> list[int]:
     if count is None or count >= len(nodes):
         return list(nodes)
     rng = numpy_stream(seed, number, "server", purpose)

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 from pydantic import BaseModel
 
 from ..config import Architecture, NamedTable
 from ..errors import InputError
-from ..messages.arrays import Tensors, parts_of, under
+from ..messages.arrays import Tensors
 from ..registry import find, options
-from .client import Client
-from .client_app import actions
+from .client import Client, actions
+from .contract import check_class
+from .environment import Environment
 from .flower_strategy import FlowerStrategy, is_flower_strategy
 from .round import Round
 from .strategy import Strategy
-
-if TYPE_CHECKING:
-    from .environment import Environment
 
 
 def make_strategy(table: NamedTable, key: str = "strategy") -> tuple[Strategy, NamedTable]:
@@ -28,19 +27,20 @@ def make_strategy(table: NamedTable, key: str = "strategy") -> tuple[Strategy, N
     `key`: where the table stands in the config. Raises InputError for an unknown name and for wrong options.
     """
     found = find("strategies", table.name, f"{key}.name")
-    chosen = options(found, table.options, key)
     if is_flower_strategy(found):
-        strategy: Strategy = FlowerStrategy(found(**chosen), table.name, key)
-        written = table.options  # its defaults may be functions
-    elif isinstance(found, type) and issubclass(found, Strategy):
-        try:
-            strategy = found(**chosen)
-        except InputError as error:  # of a base within a base, which does not know where it stands
-            raise InputError(str(error).replace("strategy.base", f"{key}.base", 1)) from error
-        kept = {name: getattr(strategy, name, value) for name, value in chosen.items()}
-        written = {name: _plain(value) for name, value in kept.items() if value is not None}
-    else:
+        chosen = options(found, table.options, key)
+        # its defaults may be functions: what is written out is what the config gives
+        return FlowerStrategy(base=found(**chosen), name=table.name, key=key), table
+    if not (isinstance(found, type) and issubclass(found, Strategy)):
         raise InputError(f"{key}.name = {table.name!r} is no Strategy, of fedkd or of Flower.")
+    check_class(found)
+    chosen = options(found, table.options, key)
+    try:
+        strategy = found(**chosen)
+    except InputError as error:  # of a base within a base, which does not know its place in the config
+        raise InputError(str(error).replace("strategy.base", f"{key}.base", 1)) from error
+    kept = {name: getattr(strategy, name, value) for name, value in chosen.items()}
+    written = {name: _plain(value) for name, value in kept.items() if value is not None}
     return strategy, NamedTable(name=table.name, **written)
 
 
@@ -67,7 +67,7 @@ class Wrapper(Strategy):
         """Make the base."""
         self.inner, self.base = make_strategy(self.base, "strategy.base")
 
-    @property
+    @property  # type: ignore[misc]
     def weights(self) -> Tensors | None:
         """Return the base's global model."""
         return self.inner.weights
@@ -76,10 +76,9 @@ class Wrapper(Strategy):
     def weights(self, weights: Tensors | None) -> None:
         self.inner.weights = weights
 
-    @property
-    def innermost(self) -> Strategy:
-        """Return the base's innermost strategy: the client half is the base's."""
-        return self.inner.innermost
+    def layers(self) -> Sequence[Strategy]:
+        """Return this wrapper and what it wraps, outermost first."""
+        return [self, *self.inner.layers()]
 
     def client_class(self) -> type[Client]:
         """Return the base's client half."""
@@ -130,25 +129,3 @@ class Wrapper(Strategy):
     def initial_weights(self, environment: Environment) -> Tensors:
         """Return the base's."""
         return self.inner.initial_weights(environment)
-
-    def state(self) -> Tensors:
-        """Return the base's state."""
-        return under("base", self.inner.state())
-
-    def restore(self, state: Tensors) -> None:
-        """Take back what `state` returned."""
-        self.inner.restore(parts_of(state).get("base", {}))
-
-
-Kind = TypeVar("Kind")
-
-
-def layer_of(strategy: Strategy, kind: type[Kind]) -> Kind:
-    """Return the wrapper of a kind in a run's strategy, or its innermost one, for a client half that reads its
-    hyper-parameters.
-    """
-    while not isinstance(strategy, kind):
-        if not isinstance(strategy, Wrapper):
-            raise TypeError(f"There is no {kind.__name__} in the strategy.")
-        strategy = strategy.inner
-    return strategy

@@ -18,10 +18,9 @@ from flwr.app import Context
 from flwr.app.user_config import UserConfig
 from flwr.serverapp import Grid, ServerApp
 
-from fedkd.config import Config, read_config
-from fedkd.errors import InputError, unknown
-from fedkd.registry import look_for_plugins_in
-
+from ..config import Config, read_config
+from ..errors import InputError, unknown
+from ..registry import look_for_plugins_in
 from .on_site import SiteApp
 
 if TYPE_CHECKING:
@@ -72,7 +71,6 @@ def server_app(app: Path) -> ServerApp:
             progress.line(f"run folder: {folder.resolve()}")
             summary = serve(
                 grid,
-                context,
                 config,
                 folder,
                 resume=bool(run_config.get("resume", False)),

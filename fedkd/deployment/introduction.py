@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 from flwr.app import RecordDict
 
-from fedkd.config import Limits
-from fedkd.errors import on_one_line
-from fedkd.messages.arrays import PayloadError
-from fedkd.messages.arrival import receive
-from fedkd.messages.payload import Expected, Payload
+from ..config import Limits
+from ..errors import on_one_line
+from ..messages.arrays import PayloadError
+from ..messages.arrival import receive
+from ..messages.payload import Expected, Payload
 
 JOIN, REFUSE = "query.join", "query.refuse"  # messages: who are you; you cannot take part, for this reason
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_. -]{0,63}")  # of a site

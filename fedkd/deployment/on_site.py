@@ -21,15 +21,15 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.app.user_config import UserConfig
 from flwr.clientapp import ClientApp
 
-from fedkd.config import Config, ModelConfig, NamedTable
-from fedkd.core.client_app import call, make_client_app
-from fedkd.core.environment import Environment, prepare_as_engine
-from fedkd.data.site_data import SiteData, site_data
-from fedkd.errors import InputError, on_one_line
-from fedkd.messages.arrays import serialised
-from fedkd.messages.flower import error_reply
-from fedkd.messages.payload import NODE, ROUND, SITE
-
+from ..config import Config, ModelConfig, NamedTable
+from ..core.client_app import call, make_client_app
+from ..core.environment import Environment, prepare_as_engine
+from ..core.setup import Setup, make_setup
+from ..data.site_data import SiteData, site_data
+from ..errors import InputError, on_one_line
+from ..messages.arrays import serialised
+from ..messages.flower import error_reply
+from ..messages.payload import NODE, ROUND, SITE
 from .introduction import JOIN, NAME, REFUSE, Introduction
 from .site_state import keep_state, recall_state, state_folder
 
@@ -71,7 +71,8 @@ class SiteApp(ClientApp):
             _log.error("The server refused this site: %s", on_one_line(str(told.get("reason", "no reason given"))))
             return Message(RecordDict(), reply_to=message)
         config = self._read(context.run_config)
-        environment = environment_at(config, context.node_config)
+        setup = setup_at(config, context.node_config)
+        environment = setup.environment
         if message.metadata.message_type == JOIN:
             return Message(introduce(environment, context).to_payload().to_records(), reply_to=message)
         node = cast(int, told[NODE])
@@ -85,7 +86,7 @@ class SiteApp(ClientApp):
         if not context.state and told.get("keeps", False):
             trouble = "lost"
             _log.warning("The state of this site is not here%s; it starts afresh.", _hint(states))
-        app = make_client_app(environment.strategy, lambda: environment)
+        app = make_client_app(setup.strategy, lambda: setup)
         reply = call(app, message, context)
         if reply.has_error():
             _log.error("Round %s: %s", message.metadata.group_id, reply.error.reason)
@@ -106,24 +107,24 @@ def without_paths(text: str) -> str:
     return _PATH.sub("<path>", text)
 
 
-_environments: dict[str, Environment] = {}
+_setups: dict[str, Setup] = {}
 
 
-def environment_at(config: Config, node_config: UserConfig) -> Environment:
-    """Return this process's environment of a config at a site, made at the first call.
+def setup_at(config: Config, node_config: UserConfig) -> Setup:
+    """Return this process's strategy and environment of a config at a site, made at the first call.
 
     Threads and device are those of the config's engine, so that a site computes as a simulated node does. Raises
     InputError for a site whose data are missing or wrong.
     """
     own = {key: node_config[key] for key in ("data", "model") if key in node_config}
     key = json.dumps([config.model_dump(mode="json"), own])
-    if key not in _environments:
+    if key not in _setups:
         model = _own_model(node_config)
         if model is not None and model not in [a.name for a in config.model.architectures]:
             names = [*config.model.architectures, NamedTable(name=model)]
             config = config.model_copy(update={"model": ModelConfig(names=names)})
-        _environments[key] = Environment(config, _own_data(config, node_config), prepare_as_engine(config))
-    return _environments[key]
+        _setups[key] = make_setup(config, _own_data(config, node_config), prepare_as_engine(config))
+    return _setups[key]
 
 
 def _own_data(config: Config, node_config: UserConfig) -> SiteData | None:

@@ -11,10 +11,9 @@ from typing import Any
 
 import tomli_w
 
-from fedkd.config import Config, read_config, to_table
-from fedkd.core.wrapper import make_strategy
-from fedkd.errors import InputError
-
+from ..config import Config, read_config, to_table
+from ..core.wrapper import make_strategy
+from ..errors import InputError
 from .authority import LOOPBACK, Authority, write_file, write_key
 from .templates import (
     BEHIND,

@@ -8,7 +8,7 @@ import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fedkd.errors import InputError
+from ..errors import InputError
 
 ROSTER = "sites.json"
 

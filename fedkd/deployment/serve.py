@@ -3,64 +3,61 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from flwr.app import Context
 from flwr.serverapp import Grid
 
-from fedkd.config import Config, difference, read_config, to_table
-from fedkd.core.environment import Environment, prepare_as_engine
-from fedkd.core.record import Record
-from fedkd.errors import InputError
-from fedkd.runs.run import make_server, run_with
-from fedkd.runs.run_folder import CONFIG, RunFolder, alone_in, refuse_used
-from fedkd.runs.trackers import make_trackers
-
+from ..config import Config, difference, read_config, to_table
+from ..core.environment import prepare_as_engine
+from ..core.setup import make_setup
+from ..core.state import restore_state
+from ..errors import InputError
 from ..runs import checkpoints
+from ..runs.run import OnRound, OnStep, run_with
+from ..runs.run_folder import CONFIG, RunFolder, alone_in, refuse_used
+from ..runs.trackers import make_trackers
 from .roster import ROSTER, Roster
+from .sites import Sites
 
 
 def serve(
     grid: Grid,
-    context: Context,
     config: Config,
     path: Path,
     *,
     resume: bool,
-    on_round: Callable[[Record, Environment], None] | None = None,
-    on_step: Callable[[int, str, int, int], None] | None = None,
-    on_event: Callable[[str], None] | None = None,
+    on_round: OnRound | None = None,
+    on_step: OnStep | None = None,
+    on_event: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Run a config over a Grid of Flower's, into a new folder, or go on in an old one; return the summary.
 
-    Nodes keep their own states; the server's checkpoint and its roster of sites are in the folder. `on_event` hears
-    what happens to sites. Raises like `run`, and InputError where a folder to go on in holds another config.
+    Nodes keep their own states; the server's checkpoint and its roster of sites are in the folder. `on_event` gets a
+    line on whatever happens to sites. Raises like `run`, and InputError where a folder to continue has another config.
     """
     folder = RunFolder(path)
     if resume and not (path / ROSTER).is_file():
         raise InputError(f"{path}: there is no run of real sites to continue; its {ROSTER} is missing.")
     if not resume:
         refuse_used(path)
-    environment = Environment(config, device=prepare_as_engine(config))
-    environment.check()
+    setup = make_setup(config, device=prepare_as_engine(config))
+    setup.check()
     trackers = make_trackers(config)
     first_round = 0
     if not resume:
-        folder.create(environment.config)
+        folder.create(setup.environment.config)
     with alone_in(path):
         if resume:
-            begun, wanted = to_table(read_config(path / CONFIG)), to_table(environment.config)
+            begun, wanted = to_table(read_config(path / CONFIG)), to_table(setup.environment.config)
             if (other := difference(begun, wanted, ("rounds",))) is not None:
                 raise InputError(f"{path} was begun with another config: {other}.")
-            number, checkpoint = checkpoints.latest(folder.checkpoints, on_event or (lambda text: None))
-            environment.strategy.restore(checkpoints.load_server(checkpoint))
+            number, checkpoint = checkpoints.latest(folder.checkpoints, on_event)
+            restore_state(setup.strategy, checkpoints.load_server(checkpoint))
             folder.rewind(number)
             first_round, roster = number + 1, Roster.read(path / ROSTER, number + 1)
         else:
             roster = Roster(path=path / ROSTER)
             roster.write()
-        server = replace(make_server(environment, first_round, on_step), roster=roster)
-        server = server if on_event is None else replace(server, on_event=on_event)
-        return run_with(grid, context, folder, server, trackers, on_round)
+        sites = Sites(grid, setup, roster, first_round, on_event)
+        return run_with(setup, sites, folder, trackers, first_round, on_round, on_step)

@@ -11,9 +11,8 @@ from pathlib import Path
 from flwr.app import RecordDict
 from flwr.app.user_config import UserConfig
 
-from fedkd.config import CheckpointConfig
-from fedkd.errors import InputError, on_one_line
-
+from ..config import CheckpointConfig
+from ..errors import InputError, on_one_line
 from ..runs import checkpoints
 
 _FEDERATION = re.compile(r"[0-9a-f]{32}")

@@ -10,27 +10,23 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import httpx
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
-from fedkd.config import Limits
-from fedkd.data.site_data import misfit
-from fedkd.errors import RunError, on_one_line
-from fedkd.messages.arrays import PayloadError, serialised
-from fedkd.messages.carrier import Carrier
-from fedkd.messages.flower import activations, error_reply, give_ids, has_stable_ids, renumber
-from fedkd.messages.ledger import count_bytes
-from fedkd.messages.payload import MOST_IMAGES, NODE, ROUND, SITE
-
+from ..config import Limits
+from ..core.setup import Setup
+from ..data.site_data import misfit
+from ..errors import RunError, on_one_line
+from ..messages.arrays import PayloadError, serialised
+from ..messages.carrier import Carrier
+from ..messages.flower import activations, error_reply, give_ids, has_stable_ids, renumber
+from ..messages.ledger import count_bytes
+from ..messages.payload import MOST_IMAGES, NODE, ROUND, SITE
 from .introduction import JOIN, REFUSE, TROUBLES, Introduction, introduction_of
-from .roster import ROSTER
-
-if TYPE_CHECKING:
-    from fedkd.core.environment import Environment
-    from fedkd.core.round_loop import Server
+from .roster import ROSTER, Roster
 
 _POLL_SECONDS = 0.25
 _PATIENCE = 60.0  # seconds that a round waits for a newcomer to introduce itself
@@ -74,12 +70,25 @@ class Sites(Carrier):
     that comes after its time is dropped and named, and its site is asked nothing else before.
     """
 
-    def __init__(self, grid: Grid, server: Server) -> None:
+    def __init__(
+        self,
+        grid: Grid,
+        setup: Setup,
+        roster: Roster | None = None,
+        first_round: int = 0,
+        on_event: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        """Carry the messages of a run over a grid.
+
+        `roster`: the sites that the federation has met; a new one by default. `first_round`: of the run, later than 0
+        where it is continued. `on_event` gets, at once, a line on whatever happens to sites.
+        """
         self._grid = grid
-        self._environment: Environment = server.environment
-        self._roster = server.roster
-        self._first_round = server.first_round
-        self._tell: Callable[[str], None] = server.on_event
+        self._strategy = setup.strategy
+        self._environment = setup.environment
+        self._roster = Roster() if roster is None else roster
+        self._first_round = first_round
+        self._on_event = on_event
         self._sites: dict[int, _Site] = {}  # by number
         self._asked: dict[int, str] = {}  # Flower ids that were asked to introduce themselves, in which activation
         self._joining: dict[str, tuple[int, float]] = {}  # by message: the Flower id, and since when
@@ -100,7 +109,7 @@ class Sites(Carrier):
 
     def _note(self, name: str, node: int | None, event: str, **more: Any) -> None:
         self._events.append({"site": name, **({} if node is None else {"node": node}), "event": event, **more})
-        self._tell(f"{name}: {event}" if node is None else f"{name} (node {node}): {event}")
+        self._on_event(f"{name}: {event}" if node is None else f"{name} (node {node}): {event}")
 
     # Who is there
 
@@ -129,7 +138,7 @@ class Sites(Carrier):
                 raise RunError(f"{missing} after {config.timeout:g} s. {refused}")
             if not self._begun and now - reminded > _REMIND_SECONDS:
                 reminded = now
-                self._tell(f"{missing}; waiting for the others")
+                self._on_event(f"{missing}; waiting for the others")
             time.sleep(_POLL_SECONDS)
         self._begun = True
         for id, (one, activated) in sorted(self._welcome.items(), key=lambda w: (w[1][0].partition, w[1][0].name)):
@@ -181,7 +190,7 @@ class Sites(Carrier):
     def _objection(self, one: Introduction, id: int) -> str | None:
         """Return why a site cannot take part, if it cannot."""
         environment = self._environment
-        config, strategy = environment.config, environment.strategy
+        config, strategy = environment.config, self._strategy
         if one.version != version("fedkd"):
             return f"it runs fedkd {one.version}, the server {version('fedkd')}"
         here = activations(self._grid)

@@ -16,14 +16,12 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..config import GROUPS, Group
+from ..config import GROUPS, Count, Group, Positive
 from ..learning.optimizers import Optimizer
 from .matching import Distance, gradient_distance, gradient_of, mean_embedding_loss
 from .siamese import siamese_augment
 from .virtual_images import VELOCITY, RealImages, Virtual
 
-Count = Annotated[int, Field(ge=1)]
-Rate = Annotated[float, Field(gt=0)]
 Momentum = Annotated[float, Field(ge=0, lt=1)]
 
 # The distillers
@@ -40,7 +38,7 @@ class Distiller:
 
     truth: ClassVar[Literal["images", "gradient"]] = "images"
     fresh_networks: ClassVar[bool] = True
-    lr: Rate = 1.0
+    lr: Positive = 1.0
     momentum: Momentum = 0.5
 
     @abstractmethod
@@ -119,11 +117,11 @@ class DC(Distiller):
     class, else (ipc, 500 / ipc). Batch norm is frozen after one pass over 16 real images a class.
     """
 
-    lr: Rate = 0.1
+    lr: Positive = 0.1
     real_batch: Count = 256
     outer: Count | None = None
     inner: Count | None = None
-    network_lr: Rate = 0.01
+    network_lr: Positive = 0.01
     train_batch: Count = 256
     distance: Distance = "rows"
     augment: list[Group] = field(default_factory=list)

@@ -44,8 +44,8 @@ class Virtual:
         return cls(here["images"], here["labels"], parts_of(more).get("more", {}))
 
     def as_data(self) -> Images:
-        """Return images (float32, which training takes as normalised) and labels as data to train on."""
-        return Images(self.images.cpu().numpy(), self.labels.cpu().numpy())
+        """Return images and labels as data to train on."""
+        return Images(self.images.cpu().numpy(), self.labels.cpu().numpy(), normalised=True)
 
 
 class RealImages:

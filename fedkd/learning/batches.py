@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..data.federated_data import FederatedData
-from ..data.images import Dataset, Images
+from ..data.images import PIXEL_MAX, Dataset, Images
 
 _VALUES = 2**20  # of images that are prepared together
 
@@ -27,17 +27,16 @@ class Preprocess:
         self.device = device
 
     def __call__(self, images: np.ndarray, generator: torch.Generator | None = None) -> Tensor:
-        """Return float images, B x C x H x W, (x / 255 - mean) / deviation; augmented where a generator is given.
-
-        Images of float32 are virtual ones: normalised already, and returned as they are.
-        """
+        """Return float images, B x C x H x W, (x / 255 - mean) / deviation; augmented where a generator is given."""
         batch = torch.from_numpy(images).to(self.device)
-        if batch.is_floating_point():
-            return batch.contiguous()
         if generator is not None and self.augment == "crop_flip":
             batch = crop_flip(batch, generator)
         # strides of their own: an array's may differ from process to process, and choose other kernels
-        return self.normalise(batch.to(torch.float32, memory_format=torch.contiguous_format).div_(255))
+        return self.normalise(batch.to(torch.float32, memory_format=torch.contiguous_format).div_(PIXEL_MAX))
+
+    def normalised(self, images: np.ndarray) -> Tensor:
+        """Return images that are normalised already, B x C x H x W, on the device."""
+        return torch.from_numpy(images).to(self.device).contiguous()
 
     def normalise(self, images: Tensor) -> Tensor:
         """Return pixels of 0 to 1 normalised, in place."""
@@ -45,7 +44,7 @@ class Preprocess:
 
     def pixels(self, images: Tensor) -> np.ndarray:
         """Return uint8 images of normalised ones, such as a generator's: the inverse, cut to what pixels can hold."""
-        scaled = images.mul(self.deviation).add(self.mean).clamp(0, 1).mul(255).round()
+        scaled = images.mul(self.deviation).add(self.mean).clamp(0, 1).mul(PIXEL_MAX).round()
         return scaled.byte().cpu().numpy()
 
 
@@ -92,5 +91,6 @@ def batches(
         positions = positions[: most * size]
     together = max(1, _VALUES // max(1, size * math.prod(data.images.shape[1:]))) * size
     for chosen in positions.split(together) if len(positions) else ():
-        images = preprocess(data.images[chosen.numpy()], order if augment else None)
+        some = data.images[chosen.numpy()]
+        images = preprocess.normalised(some) if data.normalised else preprocess(some, order if augment else None)
         yield from zip(images.split(size), targets[chosen].to(preprocess.device).split(size), strict=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 import torch
@@ -88,45 +87,3 @@ def supervised_contrast(features: Tensor, labels: Tensor, temperature: float = 0
     log_shares = similarity - similarity.masked_fill(itself, -torch.inf).logsumexp(1, keepdim=True)
     positives = (labels[:, None] == labels[None]) & ~itself
     return -((log_shares * positives).sum(1) / positives.sum(1).clamp(min=1)).mean()
-
-
-def kernel_discrepancy(first: Tensor, second: Tensor, kernels: int = 5) -> Tensor:
-    """Return the squared maximum mean discrepancy of features, N x D and M x D, under a sum of Gaussian kernels.
-
-    exp(-||x - y||^2 / (b 2^i)), i = 0 ... `kernels` - 1; b = the mean squared distance of different rows of both, over
-    2^(kernels // 2), detached (FedLGD's code: `mmd`). Means over all pairs, a row with itself included.
-    """
-    both = torch.cat([first, second])
-    lengths, products = both.pow(2).sum(1), both @ both.T  # not all differences at once: n x n x D would be gigabytes
-    squares = (lengths[:, None] + lengths[None] - 2 * products).clamp(min=0)
-    count = len(both)
-    bandwidth = (squares.detach().sum() / (count**2 - count)).clamp(min=torch.finfo(squares.dtype).tiny)
-    bandwidth = bandwidth / 2 ** (kernels // 2)
-    values = torch.stack([torch.exp(-squares / (bandwidth * 2**i)) for i in range(kernels)]).sum(0)
-    n = len(first)
-    return values[:n, :n].mean() + values[n:, n:].mean() - values[:n, n:].mean() - values[n:, :n].mean()
-
-
-def relational_loss(
-    first: Tensor,
-    second: Tensor,
-    anchors: Tensor,
-    temperature: float,
-    target_temperature: float,
-    divergence: Literal["code", "jsd"] = "code",
-) -> Tensor:
-    """Return how far two views differ in their relations to anchors (Han et al., 2022, FedX; the code: `js_loss`).
-
-    p, q = softmax(cosines with the anchors / t) of the views, B x D; m = the mean of the same at t2. `code`:
-    (KL(m || p) + KL(m || q)) / 2, as the authors' code has it; `jsd`: (KL(p || m) + KL(q || m)) / 2, the
-    Jensen-Shannon divergence of the paper. Means over the B rows. Gradients go through views, anchors and m.
-    """
-    x = F.normalize(anchors, dim=1)
-    cosines = [F.normalize(view, dim=1) @ x.T for view in (first, second)]
-    log_mean = torch.logaddexp(*(F.log_softmax(c / target_temperature, 1) for c in cosines)) - math.log(2)
-    parts = []
-    for c in cosines:
-        log_p = F.log_softmax(c / temperature, 1)
-        left, right = (log_mean, log_p) if divergence == "code" else (log_p, log_mean)
-        parts.append((left.exp() * (left - right)).sum(1).mean())
-    return torch.stack(parts).mean()

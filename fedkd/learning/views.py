@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..data.images import PIXEL_MAX
 from ..models.zoo import Shape
 from ..streams import default_stream
 from .batches import Preprocess, shift_mirror
@@ -53,7 +54,7 @@ def views_of(augmentation: Kind, sets: Sequence[str], shape: Shape, preprocess: 
         own.manual_seed(int(torch.randint(2**62, (1,), generator=stream)))
         with default_stream(own):  # kornia draws from torch's default streams alone
             batch = torch.from_numpy(images).to(preprocess.device)
-            pixels = batch.to(torch.float32, memory_format=torch.contiguous_format) / 255
+            pixels = batch.to(torch.float32, memory_format=torch.contiguous_format) / PIXEL_MAX
             augmented: Tensor = augment(pixels.expand(-1, 3, -1, -1))  # colours want three channels
         return preprocess.normalise(augmented[:, : shape[0]].contiguous())
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import SupportsFloat, cast
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -14,8 +14,11 @@ from ..config import KINDS, Limits
 from ..errors import on_one_line
 from .arrays import PayloadError, is_finite
 from .ledger import count_bytes
+from .metric_names import checked_metric
 from .payload import IMAGES, MOST_IMAGES, OUTSIDE, REPORT, Expected, Payload, from_records
 
+Expectation = Expected | Mapping[int, Expected] | None  # one for all nodes, or one for each
+_MOST_METRICS = 100  # of a reply
 _ROUNDING = 1e-3  # of rows of probabilities, also in half precision
 
 
@@ -95,13 +98,6 @@ def _range(probabilities: bool, counts: bool) -> tuple[float, float] | None:
     return (0.0, 1.0) if probabilities else None
 
 
-_MOST_METRICS = 100  # of a reply
-_MOST_METRIC = 1e30  # so that means stay finite
-_SERVERS = re.compile(r"global(_\d+)?|aggregated|probe|knn|semi_\d+")  # scopes that only the server measures
-_METRIC = re.compile(r"[a-z0-9_]{1,60}/[a-z0-9_]{1,60}")
-Expectation = Expected | Mapping[int, Expected] | None  # one for all nodes, or one a node
-
-
 @dataclass
 class Arrival:
     """What became of one request: the reply's payload, or why there is none; its size and the node's metrics."""
@@ -143,13 +139,8 @@ def _metrics(report: object) -> dict[str, float]:
         raise PayloadError(f"{len(report)} metrics, {_MOST_METRICS} at most")
     metrics = {}
     for name, value in report.items():
-        if not _METRIC.fullmatch(name):
-            raise PayloadError(f"metric {on_one_line(name, 80)!r} is not named scope/metric")
-        if isinstance(value, list) or not math.isfinite(value):
-            raise PayloadError(f"metric {name!r} is {on_one_line(str(value), 80)}")
-        if _SERVERS.fullmatch(name.split("/")[0]):
-            raise PayloadError(f"metric {name!r} is the server's to report")
-        if not (0 <= value <= 1 if name.endswith("/accuracy") else abs(value) <= _MOST_METRIC):
-            raise PayloadError(f"metric {name!r} is {value}, out of range")
-        metrics[name] = float(value)
+        try:
+            metrics[name] = checked_metric(name, cast(SupportsFloat, value))
+        except ValueError as error:
+            raise PayloadError(on_one_line(str(error))) from None
     return metrics

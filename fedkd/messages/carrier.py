@@ -1,11 +1,11 @@
-"""What carries messages: `Carrier`, the interface of the engines and of real sites."""
+"""What carries messages: `Carrier`, the interface of the engines and of real sites, and `Engine`."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, Self
 
 from flwr.app import Message, RecordDict
 
@@ -15,7 +15,7 @@ from .merging import Block, Merge, merge_block
 
 
 class Carrier(ABC):
-    """Carries the messages of a round to nodes, which have numbers, and brings their replies in the messages' order."""
+    """Carries the messages of a round to nodes, which have numbers, and returns the replies in the messages' order."""
 
     @abstractmethod
     def nodes(self) -> Sequence[int]:
@@ -23,7 +23,7 @@ class Carrier(ABC):
 
     @abstractmethod
     def exchange(self, messages: list[Message], timeout: float | None) -> Iterator[Message]:
-        """Run the clients of these messages; yield a reply or an error reply a message, in the messages' order."""
+        """Run the clients of these messages; yield a reply or an error reply for each, in the messages' order."""
 
     def exchange_merged(
         self, blocks: list[list[Message]], merge: Merge, expectation: Expectation, limits: Limits, timeout: float | None
@@ -34,13 +34,30 @@ class Carrier(ABC):
             yield merge_block(islice(replies, len(block)), merge, expectation, limits)
 
     def states(self) -> Iterable[tuple[int, RecordDict]]:
-        """Return the nodes whose lasting state is ours to keep, with it, by node: as they are now, when it is read."""
+        """Return the lasting states that this side keeps for nodes, by node, as they are now; read when needed."""
         return ()
 
     def images_of(self, node: int) -> int | None:
-        """Return how many images a node said it has before it was asked for anything; None where that is known."""
+        """Return how many images a node reported at the first contact; None in a simulation, where nobody need ask."""
         return None
 
     def events(self) -> list[dict[str, Any]]:
         """Return what has happened to nodes since this was last asked."""
         return []
+
+
+class Engine(Carrier):
+    """A carrier over simulated nodes, whose states it keeps. A context manager: leaving it frees what it started."""
+
+    @abstractmethod
+    def restore(self, states: Iterable[tuple[int, RecordDict]]) -> None:
+        """Give nodes the states of a checkpoint."""
+
+    def close(self) -> None:
+        """Free what the engine started."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

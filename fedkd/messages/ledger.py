@@ -1,15 +1,22 @@
-"""The byte ledger: what records weigh as sent, by kind."""
+"""The byte ledger: how many bytes records are as they are sent, by kind and direction."""
 
 from __future__ import annotations
 
-from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 
 from .arrays import HeldArray
 from .payload import FLOWER_ARRAYS, OUTSIDE
 
+Sizes = dict[str, dict[str, int]]  # "up" and "down": bytes by kind
+
+
+def no_bytes() -> Sizes:
+    """Return a ledger of no bytes."""
+    return {"up": {}, "down": {}}
+
 
 def count_bytes(records: RecordDict) -> dict[str, int]:
-    """Return what these records weigh as sent, in bytes by kind: serialised arrays, 8 a number, strings; names too.
+    """Return the bytes of records as they are sent, by kind: serialised arrays, 8 for a number, strings; names too.
 
     An array counts as Flower serialises it (npy: its data and a header of 128 bytes). What the core adds beside the
     payload (the round, the metrics) is not counted.
@@ -39,3 +46,19 @@ def _scalar_bytes(value: object) -> int:
     if isinstance(value, str):
         return len(value.encode())
     return len(value) if isinstance(value, bytes) else 8
+
+
+def count_sent(messages: list[Message], ledger: Sizes) -> None:
+    """Add the bytes of messages to nodes to a ledger, in place. Content that nodes share counts once for each node."""
+    sizes: dict[int, dict[str, int]] = {}
+    for message in messages:
+        content = message.content
+        if id(content) not in sizes:
+            sizes[id(content)] = count_bytes(content)
+        add_sizes(ledger["down"], sizes[id(content)])
+
+
+def add_sizes(total: dict[str, int], sizes: dict[str, int]) -> None:
+    """Add bytes by kind, in place."""
+    for kind, size in sizes.items():
+        total[kind] = total.get(kind, 0) + size

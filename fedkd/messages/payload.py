@@ -6,6 +6,7 @@ an ArrayRecord a kind, a MetricRecord `numbers`, a ConfigRecord `strings`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -25,6 +26,8 @@ SITE = "site"  # what a real site tells of itself, beside the payload
 OUTSIDE = (ROUND, REPORT, SITE)
 MOST_IMAGES = 2**31 - 1  # that a node can claim to have
 IMAGES = (1.0, float(MOST_IMAGES))  # the range of a number of images
+ANY_NUMBER = (-math.inf, math.inf)  # the range of a number that may be any, such as a loss
+UNWEIGHTED = 1.0  # the number `examples` of each reply, where all nodes count alike in a mean
 
 
 @dataclass
@@ -98,6 +101,15 @@ class Expected:
 def like(tensors: Mapping[str, Tensor]) -> dict[str, ArraySpec]:
     """Return the specs of arrays that must look like these."""
     return {name: ArraySpec(tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
+
+
+def expected_model(weights: Mapping[str, Tensor], *, unweighted: bool = False) -> Expected:
+    """Return what a reply with a trained model must hold: weights like these, the numbers `examples` and `loss`.
+
+    `examples`: the node's number of images, the weight of its model in a mean; 1 where the mean is `unweighted`.
+    """
+    examples = (UNWEIGHTED, UNWEIGHTED) if unweighted else IMAGES
+    return Expected(weights=like(weights), numbers={"examples": examples, "loss": ANY_NUMBER})
 
 
 def from_records(records: RecordDict, copy: bool = True) -> Payload:

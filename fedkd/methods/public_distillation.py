@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, cast
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
+from ..config import Count, Whole
 from ..core.client import Client
+from ..core.environment import Environment
 from ..core.round import Round
 from ..core.strategy import Strategy
 from ..data.images import Images
@@ -18,20 +18,18 @@ from ..learning.training import Loss
 from ..messages.arrays import Tensors
 from ..messages.payload import ArraySpec, Expected, Payload
 
-if TYPE_CHECKING:
-    from ..core.environment import Environment
-
 _SUBSET = "subset"
 _FINGERPRINT = "transfer_set"
 
 
-class TransferClient(Client):
+class PublicSetClient(Client):
     """A client that tells its knowledge on the transfer set, and learns from targets on it. Holds a personal model."""
 
     @property
-    def transfer(self) -> TransferStrategy:
+    def transfer(self) -> PublicSetStrategy:
         """Return the hyper-parameters that all methods with a transfer set share."""
-        return cast(TransferStrategy, self.strategy)
+        strategy: PublicSetStrategy = self.strategy
+        return strategy
 
     def subset(self, request: Payload, name: str = _SUBSET) -> Images:
         """Return the public images that the request's indices name, in their order; all where it names none."""
@@ -67,16 +65,16 @@ class TransferClient(Client):
 
 
 @dataclass(kw_only=True)
-class TransferStrategy(Strategy):
+class PublicSetStrategy(Strategy):
     """What methods with a transfer set share. Models may differ. Images that are distilled on are never augmented.
 
     subset_size: images of the public set that a round uses, drawn anew each round and sent as indices; all by default.
     distil_epochs, distil_batch_size: of the training towards the targets; the optimiser is `[train]`'s, afresh.
     """
 
-    subset_size: Annotated[int, Field(ge=1)] | None = None
-    distil_epochs: Annotated[int, Field(ge=1)] = 1
-    distil_batch_size: Annotated[int, Field(ge=1)] = 64
+    subset_size: Count | None = None
+    distil_epochs: Count = 1
+    distil_batch_size: Count = 64
 
     def check(self, environment: Environment) -> None:
         """Refuse a run without a public set that is large enough."""
@@ -103,7 +101,7 @@ class TransferStrategy(Strategy):
         return {name: order[: self.subset_size].int()}
 
     def expected(self, federation: Round, *, soft: bool) -> Expected:
-        """Return what `TransferClient.tell` must bring: knowledge, P x C, on the very images that we hold.
+        """Return what `PublicSetClient.tell` must bring: knowledge, P x C, on the very images that we hold.
 
         `soft`: it is probabilities, and is checked to be.
         """
@@ -115,18 +113,18 @@ class TransferStrategy(Strategy):
             numbers={_FINGERPRINT: (fingerprint, fingerprint)},
         )
 
-    def gather(self, federation: Round, action: str, payload: Payload, *, soft: bool) -> dict[int, Tensor]:
+    def ask_knowledge(self, federation: Round, action: str, payload: Payload, *, soft: bool) -> dict[int, Tensor]:
         """Ask the cohort for its knowledge; return it by node, P x C each."""
         replies = federation.ask(action, payload, expect=self.expected(federation, soft=soft))
         return {node: reply.logits["knowledge"] for node, reply in replies}
 
 
 @dataclass(kw_only=True)
-class Pretraining(TransferStrategy):
+class Pretraining(PublicSetStrategy):
     """Pre-training before round 1: on the labelled public set, then on the node's own images; 0 epochs skip it."""
 
-    public_epochs: Annotated[int, Field(ge=0)] = 0
-    private_epochs: Annotated[int, Field(ge=0)] = 0
+    public_epochs: Whole = 0
+    private_epochs: Whole = 0
 
     def check(self, environment: Environment) -> None:
         """Refuse, besides, pre-training on public images without labels."""

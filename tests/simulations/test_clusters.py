@@ -22,7 +22,7 @@ from pathlib import Path
 import ray
 from ray.cluster_utils import Cluster
 from fedkd.config import read_config
-from fedkd.core.environment import Environment
+from fedkd.core.setup import make_setup
 from fedkd.runs.run import make_engine, run
 out = Path(sys.argv[2])
 """
@@ -109,7 +109,7 @@ def test_without_an_address_a_cluster_of_somebody_else_is_left_alone(tmp_path: P
 
 GPUS = """
 ray.init(address="local", num_cpus=8, num_gpus=4, log_to_driver=False, logging_level="ERROR")
-environment = Environment(read_config(Path(sys.argv[1])))
+setup = make_setup(read_config(Path(sys.argv[1])))
 with make_engine(environment) as grid:
     seen = lambda worker: sorted(int(number) for number in ray.get_gpu_ids())
     where = ray.get([slot.actor.__ray_call__.remote(seen) for slot in grid._slots])

@@ -8,8 +8,9 @@ import ray
 from conftest import PLUGINS, checkpoint_bytes, lines
 from flwr.app import ArrayRecord, Message, RecordDict
 
-from fedkd import Environment, InputError, Payload
+from fedkd import InputError, Payload
 from fedkd.config import Config
+from fedkd.core.setup import make_setup
 from fedkd.runs.run import make_engine, resume, run
 from fedkd.simulations.ray import connect, count_workers
 
@@ -145,10 +146,10 @@ def test_the_tests_of_a_group_run_on_one_worker(request: pytest.FixtureRequest) 
 
 
 def test_flowers_own_interface_works(tiny: Make) -> None:
-    environment = Environment(tiny())
-    with make_engine(environment) as grid:
+    setup = make_setup(tiny())
+    with make_engine(setup) as grid:
         assert list(grid.get_node_ids()) == list(range(6))
-        weights = Payload(weights=environment.initial_weights()).to_records()
+        weights = Payload(weights=setup.environment.initial_weights()).to_records()
         ids = list(grid.push_messages([grid.create_message(weights, "train.fit", node, "1") for node in (4, 2)]))
         replies = {reply.metadata.reply_to_message_id: reply for reply in grid.pull_messages(ids)}
         assert [replies[i].metadata.src_node_id for i in ids] == [4, 2]
@@ -249,9 +250,9 @@ def test_an_address_without_a_cluster_is_refused_at_once(address: str) -> None:
 
 @pytest.mark.usefixtures("cluster")
 def test_a_request_does_not_wait_for_the_readers_of_another(tiny: Make) -> None:
-    environment = Environment(tiny({"engine": {"name": "ray", "workers": 2}}))
-    weights = Payload(weights=environment.initial_weights()).to_records()
-    with make_engine(environment) as grid:
+    setup = make_setup(tiny({"engine": {"name": "ray", "workers": 2}}))
+    weights = Payload(weights=setup.environment.initial_weights()).to_records()
+    with make_engine(setup) as grid:
         measured = grid.exchange([Message(weights, n, "train.evaluate", group_id="1") for n in [*range(6)] * 2], None)
         trained = list(grid.exchange([Message(weights, n, "train.fit", group_id="1") for n in (1, 4)], None))
         assert [reply.metadata.src_node_id for reply in trained] == [1, 4]

@@ -31,7 +31,7 @@ DEATHS = [  # in this order, each after a --resume: where, and at which call of 
     ("torn", 2),  # with half a line in metrics.jsonl
     ("fedkd.runs.checkpoints:_digest", 1),  # checking the checkpoint
     ("shutil:rmtree", 2),  # replacing a checkpoint
-    ("fedkd.runs.run:draw", 1),  # at the very end
+    ("fedkd.runs.figures:draw", 1),  # at the very end
 ]
 
 

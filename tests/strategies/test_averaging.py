@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import lines
+from conftest import lines, server_state
 from torch.nn import functional as F
 
 from fedkd import Environment
 from fedkd.config import Config
 from fedkd.learning.batches import batches
 from fedkd.messages.arrays import tensors_of
-from fedkd.runs.checkpoints import latest, load_nodes, load_server
+from fedkd.runs.checkpoints import latest, load_nodes
 from fedkd.runs.run import run
 from fedkd.streams import torch_stream
 
@@ -21,7 +21,8 @@ Make = Callable[..., Config]
 
 
 def final(folder: Path) -> dict[str, torch.Tensor]:
-    return load_server(latest(folder / "checkpoints")[1])
+    weights: dict[str, torch.Tensor] = server_state(folder)["weights"]
+    return weights
 
 
 def by_hand(config: Config, mu: float) -> dict[str, np.ndarray]:

@@ -12,8 +12,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
-from conftest import halves_are_the_whole, lines
-from flwr.app import Context, RecordDict
+from conftest import halves_are_the_whole, lines, server_state
 from loopback import Loopback
 from PIL import Image
 from torch import Tensor, nn
@@ -21,17 +20,15 @@ from torch.nn import functional as F
 
 from fedkd import Environment, InputError, RunError
 from fedkd.config import Config, NamedTable, read_config
-from fedkd.core.record import Record
 from fedkd.core.round import Round
-from fedkd.core.round_loop import Server
+from fedkd.core.round_loop import run_rounds
+from fedkd.core.setup import make_setup
 from fedkd.core.wrapper import make_strategy
 from fedkd.deployment.serve import serve
 from fedkd.distillation.generators import FeatureGenerator, ImageGenerator
 from fedkd.learning.batches import batches
-from fedkd.messages.arrays import parts_of
-from fedkd.messages.flower import node_context
 from fedkd.runs.checkpoints import latest, load_server
-from fedkd.runs.run import make_engine, make_server_app, run
+from fedkd.runs.run import make_engine, run
 from fedkd.strategies.fedftg import stratified_labels
 from fedkd.strategies.fedgen import generative_loss, generator_loss
 from fedkd.strategies.fednova import normaliser
@@ -140,7 +137,7 @@ def setting(tiny: Make, strategy: dict[str, Any], **changes: Any) -> Config:
 
 
 def close(folder: Path, right: dict[str, np.ndarray], part: str = "weights") -> None:
-    found = parts_of(load_server(latest(folder / "checkpoints")[1]))[part]
+    found = server_state(folder)[part]
     for name, value in right.items():
         np.testing.assert_allclose(found[name].numpy(), value, atol=3e-5, err_msg=name)
 
@@ -202,8 +199,7 @@ def test_scaffolds_official_anchor_is_the_aggregated_model(tiny: Make, tmp_path:
     """Under FedFTG the two differ: the clients start from the fine-tuned model."""
     strategy = {"name": "fedftg", **SMALL, "base": {"name": "scaffold", "official_quirks": True}}
     run(setting(tiny, strategy, rounds=1), tmp_path / "run")
-    state = parts_of(load_server(latest(tmp_path / "run" / "checkpoints")[1]))["base"]
-    base = parts_of(state)
+    base = server_state(tmp_path / "run")["base"]
     assert base["aggregated"].keys() == base["control"].keys()
     assert any(not torch.equal(base["aggregated"][n], base["weights"][n]) for n in base["control"])
 
@@ -239,7 +235,7 @@ def test_three_rounds_of_fednova_are_the_papers_formulas(tiny: Make, tmp_path: P
             step = {n: step[n] + size / total * direction[n] for n in w}
             tau += size / total * sum(a)
         w = {n: w[n] - tau * rate * step[n] for n in w}
-    found = load_server(latest(tmp_path / "run" / "checkpoints")[1])
+    found = server_state(tmp_path / "run")["weights"]
     for name, value in w.items():
         np.testing.assert_allclose(found[name].numpy(), value, atol=3e-5)
 
@@ -247,7 +243,7 @@ def test_three_rounds_of_fednova_are_the_papers_formulas(tiny: Make, tmp_path: P
 def test_fednova_with_equal_clients_is_fedavg(tiny: Make, tmp_path: Path) -> None:
     for name in ("fednova", "fedavg"):
         run(tiny({"strategy": {"name": name}, "cohort": 3, "model": CONVNET}), tmp_path / name)
-    nova, average = (load_server(latest(tmp_path / name / "checkpoints")[1]) for name in ("fednova", "fedavg"))
+    nova, average = (server_state(tmp_path / name)["weights"] for name in ("fednova", "fedavg"))
     for name, tensor in average.items():
         torch.testing.assert_close(nova[name], tensor, atol=1e-5, rtol=1e-5)
 
@@ -256,7 +252,8 @@ def test_moons_first_round_is_fedavg_and_its_contrast_pulls_features_later(tiny:
     for name, strategy in (("fedavg", {"name": "fedavg"}), ("moon", {"name": "moon", "mu": 5.0})):
         run(tiny({"strategy": strategy, "checkpoint": {"every": 1, "keep": 9}}), tmp_path / name)
     first, second = (
-        [load_server(tmp_path / name / "checkpoints" / f"round-{n:06d}") for name in ("fedavg", "moon")] for n in (1, 2)
+        [server_state(tmp_path / name / "checkpoints" / f"round-{n:06d}")["weights"] for name in ("fedavg", "moon")]
+        for n in (1, 2)
     )
     assert all(torch.equal(first[0][n], first[1][n]) for n in first[0])
     assert not all(torch.allclose(second[0][n], second[1][n], atol=1e-4) for n in second[0])
@@ -376,16 +373,12 @@ def test_three_rounds_of_fedftg_over_each_base_are_the_published_algorithm(
         teachers = [{n: torch.from_numpy(v) for n, v in models[k].items()} for k in cohort]
         by_hand(student, generator, teachers, counts, torch.from_numpy(labels).view(3, 20), noise, decay, 1e-3)
         w = {n: t.numpy().copy() for n, t in student.state_dict().items()}
-    state = load_server(latest(tmp_path / "run" / "checkpoints")[1])
-    found = parts_of(state)["base"]
-    if any("/" in n for n in found):
-        parts = parts_of(found)
-        found = parts["weights"]
-        for n, value in c.items() if name == "scaffold" else ():
-            np.testing.assert_allclose(parts["control"][n].numpy(), value, atol=1e-4, err_msg=n)
+    state = server_state(tmp_path / "run")
+    for n, value in c.items() if name == "scaffold" else ():
+        np.testing.assert_allclose(state["base"]["control"][n].numpy(), value, atol=1e-4, err_msg=n)
     for n, value in w.items():
-        np.testing.assert_allclose(found[n].numpy(), value, atol=3e-4, err_msg=n)
-    ours, right = parts_of(state)["generator"], generator.state_dict()
+        np.testing.assert_allclose(state["base"]["weights"][n].numpy(), value, atol=3e-4, err_msg=n)
+    ours, right = state["generator"], generator.state_dict()
     for n in ("from_noise.weight", "from_label.weight", "layers.6.weight", "layers.9.weight"):
         off = (ours[n].double() - right[n]).norm() / (right[n] - start[n]).norm()
         assert off < 0.15, n  # Adam turns float32's rounding into steps; another order of teachers is off by far more
@@ -461,10 +454,10 @@ def test_the_order_of_replies_changes_nothing(tiny: Make, tmp_path: Path, base: 
     config = setting(tiny, {"name": "fedftg", **SMALL, "base": {"name": base, **BASES[base]}})
     run(config, tmp_path / "forwards")
     grid = Loopback(config, {100 - node: {"partition-id": node} for node in range(6)})  # its replies come in reverse
-    serve(grid, Context(7, 1, {}, RecordDict(), {}), config, tmp_path / "backwards", resume=False)
+    serve(grid, config, tmp_path / "backwards", resume=False)
     first, second = (load_server(latest(tmp_path / name / "checkpoints")[1]) for name in ("forwards", "backwards"))
-    assert first.keys() == second.keys()
-    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert first.form == second.form
+    assert all(torch.equal(first.tensors[name], second.tensors[name]) for name in first.tensors)
     assert [line["metrics"] for line in lines(tmp_path / "forwards")] == [
         line["metrics"] for line in lines(tmp_path / "backwards")
     ]
@@ -509,11 +502,11 @@ def test_weight_ema_is_the_mean_of_the_bases_models_and_does_not_touch_them(tiny
     changes = {"rounds": 4, "checkpoint": {"every": 1, "keep": 9}, "model": CONVNET, "cohort": 4}
     run(tiny({**changes, "strategy": {"name": "fedavg"}}), tmp_path / "base")
     run(tiny({**changes, "strategy": {"name": "weight_ema", "decay": 0.6}}), tmp_path / "ema")
-    models = [load_server(tmp_path / "base" / "checkpoints" / f"round-{n:06d}") for n in range(1, 5)]
+    models = [server_state(tmp_path / "base" / "checkpoints" / f"round-{n:06d}")["weights"] for n in range(1, 5)]
     weights = np.array([0.6**3, 0.6**2, 0.6, 1.0])
-    state = parts_of(load_server(latest(tmp_path / "ema" / "checkpoints")[1]))
+    state = server_state(tmp_path / "ema")
     for name, tensor in models[-1].items():
-        assert torch.equal(state["base"][name], tensor)
+        assert torch.equal(state["base"]["weights"][name], tensor)
         if tensor.is_floating_point():
             right = sum(w * m[name].double() for w, m in zip(weights, models, strict=True)) / weights.sum()
             torch.testing.assert_close(state["average"][name].double(), right, atol=1e-6, rtol=1e-5)
@@ -547,7 +540,7 @@ def test_weight_ema_over_fedftg_measures_the_average_and_each_stage_below(tiny: 
 def test_wrong_bases_and_options_are_refused_by_name(tiny: Make) -> None:
     def refuse(strategy: dict[str, Any], message: str, **changes: Any) -> None:
         with pytest.raises(InputError, match=message):
-            Environment(tiny({"strategy": strategy, **changes})).check()
+            make_setup(tiny({"strategy": strategy, **changes})).check()
 
     refuse(
         {"name": "fedftg", "base": {"name": "scafold"}},
@@ -576,7 +569,7 @@ def test_wrong_bases_and_options_are_refused_by_name(tiny: Make) -> None:
     refuse({"name": "scaffold"}, "train.optimizer: scaffold", **adam)
     refuse({"name": "fedftg", "base": "scaffold"}, "train.optimizer: scaffold", **adam)
     refuse({"name": "fednova"}, "train.optimizer: fednova", **adam)
-    config = Environment(tiny({"strategy": {"name": "fedftg", "base": "fedprox"}})).config
+    config = make_setup(tiny({"strategy": {"name": "fedftg", "base": "fedprox"}})).environment.config
     assert config.strategy.options["base"] == {"name": "fedprox", "mu": 0.01, "official_quirks": False}
 
 
@@ -667,7 +660,7 @@ def test_fedgens_teachers_are_the_clients_own_heads(tiny: Make) -> None:
     """A head that is right alone about its own class teaches; the mean head would not."""
     method = make_strategy(NamedTable(name="fedgen", generator_steps=300, generator_lr=0.02, noise=2, hidden=16))[0]
     environment = Environment(tiny({"strategy": {"name": "fedgen"}, "model": {"name": "mlp", "hidden": [2]}}))
-    federation = Round(Server(environment), cast(Any, None), cast(Any, None), 1, [0, 1], [0, 1], [])
+    federation = Round(environment, cast(Any, None), 1, [0, 1], [0, 1], [], [])
     with torch.random.fork_rng():
         method.prepare(federation)
     heads = []
@@ -736,7 +729,7 @@ def test_two_rounds_of_fedgen_follow_the_algorithm(tiny: Make, tmp_path: Path) -
             adam.zero_grad()
             loss.backward()
             adam.step()
-    state = parts_of(load_server(latest(tmp_path / "run" / "checkpoints")[1]))
+    state = server_state(tmp_path / "run")
     for n, value in w.items():
         np.testing.assert_allclose(state["weights"][n].numpy(), value, atol=1e-4, err_msg=n)
     for n in ("layers.0.weight", "layers.3.weight", "layers.3.bias"):
@@ -747,11 +740,9 @@ def test_two_rounds_of_fedgen_follow_the_algorithm(tiny: Make, tmp_path: Path) -
 
 def test_long_work_on_the_server_tells_its_progress(tiny: Make) -> None:
     told: list[tuple[int, str, int, int]] = []
-    environment = Environment(tiny({"strategy": {"name": "fedftg", **SMALL}}))
-    records: list[Record] = []
-    with make_engine(environment) as grid:
-        server = Server(environment, on_round=records.append, on_step=lambda *step: told.append(step))
-        make_server_app(server)(grid, node_context(0, 6, RecordDict()))
+    setup = make_setup(tiny({"strategy": {"name": "fedftg", **SMALL}}))
+    with make_engine(setup) as engine:
+        run_rounds(setup, engine, on_step=lambda *step: told.append(step))
     assert told == [(n, "server distillation", done, 3) for n in (1, 2) for done in range(4)]
 
 

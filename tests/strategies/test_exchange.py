@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import halves_are_the_whole, lines
+from conftest import halves_are_the_whole, lines, server_state
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -21,12 +21,13 @@ from fedkd.config import Config
 from fedkd.learning.losses import kl_divergence, kl_from_probabilities
 from fedkd.messages.arrays import tensors_of
 from fedkd.methods.class_means import ClassMeans, mean_over_nodes
+from fedkd.methods.label_logits import label_logits_loss
 from fedkd.models.zoo import mlp
-from fedkd.runs.checkpoints import latest, load_nodes, load_server
+from fedkd.runs.checkpoints import latest, load_nodes
 from fedkd.runs.run import run
 from fedkd.strategies.comet import cluster_targets
 from fedkd.strategies.dsfl import enhanced_entropy_reduction, entropy_reduction
-from fedkd.strategies.fd import label_logits_loss, leave_one_out
+from fedkd.strategies.fd import leave_one_out
 from fedkd.strategies.feddf import ensemble_targets
 from fedkd.strategies.fedntd import not_true
 from fedkd.strategies.fedproto import nearest_prototype, prototype_distance
@@ -179,10 +180,9 @@ def test_feddf_keeps_the_best_model_stops_early_and_drops_the_worst(tiny: Make, 
     log = lines(tmp_path / "run")[1]["log"]
     assert log["distillation_steps_0"] == min(log["best_step_0"] + 30, 400)
     environment = Environment(config)
-    kept = load_server(latest(tmp_path / "run" / "checkpoints")[1])
+    kept = server_state(tmp_path / "run")
     assert environment.data.validation is not None
-    weights = {name.removeprefix("0/"): tensor for name, tensor in kept.items()}
-    score = environment.score(0, weights, environment.data.validation)
+    score = environment.score(0, kept["models"][0], environment.data.validation)
     assert score["accuracy"] == log["validation_accuracy_0"]
     barely = {**changes, "train.optimizer": {"name": "sgd", "lr": 1e-9}, "seed": 1}  # starts below chance, and stays
     run(tiny(barely), tmp_path / "barely")
@@ -326,7 +326,7 @@ def test_fml_clips_each_of_the_two_models_by_itself(tiny: Make, tmp_path: Path) 
     environment = Environment(config)
     checkpoint = latest(tmp_path / "run" / "checkpoints")[1]
     ((node, state),) = load_nodes(checkpoint)
-    private, meme = tensors_of(state["model"]), load_server(checkpoint)  # type: ignore[arg-type]
+    private, meme = tensors_of(state["model"]), server_state(checkpoint)["weights"]  # type: ignore[arg-type]
     for now, of in ((private, node), (meme, "server")):
         before = environment.initial_weights(0, of)
         moved = torch.cat([(now[name] - before[name]).flatten() for name in before])
@@ -439,12 +439,12 @@ def test_models_of_the_digest_are_not_augmented(tiny: Make) -> None:
 def test_coefficients_last_from_round_to_round_and_keep_their_sum(tiny: Make, tmp_path: Path) -> None:
     changes = {"strategy": {"name": "ktpfl"}, "data.public": {"size": 40}, "rounds": 3}
     run(tiny(changes), tmp_path / "all")
-    kept = load_server(latest(tmp_path / "all" / "checkpoints")[1])["coefficients"]
+    kept = server_state(tmp_path / "all")["coefficients"]
     logged = [np.array(line["log"]["weights"]) for line in lines(tmp_path / "all")[1:]]
     np.testing.assert_allclose(kept, logged[-1], atol=1e-6)
     assert all(np.abs(a - b).max() > 1e-3 for a, b in pairwise(logged))
     run(tiny({**changes, "cohort": 3}), tmp_path / "some")
-    kept = load_server(latest(tmp_path / "some" / "checkpoints")[1])["coefficients"]
+    kept = server_state(tmp_path / "some")["coefficients"]
     torch.testing.assert_close(kept.sum(1), torch.ones(6, dtype=torch.float64))
     assert (kept != 1 / 6).any()
 
@@ -452,7 +452,7 @@ def test_coefficients_last_from_round_to_round_and_keep_their_sum(tiny: Make, tm
 def test_a_class_that_no_node_of_a_cohort_has_keeps_its_prototype(tiny: Make, tmp_path: Path) -> None:
     partition = {"scheme": "classes_per_client", "clients": 6, "classes": 2}
     run(tiny({"strategy": {"name": "fedproto"}, "data.partition": partition, "cohort": 1, "rounds": 4}), tmp_path / "r")
-    state = load_server(latest(tmp_path / "r" / "checkpoints")[1])
+    state = server_state(tmp_path / "r")
     seen = {node for line in lines(tmp_path / "r")[1:] for node in line["cohort"]}
     assert len(seen) > 1
     held = Environment(tiny({"data.partition": partition})).data.label_counts()[sorted(seen)].sum(0) > 0

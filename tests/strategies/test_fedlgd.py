@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import checkpoint_bytes, halves_are_the_whole, lines
+from conftest import checkpoint_bytes, halves_are_the_whole, lines, server_state
 from flwr.app import RecordDict
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
@@ -14,18 +14,18 @@ from torch.nn import functional as F
 
 from fedkd import Environment, InputError, Payload, RunError
 from fedkd.config import Config
+from fedkd.core.setup import make_setup
 from fedkd.data.federated_data import FederatedData
 from fedkd.data.images import Images
 from fedkd.distillation.distillers import DM, FGM, IDM
 from fedkd.distillation.virtual_images import RealImages, Virtual, class_statistics, normal_images
-from fedkd.learning.losses import kernel_discrepancy, supervised_contrast
-from fedkd.messages.arrays import Tensors, parts_of, tensors_of
-from fedkd.methods.node_cache import Holders
+from fedkd.learning.losses import supervised_contrast
+from fedkd.messages.arrays import Tensors, tensors_of
+from fedkd.methods.virtual_images import VirtualImagesClient
 from fedkd.models.build import build
-from fedkd.runs.checkpoints import latest, load_node, load_nodes, load_server
+from fedkd.runs.checkpoints import latest, load_node, load_nodes
 from fedkd.runs.run import run
-from fedkd.strategies.fedavg_virtual import VirtualImagesClient
-from fedkd.strategies.fedlgd import anchored_loss, average_statistics
+from fedkd.strategies.fedlgd import anchored_loss, average_statistics, kernel_discrepancy
 from fedkd.strategies.supcon_only import contrasted_loss
 from fedkd.strategies.vhl import VHL, StyleGenerator, _doubled, _Modulated, virtual_homogeneity_loss
 from fedkd.streams import default_stream, torch_stream
@@ -47,7 +47,7 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
 
 
 def server(folder: Path) -> dict[str, Tensors]:
-    return parts_of(load_server(latest(folder / "checkpoints")[1]))
+    return server_state(folder)
 
 
 def virtual_of(folder: Path) -> dict[int, Tensors]:
@@ -94,10 +94,11 @@ def test_statistics_are_averaged_evenly_over_those_that_have_the_class() -> None
 
 def replay(config: Config, variant: str) -> tuple[Tensors, Tensor, dict[int, Tensor]]:
     """Return model, global and local images after a run, by loops that follow the specification's pseudo-code."""
-    environment = Environment(config)
+    setup = make_setup(config)
+    environment = setup.environment
     data, model, seed = environment.data, environment.model(0), config.seed
     shape, count = data.image_shape, data.clients
-    method = environment.strategy
+    method = setup.strategy
     real = {i: RealImages(data.train_of(i), environment.preprocess) for i in range(count)}
     tables = [class_statistics(real[i].data, environment.preprocess, 10) for i in range(count)]
     local = {
@@ -257,8 +258,8 @@ def test_empty_classes_and_fewer_images_than_ipc(tiny: Make, tmp_path: Path, str
 
 
 def test_a_node_without_images_makes_them(tiny: Make) -> None:
-    environment = Environment(tiny({"model": NET, "strategy": LGD}))
-    client = environment.strategy.client_class()(environment, 2, RecordDict(), 1, "fit", False)
+    setup = make_setup(tiny({"model": NET, "strategy": LGD}))
+    client = setup.strategy.client_class()(setup.environment, setup.strategy.layers(), 2, RecordDict(), 1, "fit", False)
     assert isinstance(client, VirtualImagesClient)
     assert len(client.data.labels) > 0
     assert client._steps_done() == LGD["initial_steps"]
@@ -268,12 +269,12 @@ def test_a_node_without_images_makes_them(tiny: Make) -> None:
 @pytest.mark.parametrize("strategy", ["fedlgd", "fedavg_virtual"])
 def test_augmentation_that_would_pass_virtual_images_by_is_refused(tiny: Make, strategy: str) -> None:
     with pytest.raises(InputError, match="data.augment"):
-        Environment(tiny({"strategy": {"name": strategy}, "data.augment": "crop_flip"})).check()
+        make_setup(tiny({"strategy": {"name": strategy}, "data.augment": "crop_flip"})).check()
 
 
 def test_methods_with_images_of_their_own_are_no_base(tiny: Make) -> None:
     with pytest.raises(InputError, match="run it alone"):
-        Environment(tiny({"strategy": {"name": "fedavg_virtual", "base": {"name": "fedlgd"}}})).check()
+        make_setup(tiny({"strategy": {"name": "fedavg_virtual", "base": {"name": "fedlgd"}}})).check()
 
 
 WRAPPED = {
@@ -340,7 +341,7 @@ def test_a_node_that_misses_the_distillation_makes_up_for_it(
 
 
 def test_a_chunk_that_was_missed_is_made_up_for(tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedkd.strategies.fedavg_virtual._CHUNK", 1)
+    monkeypatch.setattr("fedkd.methods.virtual_images._CHUNK", 1)
     config = tiny({"model": NET, "rounds": 1, "strategy": {**QUICK, "name": "fedavg_virtual"}})
     run(config, tmp_path / "whole")
     distil = VirtualImagesClient.distil
@@ -384,11 +385,6 @@ def test_global_images_that_diverge_end_the_run_with_a_reason(tiny: Make, tmp_pa
         run(tiny({"model": NET, "strategy": strategy}), tmp_path / "run")
 
 
-def test_holders_of_any_id_come_back() -> None:
-    nodes = {0, 7, 2**64 - 1}
-    assert Holders.of(Holders(list(nodes)).tensor()).nodes == nodes
-
-
 # The baselines on virtual images
 
 
@@ -411,7 +407,7 @@ def test_a_base_trains_on_the_kept_images_alone(tiny: Make, tmp_path: Path) -> N
         for n, t in model.state_dict().items():
             total[n] += len(kept["labels"]) * t
         images += len(kept["labels"])
-    for name, tensor in server(tmp_path / "run")["base"].items():
+    for name, tensor in server(tmp_path / "run")["base"]["weights"].items():
         torch.testing.assert_close(tensor, total[name] / images, atol=1e-5, rtol=1e-4)
 
 

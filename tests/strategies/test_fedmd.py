@@ -11,10 +11,12 @@ from torch import nn
 
 from fedkd import Environment, Payload
 from fedkd.config import Config
+from fedkd.core.round_loop import run_rounds
+from fedkd.core.setup import make_setup
 from fedkd.learning.evaluation import evaluate
 from fedkd.messages.arrays import tensors_of
 from fedkd.runs.checkpoints import latest, load_nodes
-from fedkd.runs.run import run
+from fedkd.runs.run import make_engine, run
 from fedkd.strategies.fedmd import FedMDClient, digest_loss
 from fedkd.streams import torch_stream
 
@@ -104,10 +106,10 @@ def test_a_round_is_the_papers_communicate_aggregate_digest_revisit(tiny: Make, 
 def test_each_round_digests_another_subset_that_all_nodes_share(tiny: Make, tmp_path: Path) -> None:
     """A public framework keeps digesting the first batches that it ever drew."""
     config = tiny({**PUBLIC, "strategy": {**FEDMD, "subset_size": 10}, "rounds": 3, "evaluate.every": 9})
-    environment = Environment(config)
+    setup = make_setup(config)
     seen = []
 
-    class Watching(type(environment.strategy)):  # type: ignore[misc]
+    class Watching(type(setup.strategy)):  # type: ignore[misc]
         def run_round(self, federation: object) -> None:
             ask = federation.ask  # type: ignore[attr-defined]
 
@@ -119,15 +121,9 @@ def test_each_round_digests_another_subset_that_all_nodes_share(tiny: Make, tmp_
             federation.ask = watch  # type: ignore[attr-defined]
             super().run_round(federation)
 
-    environment.strategy.__class__ = Watching
-    from flwr.app import RecordDict
-
-    from fedkd.core.round_loop import Server
-    from fedkd.messages.flower import node_context
-    from fedkd.runs.run import make_engine, make_server_app
-
-    with make_engine(environment) as grid:
-        make_server_app(Server(environment))(grid, node_context(0, 6, RecordDict()))
+    setup.strategy.__class__ = Watching
+    with make_engine(setup) as engine:
+        run_rounds(setup, engine)
     subsets = [tuple(sorted(indices)) for action, indices in seen if action == "communicate"]
     assert [a for a, _ in seen] == ["communicate", "digest"] * 3
     assert [indices for action, indices in seen if action == "digest"] == [i for a, i in seen if a == "communicate"]

@@ -9,22 +9,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import halves_are_the_whole, lines
+from conftest import halves_are_the_whole, lines, server_state
+from flwr.app import RecordDict
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedkd import Environment, InputError, Payload
 from fedkd.config import Config, read_config
-from fedkd.learning.losses import nt_xent, relational_loss
+from fedkd.core.setup import Setup, make_setup
+from fedkd.learning.losses import nt_xent
 from fedkd.learning.probes import linear_probe, mean_angle, nearest_neighbours
 from fedkd.learning.views import view, views_of
-from fedkd.runs.checkpoints import latest, load_server
+from fedkd.methods.self_supervised import Encoder, SelfSupervised, feature_map, whole_batches
 from fedkd.runs.run import run
 from fedkd.strategies.byol import prediction_loss
-from fedkd.strategies.fedx import FedX, FedXClient
+from fedkd.strategies.fedx import FedX, FedXClient, relational_loss
 from fedkd.strategies.moco import queue_loss
 from fedkd.strategies.protocl import cluster, prototype_loss
-from fedkd.strategies.self_supervised import Encoder, SelfSupervised, feature_map, whole_batches
 from fedkd.strategies.simclr import SimCLRClient
 from fedkd.streams import torch_stream
 
@@ -126,23 +127,22 @@ def test_the_losses_are_their_formulas_by_loops() -> None:
 # The client
 
 
-def client_of(config: Config, node: int = 0) -> tuple[Any, Environment]:
-    from flwr.app import RecordDict
-
-    environment = Environment(config)
-    return environment.strategy.client_class()(environment, node, RecordDict(), 1, "fit", False), environment
+def client_of(config: Config, node: int = 0) -> tuple[Any, Setup]:
+    setup = make_setup(config)
+    layers = setup.strategy.layers()
+    return setup.strategy.client_class()(setup.environment, layers, node, RecordDict(), 1, "fit", False), setup
 
 
 def test_the_objective_is_its_four_terms_with_one_forward_and_a_frozen_teacher(tiny: Make) -> None:
     weights = {"global_contrastive": 0.5, "local_relational": 2.0, "global_relational": 3.0}
     temperatures = {"temperature": 0.2, "local_target_temperature": 0.3, "global_target_temperature": 0.4}
     config = tiny({**SSL, "strategy": {**BASES["fedx over simclr"], **weights, **temperatures}})
-    client, environment = client_of(config)
-    base = environment.strategy.innermost
+    client, setup = client_of(config)
+    base = setup.strategy.layers()[-1]
     assert isinstance(base, SelfSupervised)
-    encoder = base.encoder(environment)
-    encoder.load_state_dict(environment.strategy.initial_weights(environment))
-    client.views, client.make_views = torch_stream(0, 0, 0, "views"), client.method.views(environment)
+    encoder = base.encoder(setup.environment)
+    encoder.load_state_dict(setup.strategy.initial_weights(setup.environment))
+    client.views, client.make_views = torch_stream(0, 0, 0, "views"), client.method.views(setup.environment)
     client.begin(encoder)
     encoder.train()
     images = client.data.images
@@ -169,7 +169,7 @@ def test_the_objective_is_its_four_terms_with_one_forward_and_a_frozen_teacher(t
         torch.testing.assert_close(a, b, msg=name)  # running statistics of one pass over 3B images
     value.backward()
     assert all(p.grad is None and not p.requires_grad for p in client.teacher.parameters())
-    start = environment.strategy.initial_weights(environment)
+    start = setup.strategy.initial_weights(setup.environment)
     assert all(torch.equal(t, start[n]) for n, t in client.teacher.state_dict().items())
 
 
@@ -209,10 +209,10 @@ def test_views_are_shifted_and_mirrored_images_each_of_its_own(tiny: Make) -> No
 def test_labels_never_reach_training(tiny: Make, case: str) -> None:
     results = []
     for labelled in (True, False):
-        client, environment = client_of(tiny({**SSL, "strategy": BASES[case]}))
+        client, setup = client_of(tiny({**SSL, "strategy": BASES[case]}))
         if not labelled:
             client.data.labels[:] = 0
-        request = Payload(weights=environment.strategy.initial_weights(environment))
+        request = Payload(weights=setup.strategy.initial_weights(setup.environment))
         results.append(client.fit(request).weights)
     assert all(torch.equal(results[0][n], results[1][n]) for n in results[0])
 
@@ -246,32 +246,32 @@ def test_partial_participation_weighs_by_images_of_the_cohort_alone(tiny: Make, 
     run(config, tmp_path / "run")
     models, sizes = [], []
     for node in lines(tmp_path / "run")[1]["cohort"]:
-        client, environment = client_of(config, node)
+        client, setup = client_of(config, node)
         client.measured = False
-        reply = client.fit(Payload(weights=environment.strategy.initial_weights(environment)))
+        reply = client.fit(Payload(weights=setup.strategy.initial_weights(setup.environment)))
         models.append(reply.weights)
         sizes.append(len(client.data.labels))
     assert sizes[0] != sizes[1]
-    state = load_server(latest(tmp_path / "run" / "checkpoints")[1])
+    state = server_state(tmp_path / "run")
     for name, tensor in models[0].items():
         if tensor.is_floating_point():
             right = sum(n * m[name].double() for n, m in zip(sizes, models, strict=True)) / sum(sizes)
-            torch.testing.assert_close(state[f"base/{name}"].double(), right, atol=2e-5, rtol=1e-4)
+            torch.testing.assert_close(state["base"]["weights"][name].double(), right, atol=2e-5, rtol=1e-4)
 
 
 def test_what_fedx_cannot_go_over_is_refused(tiny: Make) -> None:
     def refuse(strategy: dict[str, Any], message: str) -> None:
         with pytest.raises(InputError, match=message):
-            Environment(tiny({**SSL, "strategy": strategy})).check()
+            make_setup(tiny({**SSL, "strategy": strategy})).check()
 
     refuse({"name": "fedx", "base": "fedavg"}, "strategy.base.name = 'fedavg': fedx goes over a self-supervised base")
     refuse({"name": "fedftg", "base": "simclr"}, "strategy.base.name = 'simclr': fedftg goes over a method")
     refuse({"name": "weight_ema", "base": "fedx"}, "strategy.base.name = 'fedx': weight_ema goes over a method")
     refuse({"name": "protocl", "alpha": 0.5}, "strategy.alpha = 0.5")
     with pytest.raises(InputError, match="train.batch_size = 1"):
-        Environment(tiny({"strategy": {"name": "simclr"}, "train.batch_size": 1})).check()
+        make_setup(tiny({"strategy": {"name": "simclr"}, "train.batch_size": 1})).check()
     with pytest.raises(InputError, match="data.partition: node 0 holds one image"):
-        Environment(tiny({"strategy": {"name": "fedx"}, "data.partition.size": 1})).check()
+        make_setup(tiny({"strategy": {"name": "fedx"}, "data.partition.size": 1})).check()
     refuse({"name": "fedx", "divergence": "kl"}, "strategy.divergence = 'kl'")
     assert FedX().base.name == "simclr"
 
@@ -313,12 +313,12 @@ def test_prototypes_and_their_concentrations_by_loops() -> None:
 
 
 def started(tiny: Make, strategy: dict[str, Any]) -> tuple[Any, Encoder, tuple[Tensor, Tensor]]:
-    client, environment = client_of(tiny({**SSL, "strategy": strategy}))
-    base = environment.strategy.innermost
+    client, setup = client_of(tiny({**SSL, "strategy": strategy}))
+    base = setup.strategy.layers()[-1]
     assert isinstance(base, SelfSupervised)
-    encoder = base.encoder(environment)
-    encoder.load_state_dict(environment.strategy.initial_weights(environment))
-    client.views, client.make_views = torch_stream(0, 0, 0, "views"), client.method.views(environment)
+    encoder = base.encoder(setup.environment)
+    encoder.load_state_dict(setup.strategy.initial_weights(setup.environment))
+    client.views, client.make_views = torch_stream(0, 0, 0, "views"), client.method.views(setup.environment)
     client.begin(encoder)
     encoder.train()
     return client, encoder, (client.view(client.data.images[:8]), client.view(client.data.images[8:16]))
@@ -500,8 +500,8 @@ def test_the_clip_of_local_training_is_heeded(tiny: Make) -> None:
         config = tiny(
             {**SSL, "strategy": ALONE["simclr"], **({"train": {**SSL["train"], "clip": clip}} if clip else {})}
         )
-        client, environment = client_of(config)
-        start = environment.strategy.initial_weights(environment)
+        client, setup = client_of(config)
+        start = setup.strategy.initial_weights(setup.environment)
         after = client.fit(Payload(weights=start)).weights
         moved.append(float((after["projector.0.weight"] - start["projector.0.weight"]).norm()))
     assert moved[1] < 1e-4 < moved[0]

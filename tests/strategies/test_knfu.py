@@ -13,10 +13,12 @@ from torch import Tensor
 
 from fedkd import Environment
 from fedkd.config import Config, Limits
+from fedkd.core.round_loop import run_rounds
+from fedkd.core.setup import make_setup
 from fedkd.errors import InputError
 from fedkd.learning.losses import kl_from_probabilities
 from fedkd.methods.knowledge_fusion import effective_neighbours, fuse
-from fedkd.runs.run import run
+from fedkd.runs.run import make_engine, run
 from fedkd.strategies.knfu import distances, estimated_priors, neighbour_weights
 from fedkd.streams import torch_stream
 
@@ -131,9 +133,7 @@ def test_disjoint_hard_priors_stay_finite_and_an_unbalanced_transfer_set_does_to
 
 def test_nearest_neighbours_need_a_number(tiny: Make) -> None:
     with pytest.raises(InputError, match=r"weight_function = 'topk': set strategy\.k"):
-        Environment(
-            tiny({"data.public": {"size": 60}, "strategy": {"name": "knfu", "weight_function": "topk"}})
-        ).check()
+        make_setup(tiny({"data.public": {"size": 60}, "strategy": {"name": "knfu", "weight_function": "topk"}})).check()
 
 
 def test_hard_neighbours() -> None:
@@ -190,11 +190,11 @@ def test_hidden_groups_find_each_other_over_three_architectures(tiny: Make, tmp_
 def test_every_node_gets_what_its_row_of_the_matrix_says(tiny: Make, tmp_path: Path, space: str) -> None:
     changes = {"data.public": {"size": 40, "labelled": True}, "rounds": 1}
     strategy = {"name": "knfu", "beta": 3.0, "fuse_space": space, "public_cross_entropy": 0.5}
-    environment = Environment(tiny({**changes, "strategy": strategy}))
+    setup = make_setup(tiny({**changes, "strategy": strategy}))
     sent: dict[int, Tensor] = {}
     told: dict[int, Tensor] = {}
 
-    class Watching(type(environment.strategy)):  # type: ignore[misc]
+    class Watching(type(setup.strategy)):  # type: ignore[misc]
         def run_round(self, federation: object) -> None:
             ask = federation.ask  # type: ignore[attr-defined]
 
@@ -209,15 +209,9 @@ def test_every_node_gets_what_its_row_of_the_matrix_says(tiny: Make, tmp_path: P
             federation.ask = watch  # type: ignore[attr-defined]
             super().run_round(federation)
 
-    environment.strategy.__class__ = Watching
-    from flwr.app import RecordDict
-
-    from fedkd.core.round_loop import Server
-    from fedkd.messages.flower import node_context
-    from fedkd.runs.run import make_engine, make_server_app
-
-    with make_engine(environment) as grid:
-        make_server_app(Server(environment))(grid, node_context(0, 6, RecordDict()))
+    setup.strategy.__class__ = Watching
+    with make_engine(setup) as engine:
+        run_rounds(setup, engine)
     q = {n: torch.softmax(k.double(), 1) if space == "logit" else k.double() for n, k in told.items()}
     epd = {n: p.mean(0) for n, p in q.items()}
     for n in range(6):

@@ -6,35 +6,38 @@ import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
-from pydantic import Field
 from sklearn.decomposition import PCA
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedkd import Client, InputError, Payload, Round
-from fedkd.config import Architecture
-from fedkd.learning.losses import nt_xent
-from fedkd.learning.optimizers import make_optimizer
-from fedkd.learning.probes import linear_probe, mean_angle, nearest_neighbours
-from fedkd.learning.views import Augmentation, View, views_of
-from fedkd.messages.arrays import Tensors, copied
-from fedkd.streams import default_stream, torch_stream
-
-from .fedavg import FedAvg
-
-if TYPE_CHECKING:
-    from fedkd import Environment
-    from fedkd.data.federated_data import FederatedData
-    from fedkd.data.images import Images
+from ..config import Architecture, Count, Whole
+from ..core.client import Client
+from ..core.environment import Environment
+from ..core.round import Round
+from ..core.strategy import Strategy
+from ..data.federated_data import FederatedData
+from ..data.images import Images
+from ..errors import InputError
+from ..learning.losses import nt_xent
+from ..learning.optimizers import make_optimizer
+from ..learning.probes import linear_probe, mean_angle, nearest_neighbours
+from ..learning.views import Augmentation, View, views_of
+from ..messages.arrays import Tensors, copied
+from ..messages.payload import Payload
+from ..streams import default_stream, torch_stream
 
 _LOCAL = "local"
+
 _EVALUATION_BATCH = 500
+
 _POOLED_TEMPERATURE = 0.1
+
 _SEMI_BATCH = 128
+
 _MAPPED = 500  # test images of the feature map
 
 
@@ -84,7 +87,8 @@ class SelfSupervisedClient(Client):
     @property
     def method(self) -> SelfSupervised:
         """Return the base's hyper-parameters."""
-        return cast(SelfSupervised, self.strategy)
+        strategy: SelfSupervised = self.strategy
+        return strategy
 
     def fit(self, request: Payload) -> Payload:
         """Train the received encoder for whole batches of `[train]`; return it, `examples` and `loss`."""
@@ -158,7 +162,7 @@ class SelfSupervisedClient(Client):
 
 
 @dataclass(kw_only=True)
-class SelfSupervised(FedAvg):
+class SelfSupervised(Strategy):
     """What the bases share. The server averages encoder and heads as FedAvg does, and measures frozen features.
 
     width: of the heads' outputs (256). aug: of views, see `fedkd.views`. pooled_steps: steps of SimCLR on all nodes'
@@ -171,11 +175,11 @@ class SelfSupervised(FedAvg):
     client: ClassVar[type[Client]] = SelfSupervisedClient
     classifies: ClassVar[bool] = False
     predictors: tuple[str, ...] = field(default=(), init=False)  # prediction heads of the base, and of an add-on
-    width: Annotated[int, Field(ge=1)] = 256
+    width: Count = 256
     aug: Augmentation = "official"
-    pooled_steps: Annotated[int, Field(ge=0)] = 0
-    semi_epochs: Annotated[int, Field(ge=0)] = 0
-    probe_epochs: Annotated[int, Field(ge=1)] = 100
+    pooled_steps: Whole = 0
+    semi_epochs: Whole = 0
+    probe_epochs: Count = 100
 
     def check(self, environment: Environment) -> None:
         """Refuse models whose features have no known width."""

@@ -1,0 +1,17 @@
+"""The command line: running, comparing and showing federations. Torch is imported only by what needs it.
+
+* `common`: the app, arguments that commands share, exit codes.
+* `runs`: `fedkd run`, `distill`, `sweep`, `partition`.
+* `reports`: `fedkd compare`, `report`, `watch`.
+* `write`: `fedkd list`, `new`, `check`.
+* `deploy`: `fedkd deploy init`.
+* `tables`: what they print.
+"""
+
+# isort: off  (the order of the help)
+from . import deploy, reports, runs, write
+from .common import app
+
+# isort: on
+
+__all__ = ["app", "deploy", "reports", "runs", "write"]

@@ -1,0 +1,5 @@
+"""`python -m fedkd.cli`."""
+
+from . import app
+
+app()

@@ -1,0 +1,99 @@
+"""`fedkd compare`, `report` and `watch`."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..errors import InputError
+from .common import RunFolders, app, exit_codes
+from .tables import print_comparison
+
+
+@app.command()
+def compare(
+    paths: RunFolders,
+    metric: Annotated[str | None, typer.Option(help="By default the first that all runs have.")] = None,
+    target: Annotated[float | None, typer.Option(help="Also rounds, megabytes and seconds to this value.")] = None,
+    baseline: Annotated[str | None, typer.Option(help="The strategy that differences are taken to.")] = None,
+    by: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY", help="A table for each value of this key, such as data.partition."),
+    ] = None,
+    across: Annotated[
+        list[str] | None, typer.Option(metavar="KEY", help="Compare runs all the same that differ in this key.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="A folder for compare.md, compare.tex and compare.csv.")] = None,
+) -> None:
+    """Compare finished runs: means over seeds, paired differences, fairness over nodes, cost to a target."""
+    with exit_codes("nothing is lost"):
+        from ..reports import compare as comparing
+        from ..reports import tables as printed
+        from ..runs.results import completed, find_runs
+        from ..runs.run_folder import make_folder
+
+        if target is not None and not math.isfinite(target):
+            raise InputError(f"--target {target}: give a number.")
+        runs, problems = find_runs(paths)
+        runs, others = completed(runs)
+        problems += others
+        if not runs:
+            raise InputError("No run has been completed. " + " ".join(problems))
+        tables, refused = [], []
+        for title, group in comparing.split(runs, by or [], across or []).items():
+            try:
+                tables.append(comparing.compare(group, metric=metric, target=target, baseline=baseline, title=title))
+            except InputError as error:  # the other groups can be shown all the same
+                refused.append(f"{title}: {error}" if title else str(error))
+        if not tables:
+            raise InputError("\n".join(refused))
+        if out is not None:
+            make_folder(out)
+        for problem in [*problems, *refused, *(problem for one in tables for problem in one.problems)]:
+            typer.echo(f"fedkd: {problem}", err=True)
+        for one in tables:
+            print_comparison(*printed.table(one), printed.caption(one))
+        if out is not None:
+            for ending, text in (
+                ("md", printed.to_markdown(tables)),
+                ("tex", printed.to_latex(tables)),
+                ("csv", printed.to_csv(tables)),
+            ):
+                try:
+                    (out / f"compare.{ending}").write_text(text)
+                except OSError as error:
+                    raise InputError(f"--out {out}: compare.{ending} cannot be written: {error.strerror}.") from error
+                typer.echo(f"written: {out / f'compare.{ending}'}")
+
+
+@app.command()
+def report(
+    paths: RunFolders,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The page to write.")] = Path("report.html"),
+    title: Annotated[str | None, typer.Option(help="Its title.")] = None,
+) -> None:
+    """Write one page on runs that needs no network: curves, tables, partitions, nodes, what methods show."""
+    with exit_codes("nothing is lost"):
+        from ..reports import report as reporting
+
+        for problem in reporting.report(paths, output, title):
+            typer.echo(f"fedkd: {problem}", err=True)
+        typer.echo(f"report: {output}")
+
+
+@app.command()
+def watch(
+    path: Annotated[Path, typer.Argument(help="The folder of a run.")],
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Of this machine; 0 takes a free one.")] = 8989,
+) -> None:
+    """Show a run's report while it goes on, in a browser on this machine only, until Ctrl-C."""
+    with exit_codes("the run itself goes on"):
+        from ..reports import watch as watching
+
+        page = watching.make_app(path)
+        listening = watching.listen(port)
+        typer.echo(f"http://127.0.0.1:{listening.getsockname()[1]}/ shows {path}; Ctrl-C ends it.")
+        watching.serve(page, listening)

@@ -1,0 +1,173 @@
+"""`fedkd run`, `distill`, `sweep` and `partition`."""
+
+from __future__ import annotations
+
+import json as json_module
+import logging
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..errors import InputError, RunError
+from .common import ConfigPath, Overrides, app, exit_codes
+from .tables import print_partition, print_summary
+
+
+@app.command()
+def run(
+    config: ConfigPath = None,
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="The run folder; by default a new one in runs/.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Continue the run in this folder.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print summary.json as the last line.")] = False,
+) -> None:
+    """Run a federation from a config, or continue one after a crash."""
+    with exit_codes():
+        _refuse_mixed(config, out, overrides, resume)
+        _quiet()
+        from ..config import read_config
+        from ..runs import run as runs
+        from ..runs.progress import Progress
+        from ..runs.run_folder import refuse_used, run_folder_of
+
+        progress = Progress(sys.stderr)
+        if config is not None:
+            parsed = read_config(config, overrides or [])
+            folder = out or run_folder_of(parsed)
+            refuse_used(folder)
+            with progress:
+                summary = runs.run(parsed, folder, progress.update, progress.step, progress.line)
+        else:
+            assert resume is not None
+            folder = resume
+            with progress:
+                summary = runs.resume(folder, progress.update, progress.step, progress.line)
+        print_summary(summary, folder)
+        if json:
+            typer.echo(json_module.dumps(summary))
+
+
+@app.command()
+def distill(
+    config: ConfigPath = None,
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="The folder; by default a new one in runs/.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Continue the distillation in this folder.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print summary.json as the last line.")] = False,
+) -> None:
+    """Distil one named set into a few virtual images, or continue after a crash."""
+    with exit_codes():
+        _refuse_mixed(config, out, overrides, resume)
+        from ..config import read_distill_config
+        from ..runs import distill as distillations
+        from ..runs.progress import Progress
+        from ..runs.run_folder import free_folder, refuse_used
+
+        progress = Progress(sys.stderr, "iteration")
+        if config is not None:
+            parsed = read_distill_config(config, overrides or [])
+            name = f"distill-{parsed.distiller.name.rsplit(':', 1)[-1]}-{parsed.data.name.rsplit('/', 1)[-1]}"
+            folder = out or free_folder(Path("runs"), f"{name.replace(':', '-')}-seed{parsed.seed}")
+            refuse_used(folder)
+        else:
+            assert resume is not None
+            folder = resume
+            parsed = read_distill_config(folder / "config.toml")
+        with progress:
+            told = lambda number, metrics: progress.advance(number, parsed.iterations, metrics)  # noqa: E731
+            if config is not None:
+                summary = distillations.distill(parsed, folder, told)
+            else:
+                summary = distillations.resume(folder, told)
+        accuracy = summary["final"]["test/accuracy"]
+        typer.echo(
+            f"{summary['distiller']}, {parsed.ipc} a class: test accuracy {accuracy:.4f} "
+            f"+- {summary['final']['test/deviation']:.4f} ({parsed.evaluate.networks} networks), "
+            f"at the start {summary['initial']['test/accuracy']:.4f}; {summary['seconds']['total']:.1f} s"
+        )
+        typer.echo("figures: " + " ".join(sorted(str(path) for path in (folder / "figures").glob("*.png"))))
+        typer.echo(f"folder: {folder}")
+        if json:
+            typer.echo(json_module.dumps(summary))
+
+
+def _refuse_mixed(config: Path | None, out: Path | None, overrides: list[str] | None, resume: Path | None) -> None:
+    if (config is None) == (resume is None):
+        raise InputError("Give either a config, or --resume with a run folder.")
+    if resume is not None and (out is not None or overrides):
+        raise InputError("--resume continues a run as it was: without --out and --set.")
+
+
+@app.command()
+def sweep(
+    configs: Annotated[list[Path], typer.Argument(help="TOML run files.")],
+    vary: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE,VALUE", help="A key and its values; several times for a grid."),
+    ] = None,
+    seeds: Annotated[str, typer.Option(help="Such as 0..4 or 0,1,7.")] = "0",
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="The folder of the runs; by default runs/sweep-<config>.")] = None,
+    at_once: Annotated[
+        int | None, typer.Option(min=1, help="Runs at a time at most; by default as many as fit.")
+    ] = None,
+    memory: Annotated[float, typer.Option(min=0.1, help="GiB that a run is reckoned with.")] = 2.0,
+    gpus: Annotated[
+        float | None, typer.Option(min=0, help="GPUs of a run; by default what its engine's workers have.")
+    ] = None,
+) -> None:
+    """Run a grid of configs and seeds, several at a time. The same command again goes on where it was."""
+    with exit_codes("the same command goes on"):
+        from ..runs.progress import ManyRuns
+        from ..runs.run_folder import alone_in, make_folder
+        from ..runs.sweep import check, plan
+        from ..simulations.sweep import run_jobs
+
+        folder = out or Path("runs") / f"sweep-{configs[0].stem}"
+        grid = plan(configs, overrides or [], vary or [], seeds, folder)
+        check(grid.jobs)
+        make_folder(folder)
+        with alone_in(folder), ManyRuns(sys.stderr, len(grid.jobs)) as view:
+            failed = run_jobs(grid.jobs, view, memory=memory * 2**30, gpus=gpus, at_once=at_once)
+        total = len(grid.jobs) + grid.finished
+        told = f"{total - len(failed)} of {total} runs have ended well"
+        told += f", of which {grid.finished} were there" if grid.finished else ""
+        typer.echo(told + (f", {len(failed)} failed" if failed else ""))
+        by = "".join(f" --by {key}" for key in grid.varied if not key.startswith("strategy"))
+        baseline = f" --baseline {grid.first}" if grid.first else ""
+        typer.echo(f"next: fedkd compare {shlex.quote(str(folder))}{by}{baseline}")
+        if failed:
+            raise RunError(f"{len(failed)} runs failed, as said above: {', '.join(failed)}.")
+
+
+@app.command()
+def partition(
+    config: Annotated[Path, typer.Argument(help="A TOML run file.")],
+    overrides: Overrides = None,
+    out: Annotated[Path, typer.Option(help="The picture of the label heat map.")] = Path("partition.png"),
+    write: Annotated[
+        Path | None, typer.Option(help="A folder for each node's images, as a set of its own: node-0.npz, ...")
+    ] = None,
+) -> None:
+    """Print who holds what, draw the label heat map, and write each node's images where a folder is given."""
+    with exit_codes():
+        from ..config import read_config
+        from ..data.federation import federate, write_sets
+        from ..runs.figures import draw_partition, partition_name
+
+        parsed = read_config(config, overrides or [])
+        if parsed.data.partition is None:
+            raise InputError("data.sites: the images are at the sites; there is no partition to show.")
+        data = federate(parsed.data, parsed.seed)
+        print_partition(data)
+        seed = parsed.seed if parsed.data.partition.seed is None else parsed.data.partition.seed
+        if write is not None:
+            typer.echo("sets: " + " ".join(str(path) for path in write_sets(data, write)))
+        typer.echo(f"label heat map: {draw_partition(data, f'{partition_name(parsed)}, seed {seed}', out)}")
+
+
+def _quiet() -> None:
+    logging.getLogger("flwr").setLevel(logging.ERROR)

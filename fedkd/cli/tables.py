@@ -1,0 +1,87 @@
+"""Tables for a terminal."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from ..data.federated_data import FederatedData
+
+
+def print_partition(data: FederatedData) -> None:
+    """Print who has what: a row for each node."""
+    from rich.console import Console
+    from rich.table import Table
+
+    counts = data.label_counts()
+    table = Table(title=f"{data.clients} nodes, {int(counts.sum())} training images", title_justify="left")
+    for name in ("node", "domain", "train", "test", *data.node_classes[:20]):
+        table.add_column(name, justify="right")
+    if len(data.node_classes) > 20:
+        table.add_column(f"... {len(data.node_classes)} classes")
+    for node in range(data.clients):
+        domain = data.domain_names[data.node_domains[node]]
+        cells = [node, domain, counts[node].sum(), len(data.test_parts[node]), *counts[node, :20]]
+        table.add_row(*(str(cell) if isinstance(cell, str) or cell else "·" for cell in cells[:1] + cells[1:]))
+    # a table in a file is as wide as it needs to be
+    Console(width=None if sys.stdout.isatty() else 40 + 8 * min(len(data.node_classes), 20) + 20).print(table)
+    public = "none" if data.public is None else f"{len(data.public.labels)} images"
+    typer.echo(f"global test: {len(data.test.labels)} images; public set: {public}")
+
+
+def print_summary(summary: dict[str, Any], folder: Path) -> None:
+    """Print a run's last and best metrics, its traffic, and where its files are."""
+    from rich.console import Console
+    from rich.table import Table
+
+    title = f"{summary['strategy']}, {summary['rounds']} rounds, seed {summary['seed']}"
+    table = Table(title=title, title_justify="left")
+    for name in ("metric", "final", "best"):
+        table.add_column(name, justify="left" if name == "metric" else "right")
+    for name, value in summary["final"].items():
+        table.add_row(name, f"{value:.4f}", f"{summary['best'][name]:.4f}")
+    console = Console()
+    console.print(table)
+    for way in ("up", "down"):
+        kinds = ", ".join(f"{kind} {_human(size)}" for kind, size in summary["bytes"][way].items()) or "nothing"
+        console.print(f"sent {way}: {kinds}", highlight=False)
+    console.print(f"{summary['seconds']['total']:.1f} s, {summary['failures']} failures", highlight=False)
+    figures = sorted(str(path) for path in (folder / "figures").glob("*.png"))
+    console.print("figures: " + " ".join(figures), highlight=False, soft_wrap=True)
+    console.print(f"run folder: {folder}", highlight=False, soft_wrap=True)
+
+
+def print_comparison(header: list[str], rows: list[list[str]], caption: str) -> None:
+    """Print a table; on a narrow terminal in parts, each with the strategies' names."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    widths = [max(map(len, column)) + 3 for column in zip(header, *rows, strict=True)]
+    # a table in a file is as wide as it needs to be
+    console = Console(width=None if sys.stdout.isatty() else max(sum(widths) + 1, 120))
+    parts: list[list[int]] = [[]]
+    for number in range(1, len(header)):
+        if parts[-1] and widths[0] + sum(widths[i] for i in parts[-1]) + widths[number] + 1 > console.width:
+            parts.append([])
+        parts[-1].append(number)
+    console.print(Text(caption))
+    for part in parts:
+        table = Table()
+        for number in (0, *part):
+            table.add_column(header[number], justify="right" if number else "left", no_wrap=True)
+        for row in rows:
+            table.add_row(*(Text(row[number]) for number in (0, *part)))
+        console.print(table)
+
+
+def _human(size: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000 or unit == "GB":
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    raise AssertionError

@@ -1,0 +1,75 @@
+"""What a method may log: values that metrics.jsonl can keep, under names that the figures read rightly."""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..errors import RunError
+
+_CORE = str(Path(__file__).parent)
+_TABLE, _LIST = "a table of numbers with rows of one length", "a list"
+# What `figures/` and the report read of a round's log, and its form.
+DRAWN = {
+    "weights": _TABLE,  # nodes x nodes: how much each receiver (row) takes of each sender
+    "nodes": _LIST,  # of the rows and columns of `weights`
+    "ensemble_weights": _TABLE,  # classes x teachers
+    "teachers": _LIST,  # of the columns of `ensemble_weights`
+    "label_distribution": _LIST,  # a share for each class
+    "feature_map": "a dict of `points`, N x 2, and `labels`, N",
+}
+
+
+def plain_value(name: str, value: Any) -> Any:
+    """Return a logged value as JSON can keep it: numbers, texts, lists, dicts. Raises RunError as `Round.log` says."""
+    plain = _plain(name, value)
+    if name in DRAWN and not _is_drawable(name, plain):
+        raise RunError(
+            f"{_caller()}: log({name!r}, {_shown(value)}): the run's figures read {name!r} as {DRAWN[name]}; "
+            "log other values under another name."
+        )
+    return plain
+
+
+def _plain(name: str, value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        value = value.detach().cpu().numpy()
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    if isinstance(value, list | tuple):
+        return [_plain(name, one) for one in value]
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        return {key: _plain(name, one) for key, one in value.items()}
+    if isinstance(value, str) or (isinstance(value, int | float) and math.isfinite(value)):
+        return value
+    raise RunError(
+        f"{_caller()}: log({name!r}, ...): {_shown(value)} cannot be kept; valid are finite numbers, texts, tensors, "
+        "arrays, and lists or dicts of them."
+    )
+
+
+def _is_drawable(name: str, plain: Any) -> bool:
+    if name == "feature_map":
+        return isinstance(plain, dict) and {"points", "labels"} <= plain.keys()
+    if not isinstance(plain, list):
+        return False
+    rows = plain if DRAWN[name] == _TABLE else [plain]
+    return all(isinstance(row, list) and len(row) == len(rows[0]) for row in rows)
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _caller() -> str:
+    """Return the file and line of the nearest caller outside the core."""
+    frame = sys._getframe()
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_CORE):
+        frame = frame.f_back
+    return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"

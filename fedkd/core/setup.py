@@ -1,0 +1,54 @@
+"""From a config to what a process runs: a strategy, and the environment that it runs in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..config import Config
+from ..data.federated_data import FederatedData
+from ..errors import InputError
+from .contract import check_requests
+from .environment import Environment
+from .strategy import Strategy
+from .wrapper import make_strategy
+
+
+@dataclass
+class Setup:
+    """A strategy, and the environment that it runs in."""
+
+    strategy: Strategy
+    environment: Environment
+
+    def check(self) -> None:
+        """Refuse what can be refused before anything runs: models, cohort, and what the strategy needs."""
+        strategy, config, data = self.strategy, self.environment.config, self.environment.data
+        cohort = config.cohort or data.clients
+        if cohort > data.clients:
+            raise InputError(f"cohort = {cohort}: the federation has {data.clients} clients.")
+        if config.min_replies > cohort:
+            raise InputError(f"min_replies = {config.min_replies}: a round asks {cohort} nodes.")
+        architectures = config.model.architectures
+        if strategy.equal_models and len({repr(a) for a in architectures}) > 1:
+            found = ", ".join(a.name for a in architectures)
+            raise InputError(
+                f"model.names = [{found}]: {config.strategy.name} needs equal models; set model.name to one of them."
+            )
+        for number in range(len(architectures)):
+            self.environment.model(number)
+        if config.data.sites is not None and strategy.pooled:
+            raise InputError(f"data.sites: {config.strategy.name} needs the sites' images, which the server lacks.")
+        if strategy.pooled:
+            data.pooled()  # refuses where there is no such thing
+        strategy.check(self.environment)
+        check_requests(strategy)
+
+
+def make_setup(config: Config, data: FederatedData | None = None, device: str = "cpu") -> Setup:
+    """Return the strategy that a config names and its environment, whose config has the strategy's options in full.
+
+    `data`: where another process has loaded it already. Raises InputError for whatever is wrong with the config.
+    """
+    strategy, table = make_strategy(config.strategy)
+    config = config.model_copy(update={"strategy": table})
+    return Setup(strategy, Environment(config, data, device))

@@ -1,0 +1,71 @@
+"""Methods whose round is one request: the last round's targets go to the nodes, the next knowledge comes back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from ..core.round import Round
+from ..learning.losses import kl_from_probabilities
+from ..learning.training import Loss
+from ..messages.arrays import Tensors
+from ..messages.payload import Payload
+from .public_distillation import PublicSetClient, PublicSetStrategy
+
+NEXT = "next"
+
+
+class RelayClient(PublicSetClient):
+    """Distils what the last round left, trains on its own images, tells its soft labels on the next subset."""
+
+    def update(self, request: Payload) -> Payload:
+        """Distil, train, keep the model, predict: the probabilities on the next subset, P x C."""
+        if request.logits:
+            self.distil(self.subset(request), request.logits["targets"], self.distillation_loss())
+        self.train_locally()
+        self.keep_model()
+        return self.tell(self.soft_labels(self.subset(request, NEXT)))
+
+    def distillation_loss(self) -> Loss:
+        """Return the loss towards the targets: KL(t || p)."""
+        return distillation_kl
+
+
+def distillation_kl(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+    """Return KL(t || softmax(z)), the mean over the batch."""
+    return kl_from_probabilities(model(images), targets)
+
+
+@dataclass(kw_only=True)
+class RelayStrategy(PublicSetStrategy):
+    """Methods whose round is one request: what was learnt on the last subset goes down, the next knowledge up.
+
+    `targets` are the last round's, one tensor a node; a node that has none (round 1, or new in the cohort) gets no
+    targets and only trains.
+    """
+
+    targets: Tensors = field(default_factory=dict, init=False)
+    indices: Tensors = field(default_factory=dict, init=False)
+
+    def target_of(self, node: int) -> Tensor | None:
+        """Return the last round's targets for a node, P x C."""
+        return self.targets.get(str(node), self.targets.get("all"))
+
+    def relay(self, federation: Round) -> dict[int, Tensor]:
+        """Send the last targets and the next indices; return the knowledge on those, by node."""
+        following = self.draw_subset(federation, NEXT)
+        payloads: dict[int, Payload] = {}
+        shared: dict[int, Payload] = {}
+        for node in federation.cohort:
+            target = self.target_of(node)
+            key = id(target) if "all" in self.targets else node
+            if key not in shared:
+                logits = {} if target is None else {"targets": target}
+                past = self.indices if target is not None else {}
+                shared[key] = Payload(logits=logits, indices={**past, **following})
+            payloads[node] = shared[key]
+        replies = federation.ask("update", payloads, expect=self.expected(federation, soft=True))
+        knowledge = {node: reply.logits["knowledge"] for node, reply in replies}
+        self.indices = {"subset": following[NEXT]} if following else {}
+        return knowledge

@@ -1,0 +1,201 @@
+"""Methods whose nodes train on virtual images of their own: how the images start, and how they are kept.
+
+What all baselines of FedLGD (Huang et al., TMLR, arXiv:2303.02278) train on: the initial virtual images of each client,
+distilled before round 1 by distribution matching (Zhao and Bilen, WACV 2023, arXiv:2110.04181) and never refined.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from ..config import GROUPS, Count, Group, Positive, Whole
+from ..core.client import Client
+from ..core.environment import Environment
+from ..core.round import Round
+from ..data.images import Images
+from ..distillation.distillers import DM
+from ..distillation.virtual_images import RealImages, Virtual, class_statistics, normal_images, real_images
+from ..errors import InputError, RunError
+from ..messages.payload import ANY_NUMBER, ArraySpec, Expected, Payload
+from ..streams import default_stream
+
+_VIRTUAL = "virtual"  # where a node's state keeps its images
+
+_STEPS = "initial-steps"  # and how many initial steps these have taken
+
+_CHUNK = 100  # steps of the initial distillation in one request
+
+_SHOWN = 20  # classes whose images a run shows
+
+
+@dataclass(kw_only=True)
+class VirtualImages:
+    """What methods on virtual images share: how each client's images come to be before round 1.
+
+    `ipc`: images a class that the client has; classes without images are skipped. They start from pixels ~ N(mean,
+    deviation) of the client's own class and channel (`normal`) or from random real images (`real`; a class with fewer
+    repeats its own), and take `initial_steps` steps of DM, each under a new random network of the run's architecture
+    (the paper's code takes 10,000, and its ConvNet whatever the model is). 0 steps and `real`: plain random real
+    images, the control. `real_batch`, `pixel_lr`, `pixel_momentum`, `augment`: of DM.
+
+    `show_local`: keep pictures of the cohort's first node's images in the run's figures; they leave the node for it.
+    """
+
+    ipc: Count = 10
+    initial: Literal["normal", "real"] = "normal"
+    initial_steps: Whole = 10_000
+    real_batch: Count = 256
+    pixel_lr: Positive = 1.0
+    pixel_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    augment: list[Group] = field(default_factory=lambda: list(GROUPS))
+    show_local: bool = False
+
+    def check_images(self, environment: Environment) -> None:
+        """Refuse augmentation that would pass virtual images by."""
+        if environment.config.data.augment != "none":
+            raise InputError(
+                f"data.augment = {environment.config.data.augment!r}: virtual images are trained on as they are; set "
+                '"none" (the augmentation of the distillation is strategy.augment).'
+            )
+
+    def most_images(self, images: int, environment: Environment) -> int:
+        """Return the number of virtual images, where that is larger: they are what a node trains on."""
+        return max(images, self.ipc * len(environment.data.classes))
+
+    def distil(self, federation: Round, nodes: list[int]) -> None:
+        """Let nodes that have first images distil them, some steps a request, so that progress can be told."""
+        starts = range(0, self.initial_steps, _CHUNK)
+        for first in federation.track("initial distillation", starts):
+            steps = Payload(numbers={"end": min(first + _CHUNK, self.initial_steps)})
+            expect = Expected(numbers={"loss": ANY_NUMBER})
+            replies = federation.ask("distil", dict.fromkeys(nodes, steps), expect=expect)
+            losses = [reply.numbers["loss"] for _, reply in replies]
+        if starts:
+            federation.log("distillation_loss", sum(losses) / len(losses))
+
+    def show_images(self, federation: Round) -> None:
+        """Keep pictures of the first node's images where the config asks for it and the round is measured."""
+        if self.show_local and federation.due:
+            node = federation.cohort[0]
+            shape = federation.environment.data.image_shape
+            expect = Expected(
+                images={"virtual": ArraySpec((None, *shape), torch.uint8)},
+                indices={
+                    "labels": ArraySpec((None,), torch.int64, between=(0, len(federation.environment.data.classes) - 1))
+                },
+            )
+            with contextlib.suppress(RunError):  # a picture is no reason to end a run; the failure is recorded
+                for _, reply in federation.ask("reveal", {node: Payload()}, expect=expect):
+                    images, labels = reply.images["virtual"], reply.indices["labels"]
+                    show_by_class(federation, f"local-{node}", images.numpy(), labels.numpy())
+
+
+def show_by_class(federation: Round, name: str, pixels: np.ndarray, labels: np.ndarray) -> None:
+    """Keep the first image (uint8) of each class for the run's figures."""
+    classes, first = np.unique(labels, return_index=True)
+    names = federation.environment.data.classes
+    federation.show(name, pixels[first[:_SHOWN]], [names[label] for label in classes[:_SHOWN]])
+
+
+class VirtualImagesClient(Client):
+    """A client whose training images are virtual ones of its own, kept in its state; `real` are the images it has."""
+
+    @property
+    def about(self) -> VirtualImages:
+        """Return the run's settings of virtual images."""
+        return self.layer(VirtualImages)
+
+    @cached_property
+    def real(self) -> RealImages:
+        """Return the node's own images."""
+        return RealImages(self.environment.data.train_of(self.node), self.environment.preprocess)
+
+    @cached_property
+    def virtual(self) -> Virtual:
+        """Return the node's virtual images; of a node that was not there when they were made, its first ones."""
+        kept = self.recall(_VIRTUAL)
+        return self._first_images() if kept is None else Virtual.of(kept, self.environment.device)
+
+    @cached_property
+    def data(self) -> Images:
+        """Return the node's virtual images, which it trains on."""
+        self.catch_up()
+        return self.virtual.as_data()
+
+    def catch_up(self) -> None:
+        """Make the images, or take the initial steps, that the node missed when all others did."""
+        self.virtual  # noqa: B018
+        if self._steps_done() < self.about.initial_steps:
+            self._distil_up_to(self.about.initial_steps)
+
+    def keep_virtual(self) -> None:
+        """Put the virtual images into the node's lasting state. Raises ValueError where they have diverged."""
+        self._keep_images(self.virtual)
+
+    def _keep_images(self, virtual: Virtual) -> None:
+        if not bool(torch.isfinite(virtual.images).all()):
+            raise ValueError(f"the virtual images have diverged; lower strategy.pixel_lr = {self.about.pixel_lr}")
+        self.keep(_VIRTUAL, virtual.tensors())
+
+    def begin(self, request: Payload) -> Payload:
+        """Make the first virtual images of the node's own class statistics or images; return their number."""
+        self.virtual = self._first_images()
+        return Payload(numbers={"examples": len(self.virtual.labels)})
+
+    def _first_images(self) -> Virtual:
+        about, stream = self.about, self.stream("first-images")
+        if about.initial == "real":
+            images, labels = real_images(self.real, about.ipc, stream)
+        else:
+            statistics = self.class_statistics()
+            _, height, width = self.environment.data.image_shape
+            images, labels = normal_images(*statistics, about.ipc, (height, width), stream)
+        virtual = Virtual(images.to(self.environment.device), labels.to(self.environment.device))
+        self._keep_images(virtual)
+        self._note_steps(0)
+        return virtual
+
+    def _steps_done(self) -> int:
+        kept = self.recall(_STEPS)
+        return 0 if kept is None else int(kept["done"])
+
+    def _note_steps(self, done: int) -> None:
+        self.keep(_STEPS, {"done": torch.tensor(done)})
+
+    def class_statistics(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return mean and deviation of the node's pixels a class and channel, and which classes it has."""
+        return class_statistics(self.real.data, self.environment.preprocess, len(self.environment.data.classes))
+
+    def distil(self, request: Payload) -> Payload:
+        """Take the initial steps of distribution matching up to one, missed ones too; return their mean loss."""
+        losses = self._distil_up_to(int(request.numbers["end"]))
+        return Payload(numbers={"loss": sum(losses) / max(len(losses), 1)})
+
+    def _distil_up_to(self, end: int) -> list[float]:
+        about, environment = self.about, self.environment
+        method = DM(
+            lr=about.pixel_lr, momentum=about.pixel_momentum, real_batch=about.real_batch, augment=about.augment
+        )
+        losses = []
+        for number in range(self._steps_done(), end):
+            with default_stream(self.stream(f"network-{number}")):
+                network = environment.new_model(environment.architecture_of(self.node))
+            losses.append(method.iterate(self.virtual, self.real, network, self.stream(f"step-{number}")))
+        if end >= about.initial_steps:
+            self.virtual.rest()
+        self.keep_virtual()
+        self._note_steps(end)
+        return losses
+
+    def reveal(self, request: Payload) -> Payload:
+        """Return the virtual images, as pixels, and their labels: for pictures of a run that asks for them."""
+        pixels = self.environment.preprocess.pixels(self.virtual.images.clone())
+        return Payload(images={"virtual": torch.from_numpy(pixels)}, indices={"labels": self.virtual.labels.cpu()})
