@@ -19,7 +19,7 @@ from fedkd.runs.run import resume, run
 from fedkd.runs.run_folder import CONFIG, METRICS, is_unborn, whole_lines
 from fedkd.runs.sweep import Job
 
-from .ray import connect, count_workers, fit
+from .ray_placement import connect, count_workers, fit
 
 _LOOK_SECONDS = 1.0  # between two looks at how far the runs are
 _END_SECONDS = 60.0  # for runs that are interrupted to write their checkpoints

@@ -8,10 +8,13 @@
 * `tables`: what they print.
 """
 
-# isort: off  (the order of the help)
-from . import deploy, reports, runs, write
+# In the order of the help.
+# isort: off
 from .common import app
-
+from . import runs
+from . import reports
+from . import write
+from . import deploy
 # isort: on
 
 __all__ = ["app", "deploy", "reports", "runs", "write"]

@@ -94,7 +94,7 @@ def test_the_third_command_of_the_guide_reaches_two_machines_by_their_address(tm
 
 NEIGHBOUR = """
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 77})
-from fedkd.simulations.ray import connect
+from fedkd.simulations.ray_placement import connect
 connect(None)
 Path(sys.argv[2]).write_text(json.dumps(ray.cluster_resources()["CPU"]))
 ray.shutdown()
@@ -112,7 +112,7 @@ ray.init(address="local", num_cpus=8, num_gpus=4, log_to_driver=False, logging_l
 setup = make_setup(read_config(Path(sys.argv[1])))
 with make_engine(environment) as grid:
     seen = lambda worker: sorted(int(number) for number in ray.get_gpu_ids())
-    where = ray.get([slot.actor.__ray_call__.remote(seen) for slot in grid._slots])
+    where = ray.get([slot.actor.__ray_call__.remote(seen) for slot in grid.pool.slots])
 print(json.dumps(where))
 """
 

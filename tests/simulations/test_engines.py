@@ -12,7 +12,7 @@ from fedkd import InputError, Payload
 from fedkd.config import Config
 from fedkd.core.setup import make_setup
 from fedkd.runs.run import make_engine, resume, run
-from fedkd.simulations.ray import connect, count_workers
+from fedkd.simulations.ray_placement import connect, count_workers
 
 Make = Callable[..., Config]
 pytestmark = pytest.mark.xdist_group("ray")

@@ -1,0 +1,1 @@
+"""Images, and which node has which of them."""

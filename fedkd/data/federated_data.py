@@ -1,0 +1,106 @@
+"""All data of a federation: the pool of images, each node's share of it, and the public set."""
+
+from __future__ import annotations
+
+import hashlib
+import numpy as np
+from collections.abc import Sequence
+from dataclasses import dataclass
+from .images import Images
+from .node_tests import DrawnTests
+from .partitions import Drawn
+from ..errors import InputError
+from functools import cached_property
+
+@dataclass(frozen=True)
+class Ragged:
+    """Rows of unequal length in two arrays, so that a million nodes are two objects."""
+
+    values: np.ndarray
+    offsets: np.ndarray
+
+    @classmethod
+    def of(cls, rows: Sequence[np.ndarray]) -> Ragged:
+        """Return these rows."""
+        values = np.concatenate(rows) if len(rows) else np.empty(0, np.int64)
+        return cls(values.astype(np.int64), np.cumsum([0, *(len(row) for row in rows)]))
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        if not 0 <= row < len(self):
+            raise IndexError(row)
+        return self.values[self.offsets[row] : self.offsets[row + 1]]
+
+    def lengths(self) -> np.ndarray:
+        """Return the rows' lengths."""
+        return np.diff(self.offsets)
+
+@dataclass(frozen=True)
+class FederatedData:
+    """All data of a federation. `train_parts[i]` and `test_parts[i]` are node i's positions in `train` and `test`."""
+
+    train: Images
+    test: Images
+    train_parts: Ragged | Drawn
+    test_parts: Ragged | DrawnTests
+    node_domains: np.ndarray  # of each node: the domain of most of its images
+    priors: np.ndarray | None  # nodes x classes: each node's label distribution, as its test images follow it, if known
+    public: Images | None
+    validation: Images | None  # labelled images of the server's own
+    public_labelled: bool
+    classes: tuple[str, ...]  # that models tell apart
+    node_classes: tuple[str, ...]  # the first of them: without the public set's own
+    domain_names: tuple[str, ...]
+    mean: tuple[float, ...]
+    deviation: tuple[float, ...]
+
+    @property
+    def clients(self) -> int:
+        """Return the number of nodes."""
+        return len(self.train_parts)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Return channels, height, width."""
+        channels, height, width = self.train.images.shape[1:]
+        return channels, height, width
+
+    def train_of(self, node: int) -> Images:
+        """Return a node's training images."""
+        return self.train.take(self.train_parts[node])
+
+    def test_of(self, node: int) -> Images:
+        """Return a node's test images, which follow its own label distribution."""
+        return self.test.take(self.test_parts[node])
+
+    def label_counts(self) -> np.ndarray:
+        """Return the table of training images, nodes x their classes."""
+        counts = np.zeros((self.clients, len(self.node_classes)), np.int64)
+        for node in range(self.clients):
+            counts[node] = np.bincount(self.train.labels[self.train_parts[node]], minlength=len(self.node_classes))
+        return counts
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Return a word that tells whether two federations have the same images, labels and partition."""
+        digest = hashlib.blake2b(digest_size=12)
+        for images in (self.train, self.test, self.public, self.validation):
+            if images is not None:
+                digest.update(np.ascontiguousarray(images.images).data)
+                digest.update(np.ascontiguousarray(images.labels).data)
+        for parts in (self.train_parts, self.test_parts):
+            if isinstance(parts, Ragged):
+                digest.update(parts.values.data)
+                digest.update(np.ascontiguousarray(parts.offsets).data)
+            else:  # drawn whenever they are asked for; the first nodes stand for all
+                for node in range(min(len(parts), 10)):
+                    digest.update(np.ascontiguousarray(parts[node]).data)
+        return digest.hexdigest()
+
+    def pooled(self) -> np.ndarray:
+        """Return the positions of all nodes' training images. Raises InputError where nodes share them."""
+        if isinstance(self.train_parts, Drawn):
+            raise InputError("data.partition.scheme = 'drawn': nodes share images, and the strategy pools them.")
+        return self.train_parts.values

@@ -1,0 +1,57 @@
+"""Labelled images, and a named set of them."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+KEY = "data.name"
+PIXEL_MAX = 255  # of a uint8 image
+
+class Images(NamedTuple):
+    """Labelled images: `images` uint8, N x C x H x W; `labels` int64, N.
+
+    `normalised`: virtual images, float32, whose values are those that training takes, not pixels.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    normalised: bool = False
+
+    def take(self, index: np.ndarray) -> Images:
+        """Return the images at these positions."""
+        return Images(self.images[index], self.labels[index], self.normalised)
+
+@dataclass(frozen=True)
+class Dataset:
+    """A named set: its training and test images, class names, and pixel mean and deviation a channel (of 0..1)."""
+
+    train: Images
+    test: Images
+    classes: tuple[str, ...]
+    mean: tuple[float, ...] = (0.5,)
+    deviation: tuple[float, ...] = (0.5,)
+
+def reshape(dataset: Dataset, size: int | None, channels: int | None) -> Dataset:
+    mean, deviation = dataset.mean, dataset.deviation
+    wanted = channels or dataset.train.images.shape[1]
+    if len(mean) != wanted:
+        mean, deviation = ((m[0] if len(set(m)) == 1 else sum(m) / len(m),) * wanted for m in (mean, deviation))
+    train, test = (Images(_pixels(part.images, size, wanted), part.labels) for part in (dataset.train, dataset.test))
+    return replace(dataset, train=train, test=test, mean=mean, deviation=deviation)
+
+def _pixels(images: np.ndarray, size: int | None, channels: int) -> np.ndarray:
+    if channels == images.shape[1] and size in (None, images.shape[2]) and images.shape[2] == images.shape[3]:
+        return images
+    from torchvision.transforms.v2 import functional  # two seconds, which only a set of another form costs
+
+    tensor = torch.from_numpy(images)
+    if channels == 3 and tensor.shape[1] == 1:
+        tensor = tensor.expand(-1, 3, -1, -1)
+    elif channels == 1 and tensor.shape[1] == 3:
+        tensor = functional.rgb_to_grayscale(tensor)
+    if size and tuple(tensor.shape[2:]) != (size, size):
+        tensor = functional.resize(tensor, [size, size], antialias=True)
+    return np.ascontiguousarray(tensor.numpy())

@@ -1,0 +1,328 @@
+"""Partitions: which node has which training images. Each scheme is one function, all draws from one generator."""
+
+from __future__ import annotations
+
+import numpy as np
+from collections.abc import Callable
+from dataclasses import dataclass
+from ..errors import InputError
+from ..registry import find, options
+from pydantic import Field
+from typing import Annotated, Any, NamedTuple
+
+Clients = Annotated[int, Field(ge=1)]
+
+Positive = Annotated[float, Field(gt=0)]
+
+KEY = "data.partition"
+
+_DRAWS = 100  # how often a draw that misses the minimum is repeated
+
+class Pool(NamedTuple):
+    """What a scheme sees of the training images: `labels` and `domains`, int64, N; class and domain names."""
+
+    labels: np.ndarray
+    domains: np.ndarray
+    classes: tuple[str, ...]
+    domain_names: tuple[str, ...]
+
+@dataclass(frozen=True)
+class Drawn:
+    """Each node's positions, drawn whenever they are asked for, from a stream of its own: a million nodes cost nothing.
+
+    `members`: the positions of each class. Nodes may share images; no node has one twice.
+    """
+
+    clients: int
+    size: int
+    alpha: float
+    key: int
+    members: tuple[np.ndarray, ...]
+
+    def __len__(self) -> int:
+        return self.clients
+
+    def __getitem__(self, node: int) -> np.ndarray:
+        if not 0 <= node < self.clients:
+            raise IndexError(node)
+        rng = np.random.default_rng([self.key, node])
+        available = np.array([len(members) for members in self.members])
+        prior = _dirichlet(rng, len(self.members), self.alpha)
+        counts = allocate(rng.multinomial(self.size, prior) / self.size, self.size, available)
+        chosen = [
+            m[rng.choice(len(m), c, replace=False, shuffle=False)] for m, c in zip(self.members, counts, strict=True)
+        ]
+        return np.sort(np.concatenate(chosen))
+
+    def lengths(self) -> np.ndarray:
+        """Return how many positions each node has."""
+        return np.full(self.clients, self.size)
+
+class Split(NamedTuple):
+    """Who holds what: positions in the pool, one array a node.
+
+    `priors`, nodes x classes: the label distributions that the nodes' images were drawn from, where the scheme draws
+    from any; a node's test images then follow its prior. Else they follow the labels that it holds.
+    """
+
+    parts: list[np.ndarray] | Drawn
+    priors: np.ndarray | None = None
+
+def split(pool: Pool, table: dict[str, Any], rng: np.random.Generator) -> Split:
+    """Return the positions of each node's images by the scheme that `table` names, ascending within a node.
+
+    `minimum` (1 by default) is the fewest images that a node may get: a draw that misses it is repeated, 100 times at
+    most. Raises InputError for an unknown scheme, wrong options, more clients than images, or a minimum out of reach.
+    """
+    table = dict(table)
+    scheme = find("partitions", table.pop("scheme"), f"{KEY}.scheme")
+    minimum = table.pop("minimum")
+    chosen = options(scheme, table, KEY)
+    clients = chosen.get("clients")
+    if scheme is not drawn and clients is not None and clients * minimum > len(pool.labels):
+        raise InputError(
+            f"{KEY}.clients = {clients}: with a minimum of {minimum} a node, {clients * minimum} images are needed, "
+            f"and there are {len(pool.labels)}."
+        )
+    best = 0
+    for _ in range(_DRAWS):
+        found: Split = scheme(pool, rng, **chosen)
+        if isinstance(found.parts, Drawn):
+            return found
+        smallest = min(len(part) for part in found.parts)
+        if smallest >= minimum:
+            return Split([np.sort(part) for part in found.parts], found.priors)
+        best = max(best, smallest)
+    raise InputError(
+        f"{KEY}.minimum = {minimum}: the smallest node got {best} images in the best of {_DRAWS} draws. "
+        "Lower the minimum or the number of clients, or make the partition less skewed."
+    )
+
+def iid(pool: Pool, rng: np.random.Generator, *, clients: Clients) -> Split:
+    """Split the images at random into equal shares."""
+    return Split(np.array_split(rng.permutation(len(pool.labels)), clients))
+
+def dirichlet(
+    pool: Pool, rng: np.random.Generator, *, clients: Clients, alpha: Positive, capped: bool = False
+) -> Split:
+    """Split each class over the clients by shares ~ Dir(alpha) (Hsu et al., 2019; Li et al., 2022). Sizes differ.
+
+    `capped`: a client that has an equal share of all images gets none of the later classes, as in the code of Li et al.
+    (NIID-Bench) and FedX; sizes differ less.
+    """
+    parts: list[list[np.ndarray]] = [[] for _ in range(clients)]
+    for label in range(len(pool.classes)):
+        members = rng.permutation(np.flatnonzero(pool.labels == label))
+        shares = _dirichlet(rng, clients, alpha)
+        if capped:
+            open_ = np.array([sum(map(len, part)) < len(pool.labels) / clients for part in parts])
+            shares = np.where(open_, np.maximum(shares, np.finfo(np.float64).tiny), 0)
+            shares /= shares.sum()
+        cuts = np.round(np.cumsum(shares)[:-1] * len(members)).astype(np.int64)
+        for part, chunk in zip(parts, np.split(members, cuts), strict=True):
+            part.append(chunk)
+    return Split([np.concatenate(part) for part in parts])
+
+def client_dirichlet(
+    pool: Pool, rng: np.random.Generator, *, clients: Clients, alpha: Positive, size: Clients | None = None
+) -> Split:
+    """Give each client `size` images by a class prior of its own ~ Dir(alpha), without replacement.
+
+    `size` is by default an equal share of the pool. Where a class runs out, the client's remaining images come from
+    its other classes in the proportions of its prior.
+    """
+    size = size or len(pool.labels) // clients
+    if size * clients > len(pool.labels):
+        raise InputError(f"{KEY}.size = {size}: {clients} clients need {size * clients} images, of {len(pool.labels)}.")
+    members = [rng.permutation(np.flatnonzero(pool.labels == label)) for label in range(len(pool.classes))]
+    used = np.zeros(len(members), np.int64)
+    parts = []
+    for _ in range(clients):
+        left = np.array([len(m) for m in members]) - used
+        counts = allocate(_dirichlet(rng, len(members), alpha), size, left)
+        parts.append(np.concatenate([m[u : u + c] for m, u, c in zip(members, used, counts, strict=True)]))
+        used += counts
+    return Split(parts)
+
+def dirichlet_dealt(
+    pool: Pool, rng: np.random.Generator, *, clients: Clients, alpha: Positive, size: Clients | None = None
+) -> Split:
+    """Deal images one at a time: to a client at random that is not full, of a class drawn from its prior ~ Dir(alpha).
+
+    The split of FedDyn's and FedFTG's code; `size` images a client, by default an equal share of the pool. A class that
+    has run out is drawn again; so clients compete for rare classes evenly, whatever their numbers.
+    """
+    size = size or len(pool.labels) // clients
+    if size * clients > len(pool.labels):
+        raise InputError(f"{KEY}.size = {size}: {clients} clients need {size * clients} images, of {len(pool.labels)}.")
+    classes = len(pool.classes)
+    members = [rng.permutation(np.flatnonzero(pool.labels == label)) for label in range(classes)]
+    priors = np.stack([_dirichlet(rng, classes, alpha) for _ in range(clients)])
+    left = np.array([len(m) for m in members])
+    counts = deal(priors, left, np.full(clients, size), rng.random, lambda n: int(rng.integers(n)))
+    ends = np.cumsum(counts, axis=0)
+    parts = [
+        np.concatenate([m[e - c : e] for m, e, c in zip(members, ends[k], counts[k], strict=True)])
+        for k in range(clients)
+    ]
+    return Split(parts)
+
+def deal(
+    priors: np.ndarray,
+    left: np.ndarray,
+    places: np.ndarray,
+    uniform: Callable[[], float],
+    below: Callable[[int], int],
+    redraws: int = 1000,
+) -> np.ndarray:
+    """Return how many images of each class each client gets, clients x classes, dealt one at a time.
+
+    `priors`: clients x classes; `left`: images of each class; `places`: images of each client. A class that has run out
+    is drawn again, `redraws` times; then the client gets what is left, by its prior among those classes (which is the
+    same distribution), or evenly where that is 0.
+    """
+    left, places = left.copy(), places.copy()
+    cumulative = np.cumsum(priors, axis=1)
+    counts = np.zeros(priors.shape, np.int64)
+    while places.any():
+        client = below(len(places))
+        if places[client] == 0:
+            continue
+        for _ in range(redraws):
+            label = int(np.argmax(uniform() <= cumulative[client]))
+            if left[label]:
+                break
+        else:
+            open_ = np.where(left > 0, np.maximum(priors[client], np.finfo(np.float64).tiny), 0)
+            label = int(np.argmax(uniform() <= np.cumsum(open_ / open_.sum())))
+        places[client] -= 1
+        left[label] -= 1
+        counts[client, label] += 1
+    return counts
+
+def groups(
+    pool: Pool, rng: np.random.Generator, *, clients: Clients, groups: Clients, alpha: Positive, size: Clients
+) -> Split:
+    """Hide `groups` groups among the clients: one class prior ~ Dir(alpha) a group, `size` images drawn from it each.
+
+    Clients 0, 1, ... are of group 0, the next of group 1, and so on; sizes of groups differ by one at most. Each client
+    draws its class counts from the group's prior (multinomial) and its images without replacement, so that clients of a
+    group hold different images. With as many groups as clients each has a prior of its own. Where a class runs out, the
+    rest comes from the client's other classes.
+    """
+    if groups > clients:
+        raise InputError(f"{KEY}.groups = {groups}: there are {clients} clients.")
+    if size * clients > len(pool.labels):
+        raise InputError(f"{KEY}.size = {size}: {clients} clients need {size * clients} images, of {len(pool.labels)}.")
+    classes = len(pool.classes)
+    of_group = np.stack([_dirichlet(rng, classes, alpha) for _ in range(groups)])
+    priors = of_group[np.arange(clients) * groups // clients]
+    members = [rng.permutation(np.flatnonzero(pool.labels == label)) for label in range(classes)]
+    used = np.zeros(classes, np.int64)
+    parts = []
+    for prior in priors:
+        left = np.array([len(m) for m in members]) - used
+        counts = allocate(rng.multinomial(size, prior) / size, size, left)
+        parts.append(np.concatenate([m[u : u + c] for m, u, c in zip(members, used, counts, strict=True)]))
+        used += counts
+    return Split(parts, priors)
+
+def drawn(pool: Pool, rng: np.random.Generator, *, clients: Clients, alpha: Positive, size: Clients) -> Split:
+    """Draw `size` images for each client by a class prior of its own ~ Dir(alpha); clients may share images.
+
+    For very many clients, each with few images: nothing is drawn before a client is asked. Where a class is too small,
+    the rest comes from the client's other classes.
+    """
+    if size > len(pool.labels):
+        raise InputError(f"{KEY}.size = {size}: there are {len(pool.labels)} images.")
+    if len(pool.domain_names) > 1:
+        raise InputError(f"{KEY}.scheme = 'drawn': the federation has several sets, and this scheme is for one.")
+    members = tuple(np.flatnonzero(pool.labels == label) for label in range(len(pool.classes)))
+    return Split(Drawn(clients, size, alpha, int(rng.integers(2**63)), members))
+
+def shards(pool: Pool, rng: np.random.Generator, *, clients: Clients, per_client: Clients = 2) -> Split:
+    """Sort by label, cut into equal shards, deal `per_client` to each: McMahan et al.'s pathological split (2017)."""
+    order = rng.permutation(len(pool.labels))
+    order = order[np.argsort(pool.labels[order], kind="stable")]
+    pieces = np.array_split(order, clients * per_client)
+    dealt = rng.permutation(len(pieces)).reshape(clients, per_client)
+    return Split([np.concatenate([pieces[i] for i in hand]) for hand in dealt])
+
+def classes_per_client(pool: Pool, rng: np.random.Generator, *, clients: Clients, classes: Clients = 2) -> Split:
+    """Give each client exactly `classes` classes, each held equally often, and split a class evenly among its holders.
+
+    With fewer than C places in all (clients x classes), some classes have no holder and their images are not used.
+    """
+    total = len(pool.classes)
+    if classes > total:
+        raise InputError(f"{KEY}.classes = {classes}: the data has {total} classes.")
+    holders: list[list[int]] = [[] for _ in range(total)]
+    deck: list[int] = []
+    for client in range(clients):
+        hand: list[int] = []
+        while len(hand) < classes:
+            if not any(label not in hand for label in deck):
+                deck += rng.permutation(total).tolist()
+            hand.append(deck.pop(next(i for i, label in enumerate(deck) if label not in hand)))
+        for label in hand:
+            holders[label].append(client)
+    parts: list[list[np.ndarray]] = [[] for _ in range(clients)]
+    for label, clients_of in enumerate(holders):
+        members = rng.permutation(np.flatnonzero(pool.labels == label))
+        if clients_of:
+            for client, chunk in zip(clients_of, np.array_split(members, len(clients_of)), strict=True):
+                parts[client].append(chunk)
+    return Split([np.concatenate(part) for part in parts])
+
+def quantity(pool: Pool, rng: np.random.Generator, *, clients: Clients, sigma: Positive = 1.0) -> Split:
+    """Split at random into shares of log-normal size: log share ~ N(0, sigma^2). Labels stay alike."""
+    shares = rng.lognormal(0.0, sigma, clients)
+    cuts = np.round(np.cumsum(shares / shares.sum())[:-1] * len(pool.labels)).astype(np.int64)
+    return Split(np.split(rng.permutation(len(pool.labels)), cuts))
+
+def domains(
+    pool: Pool, rng: np.random.Generator, *, per_domain: Clients = 1, within: dict[str, Any] | None = None
+) -> Split:
+    """Give each client images of one domain (one named set): `per_domain` clients a domain, split by `within`.
+
+    `within` is a table like `data.partition` without `clients`, `{ scheme = "iid" }` by default.
+    """
+    parts: list[np.ndarray] = []
+    priors: list[np.ndarray] = []
+    table = {"scheme": "iid", "minimum": 1, **(within or {}), "clients": per_domain}
+    for domain in range(len(pool.domain_names)):
+        members = np.flatnonzero(pool.domains == domain)
+        inner = pool._replace(labels=pool.labels[members], domains=pool.domains[members])
+        found = split(inner, table, rng)
+        if isinstance(found.parts, Drawn):
+            raise InputError(f"{KEY}.within.scheme = 'drawn': that scheme is for one set.")
+        parts += [members[part] for part in found.parts]
+        priors += [] if found.priors is None else [found.priors]
+    return Split(parts, np.concatenate(priors) if priors else None)
+
+def allocate(prior: np.ndarray, size: int, available: np.ndarray) -> np.ndarray:
+    """Return whole counts that sum to `size`, follow `prior` by largest remainder, and stay within `available`.
+
+    Where the classes of the prior run out, the rest is taken from the others evenly. `available` must hold `size`.
+    """
+    counts = np.zeros(len(prior), np.int64)
+    weights = prior.astype(np.float64)
+    while (need := size - int(counts.sum())) > 0:
+        open_classes = counts < available
+        weights = np.where(open_classes, weights, 0.0)
+        if weights.sum() <= 0:
+            weights = open_classes.astype(np.float64)
+        ideal = weights / weights.sum() * need
+        step = np.floor(ideal).astype(np.int64)
+        for label in np.argsort(-(ideal - step), kind="stable")[: need - int(step.sum())]:
+            step[label] += 1
+        counts = np.minimum(counts + step, available)
+    return counts
+
+def _dirichlet(rng: np.random.Generator, size: int, alpha: float) -> np.ndarray:
+    """Draw shares ~ Dir(alpha); where a tiny alpha makes every share underflow to 0, one takes all."""
+    shares = rng.dirichlet(np.full(size, alpha))
+    if not np.isfinite(shares).all() or shares.sum() <= 0:
+        shares = np.zeros(size)
+        shares[rng.integers(size)] = 1.0
+    return shares

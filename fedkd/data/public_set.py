@@ -1,0 +1,71 @@
+"""The public set, and the server's validation images: taken out before the rest is partitioned."""
+
+from __future__ import annotations
+
+import numpy as np
+from ..config import DataConfig
+from .images import Images
+from .named_sets import load_set
+from .partitions import allocate
+from ..errors import InputError
+from ..streams import numpy_stream
+from pathlib import Path
+
+def take_public_set(
+    config: DataConfig, train: Images, seed: int, classes: tuple[str, ...]
+) -> tuple[Images | None, np.ndarray, tuple[str, ...]]:
+    """Return the public set, the positions of the training images that stay with the nodes, and all classes.
+
+    Classes of the public set's own come after the nodes', as in FedMD's experiments (whose code has them before).
+    """
+    everything = np.arange(len(train.labels))
+    if config.public is None:
+        return None, everything, classes
+    source, first_class = train, 0
+    if config.public.name is not None:
+        other = load_set(config, config.public.name)
+        source = other.train
+        if source.images.shape[1:] != train.images.shape[1:]:
+            raise InputError(
+                f"data.public.name = {config.public.name!r}: its images are {source.images.shape[1:]}, the others "
+                f"{train.images.shape[1:]} (channels, height, width); set data.size and data.channels."
+            )
+        if config.public.own_classes:
+            first_class = len(classes)
+            short = Path(config.public.name.removeprefix("npz:").removeprefix("images:")).name  # the same on all sites
+            classes += tuple(f"{short}:{name}" for name in other.classes)
+        elif config.public.labelled and len(other.classes) != len(classes):
+            raise InputError(
+                f"data.public.labelled: {config.public.name!r} has {len(other.classes)} classes, the federation "
+                f"{len(classes)}; own_classes = true gives them outputs of their own."
+            )
+    size = config.public.size
+    limit = len(source.labels) if config.public.name is not None else len(source.labels) - 1
+    if size > limit:
+        raise InputError(f"data.public.size = {size}: there are only {limit} images to take it from.")
+    rng = numpy_stream(seed, 0, "server", "public")
+    if config.public.balanced:
+        taken = _balanced(source.labels, size, rng)
+    else:
+        taken = rng.permutation(len(source.labels))[:size]
+    public = source.take(rng.permutation(taken))
+    kept = everything if config.public.name is not None else np.setdiff1d(everything, taken)
+    return Images(public.images, public.labels + first_class), kept, classes
+
+def take_validation(config: DataConfig, train: Images, seed: int) -> tuple[Images | None, np.ndarray]:
+    """Return the server's labelled images, and the positions of the training images that stay with the nodes."""
+    everything = np.arange(len(train.labels))
+    if config.validation is None:
+        return None, everything
+    if config.validation.size >= len(everything):
+        raise InputError(
+            f"data.validation.size = {config.validation.size}: there are only {len(everything)} images to take it from."
+        )
+    taken = _balanced(train.labels, config.validation.size, numpy_stream(seed, 0, "server", "validation"))
+    return train.take(taken), np.setdiff1d(everything, taken)
+
+def _balanced(labels: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
+    """Draw positions, the same number of each class as far as the images go."""
+    order = [rng.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels)]
+    counts = allocate(np.full(len(order), 1 / len(order)), size, np.array([len(o) for o in order]))
+    return np.concatenate([o[:c] for o, c in zip(order, counts, strict=True)])

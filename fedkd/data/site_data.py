@@ -1,0 +1,117 @@
+"""The data of real sites: what a site has, what the server knows, and whether the two fit."""
+
+from __future__ import annotations
+
+import dataclasses
+import numpy as np
+from dataclasses import dataclass
+from ..config import DataConfig, RealSites
+from .federated_data import FederatedData, Ragged
+from .images import Dataset, Images
+from .named_sets import first_of_each, load_set, pixel_statistics
+from .public_set import take_public_set, take_validation
+from ..errors import InputError
+
+@dataclass(frozen=True)
+class SiteData(FederatedData):
+    """What a real site holds: its own images, whatever its number, and the public set."""
+
+    own_test: Images
+
+    def train_of(self, node: int) -> Images:
+        """Return the site's training images."""
+        return self.train
+
+    def test_of(self, node: int) -> Images:
+        """Return the site's test images."""
+        return self.own_test
+
+def site_data(config: DataConfig, name: str, seed: int) -> SiteData:
+    """Return the data of a real site whose own images are those of a named set. Raises InputError where they are wrong.
+
+    Whether they fit the federation is for the server to check, at the first contact.
+    """
+    own = _in_classes(first_of_each(load_set(config, name), config), config.sites)
+    if len(own.train.labels) == 0 or len(own.test.labels) == 0:
+        raise InputError(f"data = {name!r}: a site needs training and test images.")
+    public, _, classes = take_public_set(config, own.train, seed, own.classes)
+    mean, deviation = pixel_statistics(config, [neutral(own)])  # all sites and the server normalise alike
+    return SiteData(
+        train=own.train,
+        test=own.test.take(np.empty(0, np.int64)),
+        train_parts=Ragged.of([]),
+        test_parts=Ragged.of([]),
+        node_domains=np.empty(0, np.int64),
+        priors=None,
+        public=public,
+        validation=None,
+        public_labelled=bool(config.public and config.public.labelled),
+        classes=classes,
+        node_classes=own.classes,
+        domain_names=("sites",),
+        mean=mean,
+        deviation=deviation,
+        own_test=own.test,
+    )
+
+def neutral(dataset: Dataset) -> Dataset:
+    """Return a set without pixel statistics of its own."""
+    half = (0.5,) * dataset.train.images.shape[1]
+    return dataclasses.replace(dataset, mean=half, deviation=half)
+
+def _in_classes(own: Dataset, sites: RealSites | None) -> Dataset:
+    """Return a site's set with the federation's classes; a site need not have images of each, but names them alike."""
+    if sites is None or not set(own.classes) <= set(sites.classes):
+        return own
+    labels = np.array([sites.classes.index(name) for name in own.classes])
+    train, test = (Images(part.images, labels[part.labels]) for part in (own.train, own.test))
+    return dataclasses.replace(own, train=train, test=test, classes=tuple(sites.classes))
+
+def without_images(config: DataConfig, sites: RealSites, seed: int) -> FederatedData:
+    """Return what the server knows of a federation of real sites: the form of images, and what it holds itself."""
+    empty = Images(np.empty((0, *sites.shape), np.uint8), np.empty(0, np.int64))
+    test, validation = empty, None
+    if sites.server is not None:
+        held = load_set(config, sites.server)
+        _refuse_unfit("data.sites.server", sites, held.classes, held.train.images.shape[1:])
+        test, (validation, _) = held.test, take_validation(config, held.train, seed)
+    public, _, classes = take_public_set(config, empty, seed, tuple(sites.classes))
+    mean, deviation = pixel_statistics(config, [neutral(Dataset(empty, empty, tuple(sites.classes)))])
+    return FederatedData(
+        train=empty,
+        test=test,
+        train_parts=Ragged.of([np.empty(0, np.int64)] * sites.count),
+        test_parts=Ragged.of([np.empty(0, np.int64)] * sites.count),
+        node_domains=np.zeros(sites.count, np.int64),
+        priors=None,
+        public=public,
+        validation=validation,
+        public_labelled=bool(config.public and config.public.labelled),
+        classes=classes,
+        node_classes=tuple(sites.classes),
+        domain_names=("sites",),
+        mean=mean,
+        deviation=deviation,
+    )
+
+def misfit(
+    sites: RealSites, classes: tuple[str, ...], shape: tuple[int, ...], wanted: tuple[str, ...] | None = None
+) -> str | None:
+    """Return what is wrong with images of these classes and this shape for a federation of real sites, if anything.
+
+    `wanted`: all classes of the federation, where its public set has classes of its own.
+    """
+    wanted = wanted or tuple(sites.classes)
+    if classes != wanted:
+        return f"its classes are {_some(classes)}; data.sites.classes are {_some(wanted)}"
+    if shape != tuple(sites.shape):
+        have, want = ("x".join(map(str, one)) for one in (shape, sites.shape))
+        return f"its images are {have} (channels x height x width), data.sites.shape is {want}"
+    return None
+
+def _refuse_unfit(key: str, sites: RealSites, classes: tuple[str, ...], shape: tuple[int, ...]) -> None:
+    if (reason := misfit(sites, classes, shape)) is not None:
+        raise InputError(f"{key}: {reason}; data.size and data.channels bring images to one shape.")
+
+def _some(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:10]) + (f", ... ({len(names)})" if len(names) > 10 else "")

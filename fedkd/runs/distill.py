@@ -1,0 +1,264 @@
+"""Distillation of one named set by itself: from a config to a folder of virtual images, and on after a crash."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ..config import DistillConfig, TrainConfig, read_distill_config
+from ..core.record import Captioned
+from ..data.named_sets import named_set
+from ..distillation.distillers import Distiller, train_epoch
+from ..distillation.virtual_images import RealImages, Truth, Virtual, class_statistics, normal_images, real_images
+from ..errors import InputError, RunError
+from ..learning.batches import Preprocess
+from ..learning.evaluation import evaluate
+from ..learning.optimizers import make_optimizer
+from ..learning.training import train_as
+from ..core.state import State, pack, unpack
+from ..models.build import build
+from ..registry import find, options
+from ..streams import default_stream, torch_stream
+from . import checkpoints
+from .metrics import surroundings
+from .run_folder import CONFIG, RunFolder, alone_in, refuse_used
+
+VIRTUAL = "virtual.safetensors"
+
+Told = Callable[[int, dict[str, float]], None]  # iterations done, and what was measured
+
+
+class Distillation:
+    """One distillation: its data, its distiller, its virtual images, and the network that they are matched under.
+
+    Making it raises InputError for whatever is wrong with the config.
+    """
+
+    def __init__(self, config: DistillConfig) -> None:
+        kind = find("distillers", config.distiller.name, "distiller.name")
+        if not (isinstance(kind, type) and issubclass(kind, Distiller)):
+            raise InputError(f"distiller.name = {config.distiller.name!r} is no Distiller.")
+        self.distiller: Distiller = kind(**options(kind, config.distiller.options, "distiller"))
+        if config.model.names is not None:
+            raise InputError("model.names: a distillation takes one architecture, model.name.")
+        if self.distiller.truth == "gradient" and self.distiller.fresh_networks:
+            raise InputError(
+                f"distiller.name = {config.distiller.name!r}: to match a gradient, set fresh_networks = False."
+            )
+        table = config.distiller.model_copy(update=dataclasses.asdict(self.distiller))
+        self.config = config.model_copy(update={"distiller": table})
+        self.data = named_set(config.data)
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.preprocess = Preprocess(self.data, "none", self.device)
+        self.real = RealImages(self.data.train, self.preprocess)
+        self.network = self.new_network(self.stream(0, "network"))
+        self.truth: Truth = self.real
+        self.virtual = self._first_images()
+
+    def stream(self, number: int, purpose: str) -> torch.Generator:
+        """Return the stream of an iteration for a purpose."""
+        return torch_stream(self.config.seed, number, "server", f"distill/{purpose}")
+
+    def new_network(self, stream: torch.Generator) -> nn.Module:
+        """Return a network with new random weights."""
+        (architecture,) = self.config.model.architectures
+        channels, height, width = self.data.train.images.shape[1:]
+        with default_stream(stream):
+            network = build(architecture.name, architecture.options, (channels, height, width), len(self.data.classes))
+        return network.to(self.device)
+
+    def _first_images(self) -> Virtual:
+        config, stream = self.config, self.stream(0, "initial")
+        if config.initial == "real":
+            images, labels = real_images(self.real, config.ipc, stream)
+        else:
+            means, deviations, held = class_statistics(self.data.train, self.preprocess, len(self.data.classes))
+            if config.initial == "noise":
+                means, deviations = torch.zeros_like(means), torch.ones_like(deviations)
+            _, _, height, width = self.data.train.images.shape
+            images, labels = normal_images(means, deviations, held, config.ipc, (height, width), stream)
+        return Virtual(images.to(self.device), labels.to(self.device))
+
+    def iterate(self, number: int) -> float:
+        """Run iteration `number`, counted from 1; return the distiller's loss. Raises RunError where it diverges."""
+        with default_stream(self.stream(number, "default")):  # of networks with dropout
+            if self.distiller.fresh_networks:
+                self.network = self.new_network(self.stream(number, "network"))
+            elif (number - 1) % self.config.network_every == 0:
+                self._next_state(number)
+            value = self.distiller.iterate(self.virtual, self.truth, self.network, self.stream(number, "iteration"))
+        if not bool(torch.isfinite(self.virtual.images).all()):
+            raise RunError(f"iteration {number}: the images have diverged; lower distiller.lr = {self.distiller.lr}.")
+        return value
+
+    def _next_state(self, number: int) -> None:
+        """Go on to the network's next state, a round of `[train]`; a gradient to match is that of the round to come.
+
+        So one node of FedLGD has it: images are matched under the model that trains on them (IDM), or with the change
+        that training on real images makes of a model (FGM).
+        """
+        settings = self._settings(number)
+        self.virtual.rest()
+        if self.distiller.truth == "images":
+            if number > 1:
+                self._train(self.network, self.virtual.as_data(), number)
+            return
+        if number > 1:
+            self._train(self.network, self.data.train, number - self.config.network_every)
+        following = self.new_network(self.stream(0, "network"))
+        following.load_state_dict(self.network.state_dict())
+        self._train(following, self.data.train, number)
+        pairs = zip(self.network.parameters(), following.parameters(), strict=True)
+        self.truth = [(a - b).detach() / settings.optimizer.lr for a, b in pairs if a.requires_grad]
+
+    def _settings(self, number: int) -> TrainConfig:
+        return self.config.train.in_round((number - 1) // self.config.network_every + 1)
+
+    def _train(self, network: nn.Module, data: Any, number: int) -> None:
+        order = self.stream(number, "train")
+        train_as(self._settings(number), network, data, preprocess=self.preprocess, order=order)
+
+    def measure(self, number: int) -> dict[str, float]:
+        """Return the test accuracy of fresh networks that were trained on the virtual images: mean and deviation."""
+        settings = self.config.evaluate
+        found = []
+        for trial in range(settings.networks):
+            stream = self.stream(number, f"evaluate/{trial}")
+            network = self.new_network(self.stream(number, f"evaluate/network-{trial}"))
+            optimizer = make_optimizer(network, settings.optimizer)
+            fixed = Virtual(self.virtual.images.detach(), self.virtual.labels)
+            network.train()
+            with default_stream(self.stream(number, f"evaluate/default-{trial}")):
+                for epoch in range(settings.epochs):
+                    if epoch == settings.epochs // 2 + 1:
+                        optimizer.param_groups[0]["lr"] *= 0.1
+                    train_epoch(network, fixed, optimizer, settings.batch_size, settings.augment, stream)
+            found.append(evaluate(network, self.data.test, self.preprocess)["accuracy"])
+        return {"test/accuracy": float(np.mean(found)), "test/deviation": float(np.std(found))}
+
+    def picture(self) -> np.ndarray:
+        """Return the virtual images as uint8, as far as pixels can hold them."""
+        return self.preprocess.pixels(self.virtual.images.detach().clone())
+
+    def classes(self) -> np.ndarray:
+        """Return the class of each virtual image, of soft labels the likeliest."""
+        labels = self.virtual.labels
+        return (labels.argmax(1) if labels.dim() > 1 else labels).cpu().numpy()
+
+    def state(self) -> State:
+        """Return what must be kept to go on later."""
+        truth = None if isinstance(self.truth, RealImages) else list(self.truth)
+        network = None if self.distiller.fresh_networks else dict(self.network.state_dict())
+        return pack({"virtual": self.virtual.tensors(), "network": network, "truth": truth}, "the distillation")
+
+    def restore(self, state: State) -> None:
+        """Take back what `state` returned."""
+        kept = unpack(state)
+        self.virtual = Virtual.of(kept["virtual"], self.device)
+        if kept["network"] is not None:
+            self.network.load_state_dict(kept["network"])
+        if kept["truth"] is not None:
+            self.truth = [tensor.to(self.device) for tensor in kept["truth"]]
+
+
+def distill(config: DistillConfig, out: Path, told: Told = lambda number, metrics: None) -> dict[str, Any]:
+    """Distil a named set into a new folder; return the summary. Nothing is written before all input is accepted.
+
+    The folder holds the resolved config, `metrics.jsonl`, checkpoints, figures and `virtual.safetensors`: `images`
+    (float32, normalised) and `labels`. `told` hears of each iteration. Raises InputError for input that is refused.
+    """
+    refuse_used(out)
+    work = Distillation(config)
+    folder = RunFolder(out)
+    folder.create(work.config)
+    with alone_in(out):
+        return _run(work, folder, -1, told)
+
+def resume(path: Path, told: Told = lambda number, metrics: None) -> dict[str, Any]:
+    """Continue the distillation in a folder from its newest checkpoint; return the summary.
+
+    Ends with the same images as one that was never interrupted. Raises InputError like `distill`.
+    """
+    folder = RunFolder(path)
+    if not (path / CONFIG).is_file():
+        raise InputError(f"--resume {path}: there is no distillation; its {CONFIG} is missing.")
+    work = Distillation(read_distill_config(path / CONFIG))
+    with alone_in(path):
+        number, checkpoint = checkpoints.latest(folder.checkpoints)
+        work.restore(checkpoints.load_server(checkpoint))
+        folder.rewind(number, "iteration")
+        return _run(work, folder, number, told)
+
+def _run(work: Distillation, folder: RunFolder, done: int, told: Told) -> dict[str, Any]:
+    config, begin = work.config, time.perf_counter()
+    losses: list[float] = []
+
+    def summary(status: str, error: str | None = None) -> dict[str, Any]:
+        lines = [line for line in folder.lines() if line["metrics"]]
+        found = {
+            "status": status,
+            **({"error": error} if error else {}),
+            "distiller": config.distiller.name,
+            "iterations": lines[-1]["iteration"] if lines else 0,
+            "seed": config.seed,
+            "initial": lines[0]["metrics"] if lines else {},
+            "final": lines[-1]["metrics"] if lines else {},
+            "best": {"test/accuracy": max((line["metrics"]["test/accuracy"] for line in lines), default=0.0)},
+            "seconds": {"total": time.perf_counter() - begin},
+            **surroundings(),
+        }
+        folder.write_summary(found)
+        return found
+
+    try:
+        for number in range(done + 1, config.iterations + 1):
+            if number:
+                losses.append(work.iterate(number))
+            last = number == config.iterations
+            metrics: dict[str, float] = {}
+            if last or number % config.evaluate.every == 0:
+                metrics = work.measure(number)
+                _show(work, folder, number)
+            keep = last or number % config.checkpoint.every == 0
+            if metrics or keep:
+                mean = {"loss": float(np.mean(losses))} if losses else {}
+                folder.append({"iteration": number, **mean, "metrics": metrics, "seconds": time.perf_counter() - begin})
+                losses = []
+            if keep:
+                checkpoints.save(folder.checkpoints, number, work.state(), [], config.checkpoint.keep)
+            told(number, metrics)
+    except KeyboardInterrupt:
+        summary("interrupted")
+        raise
+    except Exception as error:
+        summary("failed", f"{type(error).__name__}: {error}")
+        raise
+    _write(work, folder)
+    return summary("completed")
+
+def _show(work: Distillation, folder: RunFolder, number: int) -> None:
+    """Keep the first virtual image of each class."""
+    labels = work.classes()
+    classes, first = np.unique(labels, return_index=True)
+    captions = tuple(work.data.classes[label] for label in classes)
+    folder.keep_images("progress", number, Captioned(work.picture()[first], captions))
+
+def _write(work: Distillation, folder: RunFolder) -> None:
+    from . import figures
+
+    config = work.config
+    plain: dict[str, Tensor] = {"images": work.virtual.images.detach().cpu(), "labels": work.virtual.labels.cpu()}
+    save_file({name: tensor.contiguous() for name, tensor in plain.items()}, folder.path / VIRTUAL)
+    about = f"{config.distiller.name} on {config.data.name}, {config.ipc} a class, seed {config.seed}"
+    labels = work.classes()
+    figures.draw_virtual(work.picture(), labels, work.data.classes, about, folder.figures / "virtual.png")
+    for path in folder.image_folders():
+        figures.draw_images(path, f"{path.name}: {about}", unit="iteration")

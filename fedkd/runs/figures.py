@@ -1,0 +1,243 @@
+"""Pictures of a run: its curves, the label heat map of a partition, and what methods show."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from PIL import Image
+
+from ..data.images import PIXEL_MAX
+from ..config import Config
+from ..core.environment import Environment
+from ..data.federated_data import FederatedData
+from .run_folder import MOST_ROWS, RunFolder
+
+_COLOURS = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#E69F00",
+    "#56B4E9",
+)  # Okabe and Ito: safe for colour blindness
+
+_INK = "#333333"
+
+def draw_curves(lines: list[dict[str, Any]], title: str, path: Path) -> Path | None:
+    """Draw every accuracy of a run against rounds, with the band of one deviation over nodes. Returns the path."""
+    names = sorted({name for line in lines for name in line["metrics"] if name.endswith("accuracy")})
+    if not names:
+        return None
+    figure = Figure(figsize=(7.2, 4.4), layout="constrained")
+    axes = figure.subplots()
+    for name, colour in zip(names, _COLOURS * len(names), strict=False):
+        rows = [line for line in lines if name in line["metrics"]]
+        rounds = [line["round"] for line in rows]
+        values = np.array([line["metrics"][name] for line in rows])
+        axes.plot(rounds, values, color=colour, label=f"{name}  {values[-1]:.3f}", marker="o", markersize=3)
+        if all(name in line["spread"] for line in rows):
+            deviation = np.array([line["spread"][name]["std"] for line in rows])
+            low, high = np.clip(values - deviation, 0, 1), np.clip(values + deviation, 0, 1)
+            axes.fill_between(rounds, low, high, color=colour, alpha=0.13, linewidth=0)
+    axes.set(xlabel="round", ylabel="accuracy", title=title)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8.5, title="at the end; band: one deviation over nodes", title_fontsize=8)
+    return _save(figure, path)
+
+def draw_partition(data: FederatedData, title: str, path: Path) -> Path:
+    """Draw the nodes x classes heat map of training images: shade, the share of the node's images; bars, its size."""
+    counts = data.label_counts()
+    shares = counts / counts.sum(1, keepdims=True)
+    few = len(counts) <= 30 and len(data.node_classes) <= 20
+    height = float(np.clip(0.26 * len(counts) + 1.4, 3.2, 10))
+    figure = Figure(
+        figsize=(float(np.clip(0.48 * len(data.node_classes) + 3.4, 6.4, 13)), height), layout="constrained"
+    )
+    heat, sizes = figure.subplots(1, 2, sharey=True, width_ratios=[4, 1])
+    image = heat.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+    if few:
+        for (node, label), count in np.ndenumerate(counts):
+            if count:
+                colour = "white" if shares[node, label] > 0.6 else _INK
+                heat.text(label, node, str(count), ha="center", va="center", fontsize=7, color=colour)
+    heat.set(xlabel="class", ylabel="node", title=title)
+    heat.set_xticks(
+        range(len(data.node_classes)), data.node_classes, rotation=90 if max(map(len, data.node_classes)) > 2 else 0
+    )
+    heat.yaxis.set_major_locator(MaxNLocator(integer=True))
+    sizes.barh(range(len(counts)), counts.sum(1), color=_COLOURS[0], height=0.8)
+    sizes.set(xlabel="images")
+    sizes.spines[["top", "right"]].set_visible(False)
+    figure.colorbar(image, ax=sizes, label="share of the node's images")
+    return _save(figure, path)
+
+def draw_weights(lines: list[dict[str, Any]], title: str, path: Path) -> Path | None:
+    """Draw the last N x N matrix of weights that a run logged; None where it logged none. Returns the path."""
+    logged = [line for line in lines if "weights" in line["log"]]
+    if not logged:
+        return None
+    weights, nodes = np.array(logged[-1]["log"]["weights"]), logged[-1]["log"]["nodes"]
+    figure = Figure(figsize=(6.2, 5.2), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(weights, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+    if len(nodes) <= 16:
+        axes.set_xticks(range(len(nodes)), nodes)
+        axes.set_yticks(range(len(nodes)), nodes)
+        for (receiver, sender), weight in np.ndenumerate(weights):
+            if weight >= 0.005:
+                colour = "white" if weight > 0.6 else _INK
+                axes.text(sender, receiver, f"{weight:.2f}", ha="center", va="center", fontsize=6.5, color=colour)
+    axes.set(xlabel="node that is heard", ylabel="node that hears", title=f"{title}, round {logged[-1]['round']}")
+    figure.colorbar(image, ax=axes, label="weight")
+    return _save(figure, path)
+
+def draw_ensemble(lines: list[dict[str, Any]], classes: tuple[str, ...], title: str, path: Path) -> Path | None:
+    """Draw the label distribution p_t(y) over rounds, and the last weight of each teacher for each class; None where a
+    run did not log the second. Returns the path.
+    """
+    told = [line for line in lines if "label_distribution" in line["log"]]
+    weighed = [line for line in told if "ensemble_weights" in line["log"]]
+    if not weighed:
+        return None
+    figure = Figure(figsize=(11.5, 4.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    rounds = [line["round"] for line in told]
+    shares = np.array([line["log"]["label_distribution"] for line in told]).T
+    most = max(float(shares.max()), 2 / len(classes))  # an even share is half-way
+    edges = (rounds[0] - 0.5, rounds[-1] + 0.5, len(classes) - 0.5, -0.5)
+    image = left.imshow(shares, cmap="Blues", vmin=0, vmax=most, aspect="auto", interpolation="nearest", extent=edges)
+    left.set(xlabel="round", ylabel="class", title="$p_t(y)$: labels of the cohort")
+    left.xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.colorbar(image, ax=left)
+    weights, nodes = np.array(weighed[-1]["log"]["ensemble_weights"]), weighed[-1]["log"]["teachers"]
+    image = right.imshow(weights, cmap="Blues", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+    if weights.size <= 200:
+        for (label, teacher), weight in np.ndenumerate(weights):
+            if weight >= 0.005:
+                colour = "white" if weight > 0.6 else _INK
+                right.text(teacher, label, f"{weight:.2f}", ha="center", va="center", fontsize=6.5, color=colour)
+    right.set_xticks(range(len(nodes)), nodes, rotation=90 if len(nodes) > 20 else 0)
+    right.set(xlabel="node", title=f"weight of each teacher, round {weighed[-1]['round']}")
+    figure.colorbar(image, ax=right)
+    for axes in (left, right):
+        if len(classes) <= 20:
+            axes.set_yticks(range(len(classes)), classes)
+    figure.suptitle(title, fontsize=11)
+    return _save(figure, path)
+
+def draw_features(lines: list[dict[str, Any]], classes: tuple[str, ...], title: str, path: Path) -> Path | None:
+    """Draw the last map of features in two dimensions that a run logged, a colour a class; None without one."""
+    logged = [line for line in lines if "feature_map" in line["log"]]
+    if not logged:
+        return None
+    points = np.array(logged[-1]["log"]["feature_map"]["points"])
+    labels = np.array(logged[-1]["log"]["feature_map"]["labels"])
+    figure = Figure(figsize=(6.4, 5.2), layout="constrained")
+    axes = figure.subplots()
+    colours = matplotlib.colormaps["tab10" if len(classes) <= 10 else "hsv"]
+    for label in np.unique(labels):
+        colour = colours(label if len(classes) <= 10 else label / len(classes))
+        mine = points[labels == label]
+        axes.scatter(mine[:, 0], mine[:, 1], s=9, alpha=0.45, color=colour, linewidths=0)
+        x, y = np.median(mine, axis=0)
+        axes.text(x, y, classes[label], color=colour, fontsize=11, weight="bold", ha="center")
+    axes.set(xlabel="first principal component", ylabel="second", title=f"{title}, round {logged[-1]['round']}")
+    axes.spines[["top", "right"]].set_visible(False)
+    return _save(figure, path)
+
+def draw_virtual(
+    images: np.ndarray, labels: np.ndarray, classes: tuple[str, ...], title: str, path: Path, rows: int = 10
+) -> Path:
+    """Draw virtual images (uint8, N x C x H x W), a column a class, `rows` of each at most. Returns the path."""
+    held = np.unique(labels)
+    tiles = [images[labels == label][:rows] for label in held]
+    deep = max(len(tile) for tile in tiles)
+    figure = Figure(figsize=(max(0.62 * len(held) + 0.3, 3.5), 0.62 * deep + 0.7), layout="constrained")
+    grid = figure.subplots(deep, len(held), squeeze=False)
+    for column, (label, tile) in enumerate(zip(held, tiles, strict=True)):
+        for row in range(deep):
+            axes = grid[row][column]
+            axes.axis("off")
+            if row < len(tile):
+                shown = tile[row].transpose(1, 2, 0)
+                axes.imshow(shown if len(tile[row]) == 3 else shown[:, :, 0], cmap="gray", vmin=0, vmax=PIXEL_MAX)
+        grid[0][column].set_title(classes[label], fontsize=8)
+    figure.suptitle(title, fontsize=9.5)
+    return _save(figure, path)
+
+def draw_images(folder: Path, title: str, rows: int = 8, unit: str = "round") -> Path | None:
+    """Draw the rows of images that a run kept in a folder, one round below the other; `rows` of them, first and last
+    among them. Returns the path of the picture beside the folder; None for an empty folder.
+    """
+    files = sorted(folder.glob("round-*.png"))
+    if not files:
+        return None
+    chosen = [files[i] for i in np.unique(np.linspace(0, len(files) - 1, min(rows, len(files))).round().astype(int))]
+    strips = []
+    for file in chosen:
+        with Image.open(file) as opened:
+            strips.append((file, json.loads(opened.info["captions"]), np.asarray(opened)))
+    columns = max(len(captions) for _, captions, _ in strips)
+    size = (0.75 * columns + 1.2, 0.75 * len(strips) + 1.0)
+    figure = Figure(figsize=(max(size[0], 4.5), max(size[1], 1.9)), layout="constrained")
+    grid = figure.subplots(len(strips), columns, squeeze=False)
+    for row, (file, captions, strip) in enumerate(strips):
+        tiles = np.split(strip, len(captions), axis=1)
+        for column, axes in enumerate(grid[row]):
+            axes.set(xticks=[], yticks=[])
+            axes.spines[:].set_visible(False)
+            if column < len(captions):
+                if row == 0:
+                    axes.set_title(captions[column], fontsize=8)
+                axes.imshow(tiles[column], cmap="gray", vmin=0, vmax=PIXEL_MAX, interpolation="nearest")
+        name = f"{unit} {int(file.stem.removeprefix('round-'))}"
+        grid[row][0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
+    figure.suptitle(title, fontsize=9.5)
+    return _save(figure, folder.with_suffix(".png"))
+
+def _save(figure: Figure, path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with matplotlib.rc_context({"savefig.dpi": 144}):
+        figure.savefig(path, metadata={"Software": None})
+    return path
+
+
+def draw(environment: Environment, folder: RunFolder) -> list[Path]:
+    """Draw the figures of a run; return their paths."""
+    config = environment.config
+    sets = config.data.set_names
+    named = ", ".join(sets) if len(sets) < 3 else f"{sets[0]} and {len(sets) - 1} sets more"  # titles are short
+    about = f"{config.strategy.name} on {named}, seed {config.seed}"
+    curves = draw_curves(folder.lines(), about, folder.figures / "curves.png")
+    heat = None  # nobody knows who holds what on real sites
+    if config.data.partition is not None and environment.data.clients <= MOST_ROWS:
+        heat = draw_partition(
+            environment.data, f"{partition_name(config)}, seed {config.seed}", folder.figures / "partition.png"
+        )
+    weights = draw_weights(folder.lines(), about, folder.figures / "weights.png")
+    ensemble = draw_ensemble(folder.lines(), environment.data.classes, about, folder.figures / "ensemble.png")
+    features = draw_features(folder.lines(), environment.data.classes, about, folder.figures / "features.png")
+    shown = [draw_images(path, f"{path.name}: {about}") for path in folder.image_folders()]
+    return [path for path in (curves, heat, weights, ensemble, features, *shown) if path is not None]
+
+def partition_name(config: Config) -> str:
+    """Return the partition in words, such as `dirichlet (clients 20, alpha 0.1)`."""
+    partition = config.data.partition
+    assert partition is not None, "a run has one"
+    return _in_words({"scheme": partition.scheme, **(partition.model_extra or {})})
+
+def _in_words(table: dict[str, Any]) -> str:
+    told = [
+        f"{key} {_in_words(value) if isinstance(value, dict) else value}"
+        for key, value in table.items()
+        if key != "scheme"
+    ]
+    return " ".join([str(table["scheme"]), *([f"({', '.join(told)})"] if told else [])])

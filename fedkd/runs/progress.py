@@ -1,0 +1,160 @@
+"""The progress of long work: a bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from ..core.environment import Environment
+    from ..core.record import Record
+
+_QUIET_SECONDS = 10.0  # between two lines about the same round
+
+class ManyRuns:
+    """Several runs at a time: a bar for all, and one for each that runs; plain lines where there is no terminal.
+
+    What fails is a line that stays.
+    """
+
+    def __init__(self, stream: TextIO, total: int) -> None:
+        self._stream = stream
+        self._total = total
+        self._done = 0
+        self._begin = time.monotonic()
+        self._told: dict[str, tuple[float, int]] = {}  # of each run: when it was last told of, and at which round
+        self._rounds: dict[str, int] = {}
+        self._bar: Any = None
+        self._all: Any = None
+        self._tasks: dict[str, Any] = {}
+
+    def __enter__(self) -> ManyRuns:
+        if self._stream.isatty():
+            from rich.progress import TextColumn
+            from rich.table import Column
+
+            shown = Column(no_wrap=True, overflow="ellipsis", ratio=1)  # what gives way on a narrow terminal
+            self._bar = _bar(self._stream, TextColumn("{task.fields[shown]}", table_column=shown))
+            self._bar.start()
+            self._all = self._bar.add_task("runs", total=self._total, shown="")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def begin(self, name: str, rounds: int) -> None:
+        """Show that a run has started."""
+        self._rounds[name] = rounds
+        self._told[name] = (time.monotonic(), 0)
+        if self._bar is not None:
+            self._tasks[name] = self._bar.add_task(name, total=rounds, shown="")
+
+    def update(self, name: str, number: int, metrics: dict[str, float]) -> None:
+        """Show how far a run is."""
+        shown = _accuracies(metrics)
+        when, before = self._told[name]
+        if self._bar is not None:
+            self._bar.update(self._tasks[name], completed=number, shown=shown)
+        elif number > before and time.monotonic() - when > _QUIET_SECONDS:
+            self._told[name] = (time.monotonic(), number)
+            self.line(f"{name}  round {number}/{self._rounds[name]}  {shown}".rstrip())
+
+    def end(self, name: str, reason: str | None, *, finished: bool) -> None:
+        """Show that a run has ended, and why, where it failed; without `finished` it will run again."""
+        self._done += finished
+        if self._bar is not None:
+            self._bar.remove_task(self._tasks.pop(name))
+            self._bar.update(self._all, completed=self._done)
+        if reason is not None:
+            self.line(f"{name}: {reason}")
+        elif self._bar is None:
+            seconds = time.monotonic() - self._begin
+            left = seconds / self._done * (self._total - self._done)
+            more = f"  left {left:.0f} s" if self._done < self._total else ""
+            self.line(f"{self._done}/{self._total} runs  {name}{more}")
+
+    def line(self, text: str) -> None:
+        """Show a line of text."""
+        _line(self._bar, self._stream, text)
+
+def _bar(stream: TextIO, *more: Any) -> Any:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("left"), TimeRemainingColumn(),
+        *more,
+    )  # fmt: skip
+    return Progress(*columns, console=Console(file=stream), expand=bool(more))
+
+def _line(bar: Any, stream: TextIO, text: str) -> None:
+    if bar is not None:
+        bar.console.print(text, highlight=False, markup=False)
+    else:
+        print(text, file=stream, flush=True)
+
+def _accuracies(metrics: dict[str, float]) -> str:
+    return "  ".join(f"{name} {value:.3f}" for name, value in sorted(metrics.items()) if name.endswith("accuracy"))
+
+class Progress:
+    """A bar with the current metrics and the time left; plain lines where the output is no terminal."""
+
+    def __init__(self, stream: TextIO, unit: str = "round") -> None:
+        self._stream = stream
+        self._unit = unit
+        self._begin = time.monotonic()
+        self._first: int | None = None
+        self._shown = ""
+        self._bar: Any = None
+        self._task: Any = None
+        self._step_task: Any = None
+        self._told = self._begin
+
+    def __enter__(self) -> Progress:
+        if self._stream.isatty():
+            self._bar = _bar(self._stream)
+            self._bar.start()
+            self._task = self._bar.add_task("starting", total=None)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def update(self, record: Record, environment: Environment) -> None:
+        """Show the round that has ended."""
+        for failure in record.failures:
+            self.line(f"round {record.number}: node {failure['node']}, {failure['action']}: {failure['reason']}")
+        self.advance(record.number, environment.config.rounds, record.metrics)
+
+    def advance(self, number: int, total: int, metrics: dict[str, float]) -> None:
+        """Show that so many are done; of those that nothing was measured in, a line every ten seconds at most."""
+        if self._first is None:
+            self._first, self._begin = number, time.monotonic()
+        shown = _accuracies(metrics)
+        self._shown = shown or self._shown
+        if self._bar is not None:
+            self._bar.update(self._task, total=total, completed=number, description=self._shown)
+            return
+        if self._unit != "round" and not shown and time.monotonic() - self._told < _QUIET_SECONDS:
+            return
+        self._told = time.monotonic()
+        done = number - self._first
+        left = (time.monotonic() - self._begin) / done * (total - number) if done else 0.0
+        text = f"{self._unit} {number}/{total}" + (f"  {self._shown}" if shown else "")
+        self.line(text + (f"  left {left:.0f} s" if done and number < total else ""))
+
+    def step(self, number: int, what: str, done: int, total: int) -> None:
+        """Show how far long work on the server is: a second bar, or a line every ten seconds."""
+        if self._bar is not None:
+            if self._step_task is None:
+                self._step_task = self._bar.add_task(what, total=total)
+            self._bar.update(self._step_task, description=what, completed=done, total=total, visible=done < total)
+        elif time.monotonic() - self._told > _QUIET_SECONDS and 0 < done < total:
+            self._told = time.monotonic()
+            self.line(f"round {number}: {what} {done}/{total}")
+
+    def line(self, text: str) -> None:
+        """Show a line of text."""
+        _line(self._bar, self._stream, text)

@@ -1,0 +1,206 @@
+"""A run from start to end: environment, engine, strategy, run folder; and how it goes on after a crash."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from flwr.app import RecordDict
+
+from ..config import Config, NamedTable, read_config
+from ..core.environment import Environment
+from ..core.record import Record
+from ..core.round_loop import run_rounds
+from ..core.setup import Setup, make_setup
+from ..core.state import State, restore_state, state_of
+from ..core.wrapper import make_strategy
+from ..errors import InputError, StatesLost
+from ..messages.carrier import Carrier, Engine
+from ..registry import find, options
+from . import checkpoints
+from .metrics import summarise, to_line
+from .run_folder import CONFIG, MOST_ROWS, RunFolder, alone_in, refuse_used
+from .trackers import Trackers, make_trackers
+
+OnRound = Callable[[Record, Environment], None]
+OnStep = Callable[[int, str, int, int], None]
+_log = logging.getLogger("fedkd")
+
+def make_engine(setup: Setup) -> Engine:
+    """Return the engine that the config names. Raises InputError for an unknown one or wrong options."""
+    table = setup.environment.config.engine
+    engine = find("engines", table.name, "engine.name")
+    made: Engine = engine(setup, **options(engine, table.options, "engine"))
+    return made
+
+
+def run(
+    config: Config,
+    out: Path,
+    on_round: OnRound | None = None,
+    on_step: OnStep | None = None,
+    on_event: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
+    """Run a config into a new folder; return the summary. Nothing is written before all input is accepted.
+
+    `on_round` is called after each round, `on_step` on the progress of long work on the server (see `run_rounds`),
+    `on_event` with a line on what the run survives. Raises InputError for input that is refused, RunError for a run that cannot go on; whatever
+    ends a run early is written into its summary first.
+    """
+    refuse_used(out)
+    _refuse_sites(config)
+    setup = make_setup(config)
+    setup.check()
+    trackers = make_trackers(config)
+    with make_engine(setup) as engine:
+        folder = RunFolder(out)
+        folder.create(setup.environment.config)
+        with alone_in(out):
+            return _simulate(setup, engine, folder, 0, trackers, on_round, on_step, on_event)
+
+def resume(
+    path: Path,
+    on_round: OnRound | None = None,
+    on_step: OnStep | None = None,
+    on_event: Callable[[str], None] = lambda text: None,
+    engine: NamedTable | None = None,
+) -> dict[str, Any]:
+    """Continue the run in a folder from its newest checkpoint that is whole; return the summary.
+
+    Ends with the same metrics and weights as a run that was never interrupted; one that ended before its first
+    checkpoint begins again. `on_event` hears of damaged checkpoints. `engine`: another than it began with, which
+    changes no result. Raises like `run`, and InputError for a folder
+    without a run, or whose checkpoints are all damaged.
+    """
+    folder = RunFolder(path)
+    if not (path / CONFIG).is_file():
+        raise InputError(f"--resume {path}: there is no run; its {CONFIG} is missing.")
+    config = read_config(path / CONFIG)
+    if engine is not None:
+        config = config.model_copy(update={"engine": engine})
+    _refuse_sites(config)
+    setup = make_setup(config)
+    setup.check()
+    trackers = make_trackers(config)
+    with alone_in(path), make_engine(setup) as simulation:
+        first_round = _back_to_checkpoint(setup, simulation, folder, on_event)
+        return _simulate(setup, simulation, folder, first_round, trackers, on_round, on_step, on_event)
+
+def _simulate(
+    setup: Setup,
+    engine: Engine,
+    folder: RunFolder,
+    first_round: int,
+    trackers: Trackers,
+    on_round: OnRound | None,
+    on_step: OnStep | None,
+    on_event: Callable[[str], None],
+) -> dict[str, Any]:
+    """Run to the end; where nodes' states are lost with a machine, again from the last checkpoint, on what is left."""
+    data = setup.environment.data
+    if data.clients <= MOST_ROWS:
+        folder.keep_partition(data.node_classes, data.label_counts())
+    while True:
+        try:
+            return run_with(setup, engine, folder, trackers, first_round, on_round, on_step)
+        except StatesLost as error:
+            on_event(f"{error} The run goes on from its last checkpoint.")
+            fresh, _ = make_strategy(setup.environment.config.strategy)
+            setup = Setup(fresh, setup.environment)
+            setup.check()
+            first_round = _back_to_checkpoint(setup, engine, folder, on_event)
+
+
+def _back_to_checkpoint(setup: Setup, engine: Engine, folder: RunFolder, on_event: Callable[[str], None]) -> int:
+    """Take the server and the nodes back to the last checkpoint, if there is one; return the round to go on with."""
+    number = -1
+    if checkpoints.there_are_none(folder.checkpoints):
+        engine.restore(())
+    else:
+        number, checkpoint = checkpoints.latest(folder.checkpoints, on_event)
+        restore_state(setup.strategy, checkpoints.load_server(checkpoint))
+        engine.restore(checkpoints.load_nodes(checkpoint))
+    folder.rewind(number)
+    engine.events()  # of a round that will be run again
+    return number + 1
+
+
+def _refuse_sites(config: Config) -> None:
+    if config.data.sites is not None:
+        raise InputError("data.sites: there are no images to simulate with; such a config is for `flwr run`.")
+
+
+def run_with(
+    setup: Setup,
+    carrier: Carrier,
+    folder: RunFolder,
+    trackers: Trackers,
+    first_round: int,
+    on_round: OnRound | None,
+    on_step: OnStep | None,
+) -> dict[str, Any]:
+    """Run the rounds into a folder; return the summary, which is written however the run ends."""
+    environment, config = setup.environment, setup.environment.config
+    begin = time.perf_counter()
+    trackers.begin(config, folder.path, first_round)
+    ended: _Ended | None = None  # the last whole round: the method may have gone on from it when the run is interrupted
+
+    def keep(record: Record) -> None:
+        nonlocal ended
+        for name, row in record.images.items():
+            folder.keep_images(name, record.number, row)
+        line = to_line(record)
+        folder.append(line)
+        trackers.note(line)
+        ended = _Ended(record.number, state_of(setup.strategy), carrier.states())
+        if on_round is not None:
+            on_round(record, environment)
+
+    def checkpoint(number: int) -> None:
+        nonlocal ended
+        assert ended is not None
+        assert ended.number == number
+        checkpoints.save(folder.checkpoints, number, ended.server, ended.states, config.checkpoint.keep)
+        ended = None
+
+    def end(status: str, error: str | None = None) -> dict[str, Any]:
+        if ended is not None:
+            try:
+                checkpoint(ended.number)
+            except (StatesLost, OSError) as failed:  # there is the one before, and what ended the run is the news
+                _log.warning("round %d could not be kept: %s", ended.number, failed)
+        seconds = time.perf_counter() - begin
+        data = environment.data.fingerprint
+        summary = summarise(config, folder.lines(), status=status, seconds=seconds, data=data, error=error)
+        folder.write_summary(summary)
+        trackers.end(summary)
+        return summary
+
+    hooks: dict[str, Any] = {} if on_step is None else {"on_step": on_step}
+    try:
+        run_rounds(setup, carrier, first_round=first_round, on_round=keep, on_checkpoint=checkpoint, **hooks)
+    except (KeyboardInterrupt, SystemExit):
+        end("interrupted")
+        raise
+    except StatesLost as error:
+        ended = None  # its states are among those that are lost
+        end("failed", f"{type(error).__name__}: {error}")
+        raise
+    except Exception as error:
+        end("failed", f"{type(error).__name__}: {error}")
+        raise
+    from .figures import draw  # matplotlib, which the run itself can do without
+
+    draw(environment, folder)
+    return end("completed")
+
+
+class _Ended(NamedTuple):
+    """What a checkpoint of a round holds."""
+
+    number: int
+    server: State
+    states: Iterable[tuple[int, RecordDict]]

@@ -1,0 +1,170 @@
+"""The run folder: config.toml, metrics.jsonl, summary.json, checkpoints/ and figures/."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tomli_w
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from ..config import Config, DistillConfig, to_table
+from ..core.record import Captioned
+from ..errors import InputError
+
+CONFIG, METRICS, SUMMARY, PARTITION = "config.toml", "metrics.jsonl", "summary.json", "partition.json"
+MOST_ROWS = 1000  # nodes whose label counts are kept and drawn
+
+class RunFolder:
+    """One run's folder. A line is on disk as soon as its round has ended."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.figures = path / "figures"
+
+    def create(self, config: Config | DistillConfig) -> None:
+        """Make the folder and write the resolved config. Raises InputError where something else is there."""
+        refuse_used(self.path)
+        for folder in (self.path, self.checkpoints, self.figures):
+            make_folder(folder)
+        (self.path / METRICS).touch()
+        partial = self.path / f".{CONFIG}.partial"
+        partial.write_text(tomli_w.dumps(to_table(config)))
+        os.replace(partial, self.path / CONFIG)  # last: with it the folder is a run that can be continued
+
+    def append(self, line: dict[str, Any]) -> None:
+        """Add a line to metrics.jsonl."""
+        with (self.path / METRICS).open("a") as file:
+            file.write(json.dumps(line) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def lines(self) -> list[dict[str, Any]]:
+        """Return the lines of metrics.jsonl, up to the first that is damaged."""
+        return _read_lines(self.path / METRICS)[0]
+
+    def keep_partition(self, classes: Sequence[str], counts: np.ndarray) -> None:
+        """Write who holds what: the classes, and how many images of each a node has, nodes x classes."""
+        (self.path / PARTITION).write_text(json.dumps({"classes": list(classes), "counts": counts.tolist()}) + "\n")
+
+    def keep_images(self, name: str, number: int, row: Captioned) -> None:
+        """Write a round's row of images as one PNG, as they are, side by side; captions as its text.
+
+        Of images with neither 1 nor 3 channels the first channel is shown.
+        """
+        home = self.figures / name
+        home.mkdir(parents=True, exist_ok=True)
+        strip = np.concatenate(list(row.images.transpose(0, 2, 3, 1)), axis=1)
+        about = PngInfo()
+        about.add_itxt("captions", json.dumps(row.captions))
+        partial, final = home / f".round-{number:06d}.partial", home / f"round-{number:06d}.png"
+        Image.fromarray(strip if strip.shape[2] == 3 else strip[:, :, 0]).save(partial, "PNG", pnginfo=about)
+        os.replace(partial, final)
+
+    def image_folders(self) -> list[Path]:
+        """Return the folders of figures/ that hold images of rounds."""
+        return sorted(path for path in self.figures.iterdir() if path.is_dir())
+
+    def rewind(self, number: int, unit: str = "round") -> None:
+        """Drop the summary, and lines of rounds (or iterations) after `number`: a continued run writes them again.
+
+        Raises InputError where lines up to there are missing or damaged.
+        """
+        kept = [line for line in self.lines() if line[unit] <= number]
+        if number >= 0 and (not kept or kept[-1][unit] != number):
+            reached = f"is whole up to {unit} {kept[-1][unit]}" if kept else "has no whole line"
+            raise InputError(
+                f"{self.path / METRICS} {reached}, its checkpoint is of {unit} {number}: what was measured between "
+                "them is lost. Restore the file, or run the config again in a new folder."
+            )
+        (self.path / SUMMARY).unlink(missing_ok=True)
+        partial = self.path / f".{METRICS}.partial"
+        partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        os.replace(partial, self.path / METRICS)
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        """Write summary.json."""
+        partial = self.path / f".{SUMMARY}.partial"
+        partial.write_text(json.dumps(summary, indent=2) + "\n")
+        os.replace(partial, self.path / SUMMARY)
+
+def whole_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of a metrics.jsonl; the last may be cut off, or just be written.
+
+    Raises ValueError where another one is damaged.
+    """
+    lines, count = _read_lines(path)
+    if len(lines) < count - 1:
+        raise ValueError(f"line {len(lines) + 1} of {path.name} is damaged")
+    return lines
+
+def _read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """Return the lines up to the first that is damaged, and how many lines the file has."""
+    texts = path.read_text().splitlines() if path.is_file() else []
+    lines = []
+    for text in texts:
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            break
+    return lines, len(texts)
+
+def make_folder(path: Path) -> None:
+    """Make a folder for output, where it is not there. Raises InputError where nothing can be written into it."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out {path}: that folder cannot be made: {error.strerror}.") from error
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise InputError(f"--out {path}: that folder cannot be written into.")
+
+@contextlib.contextmanager
+def alone_in(path: Path) -> Iterator[None]:
+    """Hold a folder for this process. Raises InputError where another one is at work in it."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # file systems without locks
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # which ends with the process, however it ends
+            except BlockingIOError:
+                raise InputError(f"{path}: another process is at work there.") from None
+        yield
+    finally:
+        os.close(handle)
+
+def is_unborn(path: Path) -> bool:
+    """Return whether a folder holds nothing but what a run makes before it has a config: it was cut off at once."""
+    if (path / CONFIG).exists():
+        return False
+    made = {METRICS, "checkpoints", "figures", f".{CONFIG}.partial"}
+    found = list(path.rglob("*"))
+    within = {str(entry.relative_to(path)) for entry in found}
+    return within <= made and not any(entry.name == METRICS and entry.stat().st_size for entry in found)
+
+def refuse_used(path: Path) -> None:
+    """Raise InputError where `path` is a file, or a folder that holds anything."""
+    if path.exists() and not path.is_dir():
+        raise InputError(f"--out {path}: that is a file.")
+    if path.is_dir() and any(path.iterdir()):
+        what = "another run" if (path / CONFIG).exists() else "other files"
+        raise InputError(f"--out {path}: the folder holds {what}; name a new one, or continue a run with --resume.")
+
+def free_folder(parent: Path, name: str) -> Path:
+    """Return `parent/name`, or the first of `parent/name-2`, `-3`, ... that does not exist."""
+    path, number = parent / name, 2
+    while path.exists():
+        path, number = parent / f"{name}-{number}", number + 1
+    return path
+
+def run_folder_of(config: Config) -> Path:
+    """Return a free folder in `runs/` that is named after a config."""
+    name = f"{config.strategy.name.rsplit(':', 1)[-1]}-{config.data.set_names[0].rsplit('/', 1)[-1]}"
+    return free_folder(Path("runs"), f"{name.replace(':', '-')}-seed{config.seed}")

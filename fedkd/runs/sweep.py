@@ -1,0 +1,184 @@
+"""A grid of runs: which values of which keys, which seeds, which folders; what of it is there already."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..config import Config, difference, read_config, to_table
+from ..core.setup import make_setup
+from ..core.wrapper import make_strategy
+from ..data.federated_data import FederatedData
+from ..data.federation import federate
+from ..errors import InputError
+from ..registry import find, options
+from .results import NO_RESULT, read_run
+from .run_folder import CONFIG, is_unborn
+from .trackers import make_trackers
+
+_LONGEST = 255  # bytes of a folder's name
+
+_MOST_SEEDS = 10_000
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a grid."""
+
+    name: str
+    path: Path
+    config: Config
+
+@dataclass(frozen=True)
+class Plan:
+    """The runs of a grid: those to start, those to continue from a checkpoint, and how many are finished."""
+
+    jobs: list[Job]
+    finished: int
+    varied: list[str]  # keys that have several values
+    first: str | None  # the first strategy, where others are compared with it
+
+def plan(configs: Sequence[Path], overrides: Sequence[str], vary: Sequence[str], seeds: str, out: Path) -> Plan:
+    """Return the grid of all combinations of configs, values of the keys in `vary` (`key=value,value`) and seeds.
+
+    Each combination is validated as `fedkd run` does before it loads images. Runs that are in `out` with the same
+    config are kept or go on. Raises InputError for what is wrong with a config, a key, a value or a seed, for two runs
+    of one name, and for a folder in `out` that holds another run.
+    """
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out {out}: that is a file.")
+    axes = [_axis(text) for text in vary]
+    keys = [key for key, _ in axes]
+    if twice := [key for key in keys if keys.count(key) > 1]:
+        raise InputError(f"--vary {twice[0]}: give its values once.")
+    if any(text.partition("=")[0] == "seed" for text in [*overrides, *vary]):
+        raise InputError("seed: give seeds by --seeds, such as --seeds 0..4.")
+    stems = [config.stem for config in configs]
+    labels = [c.stem if stems.count(c.stem) == 1 else f"{c.resolve().parent.name}-{c.stem}" for c in configs]
+    choices = [list(zip(values, _words(values), strict=True)) for _, values in axes]
+    jobs: list[Job] = []
+    for (config, label), chosen in itertools.product(
+        zip(configs, labels, strict=True), list(itertools.product(*choices))
+    ):
+        words = [label] if len(configs) > 1 else []
+        words += [f"{_short(key, keys)}={word}" for key, (_, word) in zip(keys, chosen, strict=True)]
+        changes = [*overrides, *(f"{key}={value}" for key, (value, _) in zip(keys, chosen, strict=True))]
+        changes.sort(key=lambda text: text.partition("=")[0].count("."))  # a table before what changes a key in it
+        parsed = _resolved(read_config(config, changes))
+        for seed in seeds_of(seeds):
+            name = ",".join([*words, f"seed={seed}"])
+            if len(name.encode()) > _LONGEST:
+                raise InputError(
+                    f"{name[:60]}...: too long for a folder's name; put what all runs share into a config."
+                )
+            jobs.append(Job(name, out / name, parsed.model_copy(update={"seed": seed})))
+    names = [job.name for job in jobs]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise InputError(f"Two runs would be called {twice[0]!r}; give each config and each value once.")
+    left = [job for job in jobs if not _is_finished(job)]
+    varied = [key for key, values in axes if len(values) > 1]
+    strategies = list({json.dumps(to_table(job.config)["strategy"]): job.config.strategy.name for job in jobs}.values())
+    first = strategies[0] if len(strategies) > 1 and strategies.count(strategies[0]) == 1 else None
+    return Plan(left, len(jobs) - len(left), varied, first)
+
+def check(jobs: Sequence[Job]) -> None:
+    """Refuse what `fedkd run` would: images that are missing, models, what strategies need; each config once.
+
+    Data are loaded for one seed of each. Raises InputError naming the run.
+    """
+    unlike = {json.dumps({**to_table(job.config), "seed": 0}, sort_keys=True): job for job in reversed(jobs)}
+    by_data = sorted(unlike.values(), key=lambda job: job.config.data.model_dump_json())
+    for _, group in itertools.groupby(by_data, key=lambda job: job.config.data.model_dump_json()):
+        data: FederatedData | None = None
+        for job in group:
+            try:
+                engine = find("engines", job.config.engine.name, "engine.name")
+                options(engine, job.config.engine.options, "engine")
+                data = data or federate(job.config.data, job.config.seed)
+                make_setup(job.config, data).check()
+                make_trackers(job.config)
+            except InputError as error:
+                raise InputError(f"{job.name}: {error}") from error
+
+def _resolved(config: Config) -> Config:
+    """Return the config as a run folder keeps it. Raises InputError for wrong options of the strategy."""
+    if config.data.sites is not None:
+        raise InputError("data.sites: there are no images to simulate with; such a config is for `flwr run`.")
+    return config.model_copy(update={"strategy": make_strategy(config.strategy)[1]})
+
+def seeds_of(text: str) -> list[int]:
+    """Return the seeds in a text such as `0..4` or `0,1,7`. Raises InputError where there are none."""
+    seeds: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)(?:\.\.(\d+))?\s*", part)
+        if match is None:
+            raise InputError(f"--seeds {text!r}: write seeds as 0..4 or 0,1,7.")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last < first:
+            raise InputError(f"--seeds {text!r}: {part.strip()} holds no seed; the smaller one comes first.")
+        if len(seeds) + last - first >= _MOST_SEEDS:
+            raise InputError(f"--seeds {text!r}: more than {_MOST_SEEDS} seeds.")
+        seeds += range(first, last + 1)
+    return list(dict.fromkeys(seeds))
+
+def _axis(text: str) -> tuple[str, list[str]]:
+    key, sign, rest = text.partition("=")
+    values = [value.strip() for value in _split(rest)]
+    if not sign or not all(key.split(".")) or not all(values):
+        raise InputError(f"--vary {text!r}: write key=value,value, such as strategy=local,fedmd.")
+    return key, values
+
+def _split(text: str) -> list[str]:
+    """Split at the commas outside of brackets and quotation marks."""
+    parts, depth, quote = [""], 0, ""
+    for character in text:
+        if quote:
+            quote = "" if character == quote else quote
+        elif character in "\"'":
+            quote = character
+        else:
+            depth += (character in "[{") - (character in "]}")
+        if character == "," and depth == 0 and not quote:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return parts
+
+def _short(key: str, keys: Sequence[str]) -> str:
+    """Return the last part of a key, or all of it where another key ends so too."""
+    last = key.rsplit(".", 1)[-1]
+    return key if sum(other.rsplit(".", 1)[-1] == last for other in keys) > 1 else last
+
+def _words(values: Sequence[str]) -> list[str]:
+    """Return values as they can stand in a folder's name: files without their folders, where that tells them apart."""
+    short = [_word(value.rsplit("/", 1)[-1]) for value in values]
+    return short if len(set(short)) == len(short) else [_word(value) for value in values]
+
+def _word(value: str) -> str:
+    plain = re.sub(r"[^\w.+-]+", "-", value)
+    return plain.strip("-") if value[:1] in "[{\"'" else plain  # but a minus sign stays
+
+def _is_finished(job: Job) -> bool:
+    """Return whether a job's run is there and has ended."""
+    if not job.path.exists():
+        return False
+    if not job.path.is_dir():
+        raise InputError(f"--out: {job.path} is a file.")
+    if is_unborn(job.path):
+        return False
+    if not (job.path / CONFIG).is_file():
+        raise InputError(f"--out: {job.path} holds other files than a run's.")
+    try:
+        kept = tomllib.loads((job.path / CONFIG).read_text())
+        if (other := difference(kept, to_table(job.config), NO_RESULT)) is not None:
+            raise InputError(f"--out: {job.path} holds a run with another config: {other}; name a new folder.")
+    except (OSError, ValueError) as error:
+        raise InputError(f"--out: {job.path / CONFIG} cannot be read: {error}; name a new folder.") from error
+    try:
+        return read_run(job.path).status == "completed"
+    except InputError:
+        return False  # going on mends it, or says of this run alone what is wrong

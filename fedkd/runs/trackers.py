@@ -1,0 +1,182 @@
+"""Trackers: callbacks that send a run's metrics to TensorBoard, MLflow or Weights & Biases as its rounds end."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+from ..config import Config, flattened, to_table
+from ..errors import InputError
+from ..registry import find, options
+
+_log = logging.getLogger("fedkd")
+
+# MLflow itself would hold up a run for minutes where its server is away
+_MLFLOW_PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
+
+_IDENTITY = "tracker-{name}.txt"  # of a run with a tracker, in the run's folder, so that a resumed one goes on there
+
+class Tracker(ABC):
+    """Hears of a run: `begin` before its first round, `note` of each line of metrics.jsonl, `end` of its summary.
+
+    Subclasses take their options as keyword-only parameters: the keys of its table in `trackers`.
+    """
+
+    @abstractmethod
+    def begin(self, config: Config, folder: Path, first_round: int) -> None:
+        """Begin, or go on from `first_round` in a folder whose later rounds are run again."""
+
+    @abstractmethod
+    def note(self, line: dict[str, Any]) -> None:
+        """Take a round's line."""
+
+    @abstractmethod
+    def end(self, summary: dict[str, Any]) -> None:
+        """Take the summary; the run has ended, one way or another."""
+
+def scalars(line: dict[str, Any]) -> dict[str, float]:
+    """Return what of a line is a number of its own: metrics, bytes by direction, seconds, failures, logged numbers."""
+    found: dict[str, float] = dict(line["metrics"])
+    found |= {f"bytes/{way}": float(sum(kinds.values())) for way, kinds in line["bytes"].items()}
+    found |= {f"seconds/{name}": value for name, value in line["seconds"].items()}
+    found["failures"] = float(len(line["failures"]))
+    found |= {f"log/{name}": float(value) for name, value in line["log"].items() if isinstance(value, int | float)}
+    return found
+
+class TensorBoard(Tracker):
+    """TensorBoard's event files, in the run's folder under `tensorboard/`."""
+
+    def __init__(self) -> None:
+        self._writer: Any = None
+        need("tensorboard", "tensorboard")
+
+    def begin(self, config: Config, folder: Path, first_round: int) -> None:
+        """Open the event file; what it says of rounds from `first_round` on is void."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_round)
+        self._writer.add_text("config", "\n".join(f"    {k} = {v}" for k, v in flattened(to_table(config)).items()))
+
+    def note(self, line: dict[str, Any]) -> None:
+        """Write a round's scalars."""
+        for name, value in scalars(line).items():
+            self._writer.add_scalar(name, value, line["round"])
+        self._writer.flush()
+
+    def end(self, summary: dict[str, Any]) -> None:
+        """Close the event file."""
+        self._writer.close()
+
+class MLflow(Tracker):
+    """An MLflow run. `uri`: the tracking server or folder, by default MLflow's own; `experiment`: its name."""
+
+    def __init__(self, *, uri: str | None = None, experiment: str = "fedkd") -> None:
+        self.uri = uri
+        self.experiment = experiment
+        for name, value in _MLFLOW_PATIENCE.items():
+            os.environ.setdefault(name, value)
+        self._mlflow = need("mlflow", "mlflow")
+        self._id = ""
+
+    def begin(self, config: Config, folder: Path, first_round: int) -> None:
+        """Create the run, or reopen that of this folder."""
+        self._client = self._mlflow.MlflowClient(tracking_uri=self.uri)
+        kept = folder / _IDENTITY.format(name="mlflow")
+        if kept.is_file():
+            self._id = kept.read_text().strip()
+            self._client.update_run(self._id, status="RUNNING")
+            return
+        found = self._client.get_experiment_by_name(self.experiment)
+        number = found.experiment_id if found else self._client.create_experiment(self.experiment)
+        self._id = self._client.create_run(number, run_name=folder.name).info.run_id
+        for key, value in flattened(to_table(config)).items():
+            self._client.log_param(self._id, key, str(value)[:500])
+        kept.write_text(self._id + "\n")
+
+    def note(self, line: dict[str, Any]) -> None:
+        """Send a round's scalars."""
+        for name, value in scalars(line).items():
+            self._client.log_metric(self._id, name, value, step=line["round"])
+
+    def end(self, summary: dict[str, Any]) -> None:
+        """Close the run."""
+        status = {"completed": "FINISHED", "interrupted": "KILLED"}.get(summary["status"], "FAILED")
+        self._client.set_terminated(self._id, status)
+
+class WandB(Tracker):
+    """A Weights & Biases run; `mode = "offline"` keeps it in the run's folder, for `wandb sync`."""
+
+    def __init__(self, *, project: str = "fedkd", mode: Literal["online", "offline"] = "online") -> None:
+        self.project = project
+        self.mode = mode
+        self._wandb = need("wandb", "wandb")
+        self._run: Any = None
+
+    def begin(self, config: Config, folder: Path, first_round: int) -> None:
+        """Start the run, or go on with that of this folder."""
+        kept = folder / _IDENTITY.format(name="wandb")
+        name = kept.read_text().strip() if kept.is_file() else None
+        self._run = self._wandb.init(
+            project=self.project, mode=self.mode, dir=str(folder), name=folder.name, id=name, resume="allow",
+            config=to_table(config),
+        )  # fmt: skip
+        kept.write_text(self._run.id + "\n")
+
+    def note(self, line: dict[str, Any]) -> None:
+        """Send a round's scalars."""
+        self._run.log(scalars(line), step=line["round"])
+
+    def end(self, summary: dict[str, Any]) -> None:
+        """Close the run."""
+        self._run.finish(exit_code=0 if summary["status"] == "completed" else 1)
+
+def need(package: str, extra: str) -> ModuleType:
+    """Import what a tracker stands on. Raises InputError that names the extra to install."""
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise InputError(
+            f"trackers: {extra} needs the package {package}, which cannot be imported ({error}): "
+            f"pip install 'fedkd[{extra}]'."
+        ) from error
+
+def make_trackers(config: Config) -> Trackers:
+    """Return a config's trackers. Raises InputError for an unknown one, wrong options, a missing package."""
+    made = []
+    for number, table in enumerate(config.trackers):
+        key = f"trackers.{number}"
+        kind = find("trackers", table.name, key)
+        made.append((table.name, kind(**options(kind, table.options, key))))
+    return Trackers(made)
+
+class Trackers:
+    """A run's trackers. One that fails, such as a server that is away, is told once and costs the run nothing."""
+
+    def __init__(self, named: Sequence[tuple[str, Tracker]]) -> None:
+        self._named = list(named)
+
+    def begin(self, config: Config, folder: Path, first_round: int) -> None:
+        """Let all begin."""
+        self._each(lambda tracker: tracker.begin(config, folder, first_round))
+
+    def note(self, line: dict[str, Any]) -> None:
+        """Tell all of a round."""
+        self._each(lambda tracker: tracker.note(line))
+
+    def end(self, summary: dict[str, Any]) -> None:
+        """Let all end."""
+        self._each(lambda tracker: tracker.end(summary))
+
+    def _each(self, tell: Callable[[Tracker], None]) -> None:
+        for name, tracker in list(self._named):
+            try:
+                tell(tracker)
+            except Exception as error:  # whatever a third party's service raises is no reason to lose a run
+                _log.warning("tracker %s is left out from here on: %s: %s", name, type(error).__name__, error)
+                self._named.remove((name, tracker))

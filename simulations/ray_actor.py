@@ -1,0 +1,70 @@
+"""The Ray actor: a worker process that runs the clients of messages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from flwr.app import Message, RecordDict
+
+from fedkd.config import Config, Limits
+from fedkd.core.client_app import make_client_app
+from fedkd.core.environment import Device, prepare_process
+from fedkd.core.setup import make_setup
+from fedkd.messages.arrival import Expectation
+from fedkd.messages.merging import Merge, merge_block
+
+from .node import call_node
+
+
+@dataclass
+class Result:
+    """A reply or a merged block, and which of its nodes keep a state."""
+
+    value: Any
+    keeps: list[bool]
+
+
+class ClientActor:
+    """Runs the clients of messages in a process of its own. It keeps its model objects from one to the next."""
+
+    def __init__(self, config: Config, data: Any, threads: int, device: Device, gpu: bool) -> None:
+        self.setup = make_setup(config, data, prepare_process(threads, device, gpu))
+        self.app = make_client_app(self.setup.strategy, lambda: self.setup)
+
+    def ready(self) -> bool:
+        """Return at once: the process has started."""
+        return True
+
+    def call(self, message: Message, content: RecordDict, state: RecordDict | None) -> tuple[Result, RecordDict]:
+        """Run one client; return its reply and its new state, which goes back to the object store by itself."""
+        message.content = content
+        reply, after = call_node(self.setup.environment, self.app, message, state or RecordDict())
+        return Result(reply, [bool(after)]), after
+
+    def call_block(
+        self,
+        messages: list[Message],
+        numbers: list[int],
+        merge: Merge,
+        expectation: Expectation,
+        limits: Limits,
+        *contents_and_states: Any,
+    ) -> tuple[Any, ...]:
+        """Run a block of clients and fold their replies. `numbers[i]` is the content of message i.
+
+        After the contents come the states, one a message.
+        """
+        count = len(contents_and_states) - len(messages)
+        contents, before = contents_and_states[:count], contents_and_states[count:]
+        states: list[RecordDict] = []
+
+        def replies() -> Iterator[Message]:
+            for message, number, state in zip(messages, numbers, before, strict=True):
+                result, after = self.call(message, contents[number], state)
+                states.append(after)
+                yield result.value
+
+        block = merge_block(replies(), merge, expectation, limits)
+        return (Result(block, [bool(state) for state in states]), *states)

@@ -1,0 +1,72 @@
+"""Placement: how many Ray workers fit on the machines of a cluster, and how to reach it."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from typing import Annotated, Literal
+
+import ray
+from pydantic import Field
+
+from fedkd.errors import InputError
+
+Workers = Literal["auto"] | Annotated[int, Field(ge=1)]
+
+
+def count_workers(
+    workers: Workers, cpus: float, gpus: float, machines: list[dict[str, float]], cohort: int, memory: float = 0.0
+) -> int:
+    """Return how many workers to start, each with this share of CPUs and GPUs, on machines that have so many of them.
+
+    `memory`: bytes that are set aside for each. A worker is on one machine. Raises InputError where none fits, or fewer
+    than the config wants.
+    """
+    if cpus <= 0 and gpus <= 0:
+        raise InputError("engine: cpus_per_worker and gpus_per_worker are both 0; a worker needs a share of one.")
+    if gpus > 1 and gpus != int(gpus):
+        raise InputError(f"engine.gpus_per_worker = {gpus:g}: a worker has a fraction of one GPU, or whole GPUs.")
+    most = sum(fit(machine, cpus, gpus, memory) for machine in machines)
+    total = {name: sum(machine.get(name, 0) for machine in machines) for name in ("CPU", "GPU")}
+    have = f"{total['CPU']:g} CPUs and {total['GPU']:g} GPUs" + (f" on {len(machines)} machines" * (len(machines) > 1))
+    need = f"{cpus:g} CPUs and {gpus:g} GPUs a worker"
+    if memory:
+        have += f", {max(machine.get('memory', 0) for machine in machines) / 2**30:.1f} GiB of memory on the largest"
+        need += f", and {memory / 2**30:g} GiB of memory"
+    if most < 1:
+        raise InputError(f"engine: no worker fits: the cluster has {have}, the config wants {need}.")
+    if workers == "auto":
+        return min(most, cohort)
+    if workers > most:
+        raise InputError(f"engine.workers = {workers}: {most} fit; the cluster has {have}, the config wants {need}.")
+    return workers
+
+
+def fit(machine: dict[str, float], cpus: float, gpus: float, memory: float) -> int:
+    """Return how many workers fit on a machine. A share of a GPU never straddles two."""
+    fits = []
+    if cpus > 0:
+        fits.append(int(machine.get("CPU", 0) / cpus + 1e-9))
+    if 0 < gpus < 1:
+        fits.append(int(machine.get("GPU", 0)) * int(1 / gpus + 1e-9))
+    elif gpus > 0:
+        fits.append(int(machine.get("GPU", 0) / gpus + 1e-9))
+    if memory > 0:
+        fits.append(int(machine.get("memory", 0) / memory))
+    return min(fits)
+
+
+def connect(address: str | None) -> None:
+    """Attach to the cluster at `host:port` (or `auto`, the one of this machine), or start one here for None.
+
+    Raises InputError where none answers: Ray itself would ask again for minutes.
+    """
+    try:
+        if address is not None and address != "auto":
+            host, _, port = address.removeprefix("ray://").rpartition(":")
+            socket.create_connection((host, int(port)), timeout=10).close()
+        ray.init(
+            address=address or "local", include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING
+        )
+    except (OSError, ValueError) as error:
+        raise InputError(f"engine.address = {address!r}: no Ray cluster answers there: {error}") from error

@@ -1,0 +1,264 @@
+"""The pool of Ray workers: it keeps them busy, replaces those that die, and returns results in order."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from flwr.app import Message
+
+from fedkd.errors import InputError, RunError, StatesLost
+from fedkd.messages.merging import Block
+
+from .ray_actor import ClientActor, Result
+
+_log = logging.getLogger("fedkd")
+_TRIES = 3  # how often clients run again whose worker died, before that is their failure
+_START_SECONDS = 300.0  # to wait for a worker where none is left
+_QUEUED = 2  # calls a worker has at most, so that it never waits for the driver
+
+
+class WorkerPool:
+    """Ray workers, and the lasting states of nodes, which travel between them through the object store."""
+
+    def __init__(self, arguments: tuple[Any, ...], shares: tuple[float, float]) -> None:
+        """Make an empty pool. `arguments`: of each ClientActor. `shares`: of CPUs and GPUs that each has."""
+        self.slots: list[Slot] = []
+        self.states: dict[int, Any] = {}  # of nodes, as references
+        self._arguments = arguments
+        self._shares = shares
+        self._halved = False
+
+    def start(self, count: int) -> None:
+        """Start the workers. Raises InputError where they do not start in time."""
+        self.slots = [self._new_slot() for _ in range(count)]
+        starting = [slot.starting for slot in self.slots]
+        ready, _ = ray.wait(starting, num_returns=count, timeout=_START_SECONDS)
+        if len(ready) < count:
+            raise InputError(
+                f"engine: {len(ready)} of {count} workers have started within {_START_SECONDS:g} s; does another "
+                "job have the cluster's CPUs or GPUs? engine.workers says how many are wanted."
+            )
+        ray.get(starting)
+        for slot in self.slots:
+            slot.starting = None
+
+    def close(self) -> None:
+        """End the workers and drop the states."""
+        for slot in self.slots:
+            ray.kill(slot.actor)
+        self.slots, self.states = [], {}
+
+    def _new_slot(self) -> Slot:
+        # the engine restarts workers itself: it knows which client was running when one died
+        cpus, gpus = self._shares
+        actor: Any = ray.remote(ClientActor).options(num_cpus=cpus, num_gpus=gpus).remote(*self._arguments)
+        return Slot(actor, actor.ready.remote())
+
+    def in_order(self, calls: list[Call], timeout: float | None) -> Iterator[tuple[Call, Any]]:
+        """Keep the workers busy, from now on; yield each call with its result, or why there is none, in order."""
+        for number, call in enumerate(calls):
+            call.number = number
+        waiting = deque(calls)
+        running: dict[Any, tuple[Call, list[Any], Slot, Any]] = {}  # in the order in which they were started
+        done: dict[int, Any] = {}
+        left = timeout  # seconds; those in which no worker is there, or the reader is at something else, do not count
+        following = 0
+        # results that may wait for the reader; where time counts, no client waits behind another one
+        ahead = 2 * _QUEUED * len(self.slots) if timeout is None else len(calls)
+        queued = _QUEUED if timeout is None else 1
+        if timeout is None and calls and calls[0].measures:  # small replies, and nobody may be reading yet
+            ahead = queued = len(calls)
+
+        def again(lost: Iterable[Call]) -> None:
+            waiting.extendleft(sorted(lost, key=lambda call: -call.number))
+
+        def release(ref: Any) -> None:
+            _, _, slot, actor = running.pop(ref)
+            if slot.actor is actor:
+                slot.load -= 1
+
+        def start() -> None:
+            free = [slot for slot in self.slots if slot.starting is None]
+            while waiting and free and len(running) + len(done) < ahead:
+                slot = min(free, key=lambda slot: slot.load)
+                if slot.load >= queued and running:  # with none of its own, it would wait for another exchange's
+                    return
+                call = waiting.popleft()
+                refs = call.start(slot.actor)
+                running[refs[0]] = (call, refs, slot, slot.actor)
+                slot.load += 1
+
+        def results() -> Iterator[tuple[Call, Any]]:
+            nonlocal running, waiting, following, left
+            while following < len(calls):
+                start()
+                starting = {slot.starting: slot for slot in self.slots if slot.starting is not None}
+                begin = time.monotonic()
+                ready, _ = ray.wait([*running, *starting], num_returns=1, timeout=left if running else _START_SECONDS)
+                if left is not None and running:
+                    left = max(0.0, left - (time.monotonic() - begin))
+                if not ready and not running:
+                    raise RunError(f"No worker has started within {_START_SECONDS:g} s; is the cluster still there?")
+                if not ready:
+                    for call in [c for c, *_ in running.values()] + list(waiting):
+                        done[call.number] = f"no reply within {timeout:g} s"
+                    for slot in {id(slot): slot for _, _, slot, _ in running.values()}.values():
+                        self._replace(slot)  # whoever is late may never end
+                    running, waiting = {}, deque()
+                for ref in ready:
+                    if ref in starting:
+                        self._started_one(starting[ref])
+                        continue
+                    call, refs, slot, actor = running[ref]
+                    try:
+                        result = self._result(call, refs)
+                    except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError) as error:
+                        lost = [first for first, (_, _, _, its) in running.items() if its is actor]
+                        unlucky = [running.pop(first)[0] for first in lost]
+                        if isinstance(error, ray.exceptions.OutOfMemoryError) and self._halve("the machine's memory"):
+                            again([*unlucky, *(call for call, *_ in running.values())])
+                            running = {}
+                            continue
+                        if slot.actor is not actor or slot not in self.slots:  # it was ended, and replaced
+                            again(unlucky)
+                            continue
+                        unlucky[0].deaths += 1  # it was running; the others waited behind it
+                        if unlucky[0].deaths > _TRIES:
+                            dead = unlucky.pop(0)
+                            done[dead.number] = f"its worker died {dead.deaths} times: {_first_line(error)}"
+                        again(unlucky)
+                        _log.warning("a worker died: %s", _first_line(error))
+                        self._replace(slot)
+                        continue
+                    except ray.exceptions.ObjectLostError as error:  # with the machine that held it
+                        release(ref)
+                        self._need_states(call)
+                        call.deaths += 1
+                        if call.deaths > _TRIES:
+                            done[call.number] = f"its reply was lost {call.deaths} times: {_first_line(error)}"
+                        else:
+                            again([call])
+                        continue
+                    if (reason := _out_of_memory(result)) is not None and self._halve(reason):
+                        again(call for call, *_ in running.values())
+                        running = {}
+                        continue
+                    if isinstance(result, Result):
+                        self._keep(call, refs, result)
+                    done[call.number] = result.value if isinstance(result, Result) else result
+                    release(ref)
+                while following in done:
+                    yield calls[following], done.pop(following)
+                    following += 1
+
+        def to_the_end() -> Iterator[tuple[Call, Any]]:
+            try:
+                yield from results()
+            finally:
+                for ref in list(running):  # where nobody reads on
+                    release(ref)
+
+        if timeout is None:
+            start()
+        return to_the_end()
+
+    def _result(self, call: Call, refs: list[Any]) -> Any:
+        """Return a call's result, or the reason why it has none. Raises where the worker or the result is gone."""
+        try:
+            return ray.get(refs[0])
+        except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError, ray.exceptions.ObjectLostError):
+            raise
+        except ray.exceptions.RayError as error:
+            return f"its worker failed: {_first_line(error)}"
+
+    def _keep(self, call: Call, refs: list[Any], result: Result) -> None:
+        for message, state, keeps in zip(call.messages, refs[1:], result.keeps, strict=True):
+            if keeps:
+                self.states[message.metadata.dst_node_id] = state
+            else:
+                self.states.pop(message.metadata.dst_node_id, None)
+
+    def _replace(self, slot: Slot) -> None:
+        """Put a new worker in the place of one; it gets work once it has started, which may never be."""
+        ray.kill(slot.actor)
+        fresh = self._new_slot()
+        slot.actor, slot.starting, slot.load = fresh.actor, fresh.starting, 0
+
+    def _started_one(self, slot: Slot) -> None:
+        try:
+            ray.get(slot.starting)
+            slot.starting, slot.failures = None, 0
+        except ray.exceptions.RayError as error:
+            slot.failures += 1
+            if slot.failures <= _TRIES:
+                self._replace(slot)
+                return
+            self.slots.remove(slot)
+            if not self.slots:
+                raise RunError(f"No worker is left, and none can be started: {_first_line(error)}") from error
+
+    def _need_states(self, call: Call) -> None:
+        """Raise StatesLost where a node of a call has lost its state."""
+        for message in call.messages:
+            node = message.metadata.dst_node_id
+            if node in self.states:
+                try:
+                    ray.get(self.states[node])
+                except ray.exceptions.RayError as error:
+                    raise StatesLost(f"Node {node} has lost its state with the machine that held it.") from error
+
+    def _halve(self, reason: str) -> bool:
+        """Start half as many workers anew, once a run; return whether there was anything to halve."""
+        if self._halved or len(self.slots) == 1:
+            return False
+        self._halved = True
+        cpus, gpus = self._shares
+        self._shares = (cpus, gpus if gpus >= 1 else min(1.0, 2 * gpus))  # half as many on each GPU
+        for slot in self.slots:
+            ray.kill(slot.actor)
+        _log.warning(
+            "out of memory (%s): %d workers go on in place of %d", reason, len(self.slots) // 2, len(self.slots)
+        )
+        self.slots = [self._new_slot() for _ in range(len(self.slots) // 2)]
+        return True
+
+
+class Call:
+    """Work for one worker: how to start it, and the messages that it answers."""
+
+    def __init__(self, start: Callable[[Any], list[Any]], messages: list[Message]) -> None:
+        self.start = start
+        self.messages = messages
+        self.measures = messages[0].metadata.message_type == "train.evaluate"
+        self.number = 0  # in its exchange
+        self.deaths = 0  # of workers that were running it
+
+
+@dataclass(eq=False)
+class Slot:
+    """A worker, what tells that it has started (None: it has), how many calls it has, how often it did not start."""
+
+    actor: Any
+    starting: Any
+    load: int = 0
+    failures: int = 0
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+
+
+def _out_of_memory(result: Any) -> str | None:
+    """Return what a client said that ran out of memory, if one of a call did."""
+    value = result.value if isinstance(result, Result) else None
+    if isinstance(value, Message):
+        reasons = [value.error.reason or ""] if value.has_error() else []
+    else:
+        reasons = [arrival.failure or "" for arrival in value.arrivals] if isinstance(value, Block) else []
+    return next((reason for reason in reasons if reason.startswith(("OutOfMemoryError", "MemoryError"))), None)
