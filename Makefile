@@ -1,10 +1,12 @@
 # make demo: set up and run a federation of three architectures on digits. make test: set up and run the tests.
+# make test-all: the slow ones too. make check: the linters, and the tests of what has changed since the last commit.
 
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
+PYTEST := $(BIN)/pytest --numprocesses 2 --dist loadgroup
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-all check lint clean
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -15,12 +17,19 @@ demo: $(VENV)/installed
 	$(BIN)/fedkd run configs/fedmd/quick.toml
 
 test: $(VENV)/installed
-	$(BIN)/pytest --numprocesses 2 --dist loadgroup
+	$(PYTEST) -m "not slow"
+
+test-all: $(VENV)/installed
+	$(PYTEST)
+
+check: lint
+	$(BIN)/python tests/changed.py | xargs --no-run-if-empty $(PYTEST) -m "not slow"
 
 lint: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -1,1 +1,1 @@
-"""The methods, one file each: server half, client half, hyper-parameters."""
+"""The methods, a file for each: its server half, its client half, its hyper-parameters."""

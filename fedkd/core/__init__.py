@@ -1,1 +1,17 @@
-"""The contract of a method: its server half, its client half, the round that they share."""
+"""The contract of a method: its two halves, the round that they share, and the loop that runs it.
+
+* `strategy`: `Strategy`: the server half.
+* `client`: `Client` and `GlobalModelClient`: the client half, one method for each request.
+* `client_app`: the Flower ClientApp that calls the client half.
+* `round`: `Round`: the cohort, `ask`, streams and the log, as a method sees them.
+* `round_loop`: `run_rounds`: the loop over rounds, one for all methods and engines.
+* `sampling`: client sampling: the cohort, and the nodes that are measured.
+* `record`: what a round leaves behind.
+* `log`: which values and names a method may log.
+* `state`: the server's state: declared fields, saved and restored; what is not declared is an error.
+* `contract`: the checks of a strategy's class before anything runs.
+* `environment`: config, data, device and model objects of a process.
+* `setup`: from a config to a strategy and its environment.
+* `wrapper`: strategies by name; `Wrapper`: a strategy over a base.
+* `flower_strategy`: Flower's own strategies inside the loop.
+"""

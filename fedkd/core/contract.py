@@ -46,7 +46,8 @@ def _field_problems(kind: type[Strategy]) -> Iterator[str]:
     at, fields = _name_at(kind), {field.name for field in dataclasses.fields(kind)}
     for name, annotation in inspect.get_annotations(kind).items():
         if name in _CLASS_VARIABLES and name in fields:
-            yield f"{at}: {name} is no hyper-parameter: write {name}: ClassVar[{annotation}] = ..."
+            written = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
+            yield f"{at}: {name} is no hyper-parameter: write {name}: ClassVar[{written}] = ..."
         elif name not in fields and "ClassVar" not in str(annotation) and not name.startswith("_"):
             yield f"{at}: {name} is no field yet: write @dataclass(kw_only=True) above the class."
     for parameter in inspect.signature(kind).parameters.values():

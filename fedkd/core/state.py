@@ -69,12 +69,15 @@ def pack(value: Any, what: str) -> State:
     tensors: Tensors = {}
 
     def form(value: Any, path: str) -> Any:
-        if isinstance(value, Tensor):
-            tensors[path] = value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
-            return {"tensor": path}
-        if isinstance(value, np.ndarray | np.generic):
-            tensors[path] = torch.from_numpy(np.array(value))
-            return {"array": path}
+        if isinstance(value, Tensor | np.ndarray | np.generic):
+            name = path
+            while name in tensors:  # "a/b" may be a key, or a key within another one
+                name += "'"
+            if isinstance(value, Tensor):
+                tensors[name] = value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+                return {"tensor": name}
+            tensors[name] = torch.from_numpy(np.array(value))
+            return {"array": name}
         if value is None or isinstance(value, bool | int | str):
             return value
         if isinstance(value, float):

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import numpy as np
 import os
-import torch
 import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
 from PIL import Image
-from .images import PIXEL_MAX
-from .corruptions import CORRUPTIONS, NAMES, frost
-from .images import Dataset, Images, KEY
+
 from ..errors import InputError, unknown
 from ..streams import numpy_stream
-from pathlib import Path
+from .corruptions import CORRUPTIONS, NAMES, frost
+from .images import KEY, PIXEL_MAX, Dataset, Images
+
 
 def cifar10c(corruption: str, clean: Dataset, cache: Path, root: Path) -> Dataset:
     """Return CIFAR-10's 10,000 test images under one corruption at each severity: 45,000 to train, 5,000 to test.
@@ -36,6 +38,7 @@ def cifar10c(corruption: str, clean: Dataset, cache: Path, root: Path) -> Datase
 
     return Dataset(part(slice(None, cut)), part(slice(cut, None)), clean.classes, clean.mean, clean.deviation)
 
+
 def corrupted(corruption: str, images: np.ndarray, severity: int, root: Path) -> np.ndarray:
     """Return uint8 images, N x 3 x 32 x 32, under a corruption at a severity; draws from a stream of both alone."""
     rng = numpy_stream(0, severity, "server", f"cifar10c/{corruption}")
@@ -46,9 +49,11 @@ def corrupted(corruption: str, images: np.ndarray, severity: int, root: Path) ->
         changed = CORRUPTIONS[corruption](pixels, severity, rng)
     return np.ascontiguousarray((np.clip(changed, 0, 1) * PIXEL_MAX).astype(np.uint8).transpose(0, 3, 1, 2))
 
+
 def _fingerprint(images: np.ndarray) -> np.ndarray:
     digest = hashlib.blake2b(np.ascontiguousarray(images).tobytes(), digest_size=16).digest()
     return np.frombuffer(digest, np.uint8)
+
 
 def _stored(path: Path, mark: np.ndarray) -> np.ndarray | None:
     """Return the images in a file, where it is whole and was made of the clean images with this mark."""
@@ -61,6 +66,7 @@ def _stored(path: Path, mark: np.ndarray) -> np.ndarray | None:
         pass
     return None
 
+
 def _store(path: Path, images: np.ndarray, mark: np.ndarray) -> None:
     partial = path.with_name(f".{path.stem}.{os.getpid()}.npz")
     try:
@@ -69,6 +75,7 @@ def _store(path: Path, images: np.ndarray, mark: np.ndarray) -> None:
         os.replace(partial, path)
     except OSError:
         partial.unlink(missing_ok=True)
+
 
 def _frost_photographs(root: Path) -> list[np.ndarray]:
     """Return the first five of the authors' photographs at a fifth of their size, 0..1."""
@@ -83,6 +90,7 @@ def _frost_photographs(root: Path) -> list[np.ndarray]:
         f"{KEY} = 'cifar10c:frost': the authors' photographs of frost ({', '.join(names)}) are neither in {homes[0]} "
         "nor installed; pip install --no-deps imagecorruptions brings them."
     )
+
 
 def _fifth(path: Path) -> np.ndarray:
     with Image.open(path) as picture:

@@ -9,10 +9,11 @@ and other libraries, so pixels differ from it; statistics do not. Each function 
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from PIL import Image
-from collections.abc import Callable
 from scipy import ndimage
 
 Corruption = Callable[[np.ndarray, int, np.random.Generator], np.ndarray]
@@ -24,10 +25,12 @@ def gaussian_noise(x: np.ndarray, severity: int, rng: np.random.Generator) -> np
     """Add normal noise."""
     return x + rng.normal(scale=(0.04, 0.06, 0.08, 0.09, 0.10)[severity - 1], size=x.shape)
 
+
 def shot_noise(x: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
     """Count photons: Poisson noise."""
     rate = (500, 250, 100, 75, 50)[severity - 1]
     return rng.poisson(x * rate) / rate
+
 
 def impulse_noise(x: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
     """Set values to 0 or 1, salt and pepper alike."""
@@ -35,9 +38,11 @@ def impulse_noise(x: np.ndarray, severity: int, rng: np.random.Generator) -> np.
     hit, salt = rng.random(x.shape) < amount, rng.random(x.shape) < 0.5
     return np.where(hit, salt.astype(x.dtype), x)
 
+
 def speckle_noise(x: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
     """Add normal noise in proportion to the value."""
     return x + x * rng.normal(scale=(0.06, 0.1, 0.12, 0.16, 0.2)[severity - 1], size=x.shape)
+
 
 # Blur
 
@@ -45,6 +50,7 @@ def speckle_noise(x: np.ndarray, severity: int, rng: np.random.Generator) -> np.
 def gaussian_blur(x: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
     """Blur by a Gaussian."""
     return _smooth(x, (0.4, 0.6, 0.7, 0.8, 1)[severity - 1])
+
 
 def glass_blur(x: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
     """Move pixels about in their neighbourhood, between two blurs.
@@ -61,6 +67,7 @@ def glass_blur(x: np.ndarray, severity: int, rng: np.random.Generator) -> np.nda
                 x[:, row, column] = x[every, row + down, column + right]
     return _smooth(x, sigma)
 
+
 def defocus_blur(x: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
     """Blur by a disk, itself blurred a little."""
     radius, alias = ((0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1, 0.2), (1.5, 0.1))[severity - 1]
@@ -70,15 +77,18 @@ def defocus_blur(x: np.ndarray, severity: int, rng: np.random.Generator) -> np.n
     kernel = ndimage.correlate(disk / disk.sum(), np.outer(side, side) / side.sum() ** 2, mode="mirror")
     return ndimage.correlate(x, kernel[None, :, :, None].astype(x.dtype), mode="mirror")
 
+
 def motion_blur(x: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
     """Blur along a direction of up to 45 degrees from the horizontal."""
     radius, sigma = ((6, 1), (6, 1.5), (6, 2), (8, 2), (9, 2.5))[severity - 1]
     return _moved(x, radius, sigma, rng.uniform(-45, 45, len(x)))
 
+
 def zoom_blur(x: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
     """Take the mean of the image and enlargements of it."""
     factors = np.arange(1, (1.06, 1.11, 1.16, 1.21, 1.26)[severity - 1], 0.01)
     return (x + sum(_enlarged(x, factor) for factor in factors)) / (len(factors) + 1)
+
 
 # Weather
 
@@ -99,6 +109,7 @@ def snow(x: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
     whitened = kept * x + (1 - kept) * np.maximum(x, grey * 1.5 + 0.5)
     return whitened + flakes + flakes[:, ::-1, ::-1]
 
+
 def frost(x: np.ndarray, severity: int, rng: np.random.Generator, photographs: list[np.ndarray]) -> np.ndarray:
     """Lay a part of one of the first five photographs of frost over each image."""
     kept, laid = ((1, 0.2), (1, 0.3), (0.9, 0.4), (0.85, 0.4), (0.75, 0.45))[severity - 1]
@@ -109,6 +120,7 @@ def frost(x: np.ndarray, severity: int, rng: np.random.Generator, photographs: l
         out[i] = kept * image + laid * photograph[top : top + image.shape[0], left : left + image.shape[1]]
     return out
 
+
 def fog(x: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
     """Add clouds of a fractal."""
     amount, decay = ((0.2, 3), (0.5, 3), (0.75, 2.5), (1, 2), (1.5, 1.75))[severity - 1]
@@ -116,6 +128,7 @@ def fog(x: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
     clouds = _plasma(len(x), 2 ** int(np.ceil(np.log2(max(height, width)))), decay, rng)[:, :height, :width, None]
     most = x.max((1, 2, 3), keepdims=True)
     return (x + amount * clouds) * most / (most + amount)
+
 
 def spatter(x: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
     """Splash water (severities 1 to 3) or mud (4 and 5)."""
@@ -138,6 +151,7 @@ def spatter(x: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarra
     wet = strength * np.divide(wet, most, out=np.zeros_like(wet), where=most > 0)
     return x + wet[..., None] * np.array([175, 238, 238]) / 255
 
+
 def _edges(layers: np.ndarray) -> np.ndarray:
     """Return where layers of 0..255, N x H x W, have edges by Canny's thresholds 50 and 150."""
     from kornia.filters import canny
@@ -148,6 +162,7 @@ def _edges(layers: np.ndarray) -> np.ndarray:
     ]
     return torch.cat(found).numpy()
 
+
 def _water(liquid: np.ndarray, edges: np.ndarray) -> np.ndarray:
     """Return how bright the drops of a layer, 0..255, shine: away from their edges, lit from above left."""
     distance = ndimage.distance_transform_edt(~edges) if edges.any() else np.full(edges.shape, 20.0)
@@ -157,6 +172,7 @@ def _water(liquid: np.ndarray, edges: np.ndarray) -> np.ndarray:
     relief = ndimage.correlate(distance.astype(np.float64), kernel, mode="mirror")
     return liquid * ndimage.uniform_filter(np.clip(relief, 0, 255), 3, mode="mirror")
 
+
 def _equalised(values: np.ndarray) -> np.ndarray:
     """Return uint8 values with an even histogram, the least at 0."""
     counts = np.bincount(values.ravel(), minlength=256).cumsum()
@@ -165,6 +181,7 @@ def _equalised(values: np.ndarray) -> np.ndarray:
         return values
     return np.round((counts - first).clip(0) * 255 / (values.size - first)).astype(np.uint8)[values]
 
+
 # Digital
 
 
@@ -172,14 +189,17 @@ def brightness(x: np.ndarray, severity: int, rng: np.random.Generator) -> np.nda
     """Raise the value of each colour."""
     return _in_hsv(x, 2, 1.0, (0.05, 0.1, 0.15, 0.2, 0.3)[severity - 1])
 
+
 def saturate(x: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
     """Take saturation from each colour, or give it more."""
     return _in_hsv(x, 1, *((0.3, 0), (0.1, 0), (1.5, 0), (2, 0.1), (2.5, 0.2))[severity - 1])
+
 
 def contrast(x: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
     """Bring all values nearer to each channel's mean."""
     means = x.mean((1, 2), keepdims=True)
     return (x - means) * (0.75, 0.5, 0.4, 0.3, 0.15)[severity - 1] + means
+
 
 def elastic_transform(x: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
     """Move three points of the image, and then each pixel by a smooth field."""
@@ -204,6 +224,7 @@ def elastic_transform(x: np.ndarray, severity: int, rng: np.random.Generator) ->
             out[i, ..., channel] = ndimage.map_coordinates(turned, [rows + dy, columns + dx], order=1, mode="reflect")
     return out
 
+
 def pixelate(x: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
     """Make the image smaller and large again, by boxes."""
     share = (0.95, 0.9, 0.85, 0.75, 0.65)[severity - 1]
@@ -214,6 +235,7 @@ def pixelate(x: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarr
         return small.resize((width, height), Image.Resampling.BOX)
 
     return _each(x, change)
+
 
 def jpeg_compression(x: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
     """Write the image as JPEG and read it."""
@@ -226,15 +248,18 @@ def jpeg_compression(x: np.ndarray, severity: int, rng: np.random.Generator) -> 
 
     return _each(x, change)
 
+
 # What several need
 
 
 def _smooth(x: np.ndarray, sigma: float) -> np.ndarray:
     return ndimage.gaussian_filter(x, (0, sigma, sigma, 0), mode="nearest")
 
+
 def _each(x: np.ndarray, change: Callable[[Image.Image], Image.Image]) -> np.ndarray:
     pixels = np.round(x * 255).astype(np.uint8)
     return np.stack([np.asarray(change(Image.fromarray(image))) for image in pixels]) / np.float32(255)
+
 
 def _in_hsv(x: np.ndarray, channel: int, factor: float, added: float) -> np.ndarray:
     from matplotlib.colors import hsv_to_rgb, rgb_to_hsv
@@ -243,6 +268,7 @@ def _in_hsv(x: np.ndarray, channel: int, factor: float, added: float) -> np.ndar
     colours[..., channel] = np.clip(colours[..., channel] * factor + added, 0, 1)
     changed: np.ndarray = hsv_to_rgb(colours)
     return changed
+
 
 def _enlarged(x: np.ndarray, factor: float) -> np.ndarray:
     """Return the middle of the images, linearly enlarged by a factor of 1 or more."""
@@ -260,6 +286,7 @@ def _enlarged(x: np.ndarray, factor: float) -> np.ndarray:
     part = x[:, top : top + kept, top : top + kept]
     return np.einsum("nabc,ia,jb->nijc", part, matrix, matrix, optimize=True)
 
+
 def _moved(x: np.ndarray, radius: int, sigma: float, degrees: np.ndarray) -> np.ndarray:
     """Return the images blurred one way along a direction each, as ImageMagick's motion blur does."""
     weights = np.exp(-(np.arange(2 * radius + 1) ** 2) / (2 * sigma**2))
@@ -272,6 +299,7 @@ def _moved(x: np.ndarray, radius: int, sigma: float, degrees: np.ndarray) -> np.
         right, down = (np.ceil(far - 0.5).astype(np.int64)[:, None, None] for far in steps)
         out += weight * x[index, np.clip(rows + down, 0, height - 1), np.clip(columns + right, 0, width - 1)]
     return out
+
 
 def _plasma(count: int, side: int, decay: float, rng: np.random.Generator) -> np.ndarray:
     """Return height maps, N x side x side, 0..1, by the diamond-square algorithm; `side`: a power of two."""
@@ -294,6 +322,7 @@ def _plasma(count: int, side: int, decay: float, rng: np.random.Generator) -> np
         step, wibble = half, wibble / decay
     maps -= maps.min((1, 2), keepdims=True)
     return maps / maps.max((1, 2), keepdims=True)
+
 
 CORRUPTIONS: dict[str, Corruption] = {
     function.__name__: function

@@ -7,18 +7,20 @@ only when asked. `npz:<path>` reads arrays of yours, `images:<folder>` folders o
 
 from __future__ import annotations
 
-import numpy as np
 from collections.abc import Callable
 from dataclasses import replace
-from .images import PIXEL_MAX
-from .folders import from_folders
-from .images import Dataset, Images, KEY, reshape
-from .npz import channels_first, from_npz
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
 from ..errors import InputError
 from ..registry import find, names
 from ..streams import numpy_stream
-from pathlib import Path
-from typing import Any
+from .folders import from_folders
+from .images import KEY, PIXEL_MAX, Dataset, Images, reshape
+from .npz import channels_first, from_npz
+
 
 def load(name: str, root: Path, *, download: bool, size: int | None, channels: int | None) -> Dataset:
     """Return the set called `name`, resized to `size` x `size` pixels and to `channels` (1 or 3) where given.
@@ -45,11 +47,13 @@ def load(name: str, root: Path, *, download: bool, size: int | None, channels: i
         dataset = find("datasets", name, KEY)(root=root, download=download)
     return reshape(dataset, size, channels)
 
+
 def _refuse_unknown(name: str, root: Path) -> None:
     try:
         find("datasets", name, KEY)
     except InputError as error:
         raise InputError(f"{error} There is no {root / name}.npz either.") from None
+
 
 # Mean and standard deviation of the training pixels, as usual for these sets.
 STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
@@ -62,6 +66,7 @@ STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "svhn": ((0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)),
     "digits": ((0.3053,), (0.3760,)),
 }
+
 
 def digits(*, root: Path, download: bool) -> Dataset:
     """Return scikit-learn's digits: 1,797 images of 8 x 8 pixels; a fifth of each class, fixed, is for the test."""
@@ -79,6 +84,7 @@ def digits(*, root: Path, download: bool) -> Dataset:
     mean, deviation = STATISTICS["digits"]
     names10 = tuple(map(str, range(10)))
     return Dataset(both.take(~is_test), both.take(is_test), names10, mean, deviation)
+
 
 def _torchvision(name: str, root: Path, download: bool, make: Callable[[bool], Any]) -> Dataset:
     parts = {}
@@ -100,31 +106,38 @@ def _torchvision(name: str, root: Path, download: bool, make: Callable[[bool], A
     mean, deviation = STATISTICS[name]
     return Dataset(parts[True], parts[False], classes, mean, deviation)
 
+
 def _by_train_flag(name: str, class_name: str, root: Path, download: bool, **extra: Any) -> Dataset:
     from torchvision import datasets as sets
 
     source = getattr(sets, class_name)
     return _torchvision(name, root, download, lambda train: source(root, train=train, download=download, **extra))
 
+
 def mnist(*, root: Path, download: bool) -> Dataset:
     """Return MNIST (LeCun et al., 1998): 60,000 + 10,000 digits of 28 x 28 pixels."""
     return _by_train_flag("mnist", "MNIST", root, download)
+
 
 def fashion_mnist(*, root: Path, download: bool) -> Dataset:
     """Return Fashion-MNIST (Xiao et al., 2017): 60,000 + 10,000 pictures of clothes, 28 x 28 pixels."""
     return _by_train_flag("fashion_mnist", "FashionMNIST", root, download)
 
+
 def emnist(*, root: Path, download: bool) -> Dataset:
     """Return EMNIST's balanced split (Cohen et al., 2017): 112,800 + 18,800 letters and digits, 47 classes, upright."""
     return _by_train_flag("emnist", "EMNIST", root, download, split="balanced")
+
 
 def cifar10(*, root: Path, download: bool) -> Dataset:
     """Return CIFAR-10 (Krizhevsky, 2009): 50,000 + 10,000 colour images of 32 x 32 pixels."""
     return _by_train_flag("cifar10", "CIFAR10", root, download)
 
+
 def cifar100(*, root: Path, download: bool) -> Dataset:
     """Return CIFAR-100 (Krizhevsky, 2009): 50,000 + 10,000 colour images of 32 x 32 pixels, 100 classes."""
     return _by_train_flag("cifar100", "CIFAR100", root, download)
+
 
 def svhn(*, root: Path, download: bool) -> Dataset:
     """Return SVHN (Netzer et al., 2011): 73,257 + 26,032 house numbers, 32 x 32 pixels."""
@@ -134,6 +147,7 @@ def svhn(*, root: Path, download: bool) -> Dataset:
         return sets.SVHN(str(root), split="train" if train else "test", download=download)
 
     return _torchvision("svhn", root, download, make)
+
 
 def usps(*, root: Path, download: bool) -> Dataset:
     """Return USPS (Hull, 1994): 7,291 + 2,007 digits of 16 x 16 pixels."""

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import numpy as np
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from ..errors import InputError
 from .images import Images
 from .node_tests import DrawnTests
 from .partitions import Drawn
-from ..errors import InputError
-from functools import cached_property
+
 
 @dataclass(frozen=True)
 class Ragged:
@@ -36,6 +39,7 @@ class Ragged:
     def lengths(self) -> np.ndarray:
         """Return the rows' lengths."""
         return np.diff(self.offsets)
+
 
 @dataclass(frozen=True)
 class FederatedData:

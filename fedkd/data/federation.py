@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
+
 from ..config import DataConfig
+from ..errors import InputError
+from ..streams import numpy_stream
 from .federated_data import FederatedData, Ragged
 from .images import Images
 from .named_sets import first_of_each, load_set, pixel_statistics
@@ -11,10 +17,7 @@ from .node_tests import DrawnTests, draw_node_test
 from .partitions import Drawn, Pool, split
 from .public_set import take_public_set, take_validation
 from .site_data import without_images
-from ..errors import InputError
-from ..streams import numpy_stream
-from pathlib import Path
-from typing import Any
+
 
 def federate(config: DataConfig, seed: int) -> FederatedData:
     """Load the named sets, take the public set out, partition the rest, and draw each node's test images.
@@ -93,6 +96,7 @@ def federate(config: DataConfig, seed: int) -> FederatedData:
         deviation=deviation,
     )
 
+
 def write_sets(data: FederatedData, folder: Path) -> list[Path]:
     """Write each node's images as a set of its own, `node-<n>.npz`, for trials with real sites; return the paths."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -104,6 +108,7 @@ def write_sets(data: FederatedData, folder: Path) -> list[Path]:
         paths.append(folder / f"node-{node}.npz")
         np.savez_compressed(paths[-1], **arrays)
     return paths
+
 
 def _pool(parts: list[Images]) -> tuple[Images, np.ndarray]:
     if len(parts) == 1:

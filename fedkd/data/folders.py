@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import numpy as np
-from .images import Dataset, Images, KEY
-from .npz import channels_first
-from ..errors import InputError
 from pathlib import Path
+
+import numpy as np
+
+from ..errors import InputError
+from .images import KEY, Dataset, Images
+from .npz import channels_first
+
 
 def from_folders(folder: Path, size: int | None) -> Dataset:
     """Return the set in folders of images: `<folder>/train/<class>/*` and `<folder>/test/<class>/*`.
@@ -34,12 +37,14 @@ def from_folders(folder: Path, size: int | None) -> Dataset:
         raise InputError(f"{KEY}: {folder} leaves no test images; add `train` and `test` folders, or more images.")
     return Dataset(_read(train, size), _read(test, size), classes)
 
+
 def _image_files(folder: Path) -> list[Path]:
     endings = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
     files = sorted(p for p in folder.iterdir() if p.suffix.lower() in endings) if folder.is_dir() else []
     if not files:
         raise InputError(f"{KEY}: {folder} has no images ({', '.join(sorted(endings))}).")
     return files
+
 
 def _read(files: list[tuple[Path, int]], size: int | None) -> Images:
     from PIL import Image, UnidentifiedImageError

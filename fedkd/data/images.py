@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import numpy as np
-import torch
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+import numpy as np
+import torch
+
 KEY = "data.name"
 PIXEL_MAX = 255  # of a uint8 image
+
 
 class Images(NamedTuple):
     """Labelled images: `images` uint8, N x C x H x W; `labels` int64, N.
@@ -24,6 +26,7 @@ class Images(NamedTuple):
         """Return the images at these positions."""
         return Images(self.images[index], self.labels[index], self.normalised)
 
+
 @dataclass(frozen=True)
 class Dataset:
     """A named set: its training and test images, class names, and pixel mean and deviation a channel (of 0..1)."""
@@ -34,13 +37,16 @@ class Dataset:
     mean: tuple[float, ...] = (0.5,)
     deviation: tuple[float, ...] = (0.5,)
 
+
 def reshape(dataset: Dataset, size: int | None, channels: int | None) -> Dataset:
+    """Return a set whose images have `size` x `size` pixels and so many channels; None leaves what they have."""
     mean, deviation = dataset.mean, dataset.deviation
     wanted = channels or dataset.train.images.shape[1]
     if len(mean) != wanted:
         mean, deviation = ((m[0] if len(set(m)) == 1 else sum(m) / len(m),) * wanted for m in (mean, deviation))
     train, test = (Images(_pixels(part.images, size, wanted), part.labels) for part in (dataset.train, dataset.test))
     return replace(dataset, train=train, test=test, mean=mean, deviation=deviation)
+
 
 def _pixels(images: np.ndarray, size: int | None, channels: int) -> np.ndarray:
     if channels == images.shape[1] and size in (None, images.shape[2]) and images.shape[2] == images.shape[3]:

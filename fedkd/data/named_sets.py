@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+
 import numpy as np
-from ..config import SetsConfig
-from ..config import SetConfig
+
+from ..config import SetConfig, SetsConfig
+from ..errors import InputError
 from .datasets import load
 from .images import Dataset, Images
-from ..errors import InputError
+
 
 def named_set(config: SetConfig) -> Dataset:
     """Return one named set in the form that a config asks for, with the statistics to normalise it by."""
@@ -16,8 +18,11 @@ def named_set(config: SetConfig) -> Dataset:
     mean, deviation = pixel_statistics(config, [dataset])
     return dataclasses.replace(dataset, mean=mean, deviation=deviation)
 
+
 def load_set(config: SetsConfig, name: str) -> Dataset:
+    """Return a named set, read and shaped as the config says."""
     return load(name, config.folder, download=config.download, size=config.size, channels=config.channels)
+
 
 def first_of_each(dataset: Dataset, config: SetsConfig) -> Dataset:
     """Return the set with the first images of each class only, where `data` says so."""
@@ -30,6 +35,7 @@ def first_of_each(dataset: Dataset, config: SetsConfig) -> Dataset:
 
     train, test = cut(dataset.train, config.train_per_class), cut(dataset.test, config.test_per_class)
     return dataclasses.replace(dataset, train=train, test=test)
+
 
 def pixel_statistics(config: SetsConfig, sets: list[Dataset]) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return the mean and deviation of pixels that images are normalised by, a channel."""

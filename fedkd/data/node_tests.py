@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import numpy as np
 from dataclasses import dataclass
-from .partitions import Drawn, Pool, allocate
+
+import numpy as np
+
 from ..errors import InputError
 from ..streams import numpy_stream
+from .partitions import Drawn, Pool, allocate
+
 
 @dataclass(frozen=True)
 class DrawnTests:
@@ -24,7 +27,10 @@ class DrawnTests:
     def __getitem__(self, node: int) -> np.ndarray:
         part = self.train_parts[node]
         prior = np.bincount(self.train.labels[part], minlength=len(self.train.classes)) / len(part)
-        return draw_node_test(self.train, part, prior, self.test, self.size, numpy_stream(self.seed, 0, node, "node-test"))
+        return draw_node_test(
+            self.train, part, prior, self.test, self.size, numpy_stream(self.seed, 0, node, "node-test")
+        )
+
 
 def draw_node_test(
     pool: Pool, part: np.ndarray, prior: np.ndarray, test: Pool, size: int, rng: np.random.Generator

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
-from .images import Dataset, Images, KEY
-from ..errors import InputError
 from pathlib import Path
+
+import numpy as np
+
+from ..errors import InputError
+from .images import KEY, Dataset, Images
+
 
 def from_npz(path: Path) -> Dataset:
     """Return the set in a NumPy file: `x_train`, `x_test` (uint8, N x H x W [x C]), `y_train`, `y_test` (0..classes-1).
@@ -45,5 +48,7 @@ def from_npz(path: Path) -> Dataset:
         raise InputError(f"{KEY}: {path} names {len(named)} classes, but has the label {count - 1}.")
     return Dataset(parts["train"], parts["test"], named)
 
+
 def channels_first(images: np.ndarray) -> np.ndarray:
+    """Return images of N x H x W or N x H x W x C as N x C x H x W."""
     return np.ascontiguousarray(images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import numpy as np
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated, Any, NamedTuple
+
+import numpy as np
+from pydantic import Field
+
 from ..errors import InputError
 from ..registry import find, options
-from pydantic import Field
-from typing import Annotated, Any, NamedTuple
 
 Clients = Annotated[int, Field(ge=1)]
 
@@ -18,6 +20,7 @@ KEY = "data.partition"
 
 _DRAWS = 100  # how often a draw that misses the minimum is repeated
 
+
 class Pool(NamedTuple):
     """What a scheme sees of the training images: `labels` and `domains`, int64, N; class and domain names."""
 
@@ -25,6 +28,7 @@ class Pool(NamedTuple):
     domains: np.ndarray
     classes: tuple[str, ...]
     domain_names: tuple[str, ...]
+
 
 @dataclass(frozen=True)
 class Drawn:
@@ -58,6 +62,7 @@ class Drawn:
         """Return how many positions each node has."""
         return np.full(self.clients, self.size)
 
+
 class Split(NamedTuple):
     """Who holds what: positions in the pool, one array a node.
 
@@ -67,6 +72,7 @@ class Split(NamedTuple):
 
     parts: list[np.ndarray] | Drawn
     priors: np.ndarray | None = None
+
 
 def split(pool: Pool, table: dict[str, Any], rng: np.random.Generator) -> Split:
     """Return the positions of each node's images by the scheme that `table` names, ascending within a node.
@@ -98,9 +104,11 @@ def split(pool: Pool, table: dict[str, Any], rng: np.random.Generator) -> Split:
         "Lower the minimum or the number of clients, or make the partition less skewed."
     )
 
+
 def iid(pool: Pool, rng: np.random.Generator, *, clients: Clients) -> Split:
     """Split the images at random into equal shares."""
     return Split(np.array_split(rng.permutation(len(pool.labels)), clients))
+
 
 def dirichlet(
     pool: Pool, rng: np.random.Generator, *, clients: Clients, alpha: Positive, capped: bool = False
@@ -123,6 +131,7 @@ def dirichlet(
             part.append(chunk)
     return Split([np.concatenate(part) for part in parts])
 
+
 def client_dirichlet(
     pool: Pool, rng: np.random.Generator, *, clients: Clients, alpha: Positive, size: Clients | None = None
 ) -> Split:
@@ -143,6 +152,7 @@ def client_dirichlet(
         parts.append(np.concatenate([m[u : u + c] for m, u, c in zip(members, used, counts, strict=True)]))
         used += counts
     return Split(parts)
+
 
 def dirichlet_dealt(
     pool: Pool, rng: np.random.Generator, *, clients: Clients, alpha: Positive, size: Clients | None = None
@@ -166,6 +176,7 @@ def dirichlet_dealt(
         for k in range(clients)
     ]
     return Split(parts)
+
 
 def deal(
     priors: np.ndarray,
@@ -200,6 +211,7 @@ def deal(
         counts[client, label] += 1
     return counts
 
+
 def groups(
     pool: Pool, rng: np.random.Generator, *, clients: Clients, groups: Clients, alpha: Positive, size: Clients
 ) -> Split:
@@ -227,6 +239,7 @@ def groups(
         used += counts
     return Split(parts, priors)
 
+
 def drawn(pool: Pool, rng: np.random.Generator, *, clients: Clients, alpha: Positive, size: Clients) -> Split:
     """Draw `size` images for each client by a class prior of its own ~ Dir(alpha); clients may share images.
 
@@ -240,6 +253,7 @@ def drawn(pool: Pool, rng: np.random.Generator, *, clients: Clients, alpha: Posi
     members = tuple(np.flatnonzero(pool.labels == label) for label in range(len(pool.classes)))
     return Split(Drawn(clients, size, alpha, int(rng.integers(2**63)), members))
 
+
 def shards(pool: Pool, rng: np.random.Generator, *, clients: Clients, per_client: Clients = 2) -> Split:
     """Sort by label, cut into equal shards, deal `per_client` to each: McMahan et al.'s pathological split (2017)."""
     order = rng.permutation(len(pool.labels))
@@ -247,6 +261,7 @@ def shards(pool: Pool, rng: np.random.Generator, *, clients: Clients, per_client
     pieces = np.array_split(order, clients * per_client)
     dealt = rng.permutation(len(pieces)).reshape(clients, per_client)
     return Split([np.concatenate([pieces[i] for i in hand]) for hand in dealt])
+
 
 def classes_per_client(pool: Pool, rng: np.random.Generator, *, clients: Clients, classes: Clients = 2) -> Split:
     """Give each client exactly `classes` classes, each held equally often, and split a class evenly among its holders.
@@ -274,11 +289,13 @@ def classes_per_client(pool: Pool, rng: np.random.Generator, *, clients: Clients
                 parts[client].append(chunk)
     return Split([np.concatenate(part) for part in parts])
 
+
 def quantity(pool: Pool, rng: np.random.Generator, *, clients: Clients, sigma: Positive = 1.0) -> Split:
     """Split at random into shares of log-normal size: log share ~ N(0, sigma^2). Labels stay alike."""
     shares = rng.lognormal(0.0, sigma, clients)
     cuts = np.round(np.cumsum(shares / shares.sum())[:-1] * len(pool.labels)).astype(np.int64)
     return Split(np.split(rng.permutation(len(pool.labels)), cuts))
+
 
 def domains(
     pool: Pool, rng: np.random.Generator, *, per_domain: Clients = 1, within: dict[str, Any] | None = None
@@ -300,6 +317,7 @@ def domains(
         priors += [] if found.priors is None else [found.priors]
     return Split(parts, np.concatenate(priors) if priors else None)
 
+
 def allocate(prior: np.ndarray, size: int, available: np.ndarray) -> np.ndarray:
     """Return whole counts that sum to `size`, follow `prior` by largest remainder, and stay within `available`.
 
@@ -318,6 +336,7 @@ def allocate(prior: np.ndarray, size: int, available: np.ndarray) -> np.ndarray:
             step[label] += 1
         counts = np.minimum(counts + step, available)
     return counts
+
 
 def _dirichlet(rng: np.random.Generator, size: int, alpha: float) -> np.ndarray:
     """Draw shares ~ Dir(alpha); where a tiny alpha makes every share underflow to 0, one takes all."""

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+
 from ..config import DataConfig
+from ..errors import InputError
+from ..streams import numpy_stream
 from .images import Images
 from .named_sets import load_set
 from .partitions import allocate
-from ..errors import InputError
-from ..streams import numpy_stream
-from pathlib import Path
+
 
 def take_public_set(
     config: DataConfig, train: Images, seed: int, classes: tuple[str, ...]
@@ -52,6 +55,7 @@ def take_public_set(
     kept = everything if config.public.name is not None else np.setdiff1d(everything, taken)
     return Images(public.images, public.labels + first_class), kept, classes
 
+
 def take_validation(config: DataConfig, train: Images, seed: int) -> tuple[Images | None, np.ndarray]:
     """Return the server's labelled images, and the positions of the training images that stay with the nodes."""
     everything = np.arange(len(train.labels))
@@ -63,6 +67,7 @@ def take_validation(config: DataConfig, train: Images, seed: int) -> tuple[Image
         )
     taken = _balanced(train.labels, config.validation.size, numpy_stream(seed, 0, "server", "validation"))
     return train.take(taken), np.setdiff1d(everything, taken)
+
 
 def _balanced(labels: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
     """Draw positions, the same number of each class as far as the images go."""

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import numpy as np
 from dataclasses import dataclass
+
+import numpy as np
+
 from ..config import DataConfig, RealSites
+from ..errors import InputError
 from .federated_data import FederatedData, Ragged
 from .images import Dataset, Images
 from .named_sets import first_of_each, load_set, pixel_statistics
 from .public_set import take_public_set, take_validation
-from ..errors import InputError
+
 
 @dataclass(frozen=True)
 class SiteData(FederatedData):
@@ -25,6 +28,7 @@ class SiteData(FederatedData):
     def test_of(self, node: int) -> Images:
         """Return the site's test images."""
         return self.own_test
+
 
 def site_data(config: DataConfig, name: str, seed: int) -> SiteData:
     """Return the data of a real site whose own images are those of a named set. Raises InputError where they are wrong.
@@ -54,10 +58,12 @@ def site_data(config: DataConfig, name: str, seed: int) -> SiteData:
         own_test=own.test,
     )
 
+
 def neutral(dataset: Dataset) -> Dataset:
     """Return a set without pixel statistics of its own."""
     half = (0.5,) * dataset.train.images.shape[1]
     return dataclasses.replace(dataset, mean=half, deviation=half)
+
 
 def _in_classes(own: Dataset, sites: RealSites | None) -> Dataset:
     """Return a site's set with the federation's classes; a site need not have images of each, but names them alike."""
@@ -66,6 +72,7 @@ def _in_classes(own: Dataset, sites: RealSites | None) -> Dataset:
     labels = np.array([sites.classes.index(name) for name in own.classes])
     train, test = (Images(part.images, labels[part.labels]) for part in (own.train, own.test))
     return dataclasses.replace(own, train=train, test=test, classes=tuple(sites.classes))
+
 
 def without_images(config: DataConfig, sites: RealSites, seed: int) -> FederatedData:
     """Return what the server knows of a federation of real sites: the form of images, and what it holds itself."""
@@ -94,6 +101,7 @@ def without_images(config: DataConfig, sites: RealSites, seed: int) -> Federated
         deviation=deviation,
     )
 
+
 def misfit(
     sites: RealSites, classes: tuple[str, ...], shape: tuple[int, ...], wanted: tuple[str, ...] | None = None
 ) -> str | None:
@@ -109,9 +117,11 @@ def misfit(
         return f"its images are {have} (channels x height x width), data.sites.shape is {want}"
     return None
 
+
 def _refuse_unfit(key: str, sites: RealSites, classes: tuple[str, ...], shape: tuple[int, ...]) -> None:
     if (reason := misfit(sites, classes, shape)) is not None:
         raise InputError(f"{key}: {reason}; data.size and data.channels bring images to one shape.")
+
 
 def _some(names: tuple[str, ...]) -> str:
     return ", ".join(names[:10]) + (f", ... ({len(names)})" if len(names) > 10 else "")

@@ -18,6 +18,10 @@ from .arrival import Arrival, Expectation, arrive
 from .payload import Payload
 
 
+BLOCK = 5  # replies that are merged together
+Merge = Callable[[Payload, Payload], Payload]  # folds the second into the first; may change only the first in place
+
+
 def weighted_mean(total: Payload, reply: Payload) -> Payload:
     """Merge two payloads into their mean, weighted by the number `examples`; in place in `total`.
 
@@ -39,10 +43,6 @@ def weighted_mean(total: Payload, reply: Payload) -> Payload:
         total.numbers[name] = number + (reply.numbers[name] - number) * share
     total.numbers["examples"] = examples
     return total
-
-
-BLOCK = 5
-Merge = Callable[[Payload, Payload], Payload]  # folds the second into the first; may change the first alone in place
 
 
 @dataclass

@@ -220,13 +220,13 @@ def _partition(arms: list[Arm]) -> dict[str, Any] | None:
     return {"title": "Who holds what", "about": about, "figures": [{**figure, "wide": len(counts) > 40}]}
 
 
-def _last_logged(run: Run, key: str) -> dict[str, Any] | None:
-    return next((line for line in reversed(run.lines) if key in line["log"]), None)
+def _last_logged(run: Run, *keys: str) -> dict[str, Any] | None:
+    return next((line for line in reversed(run.lines) if line["log"].keys() >= set(keys)), None)
 
 
-def _of_each(arms: list[Arm], key: str) -> list[tuple[Arm, Run, dict[str, Any]]]:
-    """Return arms whose first run logged something, with that run and the last line that has it."""
-    return [(arm, arm.runs[0], line) for arm in arms if (line := _last_logged(arm.runs[0], key)) is not None]
+def _of_each(arms: list[Arm], *keys: str) -> list[tuple[Arm, Run, dict[str, Any]]]:
+    """Return arms whose first run logged these, with that run and the last line that has them."""
+    return [(arm, arm.runs[0], line) for arm in arms if (line := _last_logged(arm.runs[0], *keys)) is not None]
 
 
 def _weights(arms: list[Arm]) -> dict[str, Any] | None:
@@ -246,7 +246,7 @@ def _matrices(
 ) -> list[dict[str, Any]]:
     """Return the last matrix that each arm's first run logged; its columns, and rows of a square one, are nodes."""
     figures = []
-    for arm, run, line in _of_each(arms, key):
+    for arm, run, line in _of_each(arms, key, nodes_key):
         weights, nodes = np.array(line["log"][key]), [str(node) for node in line["log"][nodes_key]]
         rows = nodes if square else [str(row) for row in range(len(weights))]
         told = "; ".join(

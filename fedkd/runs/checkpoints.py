@@ -24,6 +24,7 @@ _NODES = "nodes"
 
 _ABOUT = "checkpoint.json"
 
+
 def save(folder: Path, number: int, server: State, nodes: Iterable[tuple[int, RecordDict]], keep: int) -> Path:
     """Write the checkpoint of a round under `folder`, and delete all but the newest `keep`. Returns its path."""
     target = folder / f"round-{number:06d}"
@@ -43,6 +44,7 @@ def save(folder: Path, number: int, server: State, nodes: Iterable[tuple[int, Re
         shutil.rmtree(old)
     return target
 
+
 def save_node(path: Path, state: RecordDict) -> None:
     """Write a node's state into a file."""
     tensors: Tensors = {}
@@ -54,10 +56,12 @@ def save_node(path: Path, state: RecordDict) -> None:
             others[key] = {"kind": type(record).__name__, "values": dict(record)}
     _save(path, tensors, others)
 
+
 def _save(path: Path, tensors: Tensors, others: dict[str, Any]) -> None:
     """Write tensors and records. The format sorts its tensors, so their order is written beside them."""
     about = json.dumps({"names": list(tensors), "records": others})
     save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, path, metadata={"about": about})
+
 
 def _load(path: Path) -> tuple[Tensors, dict[str, Any]]:
     try:
@@ -66,6 +70,7 @@ def _load(path: Path) -> tuple[Tensors, dict[str, Any]]:
             return {name: file.get_tensor(name) for name in about["names"]}, about["records"]
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"The checkpoint {path} is damaged: {error}") from error
+
 
 def latest(folder: Path, on_event: Callable[[str], None] = lambda text: None) -> tuple[int, Path]:
     """Return the newest checkpoint that is whole, and its round; `on_event` gets a line on each newer one.
@@ -80,12 +85,15 @@ def latest(folder: Path, on_event: Callable[[str], None] = lambda text: None) ->
         on_event(f"{damaged[-1]} The one before it is used.")
     raise InputError(" ".join([f"There is no complete checkpoint in {folder}.", *damaged]))
 
+
 def there_are_none(folder: Path) -> bool:
     """Return whether a run ended before its first checkpoint was written."""
     return not _all(folder)
 
+
 def _all(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("round-*") if path.is_dir())
+
 
 def _objection(checkpoint: Path) -> str | None:
     """Return what is wrong with a checkpoint, if anything: files that are missing, or not what was written."""
@@ -98,9 +106,11 @@ def _objection(checkpoint: Path) -> str | None:
         return f"{type(error).__name__}: {error}"
     return None
 
+
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
 
 def load_server(checkpoint: Path) -> State:
     """Return the server's state. Raises InputError naming a damaged file, and for one of an earlier version."""
@@ -112,10 +122,12 @@ def load_server(checkpoint: Path) -> State:
         )
     return State(tensors, records["state"])
 
+
 def load_nodes(checkpoint: Path) -> Iterator[tuple[int, RecordDict]]:
     """Yield the nodes' states, by node. Raises InputError naming a damaged file."""
     for path in sorted((checkpoint / _NODES).glob("*.safetensors"), key=lambda path: int(path.stem)):
         yield int(path.stem), load_node(path)
+
 
 def load_node(path: Path) -> RecordDict:
     """Return the node's state in a file. Raises InputError naming a damaged one."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..config import DistillConfig, TrainConfig, read_distill_config
 from ..core.record import Captioned
+from ..core.state import State, pack, unpack
 from ..data.named_sets import named_set
 from ..distillation.distillers import Distiller, train_epoch
 from ..distillation.virtual_images import RealImages, Truth, Virtual, class_statistics, normal_images, real_images
@@ -23,7 +24,6 @@ from ..learning.batches import Preprocess
 from ..learning.evaluation import evaluate
 from ..learning.optimizers import make_optimizer
 from ..learning.training import train_as
-from ..core.state import State, pack, unpack
 from ..models.build import build
 from ..registry import find, options
 from ..streams import default_stream, torch_stream
@@ -182,6 +182,7 @@ def distill(config: DistillConfig, out: Path, told: Told = lambda number, metric
     with alone_in(out):
         return _run(work, folder, -1, told)
 
+
 def resume(path: Path, told: Told = lambda number, metrics: None) -> dict[str, Any]:
     """Continue the distillation in a folder from its newest checkpoint; return the summary.
 
@@ -196,6 +197,7 @@ def resume(path: Path, told: Told = lambda number, metrics: None) -> dict[str, A
         work.restore(checkpoints.load_server(checkpoint))
         folder.rewind(number, "iteration")
         return _run(work, folder, number, told)
+
 
 def _run(work: Distillation, folder: RunFolder, done: int, told: Told) -> dict[str, Any]:
     config, begin = work.config, time.perf_counter()
@@ -244,12 +246,14 @@ def _run(work: Distillation, folder: RunFolder, done: int, told: Told) -> dict[s
     _write(work, folder)
     return summary("completed")
 
+
 def _show(work: Distillation, folder: RunFolder, number: int) -> None:
     """Keep the first virtual image of each class."""
     labels = work.classes()
     classes, first = np.unique(labels, return_index=True)
     captions = tuple(work.data.classes[label] for label in classes)
     folder.keep_images("progress", number, Captioned(work.picture()[first], captions))
+
 
 def _write(work: Distillation, folder: RunFolder) -> None:
     from . import figures

@@ -12,10 +12,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from ..data.images import PIXEL_MAX
 from ..config import Config
 from ..core.environment import Environment
 from ..data.federated_data import FederatedData
+from ..data.images import PIXEL_MAX
 from .run_folder import MOST_ROWS, RunFolder
 
 _COLOURS = (
@@ -28,6 +28,7 @@ _COLOURS = (
 )  # Okabe and Ito: safe for colour blindness
 
 _INK = "#333333"
+
 
 def draw_curves(lines: list[dict[str, Any]], title: str, path: Path) -> Path | None:
     """Draw every accuracy of a run against rounds, with the band of one deviation over nodes. Returns the path."""
@@ -51,6 +52,7 @@ def draw_curves(lines: list[dict[str, Any]], title: str, path: Path) -> Path | N
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8.5, title="at the end; band: one deviation over nodes", title_fontsize=8)
     return _save(figure, path)
+
 
 def draw_partition(data: FederatedData, title: str, path: Path) -> Path:
     """Draw the nodes x classes heat map of training images: shade, the share of the node's images; bars, its size."""
@@ -79,9 +81,10 @@ def draw_partition(data: FederatedData, title: str, path: Path) -> Path:
     figure.colorbar(image, ax=sizes, label="share of the node's images")
     return _save(figure, path)
 
+
 def draw_weights(lines: list[dict[str, Any]], title: str, path: Path) -> Path | None:
     """Draw the last N x N matrix of weights that a run logged; None where it logged none. Returns the path."""
-    logged = [line for line in lines if "weights" in line["log"]]
+    logged = [line for line in lines if {"weights", "nodes"} <= line["log"].keys()]
     if not logged:
         return None
     weights, nodes = np.array(logged[-1]["log"]["weights"]), logged[-1]["log"]["nodes"]
@@ -99,12 +102,13 @@ def draw_weights(lines: list[dict[str, Any]], title: str, path: Path) -> Path | 
     figure.colorbar(image, ax=axes, label="weight")
     return _save(figure, path)
 
+
 def draw_ensemble(lines: list[dict[str, Any]], classes: tuple[str, ...], title: str, path: Path) -> Path | None:
     """Draw the label distribution p_t(y) over rounds, and the last weight of each teacher for each class; None where a
     run did not log the second. Returns the path.
     """
     told = [line for line in lines if "label_distribution" in line["log"]]
-    weighed = [line for line in told if "ensemble_weights" in line["log"]]
+    weighed = [line for line in told if {"ensemble_weights", "teachers"} <= line["log"].keys()]
     if not weighed:
         return None
     figure = Figure(figsize=(11.5, 4.6), layout="constrained")
@@ -133,6 +137,7 @@ def draw_ensemble(lines: list[dict[str, Any]], classes: tuple[str, ...], title: 
     figure.suptitle(title, fontsize=11)
     return _save(figure, path)
 
+
 def draw_features(lines: list[dict[str, Any]], classes: tuple[str, ...], title: str, path: Path) -> Path | None:
     """Draw the last map of features in two dimensions that a run logged, a colour a class; None without one."""
     logged = [line for line in lines if "feature_map" in line["log"]]
@@ -153,6 +158,7 @@ def draw_features(lines: list[dict[str, Any]], classes: tuple[str, ...], title: 
     axes.spines[["top", "right"]].set_visible(False)
     return _save(figure, path)
 
+
 def draw_virtual(
     images: np.ndarray, labels: np.ndarray, classes: tuple[str, ...], title: str, path: Path, rows: int = 10
 ) -> Path:
@@ -172,6 +178,7 @@ def draw_virtual(
         grid[0][column].set_title(classes[label], fontsize=8)
     figure.suptitle(title, fontsize=9.5)
     return _save(figure, path)
+
 
 def draw_images(folder: Path, title: str, rows: int = 8, unit: str = "round") -> Path | None:
     """Draw the rows of images that a run kept in a folder, one round below the other; `rows` of them, first and last
@@ -203,6 +210,7 @@ def draw_images(folder: Path, title: str, rows: int = 8, unit: str = "round") ->
     figure.suptitle(title, fontsize=9.5)
     return _save(figure, folder.with_suffix(".png"))
 
+
 def _save(figure: Figure, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context({"savefig.dpi": 144}):
@@ -228,11 +236,13 @@ def draw(environment: Environment, folder: RunFolder) -> list[Path]:
     shown = [draw_images(path, f"{path.name}: {about}") for path in folder.image_folders()]
     return [path for path in (curves, heat, weights, ensemble, features, *shown) if path is not None]
 
+
 def partition_name(config: Config) -> str:
     """Return the partition in words, such as `dirichlet (clients 20, alpha 0.1)`."""
     partition = config.data.partition
     assert partition is not None, "a run has one"
     return _in_words({"scheme": partition.scheme, **(partition.model_extra or {})})
+
 
 def _in_words(table: dict[str, Any]) -> str:
     told = [

@@ -18,6 +18,7 @@ def lower_is_better(metric: str) -> bool:
     """Return whether less of a metric is better: of losses, and of angles by which models drift apart."""
     return metric.endswith(("/loss", "_angle"))
 
+
 def to_line(record: Record) -> dict[str, Any]:
     """Return a round's record as a line of metrics.jsonl, in a fixed order; only `seconds` depends on the clock."""
     return {
@@ -35,6 +36,7 @@ def to_line(record: Record) -> dict[str, Any]:
         "seconds": record.seconds,
     }
 
+
 def _spread(values: Iterable[float]) -> dict[str, float]:
     array = np.sort(np.fromiter(values, np.float64))
     return {
@@ -45,8 +47,10 @@ def _spread(values: Iterable[float]) -> dict[str, float]:
         "max": float(array[-1]),
     }
 
+
 def _sorted(sizes: dict[str, dict[str, int]]) -> dict[str, dict[str, int]]:
     return {way: dict(sorted(kinds.items())) for way, kinds in sizes.items()}
+
 
 def summarise(
     config: Config, lines: list[dict[str, Any]], *, status: str, seconds: float, data: str, error: str | None = None
@@ -87,11 +91,13 @@ def summarise(
         **surroundings(),
     }
 
+
 def surroundings() -> dict[str, Any]:
     """Return what a run stood on: versions and hardware."""
     packages = ("fedkd", "flwr", "ray", "torch", "torchvision", "numpy")
     versions = {"python": platform.python_version(), **{name: version(name) for name in packages}}
     return {"versions": versions, "hardware": _hardware()}
+
 
 def _hardware() -> dict[str, Any]:
     import torch

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 _QUIET_SECONDS = 10.0  # between two lines about the same round
 
+
 class ManyRuns:
     """Several runs at a time: a bar for all, and one for each that runs; plain lines where there is no terminal.
 
@@ -78,6 +79,7 @@ class ManyRuns:
         """Show a line of text."""
         _line(self._bar, self._stream, text)
 
+
 def _bar(stream: TextIO, *more: Any) -> Any:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -88,14 +90,17 @@ def _bar(stream: TextIO, *more: Any) -> Any:
     )  # fmt: skip
     return Progress(*columns, console=Console(file=stream), expand=bool(more))
 
+
 def _line(bar: Any, stream: TextIO, text: str) -> None:
     if bar is not None:
         bar.console.print(text, highlight=False, markup=False)
     else:
         print(text, file=stream, flush=True)
 
+
 def _accuracies(metrics: dict[str, float]) -> str:
     return "  ".join(f"{name} {value:.3f}" for name, value in sorted(metrics.items()) if name.endswith("accuracy"))
+
 
 class Progress:
     """A bar with the current metrics and the time left; plain lines where the output is no terminal."""

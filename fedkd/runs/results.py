@@ -22,6 +22,7 @@ from .run_folder import CONFIG, METRICS, PARTITION, SUMMARY, whole_lines
 
 NO_RESULT = ("engine.", "checkpoint.", "trackers", "data.root", "data.download")  # keys that change none
 
+
 class _Line(BaseModel):
     """What is read of a line of metrics.jsonl."""
 
@@ -34,10 +35,12 @@ class _Line(BaseModel):
     log: dict[str, Any]
     seconds: dict[str, float]
 
+
 class _Strategy(BaseModel):
     """What is read of a config's strategy by its name."""
 
     name: str
+
 
 class _Config(BaseModel):
     """What is read of a config.toml by its name."""
@@ -47,11 +50,13 @@ class _Config(BaseModel):
     strategy: _Strategy
     data: dict[str, Any]
 
+
 class _Summary(BaseModel):
     """What is read of a summary.json by its name."""
 
     status: str
     versions: dict[str, str]
+
 
 @dataclass(frozen=True)
 class Run:
@@ -118,12 +123,14 @@ class Run:
             return None
         return kept
 
+
 @dataclass(frozen=True)
 class Arm:
     """Runs that differ in their seeds alone, by seed, under a name that tells them from the others."""
 
     name: str
     runs: list[Run]
+
 
 def read_run(path: Path) -> Run:
     """Read a run's folder, also while the run goes on.
@@ -157,6 +164,7 @@ def read_run(path: Path) -> Run:
         raise InputError(f"{path}: completed, but its {METRICS} {ends}; lines were lost.")
     return Run(path, config, lines, summary)
 
+
 def _wrong(form: type[BaseModel], found: Any, where: str) -> list[str]:
     """Return which parts of what was read are missing or of another type; none of a summary that is not there."""
     if found is None and form is _Summary:
@@ -170,6 +178,7 @@ def _wrong(form: type[BaseModel], found: Any, where: str) -> list[str]:
             wrong.append(f"without {key}" if one["type"] == "missing" else f"{key.strip('.')} is {one['input']!r:.60}")
         return wrong
     return []
+
 
 def find_runs(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
     """Return the runs in folders, each a run or a folder of runs, by path; and what is wrong with others there.
@@ -204,6 +213,7 @@ def find_runs(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
         raise InputError("There is no run to show. " + " ".join(problems))
     return runs, problems
 
+
 def _folders(path: Path) -> tuple[list[Path], list[str]]:
     """Return the run folders in a folder, links to some included; and which folders cannot be read, and why."""
     unread: list[str] = []
@@ -224,6 +234,7 @@ def _folders(path: Path) -> tuple[list[Path], list[str]]:
             found.append(Path(home))
     return sorted(found), unread
 
+
 def completed(runs: Iterable[Run]) -> tuple[list[Run], list[str]]:
     """Return the runs that came to their end, and a line on each other one."""
     runs = list(runs)
@@ -233,11 +244,13 @@ def completed(runs: Iterable[Run]) -> tuple[list[Run], list[str]]:
     ]
     return [run for run in runs if run.status == "completed"], told
 
+
 def differing(runs: Sequence[Run]) -> dict[str, list[Any]]:
     """Return the keys, but the strategy's, in which runs differ, each with its values: None where it is unset."""
     keys = sorted({key for run in runs for key in run.settings if not key.startswith("strategy.")})
     values = {key: _unique(run.settings.get(key) for run in runs) for key in keys}
     return {key: found for key, found in values.items() if len(found) > 1}
+
 
 def arms_of(runs: Sequence[Run]) -> tuple[list[Arm], list[str]]:
     """Sort runs into arms, in the order in which they come; and tell of runs that are there twice.
@@ -268,10 +281,12 @@ def arms_of(runs: Sequence[Run]) -> tuple[list[Arm], list[str]]:
         arms.append(Arm(f"{short} ({', '.join(told)})" if told else short, [by_seed[seed] for seed in sorted(by_seed)]))
     return arms, problems
 
+
 def shared_metrics(arms: Sequence[Arm]) -> list[str]:
     """Return the metrics that all arms have, those first that say most."""
     found = [{metric for run in arm.runs for metric in run.metrics()} for arm in arms]
     return in_order(set.intersection(*found) if found else set())
+
 
 def in_order(metrics: Iterable[str]) -> list[str]:
     """Return metrics, those first that say most, then the other accuracies."""
@@ -282,11 +297,13 @@ def in_order(metrics: Iterable[str]) -> list[str]:
 
     return sorted(metrics, key=place)
 
+
 def check_metric(metric: str, arms: Sequence[Arm]) -> None:
     """Raise InputError where no arm has a metric."""
     known = {name for arm in arms for run in arm.runs for name in run.metrics()}
     if metric not in known:
         raise unknown("--metric", metric, known)
+
 
 def target_reached(run: Run, metric: str, target: float) -> tuple[int, float, float] | None:
     """Return round, megabytes and seconds at which a metric was first measured at a target or beyond it, if ever."""
@@ -296,11 +313,13 @@ def target_reached(run: Run, metric: str, target: float) -> tuple[int, float, fl
             return run.lines[i]["round"], run.megabytes[i], run.seconds[i]
     return None
 
+
 def worst_decile(values: Iterable[float], metric: str) -> float:
     """Return the mean of the worst tenth of nodes' values of a metric, of one node at least; NaN where one is none."""
     ordered = sorted(values, reverse=lower_is_better(metric))
     worst = ordered[: max(1, math.ceil(len(ordered) / 10))]
     return sum(worst) / len(worst) if all(map(math.isfinite, ordered)) else math.nan
+
 
 def other_data(runs: Sequence[Run]) -> tuple[Run, Run] | None:
     """Return two runs of one seed that trained on other images or another partition, if there are any.
@@ -316,8 +335,10 @@ def other_data(runs: Sequence[Run]) -> tuple[Run, Run] | None:
                 return before, run
     return None
 
+
 def _unique(values: Iterable[Any]) -> list[Any]:
     return list({json.dumps(value, sort_keys=True, default=str): value for value in values}.values())
+
 
 def shown(value: Any) -> str:
     """Return a value of a config's key in few words."""

@@ -29,6 +29,7 @@ OnRound = Callable[[Record, Environment], None]
 OnStep = Callable[[int, str, int, int], None]
 _log = logging.getLogger("fedkd")
 
+
 def make_engine(setup: Setup) -> Engine:
     """Return the engine that the config names. Raises InputError for an unknown one or wrong options."""
     table = setup.environment.config.engine
@@ -47,8 +48,8 @@ def run(
     """Run a config into a new folder; return the summary. Nothing is written before all input is accepted.
 
     `on_round` is called after each round, `on_step` on the progress of long work on the server (see `run_rounds`),
-    `on_event` with a line on what the run survives. Raises InputError for input that is refused, RunError for a run that cannot go on; whatever
-    ends a run early is written into its summary first.
+    `on_event` with a line on what the run survives. Raises InputError for input that is refused, RunError for a run that
+    cannot go on; what ends a run early is written into its summary first.
     """
     refuse_used(out)
     _refuse_sites(config)
@@ -60,6 +61,7 @@ def run(
         folder.create(setup.environment.config)
         with alone_in(out):
             return _simulate(setup, engine, folder, 0, trackers, on_round, on_step, on_event)
+
 
 def resume(
     path: Path,
@@ -88,6 +90,7 @@ def resume(
     with alone_in(path), make_engine(setup) as simulation:
         first_round = _back_to_checkpoint(setup, simulation, folder, on_event)
         return _simulate(setup, simulation, folder, first_round, trackers, on_round, on_step, on_event)
+
 
 def _simulate(
     setup: Setup,

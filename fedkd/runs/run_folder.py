@@ -22,6 +22,7 @@ from ..errors import InputError
 CONFIG, METRICS, SUMMARY, PARTITION = "config.toml", "metrics.jsonl", "summary.json", "partition.json"
 MOST_ROWS = 1000  # nodes whose label counts are kept and drawn
 
+
 class RunFolder:
     """One run's folder. A line is on disk as soon as its round has ended."""
 
@@ -96,6 +97,7 @@ class RunFolder:
         partial.write_text(json.dumps(summary, indent=2) + "\n")
         os.replace(partial, self.path / SUMMARY)
 
+
 def whole_lines(path: Path) -> list[dict[str, Any]]:
     """Return the lines of a metrics.jsonl; the last may be cut off, or just be written.
 
@@ -105,6 +107,7 @@ def whole_lines(path: Path) -> list[dict[str, Any]]:
     if len(lines) < count - 1:
         raise ValueError(f"line {len(lines) + 1} of {path.name} is damaged")
     return lines
+
 
 def _read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
     """Return the lines up to the first that is damaged, and how many lines the file has."""
@@ -117,6 +120,7 @@ def _read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
             break
     return lines, len(texts)
 
+
 def make_folder(path: Path) -> None:
     """Make a folder for output, where it is not there. Raises InputError where nothing can be written into it."""
     try:
@@ -125,6 +129,7 @@ def make_folder(path: Path) -> None:
         raise InputError(f"--out {path}: that folder cannot be made: {error.strerror}.") from error
     if not os.access(path, os.W_OK | os.X_OK):
         raise InputError(f"--out {path}: that folder cannot be written into.")
+
 
 @contextlib.contextmanager
 def alone_in(path: Path) -> Iterator[None]:
@@ -140,6 +145,7 @@ def alone_in(path: Path) -> Iterator[None]:
     finally:
         os.close(handle)
 
+
 def is_unborn(path: Path) -> bool:
     """Return whether a folder holds nothing but what a run makes before it has a config: it was cut off at once."""
     if (path / CONFIG).exists():
@@ -149,6 +155,7 @@ def is_unborn(path: Path) -> bool:
     within = {str(entry.relative_to(path)) for entry in found}
     return within <= made and not any(entry.name == METRICS and entry.stat().st_size for entry in found)
 
+
 def refuse_used(path: Path) -> None:
     """Raise InputError where `path` is a file, or a folder that holds anything."""
     if path.exists() and not path.is_dir():
@@ -157,12 +164,14 @@ def refuse_used(path: Path) -> None:
         what = "another run" if (path / CONFIG).exists() else "other files"
         raise InputError(f"--out {path}: the folder holds {what}; name a new one, or continue a run with --resume.")
 
+
 def free_folder(parent: Path, name: str) -> Path:
     """Return `parent/name`, or the first of `parent/name-2`, `-3`, ... that does not exist."""
     path, number = parent / name, 2
     while path.exists():
         path, number = parent / f"{name}-{number}", number + 1
     return path
+
 
 def run_folder_of(config: Config) -> Path:
     """Return a free folder in `runs/` that is named after a config."""

@@ -25,6 +25,7 @@ _LONGEST = 255  # bytes of a folder's name
 
 _MOST_SEEDS = 10_000
 
+
 @dataclass(frozen=True)
 class Job:
     """One run of a grid."""
@@ -32,6 +33,7 @@ class Job:
     name: str
     path: Path
     config: Config
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -41,6 +43,7 @@ class Plan:
     finished: int
     varied: list[str]  # keys that have several values
     first: str | None  # the first strategy, where others are compared with it
+
 
 def plan(configs: Sequence[Path], overrides: Sequence[str], vary: Sequence[str], seeds: str, out: Path) -> Plan:
     """Return the grid of all combinations of configs, values of the keys in `vary` (`key=value,value`) and seeds.
@@ -85,6 +88,7 @@ def plan(configs: Sequence[Path], overrides: Sequence[str], vary: Sequence[str],
     first = strategies[0] if len(strategies) > 1 and strategies.count(strategies[0]) == 1 else None
     return Plan(left, len(jobs) - len(left), varied, first)
 
+
 def check(jobs: Sequence[Job]) -> None:
     """Refuse what `fedkd run` would: images that are missing, models, what strategies need; each config once.
 
@@ -104,11 +108,13 @@ def check(jobs: Sequence[Job]) -> None:
             except InputError as error:
                 raise InputError(f"{job.name}: {error}") from error
 
+
 def _resolved(config: Config) -> Config:
     """Return the config as a run folder keeps it. Raises InputError for wrong options of the strategy."""
     if config.data.sites is not None:
         raise InputError("data.sites: there are no images to simulate with; such a config is for `flwr run`.")
     return config.model_copy(update={"strategy": make_strategy(config.strategy)[1]})
+
 
 def seeds_of(text: str) -> list[int]:
     """Return the seeds in a text such as `0..4` or `0,1,7`. Raises InputError where there are none."""
@@ -125,12 +131,14 @@ def seeds_of(text: str) -> list[int]:
         seeds += range(first, last + 1)
     return list(dict.fromkeys(seeds))
 
+
 def _axis(text: str) -> tuple[str, list[str]]:
     key, sign, rest = text.partition("=")
     values = [value.strip() for value in _split(rest)]
     if not sign or not all(key.split(".")) or not all(values):
         raise InputError(f"--vary {text!r}: write key=value,value, such as strategy=local,fedmd.")
     return key, values
+
 
 def _split(text: str) -> list[str]:
     """Split at the commas outside of brackets and quotation marks."""
@@ -148,19 +156,23 @@ def _split(text: str) -> list[str]:
             parts[-1] += character
     return parts
 
+
 def _short(key: str, keys: Sequence[str]) -> str:
     """Return the last part of a key, or all of it where another key ends so too."""
     last = key.rsplit(".", 1)[-1]
     return key if sum(other.rsplit(".", 1)[-1] == last for other in keys) > 1 else last
+
 
 def _words(values: Sequence[str]) -> list[str]:
     """Return values as they can stand in a folder's name: files without their folders, where that tells them apart."""
     short = [_word(value.rsplit("/", 1)[-1]) for value in values]
     return short if len(set(short)) == len(short) else [_word(value) for value in values]
 
+
 def _word(value: str) -> str:
     plain = re.sub(r"[^\w.+-]+", "-", value)
     return plain.strip("-") if value[:1] in "[{\"'" else plain  # but a minus sign stays
+
 
 def _is_finished(job: Job) -> bool:
     """Return whether a job's run is there and has ended."""

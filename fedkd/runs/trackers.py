@@ -22,6 +22,7 @@ _MLFLOW_PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST
 
 _IDENTITY = "tracker-{name}.txt"  # of a run with a tracker, in the run's folder, so that a resumed one goes on there
 
+
 class Tracker(ABC):
     """Hears of a run: `begin` before its first round, `note` of each line of metrics.jsonl, `end` of its summary.
 
@@ -40,6 +41,7 @@ class Tracker(ABC):
     def end(self, summary: dict[str, Any]) -> None:
         """Take the summary; the run has ended, one way or another."""
 
+
 def scalars(line: dict[str, Any]) -> dict[str, float]:
     """Return what of a line is a number of its own: metrics, bytes by direction, seconds, failures, logged numbers."""
     found: dict[str, float] = dict(line["metrics"])
@@ -48,6 +50,7 @@ def scalars(line: dict[str, Any]) -> dict[str, float]:
     found["failures"] = float(len(line["failures"]))
     found |= {f"log/{name}": float(value) for name, value in line["log"].items() if isinstance(value, int | float)}
     return found
+
 
 class TensorBoard(Tracker):
     """TensorBoard's event files, in the run's folder under `tensorboard/`."""
@@ -72,6 +75,7 @@ class TensorBoard(Tracker):
     def end(self, summary: dict[str, Any]) -> None:
         """Close the event file."""
         self._writer.close()
+
 
 class MLflow(Tracker):
     """An MLflow run. `uri`: the tracking server or folder, by default MLflow's own; `experiment`: its name."""
@@ -109,6 +113,7 @@ class MLflow(Tracker):
         status = {"completed": "FINISHED", "interrupted": "KILLED"}.get(summary["status"], "FAILED")
         self._client.set_terminated(self._id, status)
 
+
 class WandB(Tracker):
     """A Weights & Biases run; `mode = "offline"` keeps it in the run's folder, for `wandb sync`."""
 
@@ -136,6 +141,7 @@ class WandB(Tracker):
         """Close the run."""
         self._run.finish(exit_code=0 if summary["status"] == "completed" else 1)
 
+
 def need(package: str, extra: str) -> ModuleType:
     """Import what a tracker stands on. Raises InputError that names the extra to install."""
     try:
@@ -146,6 +152,7 @@ def need(package: str, extra: str) -> ModuleType:
             f"pip install 'fedkd[{extra}]'."
         ) from error
 
+
 def make_trackers(config: Config) -> Trackers:
     """Return a config's trackers. Raises InputError for an unknown one, wrong options, a missing package."""
     made = []
@@ -154,6 +161,7 @@ def make_trackers(config: Config) -> Trackers:
         kind = find("trackers", table.name, key)
         made.append((table.name, kind(**options(kind, table.options, key))))
     return Trackers(made)
+
 
 class Trackers:
     """A run's trackers. One that fails, such as a server that is away, is told once and costs the run nothing."""
