@@ -242,7 +242,7 @@ class Call:
 
 @dataclass(eq=False)
 class Slot:
-    """A worker, what tells that it has started (None: it has), how many calls it has, how often it did not start."""
+    """A worker. `starting`: ready once it has started, None from then on. `load`: its calls. `failures`: to start."""
 
     actor: Any
     starting: Any

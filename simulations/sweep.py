@@ -128,7 +128,7 @@ def _inline(one: _Running) -> Config:
 
 
 def _outcome(ref: Any) -> tuple[str | None, list[str], bool]:
-    """Return why a run failed, if it did, what it had to tell, and whether its process died."""
+    """Return why a run failed, if it did, its messages, and whether its process died."""
     try:
         reason, notices = ray.get(ref)
         return reason, notices, False
@@ -150,7 +150,7 @@ def _look(job: Job, view: ManyRuns) -> None:
 
 
 def _run_job(config: Config, folder: str) -> tuple[str | None, list[str]]:
-    """Run or continue one run in this worker; return why it failed, if it did, and what it had to tell."""
+    """Run or continue one run in this worker; return why it failed, if it did, and its messages."""
     logging.getLogger("flwr").setLevel(logging.ERROR)
     path, notices = Path(folder), _Notices()
     logging.getLogger("fedkd").addHandler(notices)

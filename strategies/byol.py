@@ -36,8 +36,8 @@ class BYOLClient(SelfSupervisedClient):
         """Return (2 - 2 cos(q(P1), P2')) + (2 - 2 cos(q(P2), P1')), the mean over the batch."""
         with torch.no_grad():
             wanted = self.target(torch.cat(views)).chunk(2)
-        told = encoder.predictors[ONLINE](torch.cat([first, second])).chunk(2)
-        return prediction_loss(told[0], wanted[1]) + prediction_loss(told[1], wanted[0])
+        predicted = encoder.predictors[ONLINE](torch.cat([first, second])).chunk(2)
+        return prediction_loss(predicted[0], wanted[1]) + prediction_loss(predicted[1], wanted[0])
 
     def after_step(self, encoder: Encoder) -> None:
         """Move the target a little towards the encoder."""
@@ -48,9 +48,9 @@ class BYOLClient(SelfSupervisedClient):
         self.keep(_TARGET, copied(self.target.state_dict()))
 
 
-def prediction_loss(told: Tensor, wanted: Tensor) -> Tensor:
+def prediction_loss(predicted: Tensor, wanted: Tensor) -> Tensor:
     """Return 2 - 2 cos, the mean over rows, B x D (Grill et al., 2020, equation 2)."""
-    return (2 - 2 * F.cosine_similarity(told, wanted, dim=1)).mean()
+    return (2 - 2 * F.cosine_similarity(predicted, wanted, dim=1)).mean()
 
 
 @dataclass(kw_only=True)

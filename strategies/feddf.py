@@ -80,12 +80,12 @@ class FedDF(Strategy):
     models: dict[int, Tensors] = field(default_factory=dict, init=False)
 
     def check(self, environment: Environment) -> None:
-        """Refuse a run without a public set, or that drops the worst without images to tell them by."""
+        """Refuse a run without a public set, or that drops the worst without images to measure them on."""
         if environment.data.public is None:
             raise InputError("strategy feddf needs a public set: set data.public, such as public = { size = 2000 }.")
         if self.drop_worst and environment.data.validation is None:
             raise InputError(
-                "strategy.drop_worst = true: teachers are told apart on the server's labelled images; "
+                "strategy.drop_worst = true: teachers are measured on the server's labelled images; "
                 "set data.validation, such as validation = { size = 500 }."
             )
 
@@ -124,7 +124,7 @@ class FedDF(Strategy):
         environment = federation.environment
         public, validation = environment.data.public, environment.data.validation
         assert public is not None
-        told, dropped = [], 0
+        outputs, dropped = [], 0
         for architecture, weights in received:
             if self.drop_worst:
                 assert validation is not None
@@ -134,9 +134,9 @@ class FedDF(Strategy):
                     continue
             model = environment.model(architecture)
             model.load_state_dict(weights)
-            told.append(predict(model, public, environment.preprocess))
+            outputs.append(predict(model, public, environment.preprocess))
         federation.log("dropped_teachers", dropped)
-        return torch.stack(told) if told else torch.empty(0)
+        return torch.stack(outputs) if outputs else torch.empty(0)
 
     def _distil(self, federation: Round, architecture: int, start: Tensors, targets: Tensor) -> Tensors:
         environment = federation.environment

@@ -82,7 +82,7 @@ class FedDyn(Strategy):
     With h_k = -grad L_k / alpha of the paper: the mean of all h_k is its -h / alpha. alpha: 0.1, 0.01 or 0.001 in the
     paper. Means are unweighted, as there; buffers (the statistics of batch norm) get the mean over the cohort alone.
     official_quirks: as in FedDyn's and FedFTG's code: alpha over the node's share of images, and the quadratic term as
-    weight decay, which `train.clip` does not see. The nodes then tell their numbers of images before round 1.
+    weight decay, which `train.clip` does not see. The nodes then report their numbers of images before round 1.
     """
 
     client: ClassVar[type[Client]] = FedDynClient

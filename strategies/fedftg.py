@@ -91,8 +91,8 @@ def disagreement_loss(student: Tensor, teacher: Tensor, weights: Tensor, kind: L
     if kind == "l1":
         distance = (student - teacher).abs().mean(1)
     else:
-        told = F.log_softmax(teacher, 1)
-        distance = F.kl_div(F.log_softmax(student, 1), told, reduction="none", log_target=True).sum(1)
+        target = F.log_softmax(teacher, 1)
+        distance = F.kl_div(F.log_softmax(student, 1), target, reduction="none", log_target=True).sum(1)
     return -(weights * distance).mean()
 
 
@@ -164,7 +164,7 @@ class FedFTG(Wrapper):
     aggregated: Tensors = field(default_factory=dict, init=False)
 
     def client_class(self) -> type[Client]:
-        """Return the base's client half, which also tells its label counts."""
+        """Return the base's client half, which also reports its label counts."""
         return type("FedFTGClient", (LabelCountsClient, super().client_class()), {})
 
     def check(self, environment: Environment) -> None:
@@ -275,8 +275,8 @@ class FedFTG(Wrapper):
                 _step(student_optimizer, value)
                 student_losses.append(value.detach())
         means = torch.stack(generator_losses).double().mean(0).tolist()
-        told = dict(zip(("disagreement_loss", "classification_loss", "diversity_loss"), means, strict=True))
-        return told | {"student_loss": float(torch.stack(student_losses).double().mean())}
+        logged = dict(zip(("disagreement_loss", "classification_loss", "diversity_loss"), means, strict=True))
+        return logged | {"student_loss": float(torch.stack(student_losses).double().mean())}
 
     def generator_losses(
         self,
@@ -291,9 +291,9 @@ class FedFTG(Wrapper):
         """Return the parts of the generator's loss for some of the teachers: sums over them; weights a, B x K."""
         images = generator(noise, labels)
         logits = student(images)
-        told = [teachers.one(group[0], images)] if len(group) == 1 else list(teachers(images))
+        logits_of = [teachers.one(group[0], images)] if len(group) == 1 else list(teachers(images))
         disagreements, classifications = [], []
-        for k, teacher in zip(group, told, strict=True):
+        for k, teacher in zip(group, logits_of, strict=True):
             seen = teacher if self.teacher_gradient else teacher.detach()
             disagreements.append(disagreement_loss(logits, seen, weights[:, k], self.disagreement))
             classifications.append(classification_loss(teacher, labels, weights[:, k], self.classification))
@@ -313,14 +313,14 @@ class FedFTG(Wrapper):
         return generator.to(federation.environment.device)
 
     def _label_counts(self, federation: Round, nodes: list[int]) -> tuple[list[int], Tensor]:
-        """Return the nodes that told their label counts, ascending, and the counts, K x C."""
+        """Return the nodes that reported their label counts, ascending, and the counts, K x C."""
         spec = ArraySpec((len(federation.environment.data.classes),), torch.int32, counts=True)
         request = Payload()
         replies = federation.ask(
             "label_counts", dict.fromkeys(nodes, request), expect=Expected(statistics={"label_counts": spec})
         )
         counts = {node: reply.statistics["label_counts"] for node, reply in replies}
-        counts = {node: told for node, told in counts.items() if int(told.sum())}
+        counts = {node: own for node, own in counts.items() if int(own.sum())}
         if not counts:
             raise RunError(f"Round {federation.number}: no node of the cohort holds a labelled image.")
         return list(counts), torch.stack(list(counts.values()))

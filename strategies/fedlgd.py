@@ -177,16 +177,16 @@ class FedLGD(VirtualImages, Strategy):
         self.check_images(environment)
 
     def prepare(self, federation: Round) -> None:
-        """Let each node make its images; make the global ones of what the nodes tell of theirs."""
+        """Let each node make its images; make the global ones from the nodes' class statistics."""
         data = federation.environment.data
         classes, (channels, height, width) = len(data.classes), data.image_shape
         table = ArraySpec((classes, channels))
         positive = ArraySpec((classes, channels), between=(0, math.inf))
-        told = {"means": table, "deviations": positive, "held": ArraySpec((classes,), torch.bool)}
+        specs = {"means": table, "deviations": positive, "held": ArraySpec((classes,), torch.bool)}
         nodes, statistics = [], []
-        for node, reply in federation.ask("begin", expect=Expected(statistics=told)):
+        for node, reply in federation.ask("begin", expect=Expected(statistics=specs)):
             nodes.append(node)
-            statistics.append([reply.statistics[name] for name in told])
+            statistics.append([reply.statistics[name] for name in specs])
         mean, deviation, held = average_statistics(*(torch.stack(part) for part in zip(*statistics, strict=True)))
         images, labels = normal_images(
             mean, deviation, held, self.server_ipc, (height, width), federation.stream("first-images")

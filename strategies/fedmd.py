@@ -50,7 +50,7 @@ class FedMDClient(PublicSetClient):
         """Return the knowledge on the subset, P x C, in its order; of a latecomer, once it is pre-trained."""
         if not self.has_model:
             self._pretrain()
-        return self.tell(self.knowledge(self.subset(request)))
+        return self.send_knowledge(self.knowledge(self.subset(request)))
 
     def digest(self, request: Payload) -> Payload:
         """Approach the targets on the subset, then revisit the node's own images; a latecomer is pre-trained first."""
@@ -62,7 +62,7 @@ class FedMDClient(PublicSetClient):
         return Payload()
 
     def knowledge(self, images: Images) -> Tensor:
-        """Return what this node tells: its logits."""
+        """Return what this node sends: its logits."""
         return self.predict(images)
 
     def digest_loss(self) -> Loss:

@@ -98,7 +98,7 @@ class FedNova(Strategy):
         federation.log("effective_steps", steps / examples)
 
     def _most(self, federation: Round, node: int) -> float:
-        """Return the largest normaliser that a node can have, with as many images as it told of."""
+        """Return the largest normaliser that a node can have, with as many images as it reported."""
         images = federation.carrier.images_of(node)
         if images is None:
             return math.inf

@@ -30,8 +30,8 @@ class FedNTDClient(GlobalModelClient):
         def loss(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
             logits = model(images)
             with torch.no_grad():
-                told = teacher(images)
-            kept = kl_divergence(not_true(logits, labels), not_true(told, labels), method.temperature)
+                taught = teacher(images)
+            kept = kl_divergence(not_true(logits, labels), not_true(taught, labels), method.temperature)
             return F.cross_entropy(logits, labels) + method.beta * kept
 
         return loss

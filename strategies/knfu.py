@@ -47,7 +47,7 @@ WeightFunction = Literal["softmax", "topk", "threshold"]
 
 
 class KnFuClient(PublicSetClient):
-    """Trains on its own images, tells its knowledge, and is fine-tuned on what is fused for it."""
+    """Trains on its own images, sends its knowledge, and is fine-tuned on what is fused for it."""
 
     def extract(self, request: Payload) -> Payload:
         """Steps 1 and 2: local training, then the knowledge on the transfer set, P x C."""
@@ -56,8 +56,8 @@ class KnFuClient(PublicSetClient):
         self.keep_model()
         images = self.subset(request)
         if method.fuse_space == "logit":
-            return self.tell(self.predict(images) / method.extraction_temperature)
-        return self.tell(self.soft_labels(images, method.extraction_temperature))
+            return self.send_knowledge(self.predict(images) / method.extraction_temperature)
+        return self.send_knowledge(self.soft_labels(images, method.extraction_temperature))
 
     def finetune(self, request: Payload) -> Payload:
         """Step 4: fit the model to the fused targets on the transfer set."""
@@ -183,8 +183,8 @@ class KnFu(PublicSetStrategy):
     def run_round(self, federation: Round) -> None:
         """Gather the cohort's knowledge, fuse it for each node by its neighbours, send each its own targets."""
         indices = self.draw_subset(federation)
-        told = self.ask_knowledge(federation, "extract", Payload(indices=indices), soft=self.fuse_space == "prob")
-        nodes, knowledge = list(told), torch.stack(list(told.values()))
+        received = self.ask_knowledge(federation, "extract", Payload(indices=indices), soft=self.fuse_space == "prob")
+        nodes, knowledge = list(received), torch.stack(list(received.values()))
         soft = torch.softmax(knowledge.double(), -1) if self.fuse_space == "logit" else normalised(knowledge)
         priors = estimated_priors(soft, self.epd_mode, self.epd_epsilon)
         weights = neighbour_weights(

@@ -32,7 +32,7 @@ from .fedmd import FedMDClient
 
 
 class KTpFLClient(FedMDClient):
-    """As FedMD's: tells, digests, revisits; with soft labels at a temperature."""
+    """As FedMD's: sends, digests, revisits; with soft labels at a temperature."""
 
     def knowledge(self, images: Images) -> Tensor:
         """Return softmax(z / T)."""
@@ -115,8 +115,8 @@ class KTpFL(Pretraining):
     def run_round(self, federation: Round) -> None:
         """Gather soft labels, update the coefficients, send each node its own mixture."""
         indices = self.draw_subset(federation)
-        told = self.ask_knowledge(federation, "communicate", Payload(indices=indices), soft=True)
-        nodes, knowledge = list(told), torch.stack(list(told.values()))
+        received = self.ask_knowledge(federation, "communicate", Payload(indices=indices), soft=True)
+        nodes, knowledge = list(received), torch.stack(list(received.values()))
         self._welcome([node for node in nodes if node not in self.known])
         places = torch.tensor([self.known.index(node) for node in nodes])
         block = self.coefficients[places[:, None], places]

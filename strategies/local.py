@@ -12,7 +12,7 @@ class LocalClient(Client):
     """Trains the node's personal model on the node's images."""
 
     def fit(self, request: Payload) -> Payload:
-        """Train one round and keep the model; tell the loss."""
+        """Train for one round and keep the model; return the loss."""
         loss = self.train_locally()
         self.keep_model()
         return Payload(numbers={"loss": loss})

@@ -1,4 +1,4 @@
-"""FedMoCo: encoders that tell the other view of an image from a queue of earlier ones.
+"""FedMoCo: encoders that find the other view of an image among a queue of earlier ones.
 
 He, Fan, Wu, Xie, Girshick: Momentum Contrast for Unsupervised Visual Representation Learning, CVPR 2020,
 arXiv:1911.05722, Algorithm 1; federated, and symmetric, as in EasyFL's code.

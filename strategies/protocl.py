@@ -1,4 +1,4 @@
-"""FedProtoCL: MoCo whose images are also told by the clusters that they fall into.
+"""FedProtoCL: MoCo with a second contrast, between the clusters that images fall into.
 
 Li, Zhou, Xiong, Hoi: Prototypical Contrastive Learning of Unsupervised Representations, ICLR 2021, arXiv:2005.04966,
 equations 11 and 12; the base that FedX calls FedProtoCL, as far as is known.

@@ -90,7 +90,7 @@ def virtual_homogeneity_loss(
 
     def loss(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         drawn = noise.take(torch.randperm(len(noise.labels), generator=stream)[:size].numpy())
-        features = cast(Callable[[Tensor], Tensor], model.features)(torch.cat([images, preprocess(drawn.images)]))
+        features = cast(Callable[[Tensor], Tensor], model.features)(torch.cat([images, preprocess.of(drawn)]))
         logits = cast(nn.Module, model.classifier)(features)
         wanted, shift = torch.from_numpy(drawn.labels).to(labels.device), 0
         if head is not None:

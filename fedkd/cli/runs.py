@@ -77,11 +77,11 @@ def distill(
             folder = resume
             parsed = read_distill_config(folder / "config.toml")
         with progress:
-            told = lambda number, metrics: progress.advance(number, parsed.iterations, metrics)  # noqa: E731
+            on_iteration = lambda number, metrics: progress.advance(number, parsed.iterations, metrics)  # noqa: E731
             if config is not None:
-                summary = distillations.distill(parsed, folder, told)
+                summary = distillations.distill(parsed, folder, on_iteration)
             else:
-                summary = distillations.resume(folder, told)
+                summary = distillations.resume(folder, on_iteration)
         accuracy = summary["final"]["test/accuracy"]
         typer.echo(
             f"{summary['distiller']}, {parsed.ipc} a class: test accuracy {accuracy:.4f} "
@@ -133,9 +133,9 @@ def sweep(
         with alone_in(folder), ManyRuns(sys.stderr, len(grid.jobs)) as view:
             failed = run_jobs(grid.jobs, view, memory=memory * 2**30, gpus=gpus, at_once=at_once)
         total = len(grid.jobs) + grid.finished
-        told = f"{total - len(failed)} of {total} runs have ended well"
-        told += f", of which {grid.finished} were there" if grid.finished else ""
-        typer.echo(told + (f", {len(failed)} failed" if failed else ""))
+        line = f"{total - len(failed)} of {total} runs have ended well"
+        line += f", of which {grid.finished} were there" if grid.finished else ""
+        typer.echo(line + (f", {len(failed)} failed" if failed else ""))
         by = "".join(f" --by {key}" for key in grid.varied if not key.startswith("strategy"))
         baseline = f" --baseline {grid.first}" if grid.first else ""
         typer.echo(f"next: fedkd compare {shlex.quote(str(folder))}{by}{baseline}")

@@ -120,7 +120,7 @@ class Environment:
 
     @cached_property
     def public_fingerprint(self) -> int:
-        """Return a number that tells whether another process holds the same public images in the same order."""
+        """Return a number that is the same where another process has the same public images in the same order."""
         assert self.data.public is not None
         digest = hashlib.blake2b(np.ascontiguousarray(self.data.public.images).tobytes(), digest_size=6).digest()
         return int.from_bytes(digest, "little")  # 48 bits: exact as a float64

@@ -54,7 +54,7 @@ class FederatedData:
     public: Images | None
     validation: Images | None  # labelled images of the server's own
     public_labelled: bool
-    classes: tuple[str, ...]  # that models tell apart
+    classes: tuple[str, ...]  # that models distinguish
     node_classes: tuple[str, ...]  # the first of them: without the public set's own
     domain_names: tuple[str, ...]
     mean: tuple[float, ...]
@@ -88,7 +88,7 @@ class FederatedData:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Return a word that tells whether two federations have the same images, labels and partition."""
+        """Return a text that is the same for federations with the same images, labels and partition."""
         digest = hashlib.blake2b(digest_size=12)
         for images in (self.train, self.test, self.public, self.validation):
             if images is not None:

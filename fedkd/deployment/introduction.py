@@ -25,7 +25,7 @@ _MOST = float(2**53)
 
 @dataclass(frozen=True)
 class Introduction:
-    """What a site tells of itself at the first contact; nothing about single images or the mixture of its classes.
+    """What a site sends of itself at the first contact; nothing about single images or the mixture of its classes.
 
     `partition`: -1 where its data are its own. `model`: its architecture, empty where it takes its turn of the
     config's. `shape`: channels, height, width. `version`: fedkd's.
@@ -58,29 +58,29 @@ class Introduction:
 def introduction_of(records: RecordDict, limits: Limits) -> Introduction:
     """Return the introduction that has arrived. Raises PayloadError for whatever is none.
 
-    Names of classes and of the model are as the site told them, to be compared; show them by `on_one_line` only.
+    Names of classes and of the model are as the site sent them, to be compared; show them by `on_one_line` only.
     """
     numbers = dict.fromkeys(("images", "test_images", "channels", "height", "width"), (0.0, _MOST))
     expected = Expected(
         numbers={**numbers, "partition": (-1.0, _MOST)}, strings=("name", "model", "version", "classes")
     )
-    told = receive(records, expected, limits)
+    payload = receive(records, expected, limits)
     try:
-        classes = json.loads(told.strings["classes"])
+        classes = json.loads(payload.strings["classes"])
     except (ValueError, RecursionError):
         classes = None
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
         raise PayloadError("string 'classes' is no list of names")
-    if not NAME.fullmatch(told.strings["name"]):
-        raise PayloadError(f"string 'name' is {on_one_line(told.strings['name'], 80)!r}")
-    whole = {name: int(value) for name, value in told.numbers.items()}
+    if not NAME.fullmatch(payload.strings["name"]):
+        raise PayloadError(f"string 'name' is {on_one_line(payload.strings['name'], 80)!r}")
+    whole = {name: int(value) for name, value in payload.numbers.items()}
     return Introduction(
-        name=told.strings["name"],
+        name=payload.strings["name"],
         partition=whole["partition"],
-        model=told.strings["model"],
+        model=payload.strings["model"],
         images=whole["images"],
         test_images=whole["test_images"],
         classes=tuple(classes),
         shape=(whole["channels"], whole["height"], whole["width"]),
-        version=on_one_line(told.strings["version"], 40),
+        version=on_one_line(payload.strings["version"], 40),
     )

@@ -54,7 +54,7 @@ class SiteApp(ClientApp):
         self._read = read
 
     def __call__(self, message: Message, context: Context) -> Message:
-        """Answer a message; whatever goes wrong is logged here in full, and told to the server without paths."""
+        """Answer a message; what goes wrong is logged here in full, and sent to the server without paths."""
         try:
             reply = self._answer(message, context)
             context.state = serialised(context.state)
@@ -66,24 +66,26 @@ class SiteApp(ClientApp):
             return error_reply(message, without_paths(f"{type(error).__name__}: {error}"))
 
     def _answer(self, message: Message, context: Context) -> Message:
-        told = message.content.config_records.get(ROUND, ConfigRecord())
+        about_round = message.content.config_records.get(ROUND, ConfigRecord())
         if message.metadata.message_type == REFUSE:
-            _log.error("The server refused this site: %s", on_one_line(str(told.get("reason", "no reason given"))))
+            _log.error(
+                "The server refused this site: %s", on_one_line(str(about_round.get("reason", "no reason given")))
+            )
             return Message(RecordDict(), reply_to=message)
         config = self._read(context.run_config)
         setup = setup_at(config, context.node_config)
         environment = setup.environment
         if message.metadata.message_type == JOIN:
             return Message(introduce(environment, context).to_payload().to_records(), reply_to=message)
-        node = cast(int, told[NODE])
+        node = cast(int, about_round[NODE])
         if (own := _own_model(context.node_config)) is not None:
             environment.architecture_numbers[node] = _number_of(own, environment.config.model)
-        states = state_folder(context.node_config, str(told["federation"]))
-        trouble, first_round = "", cast(int, told["first_round"])
+        states = state_folder(context.node_config, str(about_round["federation"]))
+        trouble, first_round = "", cast(int, about_round["first_round"])
         if not context.state and states is not None:
             context.state, damaged = recall_state(states, context.run_id, first_round)
             trouble = "damaged" if damaged else ""
-        if not context.state and told.get("keeps", False):
+        if not context.state and about_round.get("keeps", False):
             trouble = "lost"
             _log.warning("The state of this site is not here%s; it starts afresh.", _hint(states))
         app = make_client_app(setup.strategy, lambda: setup)
@@ -103,7 +105,7 @@ def _hint(states: Path | None) -> str:
 
 
 def without_paths(text: str) -> str:
-    """Return the text of an error with what looks like a path or a file's name left out: names may tell of patients."""
+    """Return the text of an error without what looks like a path or a file's name, which may name patients."""
     return _PATH.sub("<path>", text)
 
 
@@ -154,7 +156,7 @@ def _number_of(name: str, model: ModelConfig) -> int:
 
 
 def introduce(environment: Environment, context: Context) -> Introduction:
-    """Return what this site tells of itself. Raises InputError for a name, a model or a state folder that cannot be."""
+    """Return what this site sends of itself. Raises InputError for a name, a model or a state folder that cannot be."""
     node_config, data = context.node_config, environment.data
     partition = -1 if isinstance(data, SiteData) else int(cast(int, node_config["partition-id"]))
     default = f"partition-{partition}" if partition >= 0 else f"node-{context.node_id}"

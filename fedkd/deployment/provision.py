@@ -59,7 +59,7 @@ def provision(folder: Path, config_path: Path, sites: int, host: str, port: int,
     direct = host in LOOPBACK
     listen = host if direct and ":" not in host else "[::1]" if direct else "127.0.0.1"
     bound = port if direct or insecure else _SUPERLINK_PORT
-    told = {
+    texts = {
         "count": str(sites),
         "host": f"[{host}]" if ":" in host else host,
         "port": str(port),
@@ -72,28 +72,28 @@ def provision(folder: Path, config_path: Path, sites: int, host: str, port: int,
     _write_app(folder / "app", config)
     server = folder / "server"
     authority = None if insecure else Authority(folder)
-    write_file(server / "start.sh", _fill(SUPERLINK_INSECURE if insecure else SUPERLINK, told), 0o755)
-    write_file(server / "flwr.sh", _fill(FLWR_INSECURE if insecure else FLWR, told), 0o755)
+    write_file(server / "start.sh", _fill(SUPERLINK_INSECURE if insecure else SUPERLINK, texts), 0o755)
+    write_file(server / "flwr.sh", _fill(FLWR_INSECURE if insecure else FLWR, texts), 0o755)
     write_file(server / "run.sh", RUN, 0o755)
     write_file(server / "fedkd-server.service", _unit("server"))
     if authority is not None:
         authority.issue(server, host)
         write_file(server / "register.sh", REGISTER, 0o755)
         if not direct:
-            write_file(server / "nginx.conf", _fill(NGINX, told))
+            write_file(server / "nginx.conf", _fill(NGINX, texts))
     for number, name in enumerate(names):
         home = folder / "sites" / name
         brings, own = (OWN_DATA, OWN) if config.data.sites is not None else (SHARE, "partition-id=$PARTITION")
         write_file(home / "site.env", _fill(SITE_ENV + brings, {"name": name, "partition": str(number)}))
         security = INSECURE if insecure else SECURE
-        write_file(home / "start.sh", _fill(SUPERNODE, {**told, "security": security, "own": own}), 0o755)
+        write_file(home / "start.sh", _fill(SUPERNODE, {**texts, "security": security, "own": own}), 0o755)
         write_file(home / "fedkd-site.service", _unit("site"))
         if authority is not None:
             shutil.copyfile(server / "ca.crt", home / "ca.crt")
             write_key(home, server / "keys" / f"{name}.pub")
     steps = README_INSECURE if insecure else README
     write_file(
-        folder / "README.md", _fill(steps, {**told, "config": config_path.name, "nginx": "" if direct else BEHIND})
+        folder / "README.md", _fill(steps, {**texts, "config": config_path.name, "nginx": "" if direct else BEHIND})
     )
 
 

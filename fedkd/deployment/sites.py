@@ -154,8 +154,8 @@ class Sites(Carrier):
         for id, activated in sorted(here.items()):
             if self._asked.get(id) == activated:
                 continue
-            told = ConfigRecord({"federation": self._roster.federation})
-            (sent,) = self._push(Message(RecordDict({ROUND: told}), id, JOIN, group_id="0")) or (None,)
+            record = ConfigRecord({"federation": self._roster.federation})
+            (sent,) = self._push(Message(RecordDict({ROUND: record}), id, JOIN, group_id="0")) or (None,)
             if sent is not None:
                 self._asked[id] = activated
                 self._joining[sent] = (id, time.monotonic())
@@ -237,8 +237,8 @@ class Sites(Carrier):
     def _refuse(self, name: str, id: int, reason: str) -> None:
         reason = on_one_line(reason)
         self._note(name, None, f"refused: {reason}")
-        told = ConfigRecord({"reason": reason})
-        self._push(Message(RecordDict({ROUND: told}), id, REFUSE, group_id="0"))
+        record = ConfigRecord({"reason": reason})
+        self._push(Message(RecordDict({ROUND: record}), id, REFUSE, group_id="0"))
 
     def _accept(self, one: Introduction, id: int) -> None:
         numbers = self._roster.numbers
@@ -305,9 +305,9 @@ class Sites(Carrier):
         return True
 
     def _addressed(self, message: Message, site: _Site) -> Message:
-        """Return a message with the site's id in Flower, and what a real site is told besides."""
+        """Return a message with the site's id in Flower, and what a site gets besides."""
         node = message.metadata.dst_node_id
-        told = ConfigRecord(
+        record = ConfigRecord(
             {
                 **message.content.config_records.get(ROUND, ConfigRecord()),
                 NODE: node,
@@ -316,7 +316,7 @@ class Sites(Carrier):
                 "keeps": site.name in self._roster.keeping,
             }
         )
-        content = RecordDict({**message.content, ROUND: told})
+        content = RecordDict({**message.content, ROUND: record})
         timeout = self._environment.config.timeout
         ttl = None if timeout is None else max(_LEAST_TTL, _PATIENT_TIMEOUTS * timeout)  # then its site is free again
         return Message(content, site.id, message.metadata.message_type, ttl=ttl, group_id=message.metadata.group_id)
@@ -366,19 +366,19 @@ class Sites(Carrier):
         return replies[0] if replies else None
 
     def _arrived(self, message: Message, reply: Message | str) -> Message:
-        """Return a reply as from a simulated node, once what it tells of its site is noted."""
+        """Return a reply as from a simulated node, once what it reports of its site is noted."""
         node = message.metadata.dst_node_id
         if isinstance(reply, str):
             return error_reply(message, on_one_line(reply))
         if reply.has_error():
             return error_reply(message, on_one_line(reply.error.reason or f"error {reply.error.code}"))
         about = reply.content.pop(SITE, ConfigRecord())
-        told = about if isinstance(about, ConfigRecord) else ConfigRecord()
+        about = about if isinstance(about, ConfigRecord) else ConfigRecord()
         name, keeping = self._sites[node].name, self._roster.keeping
-        trouble = told.get("trouble")
+        trouble = about.get("trouble")
         if isinstance(trouble, str) and trouble in TROUBLES:
             self._note(name, node, TROUBLES[trouble])
-        if bool(told.get("keeps", False)) != (name in keeping):
+        if bool(about.get("keeps", False)) != (name in keeping):
             if name in keeping:
                 del keeping[name]
             else:

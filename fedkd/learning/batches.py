@@ -34,9 +34,11 @@ class Preprocess:
         # strides of their own: an array's may differ from process to process, and choose other kernels
         return self.normalise(batch.to(torch.float32, memory_format=torch.contiguous_format).div_(PIXEL_MAX))
 
-    def normalised(self, images: np.ndarray) -> Tensor:
-        """Return images that are normalised already, B x C x H x W, on the device."""
-        return torch.from_numpy(images).to(self.device).contiguous()
+    def of(self, data: Images, generator: torch.Generator | None = None) -> Tensor:
+        """Return a batch of all these images; virtual ones, which are normalised already, as they are."""
+        if data.normalised:
+            return torch.from_numpy(data.images).to(self.device).contiguous()
+        return self(data.images, generator)
 
     def normalise(self, images: Tensor) -> Tensor:
         """Return pixels of 0 to 1 normalised, in place."""
@@ -91,6 +93,5 @@ def batches(
         positions = positions[: most * size]
     together = max(1, _VALUES // max(1, size * math.prod(data.images.shape[1:]))) * size
     for chosen in positions.split(together) if len(positions) else ():
-        some = data.images[chosen.numpy()]
-        images = preprocess.normalised(some) if data.normalised else preprocess(some, order if augment else None)
+        images = preprocess.of(data.take(chosen.numpy()), order if augment else None)
         yield from zip(images.split(size), targets[chosen].to(preprocess.device).split(size), strict=True)

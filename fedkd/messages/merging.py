@@ -17,7 +17,6 @@ from .arrays import PayloadError
 from .arrival import Arrival, Expectation, arrive
 from .payload import Payload
 
-
 BLOCK = 5  # replies that are merged together
 Merge = Callable[[Payload, Payload], Payload]  # folds the second into the first; may change only the first in place
 

@@ -18,7 +18,7 @@ def checked_metric(name: str, value: SupportsFloat) -> float:
     if not METRIC_NAME.fullmatch(name):
         raise ValueError(f"metric {on_one_line(name, 80)!r} is not named scope/metric")
     if SERVER_SCOPES.fullmatch(name.split("/")[0]):
-        raise ValueError(f"metric {name!r} is the server's to report; a node reports under another scope")
+        raise ValueError(f"metric {name!r} is the server's to report")
     try:
         number = float(value)
     except (TypeError, ValueError):

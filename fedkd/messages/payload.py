@@ -19,10 +19,10 @@ from ..config import KINDS
 from .arrays import PayloadError, Tensors, array_record, tensors_of
 
 FLOWER_ARRAYS = "arrays"  # where Flower's own strategies keep the model's weights
-ROUND = "round"  # what the core tells a node beside the payload
+ROUND = "round"  # what the core sends to a node beside the payload
 NODE = "node"  # there, on real sites: the node's number
 REPORT = "report"  # a node's metrics, beside the payload: measurement, not part of the method
-SITE = "site"  # what a real site tells of itself, beside the payload
+SITE = "site"  # what a site reports of itself, beside the payload
 OUTSIDE = (ROUND, REPORT, SITE)
 MOST_IMAGES = 2**31 - 1  # that a node can claim to have
 IMAGES = (1.0, float(MOST_IMAGES))  # the range of a number of images

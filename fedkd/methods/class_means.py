@@ -31,8 +31,8 @@ class ClassMeans:
         """Return the means, C x D, as arrays of a kind, and of which classes: a mask, or with `counts` numbers."""
         assert self.sums is not None, "no batch was added"
         means = (self.sums / self.counts.clamp(min=1)[:, None]).float()
-        told = {"counts": self.counts.int()} if counts else {"present": (self.counts > 0).to(torch.uint8)}
-        payload = Payload(statistics=told)
+        which = {"counts": self.counts.int()} if counts else {"present": (self.counts > 0).to(torch.uint8)}
+        payload = Payload(statistics=which)
         setattr(payload, kind, {"means": means})
         return payload
 
@@ -40,10 +40,10 @@ class ClassMeans:
 def expected_means(kind: str, classes: int, width: int, *, counts: bool = False) -> Expected:
     """Return what `ClassMeans.payload` must look like on arrival."""
     if counts:
-        told = ArraySpec((classes,), torch.int32, counts=True)
+        which = ArraySpec((classes,), torch.int32, counts=True)
     else:
-        told = ArraySpec((classes,), torch.uint8, between=(0, 1))
-    expected = Expected(statistics={"counts" if counts else "present": told})
+        which = ArraySpec((classes,), torch.uint8, between=(0, 1))
+    expected = Expected(statistics={"counts" if counts else "present": which})
     return dataclasses.replace(expected, **{kind: {"means": ArraySpec((classes, width))}})  # type: ignore[arg-type]
 
 

@@ -10,14 +10,14 @@ _MEAN_IMAGES = "mean_images"
 
 
 class SharesClient(GlobalModelClient):
-    """A client that tells how many images it has before round 1, and knows its share in later requests."""
+    """A client that reports how many images it has before round 1, and knows its share in later requests."""
 
     def count(self, request: Payload) -> Payload:
         """Return the number of images."""
         return Payload(numbers={"examples": len(self.data.labels)})
 
     def share_of(self, numbers: dict[str, float]) -> float:
-        """Return n_k over the mean of all nodes, which a request's numbers tell; 1 where they do not."""
+        """Return n_k over the mean of all nodes, which a request may hold; 1 where it does not."""
         mean = numbers.get(_MEAN_IMAGES)
         return len(self.data.labels) / mean if mean else 1.0
 

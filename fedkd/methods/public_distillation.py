@@ -23,11 +23,11 @@ _FINGERPRINT = "transfer_set"
 
 
 class PublicSetClient(Client):
-    """A client that tells its knowledge on the transfer set, and learns from targets on it. Holds a personal model."""
+    """A client that sends its knowledge on the public set, and learns from targets on it. It has a personal model."""
 
     @property
     def transfer(self) -> PublicSetStrategy:
-        """Return the hyper-parameters that all methods with a transfer set share."""
+        """Return the hyper-parameters that all methods on the public set share."""
         strategy: PublicSetStrategy = self.strategy
         return strategy
 
@@ -36,8 +36,8 @@ class PublicSetClient(Client):
         indices = request.indices.get(name)
         return self.public if indices is None else self.public.take(indices.numpy())
 
-    def tell(self, knowledge: Tensor) -> Payload:
-        """Return knowledge on the subset, P x C, beside the fingerprint of this node's transfer set."""
+    def send_knowledge(self, knowledge: Tensor) -> Payload:
+        """Return knowledge on the subset, P x C, and the fingerprint of this node's public set."""
         numbers = {_FINGERPRINT: float(self.environment.public_fingerprint)}
         return Payload(logits={"knowledge": knowledge.float()}, numbers=numbers)
 
@@ -66,7 +66,7 @@ class PublicSetClient(Client):
 
 @dataclass(kw_only=True)
 class PublicSetStrategy(Strategy):
-    """What methods with a transfer set share. Models may differ. Images that are distilled on are never augmented.
+    """What methods on the public set share. Models may differ. Images that are distilled on are never augmented.
 
     subset_size: images of the public set that a round uses, drawn anew each round and sent as indices; all by default.
     distil_epochs, distil_batch_size: of the training towards the targets; the optimiser is `[train]`'s, afresh.
@@ -101,7 +101,7 @@ class PublicSetStrategy(Strategy):
         return {name: order[: self.subset_size].int()}
 
     def expected(self, federation: Round, *, soft: bool) -> Expected:
-        """Return what `PublicSetClient.tell` must bring: knowledge, P x C, on the very images that we hold.
+        """Return what `PublicSetClient.send_knowledge` must hold: knowledge, P x C, on the server's own public images.
 
         `soft`: it is probabilities, and is checked to be.
         """

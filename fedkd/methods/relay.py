@@ -17,7 +17,7 @@ NEXT = "next"
 
 
 class RelayClient(PublicSetClient):
-    """Distils what the last round left, trains on its own images, tells its soft labels on the next subset."""
+    """Distils what the last round left, trains on its own images, returns its soft labels on the next subset."""
 
     def update(self, request: Payload) -> Payload:
         """Distil, train, keep the model, predict: the probabilities on the next subset, P x C."""
@@ -25,7 +25,7 @@ class RelayClient(PublicSetClient):
             self.distil(self.subset(request), request.logits["targets"], self.distillation_loss())
         self.train_locally()
         self.keep_model()
-        return self.tell(self.soft_labels(self.subset(request, NEXT)))
+        return self.send_knowledge(self.soft_labels(self.subset(request, NEXT)))
 
     def distillation_loss(self) -> Loss:
         """Return the loss towards the targets: KL(t || p)."""

@@ -187,7 +187,7 @@ class SelfSupervised(Strategy):
         if not isinstance(environment.model(0).classifier, nn.Linear):
             raise InputError(f"strategy {name} needs a model with a linear classifier.")
         if environment.config.train.batch_size < 2:
-            raise InputError(f"train.batch_size = 1: strategy {name} tells images of a batch apart; 2 or more.")
+            raise InputError(f"train.batch_size = 1: strategy {name} contrasts the images of a batch: set 2 or more.")
         if environment.config.data.sites is not None:
             self._check_sites(name, data)
             return

@@ -71,7 +71,7 @@ class VirtualImages:
         return max(images, self.ipc * len(environment.data.classes))
 
     def distil(self, federation: Round, nodes: list[int]) -> None:
-        """Let nodes that have first images distil them, some steps a request, so that progress can be told."""
+        """Let nodes that have first images distil them, some steps per request, so that progress can be shown."""
         starts = range(0, self.initial_steps, _CHUNK)
         for first in federation.track("initial distillation", starts):
             steps = Payload(numbers={"end": min(first + _CHUNK, self.initial_steps)})

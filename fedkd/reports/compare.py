@@ -78,7 +78,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Arms that differ in their strategy alone, or in what they were told to differ in, compared by one metric."""
+    """Arms that differ in their strategy only, or in keys that were given, compared by one metric."""
 
     metric: str
     title: str
@@ -133,12 +133,12 @@ def split(runs: Sequence[Run], by: Sequence[str], across: Sequence[str]) -> dict
                 raise InputError(f"{option} {key}: no run has such a key.")
     groups: dict[str, list[Run]] = {}
     for run in runs:
-        told = []
+        parts = []
         for key in by:
             flat = flattened(run.config)
             mine = {name: value for name, value in flat.items() if name == key or name.startswith(f"{key}.")}
-            told += [f"{name} = {value}" for name, value in sorted(mine.items())] or [f"{key} unset"]
-        groups.setdefault(", ".join(told), []).append(run)
+            parts += [f"{name} = {value}" for name, value in sorted(mine.items())] or [f"{key} unset"]
+        groups.setdefault(", ".join(parts), []).append(run)
     for group in groups.values():
         _refuse_unlike(group, across)
     return groups
@@ -148,18 +148,18 @@ def _refuse_unlike(runs: Sequence[Run], across: Sequence[str]) -> None:
     found = differing(runs)
     refused = {key: values for key, values in found.items() if not key.startswith(tuple(across))}
     if refused:
-        told = "; ".join(
+        values_of = "; ".join(
             f"{key} is " + " or ".join("unset" if v is None else repr(v) for v in values)
             for key, values in refused.items()
         )
         parts = sorted({".".join(key.split(".")[:2]) for key in refused})  # a partition's keys differ together
         by, all_the_same = ("".join(f"{option} {part} " for part in parts) for option in ("--by", "--across"))
         raise InputError(
-            f"These runs are not alike in more than their strategies: {told}. "
+            f"These runs are not alike in more than their strategies: {values_of}. "
             f"{by}makes a table of each; {all_the_same}compares them all the same."
         )
     if any(key.startswith("data.") for key in found) or "data" in across:
-        return  # told to
+        return  # because --across says so
     if (pair := other_data(runs)) is not None:
         raise InputError(
             f"{pair[0].path} and {pair[1].path}: the same data and seed in their configs, but not the same images or "
@@ -178,7 +178,7 @@ def compare(
     """Compare comparable runs (see `split`) by a metric, by default the first that all have.
 
     `baseline`: the arm, or the strategy, that differences are taken to; by default the first. Runs without the metric
-    are left out, and told. Raises InputError for a metric that no run has and for an unknown baseline.
+    are left out, and named. Raises InputError for a metric that no run has and for an unknown baseline.
     """
     arms, problems = arms_of(runs)
     if metric is None:

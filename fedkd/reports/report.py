@@ -52,7 +52,7 @@ def render(
 ) -> tuple[str, list[str]]:
     """Return the page, and what is left out of it or wrong with it.
 
-    Runs that have not been completed are left out, and told; where there are no others, shown.
+    Runs that have not been completed are left out, and named; where there are no others, shown.
     `live`: how far a run is that goes on; the page then looks for changes of `version` by itself.
     """
     problems, groups = list(problems), []
@@ -95,12 +95,12 @@ def render(
 
 
 def _alike(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """Sort runs into groups that differ in their strategies alone, under a title that tells the groups apart."""
+    """Sort runs into groups that differ in their strategies alone, under a title that distinguishes the groups."""
     keys = list(differing(runs))
     groups: dict[str, list[Run]] = {}
     for run in runs:
-        told = [f"{key} = {run.settings[key]}" if key in run.settings else f"{key} unset" for key in keys]
-        groups.setdefault(", ".join(told) or "Results", []).append(run)
+        text = [f"{key} = {run.settings[key]}" if key in run.settings else f"{key} unset" for key in keys]
+        groups.setdefault(", ".join(text) or "Results", []).append(run)
     return groups
 
 
@@ -138,14 +138,14 @@ def _metric(metric: str, arms: list[Arm]) -> tuple[dict[str, Any], list[str]]:
         ("seconds", "seconds of rounds"),
     ):
         series = [_series(arm, metric, what, numbers[arm.name], scale) for arm in having]
-        told = "; ".join(f"{row.arm.name} ends at {scale * row.final.mean:.4g}" for row in comparison.rows)
+        text = "; ".join(f"{row.arm.name} ends at {scale * row.final.mean:.4g}" for row in comparison.rows)
         seeds = max(len(arm.runs) for arm in having)
         band = "; the bands are one standard deviation over seeds" if seeds > 1 else ""
         figures.append(
             {
                 "svg": _safe(
                     charts.curves(
-                        series, label, unit, f"{metric} against {what}", f"Curves of {len(series)} strategies: {told}.",
+                        series, label, unit, f"{metric} against {what}", f"Curves of {len(series)} strategies: {text}.",
                         whole=what == "rounds",
                     )
                 ),
@@ -186,9 +186,9 @@ def _nodes(metric: str, rows: list[Row], numbers: dict[str, int], scale: float, 
     if not dots:
         return None
     dots.sort(key=lambda row: fmean(row[2]), reverse=not lower_is_better(metric))
-    told = "; ".join(f"{name}: {min(v):.4g} to {max(v):.4g}, mean {fmean(v):.4g}" for _, name, v in dots)
+    text = "; ".join(f"{name}: {min(v):.4g} to {max(v):.4g}, mean {fmean(v):.4g}" for _, name, v in dots)
     return {
-        "svg": _safe(charts.strips(dots, unit, f"{metric} of each node", f"A dot a node and seed. {told}.")),
+        "svg": _safe(charts.strips(dots, unit, f"{metric} of each node", f"A dot for each node and seed. {text}.")),
         "caption": f"{metric} of each node with each seed at the last measurement, and their mean.",
         "wide": len(dots) > 12,
     }
@@ -205,14 +205,14 @@ def _partition(arms: list[Arm]) -> dict[str, Any] | None:
     few = counts.size <= 600
     texts = [[str(c) if c else "" for c in row] for row in counts.tolist()] if few else None
     sizes = counts.sum(1)
-    told = f"{len(counts)} nodes with {sizes.min()} to {sizes.max()} images of {len(classes)} classes."
+    text = f"{len(counts)} nodes with {sizes.min()} to {sizes.max()} images of {len(classes)} classes."
     if len(counts) <= _MOST_ROWS:
-        told += " " + "; ".join(
+        text += " " + "; ".join(
             f"node {node}: " + ", ".join(f"{c} of {name}" for c, name in zip(row, classes, strict=True) if c)
             for node, row in enumerate(counts.tolist())
         )
     svg = charts.heat_map(
-        shares, "class", "node", "Images of each class at each node", told, columns=classes, texts=texts
+        shares, "class", "node", "Images of each class at each node", text, columns=classes, texts=texts
     )
     about = f"Seed {run.seed}. Shade: the share of the node's images{'; number: how many' if few else ''}."
     each = f"{sizes.min()} to {sizes.max()}" if sizes.min() < sizes.max() else f"{sizes.max()}"
@@ -249,13 +249,13 @@ def _matrices(
     for arm, run, line in _of_each(arms, key, nodes_key):
         weights, nodes = np.array(line["log"][key]), [str(node) for node in line["log"][nodes_key]]
         rows = nodes if square else [str(row) for row in range(len(weights))]
-        told = "; ".join(
+        text = "; ".join(
             f"row {name}: most is {row.max():.2f}, of node {nodes[int(np.argmax(row))]}"
             for name, row in list(zip(rows, weights, strict=True))[:_MOST_ROWS]
         )
         texts = [[f"{weight:.2f}" if weight >= 0.005 else "" for weight in row] for row in weights.tolist()]
         svg = charts.heat_map(
-            weights, x_label, y_label, f"Weights of {arm.name}, each row a {y_label}", told,
+            weights, x_label, y_label, f"Weights of {arm.name}, each row a {y_label}", text,
             columns=nodes, rows=rows, texts=texts if weights.size <= 256 else None,
         )  # fmt: skip
         figures.append({"svg": _safe(svg), "caption": f"{arm.name}, seed {run.seed}, round {line['round']}."})
@@ -268,10 +268,10 @@ def _features(arms: list[Arm]) -> dict[str, Any] | None:
         points, labels = np.array(line["log"]["feature_map"]["points"]), np.array(line["log"]["feature_map"]["labels"])
         kept = run.partition()
         classes = kept["classes"] if kept else [str(label) for label in range(int(labels.max()) + 1)]
-        told = (
+        text = (
             f"{len(points)} test images of {len(np.unique(labels))} classes, by their first two principal components."
         )
-        svg = charts.points(points, labels, classes, f"Features of {arm.name}", told)
+        svg = charts.points(points, labels, classes, f"Features of {arm.name}", text)
         figures.append({"svg": _safe(svg), "caption": f"{arm.name}, seed {run.seed}, round {line['round']}."})
     return {"title": "Maps of features", "about": "", "figures": figures} if figures else None
 
@@ -321,8 +321,10 @@ def _options(runs: Sequence[Run]) -> list[dict[str, Any]]:
     for name, known in tables.items():
         keys = sorted({key for table in known for key in table})
         for table in known:
-            told = [(shown(table.get(key)), any(other.get(key) != table.get(key) for other in known)) for key in keys]
-            options = [(key.removeprefix("strategy."), *one) for key, one in zip(keys, told, strict=True)]
+            options_of = [
+                (shown(table.get(key)), any(other.get(key) != table.get(key) for other in known)) for key in keys
+            ]
+            options = [(key.removeprefix("strategy."), *one) for key, one in zip(keys, options_of, strict=True)]
             rows.append({"name": name, "options": options})
     return rows
 

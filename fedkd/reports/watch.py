@@ -70,8 +70,8 @@ def version_of(path: Path) -> str:
 
 
 def _told(run: Run) -> str:
-    told = f"{run.status}: round {run.reached} of {run.config['rounds']}"
-    return told if run.status == "completed" else f"{told}; this page follows it."
+    text = f"{run.status}: round {run.reached} of {run.config['rounds']}"
+    return text if run.status == "completed" else f"{text}; this page follows it."
 
 
 def listen(port: int) -> socket.socket:

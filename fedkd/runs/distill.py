@@ -33,7 +33,7 @@ from .run_folder import CONFIG, RunFolder, alone_in, refuse_used
 
 VIRTUAL = "virtual.safetensors"
 
-Told = Callable[[int, dict[str, float]], None]  # iterations done, and what was measured
+OnIteration = Callable[[int, dict[str, float]], None]  # iterations done, and what was measured
 
 
 class Distillation:
@@ -169,21 +169,24 @@ class Distillation:
             self.truth = [tensor.to(self.device) for tensor in kept["truth"]]
 
 
-def distill(config: DistillConfig, out: Path, told: Told = lambda number, metrics: None) -> dict[str, Any]:
+def distill(
+    config: DistillConfig, out: Path, on_iteration: OnIteration = lambda number, metrics: None
+) -> dict[str, Any]:
     """Distil a named set into a new folder; return the summary. Nothing is written before all input is accepted.
 
     The folder holds the resolved config, `metrics.jsonl`, checkpoints, figures and `virtual.safetensors`: `images`
-    (float32, normalised) and `labels`. `told` hears of each iteration. Raises InputError for input that is refused.
+    (float32, normalised) and `labels`. `on_iteration` is called after each iteration. Raises
+    InputError for input that is refused.
     """
     refuse_used(out)
     work = Distillation(config)
     folder = RunFolder(out)
     folder.create(work.config)
     with alone_in(out):
-        return _run(work, folder, -1, told)
+        return _run(work, folder, -1, on_iteration)
 
 
-def resume(path: Path, told: Told = lambda number, metrics: None) -> dict[str, Any]:
+def resume(path: Path, on_iteration: OnIteration = lambda number, metrics: None) -> dict[str, Any]:
     """Continue the distillation in a folder from its newest checkpoint; return the summary.
 
     Ends with the same images as one that was never interrupted. Raises InputError like `distill`.
@@ -196,10 +199,10 @@ def resume(path: Path, told: Told = lambda number, metrics: None) -> dict[str, A
         number, checkpoint = checkpoints.latest(folder.checkpoints)
         work.restore(checkpoints.load_server(checkpoint))
         folder.rewind(number, "iteration")
-        return _run(work, folder, number, told)
+        return _run(work, folder, number, on_iteration)
 
 
-def _run(work: Distillation, folder: RunFolder, done: int, told: Told) -> dict[str, Any]:
+def _run(work: Distillation, folder: RunFolder, done: int, on_iteration: OnIteration) -> dict[str, Any]:
     config, begin = work.config, time.perf_counter()
     losses: list[float] = []
 
@@ -236,7 +239,7 @@ def _run(work: Distillation, folder: RunFolder, done: int, told: Told) -> dict[s
                 losses = []
             if keep:
                 checkpoints.save(folder.checkpoints, number, work.state(), [], config.checkpoint.keep)
-            told(number, metrics)
+            on_iteration(number, metrics)
     except KeyboardInterrupt:
         summary("interrupted")
         raise

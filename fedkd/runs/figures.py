@@ -107,14 +107,14 @@ def draw_ensemble(lines: list[dict[str, Any]], classes: tuple[str, ...], title: 
     """Draw the label distribution p_t(y) over rounds, and the last weight of each teacher for each class; None where a
     run did not log the second. Returns the path.
     """
-    told = [line for line in lines if "label_distribution" in line["log"]]
-    weighed = [line for line in told if {"ensemble_weights", "teachers"} <= line["log"].keys()]
+    logged = [line for line in lines if "label_distribution" in line["log"]]
+    weighed = [line for line in logged if {"ensemble_weights", "teachers"} <= line["log"].keys()]
     if not weighed:
         return None
     figure = Figure(figsize=(11.5, 4.6), layout="constrained")
     left, right = figure.subplots(1, 2)
-    rounds = [line["round"] for line in told]
-    shares = np.array([line["log"]["label_distribution"] for line in told]).T
+    rounds = [line["round"] for line in logged]
+    shares = np.array([line["log"]["label_distribution"] for line in logged]).T
     most = max(float(shares.max()), 2 / len(classes))  # an even share is half-way
     edges = (rounds[0] - 0.5, rounds[-1] + 0.5, len(classes) - 0.5, -0.5)
     image = left.imshow(shares, cmap="Blues", vmin=0, vmax=most, aspect="auto", interpolation="nearest", extent=edges)
@@ -245,9 +245,9 @@ def partition_name(config: Config) -> str:
 
 
 def _in_words(table: dict[str, Any]) -> str:
-    told = [
+    parts = [
         f"{key} {_in_words(value) if isinstance(value, dict) else value}"
         for key, value in table.items()
         if key != "scheme"
     ]
-    return " ".join([str(table["scheme"]), *([f"({', '.join(told)})"] if told else [])])
+    return " ".join([str(table["scheme"]), *([f"({', '.join(parts)})"] if parts else [])])

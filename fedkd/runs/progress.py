@@ -23,7 +23,7 @@ class ManyRuns:
         self._total = total
         self._done = 0
         self._begin = time.monotonic()
-        self._told: dict[str, tuple[float, int]] = {}  # of each run: when it was last told of, and at which round
+        self._last_line: dict[str, tuple[float, int]] = {}  # of each run: when it was written, at which round
         self._rounds: dict[str, int] = {}
         self._bar: Any = None
         self._all: Any = None
@@ -47,18 +47,18 @@ class ManyRuns:
     def begin(self, name: str, rounds: int) -> None:
         """Show that a run has started."""
         self._rounds[name] = rounds
-        self._told[name] = (time.monotonic(), 0)
+        self._last_line[name] = (time.monotonic(), 0)
         if self._bar is not None:
             self._tasks[name] = self._bar.add_task(name, total=rounds, shown="")
 
     def update(self, name: str, number: int, metrics: dict[str, float]) -> None:
         """Show how far a run is."""
         shown = _accuracies(metrics)
-        when, before = self._told[name]
+        when, before = self._last_line[name]
         if self._bar is not None:
             self._bar.update(self._tasks[name], completed=number, shown=shown)
         elif number > before and time.monotonic() - when > _QUIET_SECONDS:
-            self._told[name] = (time.monotonic(), number)
+            self._last_line[name] = (time.monotonic(), number)
             self.line(f"{name}  round {number}/{self._rounds[name]}  {shown}".rstrip())
 
     def end(self, name: str, reason: str | None, *, finished: bool) -> None:
@@ -114,7 +114,7 @@ class Progress:
         self._bar: Any = None
         self._task: Any = None
         self._step_task: Any = None
-        self._told = self._begin
+        self._last_line = self._begin
 
     def __enter__(self) -> Progress:
         if self._stream.isatty():
@@ -142,9 +142,9 @@ class Progress:
         if self._bar is not None:
             self._bar.update(self._task, total=total, completed=number, description=self._shown)
             return
-        if self._unit != "round" and not shown and time.monotonic() - self._told < _QUIET_SECONDS:
+        if self._unit != "round" and not shown and time.monotonic() - self._last_line < _QUIET_SECONDS:
             return
-        self._told = time.monotonic()
+        self._last_line = time.monotonic()
         done = number - self._first
         left = (time.monotonic() - self._begin) / done * (total - number) if done else 0.0
         text = f"{self._unit} {number}/{total}" + (f"  {self._shown}" if shown else "")
@@ -156,8 +156,8 @@ class Progress:
             if self._step_task is None:
                 self._step_task = self._bar.add_task(what, total=total)
             self._bar.update(self._step_task, description=what, completed=done, total=total, visible=done < total)
-        elif time.monotonic() - self._told > _QUIET_SECONDS and 0 < done < total:
-            self._told = time.monotonic()
+        elif time.monotonic() - self._last_line > _QUIET_SECONDS and 0 < done < total:
+            self._last_line = time.monotonic()
             self.line(f"round {number}: {what} {done}/{total}")
 
     def line(self, text: str) -> None:

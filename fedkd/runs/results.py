@@ -126,7 +126,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Arm:
-    """Runs that differ in their seeds alone, by seed, under a name that tells them from the others."""
+    """Runs that differ in their seeds alone, by seed, under a name of their own."""
 
     name: str
     runs: list[Run]
@@ -218,13 +218,13 @@ def _folders(path: Path) -> tuple[list[Path], list[str]]:
     """Return the run folders in a folder, links to some included; and which folders cannot be read, and why."""
     unread: list[str] = []
 
-    def told(error: OSError) -> None:
+    def on_error(error: OSError) -> None:
         unread.append(f"{error.filename}: cannot be read: {error.strerror}.")
 
     if os.path.isfile(path / CONFIG):  # Path.is_file raises where it may not look
         return [path], unread
     found, seen = [], set()
-    for home, within, names in os.walk(path, onerror=told, followlinks=True):
+    for home, within, names in os.walk(path, onerror=on_error, followlinks=True):
         if os.path.realpath(home) in seen:  # a link to a folder above it
             within.clear()
             continue
@@ -239,10 +239,10 @@ def completed(runs: Iterable[Run]) -> tuple[list[Run], list[str]]:
     """Return the runs that came to their end, and a line on each other one."""
     runs = list(runs)
     others = [run for run in runs if run.status != "completed"]
-    told = [
+    problems = [
         f"{run.path}: {run.status} after round {run.reached} of {run.config['rounds']}; left out." for run in others
     ]
-    return [run for run in runs if run.status == "completed"], told
+    return [run for run in runs if run.status == "completed"], problems
 
 
 def differing(runs: Sequence[Run]) -> dict[str, list[Any]]:
@@ -253,9 +253,9 @@ def differing(runs: Sequence[Run]) -> dict[str, list[Any]]:
 
 
 def arms_of(runs: Sequence[Run]) -> tuple[list[Arm], list[str]]:
-    """Sort runs into arms, in the order in which they come; and tell of runs that are there twice.
+    """Sort runs into arms, in the order in which they come; and name runs that are there twice.
 
-    An arm is named after its strategy, and whatever else tells it from the others.
+    An arm is named after its strategy, and what else distinguishes it from the others.
     """
     groups: dict[str, list[Run]] = {}
     for run in runs:
@@ -274,11 +274,16 @@ def arms_of(runs: Sequence[Run]) -> tuple[list[Arm], list[str]]:
         same = [run for run in members if run.settings["strategy.name"] == name]
         own = sorted({key for run in same for key in run.settings if key.startswith("strategy.")})
         own = [key for key in own if len(_unique(run.settings.get(key) for run in same)) > 1]
-        told = [f"{key.removeprefix('strategy.')} {shown(first.settings.get(key))}" for key in (*own, *elsewhere)]
+        parts = [f"{key.removeprefix('strategy.')} {shown(first.settings.get(key))}" for key in (*own, *elsewhere)]
         short = name.rsplit(":", 1)[-1]
         if len({other for m in members if (other := m.settings["strategy.name"]).rsplit(":", 1)[-1] == short}) > 1:
             short = name  # classes of one name in several files
-        arms.append(Arm(f"{short} ({', '.join(told)})" if told else short, [by_seed[seed] for seed in sorted(by_seed)]))
+        arms.append(
+            Arm(
+                f"{short} ({', '.join(parts)})" if parts else short,
+                [by_seed[seed] for seed in sorted(by_seed)],
+            )
+        )
     return arms, problems
 
 
@@ -324,7 +329,7 @@ def worst_decile(values: Iterable[float], metric: str) -> float:
 def other_data(runs: Sequence[Run]) -> tuple[Run, Run] | None:
     """Return two runs of one seed that trained on other images or another partition, if there are any.
 
-    By the fingerprints in their summaries, which tell it also where configs agree.
+    By the fingerprints in their summaries, also where configs agree.
     """
     first: dict[int, Run] = {}
     for run in runs:

@@ -48,8 +48,8 @@ def run(
     """Run a config into a new folder; return the summary. Nothing is written before all input is accepted.
 
     `on_round` is called after each round, `on_step` on the progress of long work on the server (see `run_rounds`),
-    `on_event` with a line on what the run survives. Raises InputError for input that is refused, RunError for a run that
-    cannot go on; what ends a run early is written into its summary first.
+    `on_event` with a line on what the run survives. Raises InputError for input that is refused, RunError for a run
+    that cannot go on; what ends a run early is written into its summary first.
     """
     refuse_used(out)
     _refuse_sites(config)

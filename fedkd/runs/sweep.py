@@ -164,7 +164,7 @@ def _short(key: str, keys: Sequence[str]) -> str:
 
 
 def _words(values: Sequence[str]) -> list[str]:
-    """Return values as they can stand in a folder's name: files without their folders, where that tells them apart."""
+    """Return values as they can stand in a folder's name: files without their folders, where they stay different."""
     short = [_word(value.rsplit("/", 1)[-1]) for value in values]
     return short if len(set(short)) == len(short) else [_word(value) for value in values]
 

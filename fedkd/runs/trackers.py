@@ -164,7 +164,7 @@ def make_trackers(config: Config) -> Trackers:
 
 
 class Trackers:
-    """A run's trackers. One that fails, such as a server that is away, is told once and costs the run nothing."""
+    """A run's trackers. One that fails, such as a server that is away, is reported once and does not end the run."""
 
     def __init__(self, named: Sequence[tuple[str, Tracker]]) -> None:
         self._named = list(named)
@@ -181,10 +181,10 @@ class Trackers:
         """Let all end."""
         self._each(lambda tracker: tracker.end(summary))
 
-    def _each(self, tell: Callable[[Tracker], None]) -> None:
+    def _each(self, call: Callable[[Tracker], None]) -> None:
         for name, tracker in list(self._named):
             try:
-                tell(tracker)
+                call(tracker)
             except Exception as error:  # whatever a third party's service raises is no reason to lose a run
                 _log.warning("tracker %s is left out from here on: %s: %s", name, type(error).__name__, error)
                 self._named.remove((name, tracker))
