@@ -1,4 +1,4 @@
-"""Flower's two apps, of whatever strategy the run config's `config` names."""
+"""Flower's ServerApp and ClientApp for the strategy in the run file that the run config's `config` names."""
 
 from pathlib import Path
 
