@@ -36,12 +36,15 @@ from .simulations.inline import InlineGrid
 
 ROUNDS = 3
 NODES = 4
+WORKERS = 2  # of Ray
 BAD_NODE, BAD_ROUND = 1, 2  # which node fails, and when
 
 TINY: dict[str, Any] = {
     "rounds": ROUNDS,
     "data": {
         "name": "digits",
+        "train_per_class": 20,
+        "test_per_class": 5,
         "partition": {"scheme": "client_dirichlet", "clients": NODES, "alpha": 0.5, "size": 12},
         "public": {"size": 20, "labelled": True},
         "validation": {"size": 20},
@@ -130,8 +133,7 @@ def name_of(strategy: type[Strategy]) -> str:
 def same_bytes_on_ray(config: Config, home: Path) -> None:
     """The same bytes inline and on Ray."""
     run(config, home / "inline")
-    ray = parse_config({**config.model_dump(mode="json", exclude_none=True), "engine": {"name": "ray", "workers": 2}})
-    run(ray, home / "ray")
+    run(_with(config, {"engine": {"name": "ray", "workers": WORKERS}}), home / "ray")
     _equal_runs(home / "inline", home / "ray", "inline and on Ray")
 
 
@@ -239,7 +241,7 @@ def one_sample(pool: Pool, rng: np.random.Generator, *, clients: int) -> Split:
 def _with(config: Config, changes: Mapping[str, Any]) -> Config:
     table = config.model_dump(mode="json", exclude_none=True)
     for key, value in changes.items():
-        table[key] = value if key == "model" else {**table[key], **value}
+        table[key] = {**table[key], **value} if key == "data" else value
     return parse_config(table)
 
 

@@ -52,6 +52,8 @@ class InlineGrid(SimulationGrid):
         reply, state = call_node(self._environment, self._app, message, state)
         if state:
             self._states[node] = state
+        else:
+            self._states.pop(node, None)
         return reply
 
     def states(self) -> Iterable[tuple[int, RecordDict]]:

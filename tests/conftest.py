@@ -1,8 +1,7 @@
-"""What several tests need: a tiny run on digits, and the real sets beside the project, where they are."""
+"""Fixtures of all tests: a tiny run on digits, the real sets beside the project, Ray, runs written by hand."""
 
 from __future__ import annotations
 
-import copy
 import importlib.util
 import json
 from collections.abc import Callable, Iterator
@@ -12,44 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
+import tomli_w
 import torch
 
-from fedkd.config import Config, parse_config
-from fedkd.core.state import unpack
-from fedkd.runs.checkpoints import latest, load_server
-from fedkd.runs.run import resume, run
+from fedkd.config import Config, parse_config, to_table
 
-SETS = Path(__file__).resolve().parents[1] / ".." / "shared" / "data"
-PLUGINS = Path(__file__).resolve().parent / "plugins"
+pytest.register_assert_rewrite("helpers")
 
-TINY: dict[str, Any] = {
-    "seed": 0,
-    "rounds": 2,
-    "data": {
-        "name": "digits",
-        "partition": {"scheme": "client_dirichlet", "clients": 6, "alpha": 0.5, "size": 24},
-        "node_test": 20,
-    },
-    "model": {"name": "mlp", "hidden": [16]},
-    "train": {"batch_size": 8, "optimizer": {"name": "sgd", "lr": 0.1}},
-    "strategy": {"name": "fedavg"},
-    "evaluate": {"every": 1},
-}
-
-
-def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """Return `base` with dotted keys changed; None deletes."""
-    table = copy.deepcopy(base)
-    for key, value in changes.items():
-        *path, last = key.split(".")
-        inner = table
-        for part in path:
-            inner = inner.setdefault(part, {})
-        if value is None:
-            inner.pop(last, None)
-        else:
-            inner[last] = value
-    return table
+from helpers import SETS, TINY, merged  # noqa: E402
+from helpers.runs_by_hand import Write, a_line  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -96,32 +66,24 @@ def cluster() -> Iterator[None]:
     ray.shutdown()
 
 
-def lines(folder: Path) -> list[dict[str, Any]]:
-    """Return a run's metrics without what depends on the clock."""
-    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    for line in found:
-        del line["seconds"]
-    return found
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    """Return a function that writes a run folder: accuracies of rounds 1, 2, ... of two nodes that are 0.2 apart."""
 
+    def make(
+        name: str, seed: int, accuracies: list[float], changes: dict[str, Any] | None = None, **summary: Any
+    ) -> Path:
+        folder = tmp_path / "runs" / name
+        folder.mkdir(parents=True)
+        config = parse_config(merged(TINY, {"seed": seed, "rounds": len(accuracies), **(changes or {})}))
+        (folder / "config.toml").write_text(tomli_w.dumps(to_table(config)))
+        lines = [a_line(0, {}, {}, 0)]
+        for number, value in enumerate(accuracies, 1):
+            nodes = {"personal/accuracy": {"0": value - 0.1, "1": value + 0.1}}
+            lines.append(a_line(number, {"personal/accuracy": value}, nodes, 500_000))
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        about = {"status": "completed", "versions": {"fedkd": "0.1.0"}, "data": f"print of {seed}", **summary}
+        (folder / "summary.json").write_text(json.dumps(about))
+        return folder
 
-def server_state(checkpoint: Path) -> dict[str, Any]:
-    """Return the server's state in a checkpoint, or in the newest one of a run: the declared fields by name."""
-    path = latest(checkpoint / "checkpoints")[1] if (checkpoint / "checkpoints").is_dir() else checkpoint
-    state: dict[str, Any] = unpack(load_server(path))
-    return state
-
-
-def checkpoint_bytes(folder: Path) -> dict[str, bytes]:
-    """Return every file of a run's newest checkpoint."""
-    home = max((folder / "checkpoints").glob("round-*"))
-    return {str(path.relative_to(home)): path.read_bytes() for path in sorted(home.rglob("*")) if path.is_file()}
-
-
-def halves_are_the_whole(config: Config, whole: Path, halves: Path) -> None:
-    """Check that a run of six rounds ends as in `whole` where it is stopped after three and continued."""
-    run(config.model_copy(update={"rounds": 3}), halves)
-    resolved = halves / "config.toml"
-    resolved.write_text(resolved.read_text().replace("rounds = 3", "rounds = 6"))
-    resume(halves)
-    assert lines(halves) == lines(whole)
-    assert checkpoint_bytes(halves) == checkpoint_bytes(whole)
+    return make

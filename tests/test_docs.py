@@ -1,5 +1,7 @@
 """The code and the commands of the documentation run as they stand."""
 
+from __future__ import annotations
+
 import json
 import re
 import shlex
@@ -7,17 +9,12 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import lines
+from helpers import HOME, lines
+from helpers.docs import blocks
 from typer.testing import CliRunner
 
 from fedkd.cli import app
 from fedkd.registry import names
-
-HOME = Path(__file__).resolve().parents[1]
-
-
-def blocks(page: str, language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", (HOME / page).read_text(), re.DOTALL)
 
 
 def test_the_strategy_of_the_guide_runs_and_is_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,5 +72,6 @@ def test_every_strategy_says_what_it_reveals() -> None:
 
 
 def test_the_tests_that_the_security_page_names_exist() -> None:
-    for name in re.findall(r"`(test_\w+\.py)`", (HOME / "SECURITY.md").read_text()):
-        assert (HOME / "tests" / name).is_file(), name
+    for name in re.findall(r"`((?:\w+/)*test_\w+\.py)`", (HOME / "SECURITY.md").read_text()):
+        found = HOME / name if name.startswith("tests/") else next((HOME / "tests").rglob(name), HOME / "tests" / name)
+        assert found.is_file(), name

@@ -1,5 +1,7 @@
 """Ray clusters of several machines and GPUs, and what the engine leaves behind: each in a process of its own."""
 
+from __future__ import annotations
+
 import json
 import signal
 import subprocess
@@ -9,12 +11,13 @@ from typing import Any
 
 import pytest
 import tomli_w
-from conftest import PLUGINS, TINY, checkpoint_bytes, lines, merged
+from helpers import PLUGINS, TINY, checkpoint_bytes, lines, merged
 
 from fedkd.config import parse_config
 from fedkd.runs.run import run
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
+
 
 HEAD = """
 import json, sys

@@ -1,27 +1,28 @@
 """Engines carry messages and change no result: the same bytes inline, on any number of workers, and after faults."""
 
-from collections.abc import Callable
+from __future__ import annotations
+
 from pathlib import Path
 
 import pytest
 import ray
-from conftest import PLUGINS, checkpoint_bytes, lines
 from flwr.app import ArrayRecord, Message, RecordDict
+from helpers import PLUGINS, Make, checkpoint_bytes, lines
 
 from fedkd import InputError, Payload
-from fedkd.config import Config
 from fedkd.core.setup import make_setup
 from fedkd.runs.run import make_engine, resume, run
-from fedkd.simulations.ray_placement import connect, count_workers
 
-Make = Callable[..., Config]
 pytestmark = pytest.mark.xdist_group("ray")
+
 
 UNEQUAL = {
     "model": {"names": [{"name": "mlp", "hidden": [16]}, "cnn", "resnet8"]},
     "data.public": {"size": 60},
     "strategy": {"name": "fedmd", "subset_size": 40, "public_epochs": 0, "private_epochs": 1},
 }
+
+
 RUNS = {
     "fedprox, 7 of 12 nodes": {
         "cohort": 7,
@@ -78,7 +79,10 @@ RUNS = {
 }
 
 
-@pytest.mark.parametrize("changes", RUNS.values(), ids=RUNS.keys())
+@pytest.mark.parametrize(
+    "changes",
+    [pytest.param(c, id=n, marks=[] if n.startswith("fedprox") else pytest.mark.slow) for n, c in RUNS.items()],
+)
 @pytest.mark.usefixtures("cluster")
 def test_inline_and_one_and_two_workers_give_the_same_bytes(tiny: Make, tmp_path: Path, changes: dict) -> None:
     engines = {"inline": {"name": "inline"}, **{f"ray{n}": {"name": "ray", "workers": n} for n in (1, 2)}}
@@ -111,6 +115,7 @@ def test_a_worker_that_dies_is_replaced_and_nothing_changes(tiny: Make, tmp_path
     assert checkpoint_bytes(tmp_path / "deadly") == checkpoint_bytes(tmp_path / "quiet")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
 def test_clients_that_kill_every_worker_are_named_failures(tiny: Make, tmp_path: Path) -> None:
     deaths = tmp_path / "deaths"
@@ -122,6 +127,7 @@ def test_clients_that_kill_every_worker_are_named_failures(tiny: Make, tmp_path:
     assert "its worker died" in failures[0]["reason"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
 def test_an_interrupted_run_continues_to_the_same_end_on_any_engine(tiny: Make, tmp_path: Path) -> None:
     when = tmp_path / "when"
@@ -171,52 +177,7 @@ def test_more_workers_than_fit_are_refused_before_anything_is_written(tiny: Make
     assert ray.is_initialized()  # it was ours, so the engine leaves it
 
 
-@pytest.mark.parametrize(
-    ("workers", "cpus", "gpus", "cluster", "cohort", "count"),
-    [
-        ("auto", 1.0, 0.0, {"CPU": 8.0}, 100, 8),
-        ("auto", 1.0, 0.0, {"CPU": 8.0}, 3, 3),
-        ("auto", 0.5, 0.0, {"CPU": 2.0}, 100, 4),
-        ("auto", 0.1, 0.0, {"CPU": 2.0}, 100, 20),
-        ("auto", 1.0, 0.25, {"CPU": 64.0, "GPU": 4.0}, 100, 16),
-        ("auto", 1.0, 0.4, {"CPU": 64.0, "GPU": 2.0}, 100, 4),  # two to a GPU: a share never straddles two
-        ("auto", 0.0, 2.0, {"CPU": 1.0, "GPU": 4.0}, 100, 2),
-        (3, 1.0, 0.0, {"CPU": 8.0}, 2, 3),
-    ],
-)
-def test_workers_are_packed_by_their_shares(workers, cpus, gpus, cluster, cohort, count) -> None:  # type: ignore[no-untyped-def]
-    assert count_workers(workers, cpus, gpus, [cluster], cohort) == count
-
-
-@pytest.mark.parametrize(
-    ("cpus", "gpus", "machines", "count"),
-    [
-        (3.0, 0.0, [{"CPU": 4.0}] * 3, 3),  # not 12 / 3
-        (0.0, 2.0, [{"CPU": 1.0, "GPU": 3.0}] * 2, 2),  # not 6 / 2
-        (1.0, 0.25, [{"CPU": 32.0}, {"CPU": 2.0, "GPU": 4.0}], 2),  # CPU and GPU are on the same machine
-    ],
-)
-def test_a_worker_fits_on_one_machine(cpus: float, gpus: float, machines: list, count: int) -> None:
-    assert count_workers("auto", cpus, gpus, machines, 100) == count
-    with pytest.raises(InputError, match=f"{count} fit; the cluster has .* on {len(machines)} machines"):
-        count_workers(count + 1, cpus, gpus, machines, 100)
-
-
-@pytest.mark.parametrize(
-    ("workers", "cpus", "gpus", "message"),
-    [
-        (5, 1.0, 0.0, "engine.workers = 5: 4 fit; the cluster has 4 CPUs and 1 GPUs"),
-        ("auto", 8.0, 0.0, "no worker fits"),
-        ("auto", 1.0, 2.0, "no worker fits"),
-        ("auto", 1.0, 1.5, "gpus_per_worker = 1.5: a worker has a fraction of one GPU, or whole GPUs"),
-        ("auto", 0.0, 0.0, "both 0"),
-    ],
-)
-def test_impossible_packings_are_refused(workers, cpus, gpus, message) -> None:  # type: ignore[no-untyped-def]
-    with pytest.raises(InputError, match=message):
-        count_workers(workers, cpus, gpus, [{"CPU": 4.0, "GPU": 1.0}], 100)
-
-
+@pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
 def test_a_timeout_makes_late_nodes_failures_and_the_run_goes_on(tiny: Make, tmp_path: Path) -> None:
     file = tmp_path / "slow.py"
@@ -240,12 +201,6 @@ def test_a_timeout_makes_late_nodes_failures_and_the_run_goes_on(tiny: Make, tmp
     run(tiny({**changes, "engine": engine}), tmp_path / "run")
     reasons = {f["node"]: f["reason"] for f in lines(tmp_path / "run")[1]["failures"]}
     assert reasons == {5: "no reply within 15 s"}
-
-
-@pytest.mark.parametrize("address", ["127.0.0.1:1", "nowhere"])
-def test_an_address_without_a_cluster_is_refused_at_once(address: str) -> None:
-    with pytest.raises(InputError, match=f"engine.address = '{address}': no Ray cluster answers there"):
-        connect(address)
 
 
 @pytest.mark.usefixtures("cluster")

@@ -1,5 +1,7 @@
 """What a run survives, with real processes: kill -9 at any moment, and a resumed run that ends in the same bytes."""
 
+from __future__ import annotations
+
 import signal
 import subprocess
 import sys
@@ -7,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import tomli_w
-from conftest import PLUGINS, TINY, checkpoint_bytes, lines, merged
+from helpers import PLUGINS, TINY, checkpoint_bytes, lines, merged
 from typer.testing import CliRunner
 
 from fedkd.cli import app
@@ -15,6 +17,7 @@ from fedkd.config import parse_config
 from fedkd.runs.run import run
 
 pytestmark = pytest.mark.slow
+
 
 RUNS = {
     "fedavg": {"strategy": {"name": "fedavg"}, "cohort": 4},
@@ -25,6 +28,8 @@ RUNS = {
         "strategy": {"name": "fedftg", "iterations": 2, "batch_size": 20, "noise": 8, "generator_width": 4},
     },
 }
+
+
 DEATHS = [  # in this order, each after a --resume: where, and at which call of it
     ("fedkd.learning.training:train", 4),  # in a client, before the first checkpoint after round 0
     ("fedkd.runs.checkpoints:_save", 2),  # while a checkpoint is written

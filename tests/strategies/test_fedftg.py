@@ -1,369 +1,212 @@
-"""FedFTG, its bases and the published values: inputs without random numbers, sums compared with published ones."""
+"""FedFTG over each base: whole rounds by the published algorithm, and what a run shows."""
 
-import math
-from collections.abc import Iterable
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from helpers import HOME, Make, lines, server_state
+from helpers.bases import BASES, SMALL
+from helpers.hand import Hand, setting
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedkd.data.images import Images
-from fedkd.data.partitions import deal
+from fedkd import Environment, RunError
+from fedkd.config import read_config
 from fedkd.distillation.generators import ImageGenerator
-from fedkd.learning.losses import diversity_loss
-from fedkd.learning.training import Loss, cross_entropy, train
-from fedkd.methods.teachers import Teachers
-from fedkd.strategies.feddyn import dynamic_loss
-from fedkd.strategies.fedftg import (
-    FedFTG,
-    classification_loss,
-    disagreement_loss,
-    ensemble_targets,
-    ensemble_weights,
-    stratified_labels,
-    student_loss,
-)
-from fedkd.strategies.moon import contrastive_loss
-from fedkd.strategies.scaffold import corrected_loss
-from fedkd.streams import torch_stream
-
-COUNTS = torch.tensor([[6, 2, 0, 0], [1, 1, 5, 1], [0, 3, 1, 4]])
-LABELS = torch.tensor([0, 1, 2, 3, 3, 2, 1, 0])
-
-
-def det(shape: tuple[int, ...], freq: float = 0.37, phase: float = 0.0, scale: float = 1.0) -> Tensor:
-    i = torch.arange(math.prod(shape), dtype=torch.float64)
-    return (scale * torch.sin(freq * i + phase)).view(shape)
-
-
-def fill(model: nn.Module, scale: float, phase: float) -> nn.Module:
-    """Fill parameter number j of the state (buffers count in j, and stay) with det; batch norm's weights around 1."""
-    parameters = dict(model.named_parameters())
-    norms = {f"{name}.weight" for name, m in model.named_modules() if isinstance(m, nn.BatchNorm2d | nn.BatchNorm1d)}
-    with torch.no_grad():
-        for j, name in enumerate(model.state_dict()):
-            if name in parameters:
-                values = det(tuple(parameters[name].shape), 0.37, phase + j, scale)
-                parameters[name].copy_(values + 1 if name in norms else values)
-    return model
-
-
-class TinyNet(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(3, 6, 3, padding=1, bias=False)
-        self.bn = nn.BatchNorm2d(6)
-        self.classifier = nn.Linear(6, 4)
-
-    def features(self, images: Tensor) -> Tensor:
-        return F.relu(self.bn(self.conv(images))).mean((2, 3))
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.classifier(self.features(images))
-
-
-@pytest.fixture(autouse=True)
-def _modules_may_draw() -> Iterable[None]:
-    with torch.random.fork_rng():
-        yield
-
-
-def net(phase: float, dtype: torch.dtype = torch.float32) -> nn.Module:
-    return fill(TinyNet().to(dtype), 0.3, phase)
-
-
-def gen(dtype: torch.dtype = torch.float32) -> ImageGenerator:
-    return fill(ImageGenerator(100, 4, (3, 8, 8), width=4).to(dtype), 0.2, 0.0)  # type: ignore[return-value]
-
-
-def noise(e: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    return det((8, 100), 0.7, e, 1.5).to(dtype)
-
-
-def checksum(tensors: Iterable[Tensor]) -> tuple[float, float, float]:
-    values = torch.cat([t.detach().double().flatten() for t in tensors])
-    i = torch.arange(len(values), dtype=torch.float64)
-    return float(values.sum()), float(values.norm()), float(values @ torch.cos(0.11 * i))
-
-
-def state(model: nn.Module, *, counters: bool = False) -> list[Tensor]:
-    return [t for n, t in model.state_dict().items() if counters or not n.endswith("num_batches_tracked")]
-
-
-# Section 7 of the specification: values of the published code
-
-
-def test_labels_are_stratified_as_published() -> None:
-    labels = stratified_labels([7, 6, 6, 5], 20, np.random.RandomState(0).shuffle)
-    assert labels.tolist() == [3, 0, 3, 1, 2, 3, 1, 2, 0, 0, 1, 2, 1, 1, 3, 2, 0, 0, 3, 2]
-    assert np.bincount(labels).tolist() == [5, 5, 5, 5]
-    assert 1 not in stratified_labels([7, 0, 1], 200, np.random.RandomState(0).shuffle)
-    assert len(stratified_labels([1, 0, 0], 7, np.random.RandomState(0).shuffle)) == 7
-
-
-def test_ensemble_weights_are_shares_of_a_class() -> None:
-    alpha = ensemble_weights(COUNTS)
-    assert alpha[0].tolist() == pytest.approx([0.857143, 0.142857, 0], abs=1e-6)
-    assert alpha[3].tolist() == pytest.approx([0, 0.2, 0.8], abs=1e-6)
-    assert ensemble_weights(torch.tensor([[0, 3]]))[0].tolist() == [0]  # a class that nobody has
-
-
-@pytest.mark.parametrize(("metric", "value"), [("l1", 0.999384), ("l2", 0.999149), ("cosine", 0.999142)])
-def test_the_diversity_loss_has_the_published_value(metric: str, value: float) -> None:
-    found = diversity_loss(det((5, 3, 4, 4), 0.5, 0.1), det((5, 7), 0.9, 0.2), metric)  # type: ignore[arg-type]
-    assert float(found) == pytest.approx(value, abs=1e-6)
-
-
-def test_the_generator_has_the_published_outputs_and_sizes() -> None:
-    generator = gen()
-    _, norm, dot = checksum([generator.train()(noise(0), LABELS)])
-    assert (norm, dot) == pytest.approx((39.190342, -2.070756), rel=2e-5)
-    total, norm, dot = checksum([generator.eval()(noise(0), LABELS)])
-    assert (total, norm, dot) == pytest.approx((-270.253282, 15.500117, -13.057646), rel=1e-5)
-    for nz, classes, size in ((100, 10, 682_499), (256, 100, 1_690_115)):
-        assert sum(p.numel() for p in ImageGenerator(nz, classes, (3, 32, 32)).parameters()) == size
-    for shape in ((1, 28, 28), (1, 8, 8), (3, 30, 37), (1, 5, 4)):
-        images = ImageGenerator(7, 3, shape, width=2)(torch.zeros(2, 7), torch.tensor([0, 2]))
-        assert images.shape == (2, *shape)
-
-
-def test_the_generators_losses_and_gradient_have_the_published_values() -> None:
-    generator, student, teacher = gen(), net(0.5), net(2.0)
-    teachers = Teachers(student, [net(9.0).state_dict(), teacher.state_dict(), net(8.0).state_dict()])
-    weights = ensemble_weights(COUNTS).float()[LABELS]
-    student.eval()
-    losses = FedFTG().generator_losses(student, generator.train(), teachers, weights, LABELS, noise(0), [1])
-    md, cls, dis = (part.detach() for part in losses)
-    assert (float(md), float(cls)) == pytest.approx((-0.126245, 0.461986), abs=2e-6)
-    total = losses.disagreement + losses.classification + losses.diversity / 3
-    assert float(total.detach()) == pytest.approx(0.367220, abs=2e-6)
-    assert float(dis) == pytest.approx(0.094438, abs=2e-6)
-    gradients = torch.autograd.grad(total, list(generator.parameters()))
-    assert checksum(gradients) == pytest.approx((-0.309101, 0.569337, -0.014904), rel=2e-4)
-    with torch.no_grad():
-        images = gen().train()(noise(0), LABELS)
-        s, t = student(images), teacher.eval()(images)
-    assert -float(disagreement_loss(s, t, weights[:, 1], "kl")) == pytest.approx(0.009270, abs=1e-6)
-    assert float(classification_loss(t, LABELS, weights[:, 1], "per_sample")) == pytest.approx(0.466641, abs=2e-6)
-
-
-def test_a_whole_server_round_has_the_published_result_in_float64() -> None:
-    student, generator = net(0.25, torch.float64), gen(torch.float64)
-    teachers = Teachers(student, [net(p, torch.float64).state_dict() for p in (1.0, 2.0, 3.0)])
-    labels = stratified_labels(COUNTS.sum(0).tolist(), 80, np.random.RandomState(7).shuffle)
-    method = FedFTG(batch_size=8)
-    losses = method.refine(
-        student,
-        generator,
-        teachers,
-        ensemble_weights(COUNTS),
-        torch.from_numpy(labels).view(10, 8),
-        torch.stack([noise(e, torch.float64) for e in range(10)]),
-    )
-    assert checksum(state(student)) == pytest.approx((21.446647, 5.960490, 9.141718), abs=1e-6)
-    assert checksum(state(generator)) == pytest.approx((155.458539, 41.329267, 84.287337), abs=1e-6)
-    assert set(losses) == {"disagreement_loss", "classification_loss", "diversity_loss", "student_loss"}
-
-
-def local_data(k: int = 0) -> tuple[Images, Tensor]:
-    labels = (np.arange(12) * (k + 1) + k) % 4
-    images = det((12, 3, 8, 8), 0.21 + 0.05 * k, 0.4 * k).float()
-    return Images(images.numpy(), labels), torch.from_numpy(labels)
-
-
-class AsTheyAre:
-    device = torch.device("cpu")
-
-    def __call__(self, images: np.ndarray, generator: object = None) -> Tensor:
-        return torch.from_numpy(images)
-
-
-def train_three_steps(loss: Loss, weight_decay: float = 1e-3) -> tuple[float, float, float]:
-    model = net(0.3)
-    data, labels = local_data()
-    train(
-        model,
-        data,
-        labels,
-        epochs=1,
-        batch_size=12,
-        steps=3,
-        clip=10.0,
-        optimizer=torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=weight_decay),
-        preprocess=AsTheyAre(),  # type: ignore[arg-type]
-        order=torch_stream(0, 0, 0, "x"),
-        loss=loss,
-    )
-    return checksum(state(model, counters=True))
-
-
-def by_parameter(values: Tensor, model: nn.Module) -> dict[str, Tensor]:
-    found, at = {}, 0
-    for name, parameter in model.named_parameters():
-        found[name] = values[at : at + parameter.numel()].view_as(parameter).float()
-        at += parameter.numel()
-    assert at == len(values)
-    return found
-
-
-def test_local_training_of_the_five_bases_has_the_published_results() -> None:
-    start = {name: p.detach().clone() for name, p in net(0.3).named_parameters()}
-    assert train_three_steps(cross_entropy) == pytest.approx((18.653440, 5.460751, 6.923386), rel=1e-5)
-    drift = by_parameter(det((202,), 0.13, 0, 0.01), net(0.3))
-    published = (18.653264, 5.460736, 6.921591)
-    quirks = dynamic_loss(start, drift, 0.01, linear_only=True)
-    assert train_three_steps(quirks, 1e-3 + 0.01) == pytest.approx(published, rel=1e-5)
-    assert train_three_steps(dynamic_loss(start, drift, 0.01)) == pytest.approx(published, rel=1e-5)
-    diff = by_parameter(det((202,), 0.17, 0.3, 0.05), net(0.3))
-    assert train_three_steps(corrected_loss(diff)) == pytest.approx((18.482975, 5.460890, 6.840950), rel=1e-5)
-    contrast = contrastive_loss(net(0.3).eval(), net(1.3).eval(), 0.5, 5.0)
-    assert train_three_steps(contrast) == pytest.approx((18.653831, 5.460745, 6.924236), rel=1e-5)
-
-
-def test_the_partition_deals_as_published() -> None:
-    rng = np.random.RandomState(0)
-    priors = rng.dirichlet([0.3] * 5, size=4)
-    counts = deal(priors, np.full(5, 20), np.full(4, 25), rng.uniform, rng.randint, 10**6)
-    assert counts.tolist() == [[1, 12, 2, 2, 8], [8, 5, 0, 2, 10], [10, 3, 6, 4, 2], [1, 0, 12, 12, 0]]
-
-
-# Second formulas, by loops
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch_stream(seed, 0, 0, "x"), dtype=torch.float64)
-
-
-def softmax(row: list[float]) -> list[float]:
-    powers = [math.exp(z) for z in row]
-    return [p / sum(powers) for p in powers]
-
-
-def test_the_losses_are_their_formulas_by_loops() -> None:
-    student, teacher, weights = normal(6, 4), normal(6, 4, seed=1), torch.rand(6, generator=torch_stream(0, 0, 0, "w"))
-    weights = weights.double()
-    labels = torch.tensor([0, 1, 2, 3, 3, 1])
-    rows = list(zip(weights.tolist(), student.tolist(), teacher.tolist(), labels.tolist(), strict=True))
-    l1 = -sum(a * sum(abs(x - y) for x, y in zip(s, t, strict=True)) / 4 for a, s, t, _ in rows) / 6
-    kl = (
-        -sum(a * sum(p * math.log(p / q) for p, q in zip(softmax(t), softmax(s), strict=True)) for a, s, t, _ in rows)
-        / 6
-    )
-    assert float(disagreement_loss(student, teacher, weights, "l1")) == pytest.approx(l1, rel=1e-12)
-    assert float(disagreement_loss(student, teacher, weights, "kl")) == pytest.approx(kl, rel=1e-12)
-    entropies = [-math.log(softmax(t)[y]) for _, _, t, y in rows]
-    mean = sum(entropies) / 6 * sum(weights.tolist()) / 6
-    each = sum(a * e for a, e in zip(weights.tolist(), entropies, strict=True)) / 6
-    assert float(classification_loss(teacher, labels, weights, "batch_mean")) == pytest.approx(mean, rel=1e-12)
-    assert float(classification_loss(teacher, labels, weights, "per_sample")) == pytest.approx(each, rel=1e-12)
-    x, z = normal(5, 2, 3), normal(5, 4, seed=2)
-    total = 0.0
-    for a, u in zip(x.flatten(1).tolist(), z.tolist(), strict=True):
-        for b, v in zip(x.flatten(1).tolist(), z.tolist(), strict=True):
-            far = sum((p - q) ** 2 for p, q in zip(u, v, strict=True)) / 4
-            total += far * sum(abs(p - q) for p, q in zip(a, b, strict=True)) / 6
-    assert float(diversity_loss(x, z)) == pytest.approx(math.exp(-total / 25), rel=1e-12)
-
-
-def test_targets_and_the_students_loss_by_loops() -> None:
-    logits, weights, student = normal(3, 5, 4), torch.softmax(normal(5, 3, seed=1), 1), normal(5, 4, seed=2)
-    right = [
-        [sum(weights[b, k].item() * softmax(logits[k, b].tolist())[c] for k in range(3)) for c in range(4)]
-        for b in range(5)
-    ]
-    targets = ensemble_targets(logits, weights, "probabilities")
-    torch.testing.assert_close(targets, torch.tensor(right, dtype=torch.float64))
-    mixed = [softmax([sum(weights[b, k].item() * logits[k, b, c].item() for k in range(3)) for c in range(4)])
-             for b in range(5)]  # fmt: skip
-    torch.testing.assert_close(ensemble_targets(logits, weights, "logits"), torch.tensor(mixed, dtype=torch.float64))
-    cross = -sum(q * math.log(p) for row, s in zip(right, student.tolist(), strict=True)
-                 for q, p in zip(row, softmax(s), strict=True)) / 20  # fmt: skip
-    assert float(student_loss(student, targets)) == pytest.approx(cross, rel=1e-12)
-    z = student.clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(student_loss(z, targets), z)
-    kl_gradient = (torch.softmax(student, 1) - targets) / 5  # of KL's mean over the batch
-    torch.testing.assert_close(gradient, kl_gradient / 4)
-
-
-def test_the_gradient_of_the_disagreement_passes_through_the_teacher_only_where_asked() -> None:
-    weights = ensemble_weights(COUNTS)[LABELS]
-    found = {}
-    for through in (False, True):
-        student, generator = net(0.5, torch.float64).eval(), gen(torch.float64).train()
-        teachers = Teachers(student, [net(2.0, torch.float64).state_dict()])
-        method = FedFTG(teacher_gradient=through)
-        losses = method.generator_losses(student, generator, teachers, weights, LABELS, noise(0, torch.float64), [0])
-        found[through] = checksum(torch.autograd.grad(losses.disagreement, list(generator.parameters())))
-        before = noise(0, torch.float64)
-        images = gen(torch.float64).train()(before, LABELS).detach().requires_grad_()
-        s, t = student(images), teachers.one(0, images)
-        loss = disagreement_loss(s, t if through else t.detach(), weights[:, 0], "l1")
-        (by_image,) = torch.autograd.grad(loss, images)
-        again = gen(torch.float64).train()
-        by_chain = torch.autograd.grad(again(before, LABELS), list(again.parameters()), by_image)
-        assert found[through] == pytest.approx(checksum(by_chain), rel=1e-9)
-    assert found[False] != pytest.approx(found[True], rel=1e-3)
-
-
-def test_many_teachers_in_one_call_are_the_loop_and_pass_gradients() -> None:
-    template = net(0.1, torch.float64)
-    weights = [net(p, torch.float64).state_dict() for p in (1.0, 2.0, 3.0)]
-    loop, batched = Teachers(template, weights), Teachers(template, weights, batched=True)
-    assert not loop.batched  # on a CPU
-    images = normal(5, 3, 8, 8)
-    results = []
-    for teachers in (loop, batched):
-        x = images.clone().requires_grad_()
-        logits = teachers(x)
-        (gradient,) = torch.autograd.grad(logits.square().sum(), x)
-        results.append((logits.detach(), gradient))
-        assert all(not tensor.requires_grad for w in teachers.weights for tensor in w.values())
-    torch.testing.assert_close(results[0], results[1], rtol=1e-10, atol=1e-12)
-    for k, state_ in enumerate(weights):
-        model = net(0.0, torch.float64).eval()
-        model.load_state_dict(state_)
-        torch.testing.assert_close(results[0][0][k], model(images).detach())
-    before = [checksum(w.values()) for w in loop.weights]
-    loop(images)
-    assert [checksum(w.values()) for w in loop.weights] == before  # eval mode: statistics stay
-
-
-def refined(changes: dict[str, object]) -> list[float]:
-    student, generator = net(0.25, torch.float64), gen(torch.float64)
-    teachers = Teachers(student, [net(p, torch.float64).state_dict() for p in (1.0, 2.0, 3.0)])
-    method = FedFTG(batch_size=8, iterations=2, **changes)  # type: ignore[arg-type]
-    labels = torch.stack([LABELS, LABELS.flip(0)])
-    method.refine(
-        student, generator, teachers, ensemble_weights(COUNTS), labels,
-        torch.stack([noise(e, torch.float64) for e in range(2)]),
-    )  # fmt: skip
-    return [*checksum(state(student)), *checksum(state(generator))]
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"disagreement": "kl"}, {"teacher_gradient": True}, {"classification": "per_sample"}, {"diversity": "l2"},
-        {"generator_update": "joint"}, {"ensemble": "logits"}, {"generator_passes": 2}, {"student_steps": 1},
-        {"lambda_cls": 0.0}, {"lambda_dis": 0.0},
-    ],
-    ids=str,
-)  # fmt: skip
-def test_every_option_has_an_effect(changes: dict[str, object]) -> None:
-    found = refined(changes)
-    assert np.isfinite(found).all()
-    assert found != pytest.approx(refined({}), rel=1e-6)
-
-
-def test_a_joint_step_is_one_step_on_the_sum_over_the_teachers() -> None:
-    student, generator = net(0.25, torch.float64).eval(), gen(torch.float64).train()
-    teachers = Teachers(student, [net(p, torch.float64).state_dict() for p in (1.0, 2.0, 3.0)])
-    weights, z = ensemble_weights(COUNTS)[LABELS], noise(0, torch.float64)
-    method = FedFTG()
-    joint = method.generator_losses(student, generator, teachers, weights, LABELS, z, range(3))
-    alone = [method.generator_losses(student, generator, teachers, weights, LABELS, z, [k]) for k in range(3)]
-    assert float(joint.disagreement.detach()) == pytest.approx(sum(float(a.disagreement.detach()) for a in alone))
-    assert float(joint.classification.detach()) == pytest.approx(sum(float(a.classification.detach()) for a in alone))
-    assert float(joint.diversity.detach()) == pytest.approx(float(alone[0].diversity.detach()))
+from fedkd.runs.run import run
+from fedkd.strategies.fedftg import stratified_labels
+from fedkd.streams import default_stream, numpy_stream, torch_stream
+
+
+def by_hand(
+    student: nn.Module,
+    generator: nn.Module,
+    models: list[dict[str, Tensor]],
+    counts: Tensor,
+    y: Tensor,
+    z: Tensor,
+    decay: float,
+    weight_decay: float,
+) -> None:
+    """Fine-tune as the published code does: nothing is cached, nothing shared with ours but the generator's network."""
+    alpha = counts.double() / (counts.double().sum(0) + 1e-6)  # K x C
+    by_student = torch.optim.SGD(student.parameters(), lr=0.05 * decay, weight_decay=weight_decay)
+    by_generator = torch.optim.Adam(generator.parameters(), lr=0.01 * decay)
+    teacher = copy.deepcopy(student).eval()
+    for labels, noise in zip(y, z, strict=True):
+        student.eval()
+        generator.train()
+        for k, weights in enumerate(models):
+            teacher.load_state_dict(weights)
+            x, a = generator(noise, labels), alpha[k][labels]
+            t, flat = teacher(x), x.flatten(1)
+            hard = -(a * (student(x) - t.detach()).abs().mean(1)).mean()
+            apart = (flat[:, None] - flat[None]).abs().mean(2) * (noise[:, None] - noise[None]).pow(2).mean(2)
+            loss = hard + F.cross_entropy(t, labels) * a.mean() + torch.exp(-apart.mean()) / len(models)
+            by_generator.zero_grad()
+            loss.backward()
+            by_generator.step()
+        student.train()
+        generator.eval()
+        for _ in range(5):
+            with torch.no_grad():
+                x, q = generator(noise, labels), 0.0
+                for k, weights in enumerate(models):
+                    teacher.load_state_dict(weights)
+                    q = q + alpha[k][labels][:, None] * torch.softmax(teacher(x), 1)
+            by_student.zero_grad()
+            (-(q * F.log_softmax(student(x), 1)).sum(1).mean() / 10).backward()
+            by_student.step()
+
+
+REPLAYED: dict[str, dict[str, Any]] = {
+    "fedavg": {"name": "fedavg"},
+    "fedprox": {"name": "fedprox", "mu": 0.2},
+    "fedprox, official": {"name": "fedprox", "mu": 0.2, "official_quirks": True},
+    "feddyn": {"name": "feddyn", "alpha": 0.3},
+    "scaffold": {"name": "scaffold"},
+    "scaffold, official": {"name": "scaffold", "official_quirks": True},
+    "moon": {"name": "moon", "mu": 2.0},
+}
+
+
+@pytest.mark.parametrize("case", REPLAYED)
+def test_three_rounds_of_fedftg_over_each_base_are_the_published_algorithm(
+    tiny: Make, tmp_path: Path, case: str
+) -> None:
+    base = REPLAYED[case]
+    config = setting(tiny, {"name": "fedftg", **SMALL, "base": base})
+    run(config, tmp_path / "run")
+    hand, name, official = Hand(config), base["name"], base.get("official_quirks", False)
+    data, sizes = hand.data, [len(hand.data.train_of(k).labels) for k in range(6)]
+    with default_stream(torch_stream(0, 0, "server", "initial-generator")):
+        generator = ImageGenerator(8, 10, (1, 8, 8), width=4).double()
+    start = copy.deepcopy(generator.state_dict())
+    w = hand.start()
+    kept = [{n: np.zeros_like(v) for n, v in w.items()} for _ in range(6)]  # h_k or c_k
+    c, last, anchor = {n: np.zeros_like(v) for n, v in w.items()}, {}, dict(w)
+    for number in (1, 2, 3):
+        cohort, models, decay = hand.cohort(number, tmp_path / "run"), {}, 0.8 ** (number - 1)
+        delta = {n: 0.0 for n in w}
+        for k in cohort:
+            share = sizes[k] * 6 / sum(sizes) if official else 1.0
+
+            def move(n: str, g: np.ndarray, v: np.ndarray, k: int = k, s: float = share, w: Any = w, c: Any = c) -> Any:
+                if name == "fedprox":
+                    return g + 0.2 * (v if official else v - w[n])
+                if name == "feddyn":
+                    return g + 0.3 * (v - w[n] + kept[k][n])
+                return g + c[n] / s - kept[k][n] if name == "scaffold" else g
+
+            def contrast(x: Tensor, y: Tensor, k: int = k, w: Any = w) -> Tensor | float:
+                if name != "moon" or k not in last:
+                    return 0.0
+                sims = []
+                for weights in (w, last[k]):
+                    frozen = copy.deepcopy(hand.model)
+                    frozen.load_state_dict({n: torch.from_numpy(v) for n, v in weights.items()})
+                    a, b = hand.model.features(x), frozen.features(x).detach()
+                    sims.append((a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1)) / 0.5)
+                return -2.0 * torch.log(sims[0].exp() / (sims[0].exp() + sims[1].exp())).mean()
+
+            theta, steps = hand.train(number, k, w, move, contrast)
+            if name == "feddyn":
+                kept[k] = {n: kept[k][n] + theta[n] - w[n] for n in w}
+            if name == "scaffold":
+                rate = 0.1 if official else 0.1 * decay
+                new = {n: kept[k][n] - c[n] + ((anchor if official else w)[n] - theta[n]) / (steps * rate) for n in w}
+                delta = {n: delta[n] + share * (new[n] - kept[k][n]) for n in w}
+                kept[k] = new
+            models[k] = last[k] = theta
+        weigh = [sizes[k] if name in ("fedavg", "fedprox", "moon") else 1 for k in cohort]
+        w = {n: sum(a * models[k][n] for a, k in zip(weigh, cohort, strict=True)) / sum(weigh) for n in w}
+        c = {n: c[n] + delta[n] / 6 for n in w}
+        if name == "feddyn":
+            w = {n: w[n] + sum(h[n] for h in kept) / 6 for n in w}
+        anchor = dict(w)
+        counts = torch.from_numpy(data.label_counts()[cohort])
+        labels = stratified_labels(counts.sum(0).tolist(), 60, numpy_stream(0, number, "server", "labels").shuffle)
+        noise = torch.randn(3, 20, 8, generator=torch_stream(0, number, "server", "noise")).double()
+        student = copy.deepcopy(hand.model)
+        student.load_state_dict({n: torch.from_numpy(v) for n, v in w.items()})
+        teachers = [{n: torch.from_numpy(v) for n, v in models[k].items()} for k in cohort]
+        by_hand(student, generator, teachers, counts, torch.from_numpy(labels).view(3, 20), noise, decay, 1e-3)
+        w = {n: t.numpy().copy() for n, t in student.state_dict().items()}
+    state = server_state(tmp_path / "run")
+    for n, value in c.items() if name == "scaffold" else ():
+        np.testing.assert_allclose(state["base"]["control"][n].numpy(), value, atol=1e-4, err_msg=n)
+    for n, value in w.items():
+        np.testing.assert_allclose(state["base"]["weights"][n].numpy(), value, atol=3e-4, err_msg=n)
+    ours, right = state["generator"], generator.state_dict()
+    for n in ("from_noise.weight", "from_label.weight", "layers.6.weight", "layers.9.weight"):
+        off = (ours[n].double() - right[n]).norm() / (right[n] - start[n]).norm()
+        assert off < 0.15, n  # Adam turns float32's rounding into steps; another order of teachers is off by far more
+
+
+def test_labels_may_be_drawn_independently(tiny: Make, tmp_path: Path) -> None:
+    finals = []
+    for labels in ("independent", "stratified"):
+        run(setting(tiny, {"name": "fedftg", **SMALL, "labels": labels}, rounds=1), tmp_path / labels)
+        finals.append(lines(tmp_path / labels)[1]["metrics"]["global/loss"])
+    assert finals[0] != finals[1]
+
+
+@pytest.mark.parametrize("changes", [{"student_lr": 1e38}, {"generator_lr": 1e30}], ids=str)
+def test_a_server_that_diverges_says_so_itself(tiny: Make, tmp_path: Path, changes: dict[str, Any]) -> None:
+    with pytest.raises(RunError, match="Round 1: fine-tuning on the server has diverged; lower strategy.student_lr"):
+        run(setting(tiny, {"name": "fedftg", **SMALL, **changes}), tmp_path / "run")
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_fedftg_fine_tunes_exactly_the_model_of_its_base(tiny: Make, tmp_path: Path, base: str) -> None:
+    inner = {"name": base, **BASES[base]}
+    run(setting(tiny, inner, rounds=2), tmp_path / "base")
+    run(setting(tiny, {"name": "fedftg", **SMALL, "base": inner}, rounds=2), tmp_path / "ftg")
+    alone, both = lines(tmp_path / "base"), lines(tmp_path / "ftg")
+    for name in ("accuracy", "loss"):
+        assert both[1]["metrics"][f"aggregated/{name}"] == alone[1]["metrics"][f"global/{name}"]
+    assert both[2]["metrics"]["aggregated/loss"] != alone[2]["metrics"]["global/loss"]
+    assert both[1]["metrics"]["global/loss"] != both[1]["metrics"]["aggregated/loss"]
+    assert both[1]["cohort"] == alone[1]["cohort"]
+    counts = 3 * (10 * 4 + 128 + len("label_counts"))  # the label histograms of three nodes, and nothing else more
+    assert both[1]["bytes"]["up"] == {**alone[1]["bytes"]["up"], "statistics": counts}
+    assert both[1]["bytes"]["down"] == alone[1]["bytes"]["down"]
+    log, histogram = both[1]["log"], Environment(setting(tiny, inner)).data.label_counts()[both[1]["cohort"]]
+    np.testing.assert_allclose(log["label_distribution"], histogram.sum(0) / histogram.sum(), rtol=1e-6)
+    np.testing.assert_allclose(np.array(log["ensemble_weights"]), (histogram / (histogram.sum(0) + 1e-6)).T, rtol=1e-6)
+
+
+def test_a_run_of_fedftg_shows_its_images_and_its_ensemble(tiny: Make, tmp_path: Path) -> None:
+    strategy = {"name": "fedftg", **SMALL}
+    run(setting(tiny, strategy, rounds=5, **{"evaluate": {"every": 2}}), tmp_path / "run")
+    figures = tmp_path / "run" / "figures"
+    assert [p.name for p in sorted((figures / "generated").iterdir())] == [f"round-{n:06d}.png" for n in (2, 4, 5)]
+    with Image.open(figures / "generated" / "round-000004.png") as strip:
+        assert strip.size == (80, 8)
+        assert json.loads(strip.info["captions"]) == list("0123456789")
+        assert len(np.unique(np.asarray(strip))) > 10
+    assert (figures / "generated.png").stat().st_size > 5000
+    assert (figures / "ensemble.png").stat().st_size > 5000
+
+
+@pytest.mark.slow
+def test_on_mnist_the_first_round_gains_from_fine_tuning(mnist_root: Path, tmp_path: Path) -> None:
+    """The specification's experiment: at least 4 points in the mean. Of ten seeds: single gains are -14 to +33 points.
+
+    Its other claim, a gain of the mean over three rounds on every seed, does not hold here: docs/methods/fedftg.md.
+    """
+    path = HOME / "configs" / "fedftg" / "mnist-8px.toml"
+    gains = []
+    for seed in range(10):
+        config = read_config(path, [f"data.root={mnist_root}", "rounds=1", f"seed={seed}"])
+        run(config, tmp_path / str(seed))
+        metrics = lines(tmp_path / str(seed))[1]["metrics"]
+        gains.append(metrics["global/accuracy"] - metrics["aggregated/accuracy"])
+    assert np.mean(gains) >= 0.04

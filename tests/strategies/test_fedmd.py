@@ -1,13 +1,15 @@
 """FedMD: the consensus, the digest and their order against a second formula; unequal models; the evaluation points."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import lines
-from torch import nn
+from helpers import Make, lines
+from helpers.formulas import Given
 
 from fedkd import Environment, Payload
 from fedkd.config import Config
@@ -20,20 +22,10 @@ from fedkd.runs.run import make_engine, run
 from fedkd.strategies.fedmd import FedMDClient, digest_loss
 from fedkd.streams import torch_stream
 
-Make = Callable[..., Config]
 PUBLIC = {"data.public": {"size": 60, "labelled": True}}
+
+
 FEDMD = {"name": "fedmd", "subset_size": 40, "distil_batch_size": 16, "public_epochs": 0, "private_epochs": 0}
-
-
-class Given(nn.Module):
-    """A model whose logits are given."""
-
-    def __init__(self, logits: torch.Tensor) -> None:
-        super().__init__()
-        self.logits = nn.Parameter(logits)
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.logits
 
 
 def test_the_digest_is_the_mean_absolute_error_over_samples_and_classes() -> None:

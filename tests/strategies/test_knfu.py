@@ -1,43 +1,31 @@
-"""KnFu: the specification's worked example, the invariants of the fusion, and hidden groups on real images."""
+"""KnFu: the specification's worked example, neighbours and their weights, and hidden groups on real images."""
 
-from collections.abc import Callable
+from __future__ import annotations
+
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import lines
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from helpers import Make, lines
+from helpers.fusion import soft, weights_of
 from torch import Tensor
 
 from fedkd import Environment
-from fedkd.config import Config, Limits
+from fedkd.config import Limits
 from fedkd.core.round_loop import run_rounds
 from fedkd.core.setup import make_setup
 from fedkd.errors import InputError
 from fedkd.learning.losses import kl_from_probabilities
-from fedkd.methods.knowledge_fusion import effective_neighbours, fuse
+from fedkd.methods.knowledge_fusion import fuse
 from fedkd.runs.run import make_engine, run
 from fedkd.strategies.knfu import distances, estimated_priors, neighbour_weights
-from fedkd.streams import torch_stream
-
-Make = Callable[..., Config]
 
 
 def seeded() -> tuple[Tensor, Tensor]:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return torch.randn(4, 6, 5) * 2, torch.randn(6, 5)
-
-
-def soft(seed: int, clients: int = 5, samples: int = 12, classes: int = 4) -> Tensor:
-    z = torch.randn(clients, samples, classes, generator=torch_stream(seed, 0, 0, "z"), dtype=torch.float64)
-    return torch.softmax(2 * z, -1)
-
-
-def weights_of(q: Tensor, beta: float = 10.0) -> Tensor:
-    return neighbour_weights(distances(estimated_priors(q)), beta)
 
 
 def test_the_worked_example() -> None:
@@ -81,35 +69,6 @@ def test_distances_by_loops_in_every_direction() -> None:
             }
             for name, value in right.items():
                 assert distances(priors, name)[n, m].item() == pytest.approx(value, abs=1e-12)  # type: ignore[arg-type]
-
-
-@given(seed=st.integers(0, 10**6), beta=st.floats(0, 30))
-@settings(deadline=None, max_examples=30)
-def test_the_invariants_of_the_fusion(seed: int, beta: float) -> None:
-    q = soft(seed)
-    weights = weights_of(q, beta)
-    fused = fuse(weights, q)
-    torch.testing.assert_close(weights.sum(1), torch.ones(5, dtype=torch.float64))
-    torch.testing.assert_close(fused.sum(-1), torch.ones(5, 12), atol=1e-6, rtol=0)
-    order = torch.randperm(5, generator=torch_stream(seed, 0, 0, "p"))
-    torch.testing.assert_close(weights_of(q[order], beta), weights[order][:, order])
-    torch.testing.assert_close(fuse(weights_of(q[order], beta), q[order]), fused[order])
-    samples = torch.randperm(12, generator=torch_stream(seed, 0, 0, "s"))
-    torch.testing.assert_close(weights_of(q[:, samples], beta), weights)
-    torch.testing.assert_close(weights_of(torch.cat([q, q], 1), beta), weights)
-    doubled = weights_of(q, 2 * beta)
-    odds = (weights[0, 1] / weights[0, 2]).log()
-    torch.testing.assert_close((doubled[0, 1] / doubled[0, 2]).log(), 2 * odds)
-
-
-def test_the_limits_of_beta() -> None:
-    q = soft(1)
-    torch.testing.assert_close(weights_of(q, 0.0), torch.full((5, 5), 0.2, dtype=torch.float64))
-    torch.testing.assert_close(fuse(weights_of(q, 0.0), q)[3], q.mean(0).float())
-    torch.testing.assert_close(weights_of(q, 1e5), torch.eye(5, dtype=torch.float64))
-    torch.testing.assert_close(fuse(weights_of(q, 1e5), q), q.float())
-    torch.testing.assert_close(effective_neighbours(weights_of(q, 0.0)), torch.full((5,), 5.0, dtype=torch.float64))
-    torch.testing.assert_close(effective_neighbours(torch.eye(5)), torch.ones(5, dtype=torch.float64))
 
 
 def test_clients_that_know_the_same_count_the_same() -> None:

@@ -1,0 +1,74 @@
+"""Run files: every wrong key is named, with the nearest valid one; what is resolved can be read again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import tomli_w
+from helpers import TINY, merged
+
+from fedkd.config import Config, parse_config, read_config, to_table
+from fedkd.core.setup import make_setup
+from fedkd.errors import InputError
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sede": 1}, r"sede: unknown key 'sede'; did you mean 'seed'\?"),
+        ({"data.nam": "x"}, "data.nam: unknown key 'nam'; did you mean 'name'"),
+        ({"train.optimizer.momentun": 0.9}, "momentun: unknown key 'momentun'; did you mean 'momentum'"),
+        ({"data.public": {"siez": 3, "size": 3}}, "data.public.siez: unknown key 'siez'; did you mean 'size'"),
+        ({"rounds": "5"}, "rounds = '5': .*integer"),
+        ({"rounds": 0}, "rounds = 0: .*greater than or equal to 1"),
+        ({"seed": -1}, "seed = -1"),
+        ({"train.optimizer": {"name": "sgd", "lr": 0}}, "train.optimizer.sgd.lr = 0: .*greater than 0"),
+        ({"train.optimizer": {"name": "sdg", "lr": 0.1}}, "'sgd', 'adam', 'adamw'"),
+        ({"evaluate.fraction": 1.5}, "evaluate.fraction = 1.5"),
+        ({"data.names": ["digits"]}, "set either name .* names .* or sites"),
+        ({"model.names": ["mlp", "cnn"]}, "set either name .* or names"),
+        ({"strategy": None}, "strategy: is missing"),
+        ({"data.partition": None}, "data = .* partition is missing"),
+        ({"data.channels": 2}, "data.channels = 2"),
+    ],
+)
+def test_wrong_configs_are_refused_by_key(changes: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        parse_config(merged(TINY, changes))
+
+
+def test_overrides_change_one_key(tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text(tomli_w.dumps(TINY))
+    config = read_config(
+        path, ["strategy=fedprox", "strategy.mu=0.5", "rounds=7", "data.partition.alpha=0.1", "model=cnn"]
+    )
+    assert (config.strategy.name, config.strategy.options) == ("fedprox", {"mu": 0.5})
+    assert config.rounds == 7
+    assert config.data.partition.model_extra == {"clients": 6, "alpha": 0.1, "size": 24}
+    assert config.model.architectures[0].name == "cnn"
+    for wrong in ("rounds", "=3", "a..b=1", "rounds.x=1"):
+        with pytest.raises(InputError, match="--set"):
+            read_config(path, [wrong])
+
+
+def test_what_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "bad.toml").write_text("rounds = = 3")
+    with pytest.raises(InputError, match="not a TOML file"):
+        read_config(tmp_path / "bad.toml")
+    with pytest.raises(InputError, match="There is no config"):
+        read_config(tmp_path / "none.toml")
+
+
+@pytest.mark.parametrize(
+    "strategy", ["fedavg", "fedprox", "fedmd", "local", "central", "flwr.serverapp.strategy:FedAdam"]
+)
+def test_the_resolved_config_is_complete_and_reads_back(tiny: Callable[..., Config], strategy: str) -> None:
+    resolved = make_setup(tiny({"strategy": {"name": strategy}, "data.public": {"size": 100}})).environment.config
+    table = to_table(resolved)
+    assert parse_config(table) == resolved
+    assert table["train"]["epochs"] == 1
+    if strategy == "fedprox":
+        assert table["strategy"] == {"name": "fedprox", "mu": 0.01, "official_quirks": False}

@@ -1,0 +1,203 @@
+"""Partitions: no image twice, the shape that a scheme promises, the same from the same seed, and clear refusals."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedkd.data.partitions import Pool, allocate, deal, split
+from fedkd.errors import InputError
+from fedkd.streams import numpy_stream
+
+CLASSES = tuple("0123456789")
+
+
+def pool(size: int = 2000, domains: int = 1) -> Pool:
+    rng = np.random.default_rng(0)
+    names = tuple(f"set{i}" for i in range(domains))
+    return Pool(rng.integers(0, 10, size), np.sort(rng.integers(0, domains, size)), CLASSES, names)
+
+
+def parts_of(table: dict, seed: int = 0, data: Pool | None = None) -> list[np.ndarray]:
+    return split(data or pool(), {"minimum": 1, **table}, numpy_stream(seed, 0, "server", "partition")).parts
+
+
+DEALT_TO_THE_LAST = {"scheme": "dirichlet_dealt", "alpha": 0.3}  # one image at a time
+SCHEMES = [
+    {"scheme": "iid"},
+    {"scheme": "dirichlet", "alpha": 0.5},
+    {"scheme": "dirichlet", "alpha": 0.05, "capped": True},
+    {"scheme": "client_dirichlet", "alpha": 0.5},
+    {"scheme": "client_dirichlet", "alpha": 0.05, "size": 20},
+    DEALT_TO_THE_LAST,
+    {"scheme": "dirichlet_dealt", "alpha": 0.01, "size": 20},
+    {"scheme": "shards"},
+    {"scheme": "classes_per_client", "classes": 3},
+    {"scheme": "quantity", "sigma": 0.8},
+    {"scheme": "groups", "groups": 1, "alpha": 0.3, "size": 30},
+]
+
+
+USES_ALL = {"iid", "dirichlet", "shards", "quantity"}
+
+
+@pytest.mark.parametrize(
+    "table",
+    [pytest.param(t, marks=pytest.mark.slow if t == DEALT_TO_THE_LAST else []) for t in SCHEMES],
+    ids=lambda t: t["scheme"],
+)
+@given(seed=st.integers(0, 10**6), clients=st.integers(1, 25))
+@settings(deadline=None, max_examples=20)
+def test_no_image_is_given_twice_and_equal_seeds_give_equal_parts(table: dict, seed: int, clients: int) -> None:
+    parts = parts_of({**table, "clients": clients}, seed)
+    everything = np.concatenate(parts)
+    assert len(parts) == clients
+    assert min(len(part) for part in parts) >= 1
+    assert len(np.unique(everything)) == len(everything)
+    if table["scheme"] in USES_ALL:
+        assert len(everything) == 2000
+    again = parts_of({**table, "clients": clients}, seed)
+    assert all(np.array_equal(a, b) for a, b in zip(parts, again, strict=True))
+
+
+def test_sizes_and_classes_are_what_the_scheme_promises() -> None:
+    labels = pool().labels
+    sizes = {len(p) for p in parts_of({"scheme": "client_dirichlet", "clients": 12, "alpha": 0.1, "size": 100})}
+    assert sizes == {100}
+    assert {len(p) for p in parts_of({"scheme": "dirichlet_dealt", "clients": 20, "alpha": 0.1})} == {100}
+    for part in parts_of({"scheme": "classes_per_client", "clients": 15, "classes": 2}):
+        assert len(np.unique(labels[part])) == 2
+    held = [np.unique(labels[p]) for p in parts_of({"scheme": "classes_per_client", "clients": 15, "classes": 2})]
+    assert set(np.bincount(np.concatenate(held))) == {3}  # every class equally often: 15 * 2 / 10
+    sizes_iid = [len(part) for part in parts_of({"scheme": "iid", "clients": 7})]
+    assert max(sizes_iid) - min(sizes_iid) <= 1
+    assert max(len(np.unique(labels[p])) for p in parts_of({"scheme": "shards", "clients": 50})) <= 4
+
+
+def test_alpha_sets_the_skew() -> None:
+    labels = pool(20000).labels
+
+    def skew(scheme: str, alpha: float) -> float:
+        parts = parts_of({"scheme": scheme, "clients": 20, "alpha": alpha}, data=pool(20000))
+        return float(np.mean([np.bincount(labels[p], minlength=10).max() / len(p) for p in parts]))
+
+    for scheme in ("dirichlet", "client_dirichlet"):
+        assert skew(scheme, 0.05) > skew(scheme, 0.5) > skew(scheme, 100.0)
+        assert skew(scheme, 100.0) < 0.2
+
+
+def test_who_has_an_equal_share_gets_none_of_the_later_classes() -> None:
+    labels = pool().labels
+    for seed in range(20):
+        parts = parts_of({"scheme": "dirichlet", "clients": 5, "alpha": 0.3, "capped": True}, seed=seed)
+        counts = np.stack([np.bincount(labels[part], minlength=len(CLASSES)) for part in parts])
+        before = np.cumsum(counts, axis=1) - counts  # what a client has as a class is dealt
+        assert not counts[before >= len(labels) / 5].any()
+        assert counts.sum() == len(labels)
+
+
+def test_client_dirichlet_follows_each_clients_own_prior() -> None:
+    """The first client draws from a full pool: its counts are its prior by largest remainder."""
+    rng = numpy_stream(0, 0, "server", "partition")
+    data = pool()
+    for label in range(10):
+        rng.permutation(np.flatnonzero(data.labels == label))
+    prior = rng.dirichlet(np.full(10, 0.5))
+    first = parts_of({"scheme": "client_dirichlet", "clients": 5, "alpha": 0.5, "size": 60})[0]
+    assert np.abs(np.bincount(data.labels[first], minlength=10) - 60 * prior).max() < 1
+
+
+def test_domains_keep_apart_and_may_be_split_further() -> None:
+    data = pool(3000, domains=3)
+    for part, domain in zip(parts_of({"scheme": "domains"}, data=data), range(3), strict=True):
+        assert set(data.domains[part]) == {domain}
+    within = {"scheme": "dirichlet", "alpha": 0.3}
+    parts = parts_of({"scheme": "domains", "per_domain": 4, "within": within}, data=data)
+    assert [set(data.domains[part]) for part in parts] == [{0}] * 4 + [{1}] * 4 + [{2}] * 4
+    assert sum(map(len, parts)) == 3000
+
+
+@given(
+    st.lists(st.floats(0, 1), min_size=2, max_size=10).filter(lambda p: sum(p) > 0.01),
+    st.lists(st.integers(0, 30), min_size=10, max_size=10),
+    st.integers(0, 300),
+)
+def test_allocate_meets_the_size_within_what_is_there(prior: list, available: list, size: int) -> None:
+    there = np.array(available[: len(prior)])
+    size = min(size, int(there.sum()))
+    counts = allocate(np.array(prior) / sum(prior), size, there)
+    assert counts.sum() == size
+    assert (counts >= 0).all()
+    assert (counts <= there).all()
+    if (there >= size).all():
+        assert np.abs(counts - np.array(prior) / sum(prior) * size).max() < 1
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({"scheme": "dirichlet", "clients": 5, "alpha": 0}, r"data.partition.alpha = 0: .*greater than 0"),
+        ({"scheme": "dirichlet", "clients": 5, "alpha": -1.0}, r"data.partition.alpha = -1.0: .*greater than 0"),
+        ({"scheme": "dirichlet", "clients": 5, "alfa": 1.0}, "data.partition.alpha: is missing"),
+        ({"scheme": "iid", "clients": 5, "alfa": 1.0}, "data.partition.alfa: unknown key 'alfa'.*Valid: clients"),
+        ({"scheme": "dirichle", "clients": 5}, "unknown 'dirichle'; did you mean 'dirichlet'"),
+        ({"scheme": "iid", "clients": 2001}, "data.partition.clients = 2001: .*there are 2000"),
+        ({"scheme": "iid", "clients": 0}, "data.partition.clients = 0"),
+        ({"scheme": "iid", "clients": 2.5}, "data.partition.clients = 2.5: .*integer"),
+        ({"scheme": "dirichlet", "clients": 20, "alpha": 0.05, "minimum": 90}, "minimum = 90: the smallest node got"),
+        ({"scheme": "client_dirichlet", "clients": 20, "alpha": 1.0, "size": 101}, "size = 101: 20 clients need 2020"),
+        ({"scheme": "classes_per_client", "clients": 3, "classes": 11}, "classes = 11: the data has 10 classes"),
+    ],
+)
+def test_bad_partitions_are_refused_by_key(table: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        parts_of(table)
+
+
+def test_groups_share_a_prior_and_no_image() -> None:
+    table = {"scheme": "groups", "clients": 7, "groups": 3, "alpha": 0.3, "size": 60}
+    drawn = split(pool(), {"minimum": 1, **table}, numpy_stream(0, 0, "server", "partition"))
+    assert drawn.priors is not None
+    assert [len(part) for part in drawn.parts] == [60] * 7
+    which = [0, 0, 0, 1, 1, 2, 2]
+    for n in range(7):
+        for m in range(7):
+            assert (drawn.priors[n] == drawn.priors[m]).all() == (which[n] == which[m])
+    labels = pool().labels
+    counts = np.stack([np.bincount(labels[part], minlength=10) / 60 for part in drawn.parts])
+    distance = np.abs(counts[:, None] - drawn.priors[None]).sum(2)
+    for n, group in enumerate(which):
+        assert which[int(distance[n].argmin())] == group
+    assert (counts[0] != counts[1]).any()  # drawn, not dealt: clients of a group differ
+    alone = split(pool(), {"minimum": 1, **table, "groups": 7}, numpy_stream(0, 0, "server", "partition"))
+    assert alone.priors is not None
+    assert len(np.unique(alone.priors, axis=0)) == 7
+
+
+def test_drawn_nodes_are_drawn_when_asked_and_always_alike() -> None:
+    labels = np.repeat(np.arange(10), [3, *[200] * 9])
+    images = Pool(labels, np.zeros(len(labels), np.int64), CLASSES, ("set",))
+    table = {"scheme": "drawn", "minimum": 1, "clients": 1_000_000, "alpha": 0.2, "size": 40}
+    parts = split(images, table, numpy_stream(0, 0, "server", "partition")).parts
+    again = split(images, table, numpy_stream(0, 0, "server", "partition")).parts
+    assert len(parts) == 1_000_000
+    for node in (0, 7, 999_999, 7):
+        assert np.array_equal(parts[node], again[node])
+        assert len(np.unique(parts[node])) == len(parts[node]) == 40
+    assert not np.array_equal(parts[0], parts[1])
+    shares = np.stack([np.bincount(labels[parts[node]], minlength=10) for node in range(400)]) / 40
+    assert shares.mean(0)[1:] == pytest.approx(np.full(9, 0.1), abs=0.04)
+    assert (shares.max(1) > 0.5).mean() > 0.5  # alpha = 0.2 is skewed
+    with pytest.raises(IndexError):
+        parts[1_000_000]
+    with pytest.raises(InputError, match="data.partition.size = 5000: there are 1803 images"):
+        split(images, {**table, "size": 5000}, numpy_stream(0, 0, "server", "partition"))
+
+
+def test_the_partition_deals_as_published() -> None:
+    rng = np.random.RandomState(0)
+    priors = rng.dirichlet([0.3] * 5, size=4)
+    counts = deal(priors, np.full(5, 20), np.full(4, 25), rng.uniform, rng.randint, 10**6)
+    assert counts.tolist() == [[1, 12, 2, 2, 8], [8, 5, 0, 2, 10], [10, 3, 6, 4, 2], [1, 0, 12, 12, 0]]

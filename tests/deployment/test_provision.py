@@ -1,0 +1,155 @@
+"""`fedkd deploy init`: a folder that is complete, that only its owner reads the keys of, and that names what it is."""
+
+from __future__ import annotations
+
+import re
+import ssl
+import stat
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from helpers import HOME
+from typer.testing import CliRunner
+
+from fedkd.cli import app
+from fedkd.config import read_config
+from fedkd.deployment.app import read_run_config
+from fedkd.deployment.provision import provision
+from fedkd.errors import InputError
+from fedkd.registry import find
+
+KNFU = HOME / "configs/knfu/sites.toml"
+
+
+def test_the_folder_has_what_its_readme_speaks_of(tmp_path: Path) -> None:
+    out = tmp_path / "federation"
+    words = ["deploy", "init", str(out), "--config", str(KNFU), "--sites", "3", "--host", "fl.example.org"]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.output
+    assert f"Go on with {out / 'README.md'}" in result.output.replace("\n", "")
+    text = (out / "README.md").read_text()
+    steps = [line for line in text.splitlines() if line[:2] in {f"{n}." for n in range(9)}]
+    assert len(steps) == 5
+    for name in ("server/start.sh", "server/register.sh", "server/flwr.sh", "server/run.sh", "server/nginx.conf"):
+        assert name in text
+        assert (out / name).is_file()
+    for path in out.rglob("*"):
+        if path.is_file():
+            private = path.name in ("key", "ca.key", "server.key")
+            assert bool(path.stat().st_mode & stat.S_IXUSR) == (path.suffix == ".sh"), path
+            assert not private or stat.S_IMODE(path.stat().st_mode) == 0o600, path
+            assert not re.search(r"@\w+@", path.read_text()), path
+            if path.suffix == ".sh":
+                subprocess.run(["sh", "-n", str(path)], check=True)
+    assert sorted(path.name for path in (out / "sites").iterdir()) == ["site-1", "site-2", "site-3"]
+    # behind nginx, nothing but the Fleet API, and the SuperLink itself on the loopback
+    nginx = (out / "server/nginx.conf").read_text()
+    assert "location /v1/fleet/ {" in nginx
+    assert "location / {\n        return 403;" in nginx
+    assert "--host 127.0.0.1 --port 8000" in (out / "server/start.sh").read_text()
+    assert "--superlink fl.example.org:9443" in (out / "sites/site-2/start.sh").read_text()
+
+
+def test_certificates_and_keys(tmp_path: Path) -> None:
+    provision(tmp_path / "fed", KNFU, 3, "10.1.2.3", 9443, insecure=False)
+    server = tmp_path / "fed/server"
+    certificate = x509.load_pem_x509_certificate((server / "server.crt").read_bytes())
+    authority = x509.load_pem_x509_certificate((server / "ca.crt").read_bytes())
+    certificate.verify_directly_issued_by(authority)
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert {str(ip) for ip in names.get_values_for_type(x509.IPAddress)} == {"10.1.2.3", "127.0.0.1", "::1"}
+    assert names.get_values_for_type(x509.DNSName) == ["localhost"]
+    assert authority.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    assert not certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    ssl.create_default_context(cafile=server / "ca.crt")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(server / "server.crt", server / "server.key")
+    keys = set()
+    for site in sorted((tmp_path / "fed/sites").iterdir()):
+        private = serialization.load_ssh_private_key((site / "key").read_bytes(), None)
+        public = serialization.load_ssh_public_key((site / "key.pub").read_bytes())
+        assert private.public_key() == public
+        assert (site / "ca.crt").read_bytes() == (server / "ca.crt").read_bytes()
+        keys.add((site / "key.pub").read_bytes())
+    assert len(keys) == 3
+
+
+def test_insecure_is_said_and_has_no_keys(tmp_path: Path) -> None:
+    provision(tmp_path / "fed", KNFU, 3, "127.0.0.1", 9443, insecure=True)
+    assert "WITHOUT encryption" in (tmp_path / "fed/README.md").read_text()
+    assert "--insecure" in (tmp_path / "fed/server/start.sh").read_text()
+    assert "--insecure" in (tmp_path / "fed/sites/site-1/start.sh").read_text()
+    assert not [path for path in (tmp_path / "fed").rglob("*") if path.name in ("ca", "key", "ca.crt", "server.key")]
+    provision(tmp_path / "far", KNFU, 3, "fl.example.org", 9443, insecure=True)
+    assert 'address = "127.0.0.1:9443"' in (tmp_path / "far/server/flwr.sh").read_text()
+    assert "--port 9443" in (tmp_path / "far/server/start.sh").read_text()
+    provision(tmp_path / "secure", KNFU, 3, "127.0.0.1", 9443, insecure=False)
+    assert not any("--insecure" in path.read_text() for path in (tmp_path / "secure").rglob("*.sh"))
+
+
+def test_a_plug_in_travels_with_the_app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("methods").mkdir()
+    Path("methods/mine.py").write_text(
+        "from fedkd.strategies.fedavg import FedAvg\nclass Mine(FedAvg):\n    '''A method of ours.'''\n"
+    )
+    text = (HOME / "configs/fedavg/quick.toml").read_text()
+    Path("run.toml").write_text(text.replace('name = "fedavg"', 'name = "methods/mine.py:Mine"'))
+    provision(tmp_path / "fed", Path("run.toml"), 2, "127.0.0.1", 9443, insecure=False)
+    carried = tmp_path / "fed/app"
+    assert sorted(path.name for path in carried.iterdir()) == [
+        "federation.toml", "fedkd_app.py", "mine.py", "pyproject.toml",
+    ]  # fmt: skip
+    about = tomllib.loads((carried / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"]
+    assert about["config"] == "federation.toml"
+    assert "PARTITION" in (tmp_path / "fed/sites/site-2/site.env").read_text()
+    Path("methods/mine.py").unlink()
+    config = read_run_config(carried, about)
+    assert config.strategy.name == "mine.py:Mine"
+    assert find("strategies", config.strategy.name, "strategy.name").__doc__ == "A method of ours."
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--sites", "2"], "--sites 2: data.sites.count in .* is 3"),
+        (["--sites", "3", "--host", "https://x"], "--host 'https://x': give a name or an address"),
+        (["--sites", "0"], "0 is not in the range"),
+        (["--sites", "3", "--config", "no.toml"], "There is no config no.toml"),
+    ],
+)
+def test_what_cannot_be_deployed_is_refused(tmp_path: Path, words: list[str], message: str) -> None:
+    result = CliRunner().invoke(app, ["deploy", "init", str(tmp_path / "fed"), "--config", str(KNFU), *words])
+    assert result.exit_code == 2
+    assert re.search(message, result.stderr.replace("\n", " "))
+    assert not (tmp_path / "fed").exists()
+
+
+def test_a_folder_in_use_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(InputError, match="there is something already"):
+        provision(tmp_path, KNFU, 3, "127.0.0.1", 9443, insecure=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_a_run_config_names_a_file_of_the_app_or_of_fedkd(tmp_path: Path) -> None:
+    config = read_run_config(tmp_path, {"config": "configs/knfu/sites.toml", "set": "rounds=9; strategy.beta=3.0;"})
+    assert (config.rounds, config.strategy.options["beta"]) == (9, 3.0)
+    (tmp_path / "mine.toml").write_text((HOME / "configs/fedavg/quick.toml").read_text())
+    assert read_run_config(tmp_path, {"config": "mine.toml"}) == read_config(HOME / "configs/fedavg/quick.toml")
+    for wrong in ("", "configs/none.toml", "../../etc/passwd"):
+        with pytest.raises(InputError, match="neither the app nor fedkd has this run file"):
+            read_run_config(tmp_path, {"config": wrong})
+    with pytest.raises(InputError, match="unknown 'confg'; did you mean 'config'"):
+        read_run_config(tmp_path, {"confg": "x"})
+
+
+def test_the_app_of_the_project_is_what_init_copies(tmp_path: Path) -> None:
+    provision(tmp_path / "fed", KNFU, 3, "127.0.0.1", 9443, insecure=False)
+    assert (tmp_path / "fed/app/fedkd_app.py").read_text() == (HOME / "deploy/fedkd_app.py").read_text()
+    copied = read_run_config(tmp_path / "fed/app", {"config": "federation.toml"})
+    assert copied == read_config(KNFU)

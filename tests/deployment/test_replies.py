@@ -1,0 +1,156 @@
+"""Nothing that a site sends is trusted: counts, metrics, names and texts are bounded or refused."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from flwr.app import ConfigRecord, Message, MetricRecord
+from helpers import Make
+from helpers.federations import IDS, failures, partitioned, start, told
+
+from fedkd.messages.arrays import array_record
+from fedkd.runs.run import run
+
+
+def test_a_site_cannot_claim_more_images_than_it_told_of(tiny: Make, tmp_path: Path) -> None:
+    config = tiny({"rounds": 1})
+    grid = partitioned(config)
+
+    def tampered(message: Message, reply: Message) -> Message:
+        if message.metadata.dst_node_id == IDS[3] and message.metadata.message_type == "train.fit":
+            reply.content["numbers"] = MetricRecord({"examples": 25.0, "loss": 1.0})
+        return reply
+
+    grid.tampered = tampered
+    start(config, grid, tmp_path / "run")
+    assert failures(tmp_path / "run") == ["1 3 fit: bad reply: number 'examples' is 25.0, valid is 1.0 to 24"]
+
+
+def test_a_label_histogram_cannot_count_more_images_than_there_are(tiny: Make, tmp_path: Path) -> None:
+    config = tiny({"rounds": 1, "strategy": {"name": "fedftg"}})
+    grid = partitioned(config)
+
+    def tampered(message: Message, reply: Message) -> Message:
+        if message.metadata.dst_node_id == IDS[3] and message.metadata.message_type == "train.label_counts":
+            counts = torch.tensor([3] * 9 + [-2], dtype=torch.int32) if negative else torch.full((10,), 3).int()
+            reply.content["statistics"] = array_record({"label_counts": counts})
+        return reply
+
+    grid.tampered = tampered
+    for negative, reason in ((False, "counts 30 images, the node has 24"), (True, "has values outside 0.0 to")):
+        start(config, grid, tmp_path / f"run-{negative}")
+        (failure,) = failures(tmp_path / f"run-{negative}")
+        assert failure.startswith("1 3 label_counts: bad reply: statistics 'label_counts'")
+        assert reason in failure
+        grid = partitioned(config)
+        grid.tampered = tampered
+
+
+def test_a_site_cannot_speak_over_the_servers_metrics(tiny: Make, tmp_path: Path) -> None:
+    config = tiny({"rounds": 1})
+    reports: dict[int, dict[str, float]] = {
+        IDS[0]: {"global/accuracy": 1.0}, IDS[1]: {"personal/loss": math.inf}, IDS[2]: {"\x1b[2J/x": 1.0},
+        IDS[3]: {f"x/{n}": 1.0 for n in range(101)}, IDS[4]: {"personal/accuracy": 1.5},
+    }  # fmt: skip
+    grid = partitioned(config)
+
+    def tampered(message: Message, reply: Message) -> Message:
+        if message.metadata.message_type == "train.fit" and message.metadata.dst_node_id in reports:
+            reply.content["report"] = MetricRecord(dict(reports[message.metadata.dst_node_id]))
+        return reply
+
+    grid.tampered = tampered
+    start(config, grid, tmp_path / "run")
+    assert failures(tmp_path / "run") == [
+        "1 0 fit: bad reply: metric 'global/accuracy' is the server's to report",
+        "1 1 fit: bad reply: metric 'personal/loss' is inf",
+        "1 2 fit: bad reply: metric '[2J/x' is not named scope/metric",
+        "1 3 fit: bad reply: 101 metrics, 100 at most",
+        "1 4 fit: bad reply: metric 'personal/accuracy' is 1.5, out of range",
+    ]
+
+
+def test_what_a_stock_strategy_gets_is_what_was_checked(tiny: Make, tmp_path: Path) -> None:
+    config = tiny({"rounds": 1, "strategy": {"name": "flwr.serverapp.strategy:FedAdam"}})
+    run(config, tmp_path / "simulated")
+    grid = partitioned(config)
+
+    def tampered(message: Message, reply: Message) -> Message:
+        if message.metadata.message_type != "train":
+            return reply
+        if message.metadata.dst_node_id == IDS[0]:
+            reply.content["round"] = MetricRecord({"a": 1.0})
+        if message.metadata.dst_node_id == IDS[1]:
+            reply.content["weights"] = reply.content.pop("arrays")
+        if message.metadata.dst_node_id == IDS[2]:
+            arrays = reply.content.pop("arrays")
+            reply.content["arrays"] = type(arrays)(dict(reversed(arrays.items())))
+        return reply
+
+    grid.tampered = tampered
+    start(config, grid, tmp_path / "run")
+    assert told(tmp_path / "run") == told(tmp_path / "simulated")
+    grid = partitioned(config)
+
+    def lists(message: Message, reply: Message) -> Message:
+        if message.metadata.message_type == "train" and message.metadata.dst_node_id == IDS[0]:
+            reply.content["more"] = MetricRecord({"a": [1.0]})
+        return reply
+
+    grid.tampered = lists
+    start(config, grid, tmp_path / "lists")
+    assert failures(tmp_path / "lists") == ["1 0 train: bad reply: more 'a' is neither a number nor a text"]
+
+
+def test_fednovas_steps_are_bounded_by_the_images(tiny: Make, tmp_path: Path) -> None:
+    config = tiny({"rounds": 1, "strategy": {"name": "fednova"}})
+    run(config, tmp_path / "simulated")
+    grid = partitioned(config)
+    start(config, grid, tmp_path / "sites")
+    assert told(tmp_path / "sites") == told(tmp_path / "simulated")
+    grid = partitioned(config)
+
+    def tampered(message: Message, reply: Message) -> Message:
+        if message.metadata.message_type == "train.fit" and message.metadata.dst_node_id == IDS[1]:
+            reply.content["numbers"] = MetricRecord({"examples": 24.0, "loss": 1.0, "normaliser": 1e6})
+        return reply
+
+    grid.tampered = tampered
+    start(config, grid, tmp_path / "run")
+    assert failures(tmp_path / "run") == ["1 1 fit: bad reply: number 'normaliser' is 1000000.0, valid is 1 to 3.0"]
+
+
+def test_names_of_three_megabytes_are_not_repeated(tiny: Make, tmp_path: Path) -> None:
+    config = tiny({"rounds": 1})
+    grid = partitioned(config)
+
+    def tampered(message: Message, reply: Message) -> Message:
+        if message.metadata.message_type == "train.fit" and message.metadata.dst_node_id == IDS[1]:
+            reply.content["numbers"] = MetricRecord({"examples": 24.0, "loss": 1.0, "x" * 3 * 10**6: 1.0})
+        return reply
+
+    grid.tampered = tampered
+    start(config, grid, tmp_path / "run")
+    (failure,) = failures(tmp_path / "run")
+    assert len(failure) < 450
+
+
+@pytest.mark.parametrize(
+    "about", [ConfigRecord({"trouble": ["lost"]}), ConfigRecord({"keeps": 7.5}), MetricRecord({"x": 1})]
+)
+def test_what_a_site_says_of_itself_may_be_anything(tiny: Make, tmp_path: Path, about: Any) -> None:
+    config = tiny({"rounds": 1})
+    grid = partitioned(config)
+
+    def tampered(message: Message, reply: Message) -> Message:
+        if message.metadata.message_type == "train.fit":
+            reply.content["site"] = about
+        return reply
+
+    grid.tampered = tampered
+    start(config, grid, tmp_path / "run")
+    assert failures(tmp_path / "run") == []

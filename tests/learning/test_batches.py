@@ -1,0 +1,67 @@
+"""Batches: shuffled together with their targets, augmented in training only."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from helpers.linear import PLAIN, images
+
+from fedkd.learning.batches import Preprocess, batches, crop_flip
+from fedkd.streams import torch_stream
+
+
+def test_batches_shuffle_images_and_targets_together() -> None:
+    data = images(10)
+    seen = []
+    for batch, targets in batches(data, torch.arange(10), 4, PLAIN, torch_stream(0, 0, 0, "x")):
+        for image, position in zip(batch, targets.tolist(), strict=True):
+            expected = (data.images[position].astype(np.float32) / 255 - 0.25) / 0.5
+            np.testing.assert_allclose(image.numpy(), expected, atol=1e-6)
+            seen.append(position)
+    assert sorted(seen) == list(range(10))
+    assert seen != list(range(10))
+
+
+def test_crop_flip_shifts_and_mirrors_each_image_by_itself() -> None:
+    size, pad = 16, 2
+    one = torch.arange(1, size * size + 1, dtype=torch.int32).view(1, 1, size, size)
+    out = crop_flip(one.repeat(64, 1, 1, 1), torch_stream(0, 0, 0, "x"))
+    padded = torch.nn.functional.pad(one[0, 0], (pad, pad, pad, pad))
+    valid = {}
+    for row in range(2 * pad + 1):
+        for column in range(2 * pad + 1):
+            window = padded[row : row + size, column : column + size]
+            valid[tuple(window.flatten().tolist())] = (row, column, False)
+            valid[tuple(window.flip(1).flatten().tolist())] = (row, column, True)
+    found = [valid[tuple(image.flatten().tolist())] for image in out]
+    assert len(set(found)) > 20
+    assert {mirrored for *_, mirrored in found} == {True, False}
+
+
+def test_augmentation_is_for_training_only() -> None:
+    class Coloured:
+        mean, deviation = (0.0,), (1.0,)
+
+    augmenting = Preprocess(Coloured(), "crop_flip", torch.device("cpu"))  # type: ignore[arg-type]
+    data = images(8, 16)
+    still = torch.cat([x for x, _ in batches(data, torch.arange(8), 8, augmenting)])
+    torch.testing.assert_close(still, torch.from_numpy(data.images) / 255)
+    moved, order = next(iter(batches(data, torch.arange(8), 8, augmenting, torch_stream(0, 0, 0, "x"))))
+    assert not torch.allclose(moved, still[order])
+
+
+def test_batches_do_not_depend_on_how_many_are_prepared_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = images(50)
+
+    def passed(most: int | None = None) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        return list(batches(data, torch.arange(50), 8, PLAIN, torch_stream(0, 0, 0, "x"), most=most))
+
+    together = passed()
+    monkeypatch.setattr("fedkd.learning.batches._VALUES", 2 * 8 * 64)
+    apart = passed()
+    assert [len(x) for x, _ in together] == [8] * 6 + [2]
+    for (x, y), (other, wanted) in zip(together, apart, strict=True):
+        assert torch.equal(x, other)
+        assert torch.equal(y, wanted)
+    assert [y.tolist() for _, y in passed(3)] == [y.tolist() for _, y in together[:3]]

@@ -1,0 +1,123 @@
+"""The training loop: the closed form of a step, steps and epochs, clips, peers."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers.linear import PLAIN, images, model
+from torch import nn
+
+from fedkd.config import Adam, Sgd
+from fedkd.learning.optimizers import make_optimizer
+from fedkd.learning.training import cross_entropy, train
+from fedkd.streams import torch_stream
+
+
+@pytest.fixture(autouse=True)
+def _restore_streams() -> object:
+    state = torch.get_rng_state()
+    yield
+    torch.set_rng_state(state)  # nn.Linear above draws from it before it is overwritten
+
+
+def test_one_epoch_of_sgd_is_the_closed_form_of_softmax_regression() -> None:
+    data, net = images(6), model()
+    weight, bias = (p.detach().double().numpy().copy() for p in net[1].parameters())
+    order = torch.randperm(6, generator=torch_stream(0, 0, 0, "order")).numpy()
+    for batch in (order[:4], order[4:]):
+        x = (data.images[batch].reshape(len(batch), -1) / 255 - 0.25) / 0.5
+        z = x @ weight.T + bias
+        p = np.exp(z) / np.exp(z).sum(1, keepdims=True)
+        gradient = (p - np.eye(3)[data.labels[batch]]) / len(batch)
+        weight, bias = weight - 0.1 * gradient.T @ x, bias - 0.1 * gradient.sum(0)
+    optimizer = make_optimizer(net, Sgd(name="sgd", lr=0.1))
+    labels = torch.from_numpy(data.labels)
+    order_stream = torch_stream(0, 0, 0, "order")
+    train(net, data, labels, epochs=1, batch_size=4, optimizer=optimizer, preprocess=PLAIN, order=order_stream)
+    np.testing.assert_allclose(net[1].weight.detach().numpy(), weight, atol=1e-6)
+    np.testing.assert_allclose(net[1].bias.detach().numpy(), bias, atol=1e-6)
+
+
+def test_steps_restart_epochs_and_stop_in_the_middle_of_one() -> None:
+    sizes: list[int] = []
+
+    def loss(net: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(y))
+        return torch.nn.functional.cross_entropy(net(x), y)
+
+    net, data = model(), images(10)
+    common = {"batch_size": 4, "preprocess": PLAIN, "loss": loss}
+    sgd = make_optimizer(net, Sgd(name="sgd", lr=0.1))
+    labels = torch.from_numpy(data.labels)
+    train(net, data, labels, epochs=1, steps=5, optimizer=sgd, order=torch_stream(0, 0, 0, "o"), **common)
+    assert sizes == [4, 4, 2, 4, 4]
+    sizes.clear()
+    train(net, data, labels, epochs=9, steps=2, optimizer=sgd, order=torch_stream(0, 0, 0, "o"), **common)
+    assert sizes == [4, 4]
+    two, whole = model(), model()
+    for net, how in ((two, {"epochs": 1, "steps": 6}), (whole, {"epochs": 2})):
+        sgd = make_optimizer(net, Sgd(name="sgd", lr=0.1))
+        train(net, data, labels, optimizer=sgd, order=torch_stream(0, 0, 0, "o"), **how, **common)
+    assert all(torch.equal(a, b) for a, b in zip(two.parameters(), whole.parameters(), strict=True))
+
+
+def test_a_clip_bounds_the_gradient_but_not_the_weight_decay() -> None:
+    data = images(6)
+    labels = torch.from_numpy(data.labels)
+
+    def steep(net: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return 100 * torch.nn.functional.cross_entropy(net(x), y)
+
+    for decay in (0.0, 0.5):
+        net = model()
+        before = [p.detach().clone() for p in net.parameters()]
+        sgd = make_optimizer(net, Sgd(name="sgd", lr=1.0, weight_decay=decay))
+        train(
+            net, data, labels, epochs=1, batch_size=6, optimizer=sgd, preprocess=PLAIN,
+            order=torch_stream(0, 0, 0, "o"), clip=0.01, loss=steep,
+        )  # fmt: skip
+        moved = [p.detach() - (1 - decay) * b for p, b in zip(net.parameters(), before, strict=True)]
+        assert torch.cat([m.flatten() for m in moved]).norm().item() == pytest.approx(0.01, rel=1e-3)
+
+
+@pytest.mark.parametrize("settings", [Sgd(name="sgd", lr=1.0, momentum=0.9), Adam(name="adam", lr=0.1)])
+def test_peers_train_as_if_each_had_an_optimiser_and_a_clip_of_its_own(settings: Sgd | Adam) -> None:
+    data, how = images(12), dict[str, Any](epochs=2, batch_size=4, preprocess=PLAIN, clip=0.01)
+    labels = torch.from_numpy(data.labels)
+
+    alone, first, second = model(), model(), model()
+    order = partial(torch_stream, 0, 0, 0, "o")
+    train(alone, data, labels, optimizer=make_optimizer(alone, settings), order=order(), **how)
+    both = make_optimizer(first, settings, second)
+    train(
+        nn.ModuleList([first, second]), data, labels, optimizer=both, order=order(), **how,
+        loss=lambda pair, x, y: cross_entropy(pair[0], x, y) + 100 * cross_entropy(pair[1], x, y),
+    )  # fmt: skip
+    assert all(torch.equal(a, b) for a, b in zip(alone.parameters(), first.parameters(), strict=True))
+
+
+class Twice(nn.Module):
+    """Adds two parameters: autograd may hand out one tensor as the gradient of both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Parameter(torch.zeros(3)), nn.Parameter(torch.zeros(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.flatten(1)[:, :3] + self.a + self.b
+
+
+def test_a_gradient_that_two_parameters_share_is_clipped_once() -> None:
+    net, data = Twice(), images(6)
+    order = torch_stream(0, 0, 0, "o")
+    train(
+        net, data, torch.zeros(6, dtype=torch.int64), epochs=1, batch_size=6, preprocess=PLAIN, order=order, clip=0.5,
+        optimizer=make_optimizer(net, Sgd(name="sgd", lr=1.0)),
+        loss=lambda model, images, targets: (10 * model(images)).sum(),
+    )  # fmt: skip
+    assert torch.equal(net.a, net.b)
+    assert torch.cat([net.a, net.b]).norm().item() == pytest.approx(0.5, rel=1e-4)

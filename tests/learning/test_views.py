@@ -1,0 +1,54 @@
+"""Views: shifted, mirrored and strongly changed images, each by draws of its own."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from helpers import Make
+from torch.nn import functional as F
+
+from fedkd import Environment
+from fedkd.learning.views import view, views_of
+from fedkd.streams import torch_stream
+
+# The client
+
+
+def test_views_are_shifted_and_mirrored_images_each_of_its_own(tiny: Make) -> None:
+    environment = Environment(tiny({}))
+    images = environment.data.train.images[:60]
+    plain = environment.preprocess(images)
+    first = view(images, environment.preprocess, torch_stream(0, 0, 0, "a"))
+    padded = F.pad(plain, (1, 1, 1, 1), mode="reflect")
+    shifts = set()
+    for image, shown in zip(padded, first, strict=True):
+        cuts = {(r, c, flip): image[:, r : r + 8, c : c + 8] for r in range(3) for c in range(3) for flip in (0, 1)}
+        found = [key for key, cut in cuts.items() if torch.equal(shown, cut.flip(2) if key[2] else cut)]
+        assert found
+        shifts.add(found[0])
+    assert len(shifts) > 12  # of 18
+    again = view(images, environment.preprocess, torch_stream(0, 0, 0, "a"))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, view(images, environment.preprocess, torch_stream(0, 0, 0, "b")))
+
+
+# Probes
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(("aug", "name"), [("simclr", "digits"), ("official", "svhn")])
+def test_strong_views_follow_their_stream_and_differ_between_images(
+    tiny: Make, aug: str, name: str, channels: int
+) -> None:
+    environment = Environment(tiny({"data.channels": channels, "data.size": 16}))
+    images = np.repeat(environment.data.train.images[:1], 12, axis=0)  # one image, twelve times
+    make = views_of(aug, [name], (channels, 16, 16), environment.preprocess)  # type: ignore[arg-type]
+    first, again = (make(images, torch_stream(0, 0, 0, "a")) for _ in range(2))
+    assert torch.equal(first, again)
+    assert first.shape == (12, channels, 16, 16)
+    assert torch.isfinite(first).all()
+    assert len({tuple(x.flatten().tolist()) for x in first}) == 12
+    stream = torch_stream(0, 0, 0, "a")
+    make(images, stream)
+    assert not torch.equal(make(images, stream), first)  # the stream goes on

@@ -1,0 +1,173 @@
+"""Methods on virtual images where nodes are odd, away or too poor, and over and under other methods."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import RecordDict
+from helpers import Make, lines
+from helpers.virtual_images import LGD, NET, QUICK, server, virtual_of
+
+from fedkd import Environment, InputError, Payload
+from fedkd.core.setup import make_setup
+from fedkd.data.federated_data import FederatedData
+from fedkd.learning.losses import supervised_contrast
+from fedkd.methods.virtual_images import VirtualImagesClient
+from fedkd.runs.checkpoints import latest, load_node
+from fedkd.runs.run import run
+
+
+@pytest.fixture(autouse=True)
+def _modules_may_draw() -> Iterator[None]:
+    with torch.random.fork_rng():
+        yield
+
+
+# The whole method, replayed
+
+
+def test_pictures_of_global_images_are_kept_and_of_local_ones_where_asked(tiny: Make, tmp_path: Path) -> None:
+    for name, shown in [("with", True), ("without", False)]:
+        run(tiny({"model": NET, "strategy": {**LGD, "show_local": shown}}), tmp_path / name)
+    assert (tmp_path / "with" / "figures" / "global-virtual.png").is_file()
+    assert (tmp_path / "with" / "figures" / "local-0.png").is_file()
+    assert not (tmp_path / "without" / "figures" / "local-0.png").exists()
+    assert "images" not in lines(tmp_path / "without")[1]["bytes"]["up"]
+
+
+# Odd nodes
+
+
+@pytest.mark.parametrize("initial", ["normal", "real"])
+@pytest.mark.parametrize("strategy", ["fedlgd", "fedavg_virtual"])
+def test_empty_classes_and_fewer_images_than_ipc(tiny: Make, tmp_path: Path, strategy: str, initial: str) -> None:
+    partition = {"scheme": "client_dirichlet", "clients": 4, "alpha": 0.1, "size": 9}
+    method = {**LGD, "name": strategy} if strategy == "fedlgd" else {**QUICK, "name": strategy}
+    config = tiny({"model": NET, "data.partition": partition, "strategy": {**method, "initial": initial, "ipc": 5}})
+    run(config, tmp_path / "run")
+    counts = Environment(config).data.label_counts()
+    assert (counts == 0).any()
+    assert ((counts > 0) & (counts < 5)).any()
+    for node, kept in virtual_of(tmp_path / "run").items():
+        held = np.flatnonzero(counts[node])
+        assert kept["labels"].tolist() == np.repeat(held, 5).tolist()
+        assert kept["images"].isfinite().all()
+    assert all(line["failures"] == [] for line in lines(tmp_path / "run"))
+    if strategy == "fedlgd":
+        everywhere = np.flatnonzero(counts.sum(0))
+        assert server(tmp_path / "run")["anchors"]["labels"].tolist() == everywhere.tolist()
+
+
+def test_a_node_without_images_makes_them(tiny: Make) -> None:
+    setup = make_setup(tiny({"model": NET, "strategy": LGD}))
+    client = setup.strategy.client_class()(setup.environment, setup.strategy.layers(), 2, RecordDict(), 1, "fit", False)
+    assert isinstance(client, VirtualImagesClient)
+    assert len(client.data.labels) > 0
+    assert client._steps_done() == LGD["initial_steps"]
+    assert torch.equal(client.recall("virtual")["images"], torch.from_numpy(client.data.images))
+
+
+@pytest.mark.parametrize("strategy", ["fedlgd", "fedavg_virtual"])
+def test_augmentation_that_would_pass_virtual_images_by_is_refused(tiny: Make, strategy: str) -> None:
+    with pytest.raises(InputError, match="data.augment"):
+        make_setup(tiny({"strategy": {"name": strategy}, "data.augment": "crop_flip"})).check()
+
+
+def test_methods_with_images_of_their_own_are_no_base(tiny: Make) -> None:
+    with pytest.raises(InputError, match="run it alone"):
+        make_setup(tiny({"strategy": {"name": "fedavg_virtual", "base": {"name": "fedlgd"}}})).check()
+
+
+WRAPPED = {
+    "an average over fedlgd": {"name": "weight_ema", "base": LGD},
+    "virtual images below fedftg's generator": {
+        **QUICK,
+        "name": "fedavg_virtual",
+        "base": {"name": "fedftg", "iterations": 1, "generator_width": 4},
+    },
+    "virtual images for moon": {**QUICK, "name": "fedavg_virtual", "base": {"name": "moon"}},
+    "virtual images for feddyn": {**QUICK, "name": "fedavg_virtual", "base": {"name": "feddyn"}},
+    "virtual images for fedgen": {**QUICK, "name": "fedavg_virtual", "base": {"name": "fedgen"}},
+    "virtual images for fednova": {**QUICK, "name": "fedavg_virtual", "base": {"name": "fednova"}},
+    "virtual images for flower's FedAdam": {
+        **QUICK,
+        "name": "fedavg_virtual",
+        "base": {"name": "flwr.serverapp.strategy:FedAdam"},
+    },
+}
+
+
+@pytest.mark.parametrize("strategy", WRAPPED.values(), ids=WRAPPED.keys())
+def test_it_goes_below_and_above_other_methods(
+    tiny: Make, tmp_path: Path, strategy: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+    original = FederatedData.train_of
+    monkeypatch.setattr(FederatedData, "train_of", lambda self, node: (read.append(node), original(self, node))[1])
+    summary = run(tiny({"model": NET, "strategy": strategy, "cohort": 4}), tmp_path / "run")
+    assert summary["failures"] == 0
+    assert np.isfinite(summary["final"]["global/loss"])
+    if strategy["name"] == "fedavg_virtual":  # to begin and to distil; never in a round, whatever the base
+        assert sorted(read) == sorted([*range(6)] * 2)
+
+
+def test_a_picture_that_fails_ends_no_run(tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: VirtualImagesClient, request: Payload) -> Payload:
+        raise RuntimeError("no picture today")
+
+    monkeypatch.setattr(VirtualImagesClient, "reveal", fail)
+    summary = run(tiny({"model": NET, "strategy": {**LGD, "show_local": True}}), tmp_path / "run")
+    assert summary["status"] == "completed"
+    assert "no picture today" in lines(tmp_path / "run")[1]["failures"][0]["reason"]
+
+
+@pytest.mark.parametrize("strategy", [LGD, {**QUICK, "name": "fedavg_virtual"}], ids=["fedlgd", "fedavg_virtual"])
+def test_a_node_that_misses_the_distillation_makes_up_for_it(
+    tiny: Make, tmp_path: Path, strategy: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    distil = VirtualImagesClient.distil
+
+    def fail(self: VirtualImagesClient, request: Payload) -> Payload:
+        if self.node == 0:
+            raise RuntimeError("out of power")
+        return distil(self, request)
+
+    monkeypatch.setattr(VirtualImagesClient, "distil", fail)
+    run(tiny({"model": NET, "strategy": strategy}), tmp_path / "run")
+    first, *others = lines(tmp_path / "run")
+    assert {failure["node"] for failure in first["failures"]} == {0}
+    assert all(line["failures"] == [] for line in others)
+    path = latest(tmp_path / "run/checkpoints")[1] / "nodes/0.safetensors"
+    assert int(load_node(path).array_records["initial-steps"]["done"].numpy()) == 2
+
+
+def test_a_chunk_that_was_missed_is_made_up_for(tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedkd.methods.virtual_images._CHUNK", 1)
+    config = tiny({"model": NET, "rounds": 1, "strategy": {**QUICK, "name": "fedavg_virtual"}})
+    run(config, tmp_path / "whole")
+    distil = VirtualImagesClient.distil
+
+    def fail(self: VirtualImagesClient, request: Payload) -> Payload:
+        if self.node == 0 and request.numbers["end"] == 1:
+            raise RuntimeError("away for a moment")
+        return distil(self, request)
+
+    monkeypatch.setattr(VirtualImagesClient, "distil", fail)
+    run(config, tmp_path / "missed")
+    assert torch.equal(virtual_of(tmp_path / "missed")[0]["images"], virtual_of(tmp_path / "whole")[0]["images"])
+
+
+def test_a_last_batch_of_one_image_is_no_trouble(tiny: Make, tmp_path: Path) -> None:
+    partition = {"scheme": "client_dirichlet", "clients": 3, "alpha": 9.0, "size": 17}
+    for name in ("supcon_only", "vhl"):
+        extra = {"noise_per_class": 1, "noise_batch_size": 1, "generator_width": 4} if name == "vhl" else {}
+        config = tiny({"model": NET, "data.partition": partition, "strategy": {"name": name, **extra}})
+        assert run(config, tmp_path / name)["failures"] == 0
+    alone = torch.ones(1, 4, requires_grad=True)
+    supervised_contrast(alone, torch.tensor([1])).backward()
+    assert alone.grad is not None
+    assert not alone.grad.any()

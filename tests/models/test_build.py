@@ -1,0 +1,118 @@
+"""Models by name: a function of one's own, projection heads, the layout of weights, and clear refusals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from fedkd.errors import InputError
+from fedkd.models.build import build, fill
+from fedkd.streams import default_stream, torch_stream
+
+
+@pytest.fixture(autouse=True)
+def _stream() -> object:
+    with default_stream(torch_stream(0, 0, "server", "test")):
+        yield
+
+
+def test_a_function_in_a_file_is_a_model(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from torch import nn\n"
+        "from fedkd import Classifier\n"
+        "def build(shape, classes, *, width: int = 5):\n"
+        "    pixels = shape[0] * shape[1] * shape[2]\n"
+        "    return Classifier(nn.Sequential(nn.Flatten(), nn.Linear(pixels, width)), width, classes)\n"
+        "def no_features(shape, classes):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(shape[0] * shape[1] * shape[2], classes))\n"
+        "def two_outputs(shape, classes):\n"
+        "    return Classifier(nn.Flatten(), shape[0] * shape[1] * shape[2], 2)\n"
+    )
+    assert build(f"{file}:build", {"width": 9}, (1, 8, 8), 4).classifier.in_features == 9
+    with pytest.raises(InputError, match="needs `features`"):
+        build(f"{file}:no_features", {}, (1, 8, 8), 4)
+    with pytest.raises(InputError, match=r"must return logits of shape \(2, 4\)"):
+        build(f"{file}:two_outputs", {}, (1, 8, 8), 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "table", "message"),
+    [
+        ("lenet", {}, "model.name: unknown 'lenet'; did you mean 'lenet5'"),
+        ("torchvision:resnet81", {}, "did you mean 'torchvision:resnet18'"),
+        ("lenet5", {}, "model.name = 'lenet5' cannot be built for images of 1x8x8 and 10 classes"),
+        ("mlp", {"hiden": [3]}, "model.hiden: unknown key 'hiden'; did you mean 'hidden'"),
+        ("mlp", {"hidden": [0]}, r"model.hidden.0 = 0: .*greater than or equal to 1"),
+        ("resnet8", {"norm": "layer"}, "model.norm = 'layer': .*'batch' or 'group'"),
+        ("torchvision:squeezenet1_0", {}, "its last layer is not linear"),
+    ],
+)
+def test_bad_models_are_refused_by_key(name: str, table: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        build(name, table, (1, 8, 8), 10)
+
+
+def test_a_projection_head_has_two_layers_and_its_width_is_checked() -> None:
+    model = build("mlp", {"hidden": [12], "projection": 5}, (1, 8, 8), 7)
+    assert model.features(torch.zeros(2, 1, 8, 8)).shape == (2, 5)
+    extra = sum(p.numel() for p in model.parameters()) - sum(
+        p.numel() for p in build("mlp", {"hidden": [12]}, (1, 8, 8), 7).parameters()
+    )
+    assert extra == (12 * 12 + 12) + (12 * 5 + 5) + (5 * 7 + 7) - (12 * 7 + 7)
+    for wrong in (0, True, "wide"):
+        with pytest.raises(InputError, match="model.projection = .* 1 or more"):
+            build("mlp", {"projection": wrong}, (1, 8, 8), 7)
+
+
+def test_a_projection_head_needs_a_linear_classifier(tmp_path: Path) -> None:
+    file = tmp_path / "odd.py"
+    file.write_text(
+        "from torch import nn\n"
+        "def bare(shape, classes):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(64, classes))\n"
+        "def deep(shape, classes):\n"
+        "    model = nn.Sequential(nn.Flatten(), nn.Linear(64, classes))\n"
+        "    model.features, model.classifier = nn.Flatten(), nn.Sequential(nn.Linear(64, classes))\n"
+        "    return model\n"
+    )
+    for name, message in (("bare", "needs `features`"), ("deep", "needs a classifier that is one linear layer")):
+        with pytest.raises(InputError, match=message):
+            build(f"{file}:{name}", {"projection": 5}, (1, 8, 8), 7)
+
+
+def test_weights_are_channels_last_where_the_model_can_do_with_it(tmp_path: Path) -> None:
+    assert build("convnet", {}, (3, 32, 32), 10).features[0].weight.is_contiguous(memory_format=torch.channels_last)
+    file = tmp_path / "viewing.py"
+    file.write_text(
+        "import torch\n"
+        "class Viewing(torch.nn.Module):\n"
+        "    def __init__(self, classes):\n"
+        "        super().__init__()\n"
+        "        self.convolution = torch.nn.Conv2d(3, 4, 3)\n"
+        "        self.classifier = torch.nn.Linear(144, classes)\n"
+        "    def features(self, images):\n"
+        "        return self.convolution(images).view(len(images), -1)\n"
+        "    def forward(self, images):\n"
+        "        return self.classifier(self.features(images))\n"
+        "def viewing(shape, classes):\n"
+        "    return Viewing(classes)\n"
+    )
+    model = build(f"{file}:viewing", {}, (3, 8, 8), 10)
+    assert model.convolution.weight.is_contiguous()
+    assert model(torch.ones(5, 3, 8, 8)).shape == (5, 10)
+
+
+def test_filling_a_model_is_load_state_dict() -> None:
+    model, other = (build("resnet8", {}, (3, 8, 8), 10) for _ in range(2))
+    weights = {name: torch.full(tensor.shape, 2, dtype=tensor.dtype) for name, tensor in model.state_dict().items()}
+    fill(model, weights)
+    other.load_state_dict(weights)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, other.state_dict()[name])
+    with pytest.raises(RuntimeError, match="size mismatch for classifier.bias"):
+        fill(model, {**weights, "classifier.bias": torch.ones(1)})
+    with pytest.raises(RuntimeError, match="Missing key"):
+        fill(model, {name: tensor for name, tensor in weights.items() if name != "classifier.bias"})

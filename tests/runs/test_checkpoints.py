@@ -1,0 +1,103 @@
+"""Checkpoints: whole or not at all, checked before they are used, the one before where the newest is damaged."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from flwr.app import RecordDict
+from helpers import Make, checkpoint_bytes, lines, server_state
+
+from fedkd.core.state import pack
+from fedkd.errors import InputError
+from fedkd.messages.arrays import array_record
+from fedkd.runs.checkpoints import latest, load_nodes, save
+from fedkd.runs.results import read_run
+from fedkd.runs.run import resume, run
+
+
+def saved(folder: Path, count: int, keep: int = 9) -> list[Path]:
+    folder.mkdir(exist_ok=True)
+    state = RecordDict({"model": array_record({"w": torch.ones(2)})})
+    return [save(folder, n, pack({"w": torch.full((3,), n)}, "a test"), [(7, state)], keep) for n in range(count)]
+
+
+def test_the_newest_stay_and_hold_what_was_saved(tmp_path: Path) -> None:
+    saved(tmp_path, 5, keep=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["round-000003", "round-000004"]
+    number, path = latest(tmp_path)
+    assert number == 4
+    assert server_state(path)["w"].tolist() == [4, 4, 4]
+    ((node, state),) = load_nodes(path)
+    assert (node, state.array_records["model"]["w"].numpy().tolist()) == (7, [1, 1])
+
+
+@pytest.mark.parametrize("file", ["server.safetensors", "nodes/7.safetensors", "checkpoint.json"])
+@pytest.mark.parametrize("how", ["cut", "gone", "one bit"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_used(tmp_path: Path, file: str, how: str) -> None:
+    paths = saved(tmp_path, 3)
+    broken = paths[2] / file
+    if how == "gone":
+        broken.unlink()
+    else:
+        content = bytearray(broken.read_bytes())
+        content[-3] ^= 1
+        broken.write_bytes(content if how == "one bit" else content[:-3])
+    told: list[str] = []
+    assert latest(tmp_path, told.append) == (1, paths[1])
+    assert len(told) == 1
+    assert told[0].startswith(f"The checkpoint {paths[2]} is damaged: ")
+
+
+def test_where_none_is_whole_each_is_named(tmp_path: Path) -> None:
+    for path in saved(tmp_path, 2):
+        (path / "server.safetensors").write_bytes(b"")
+    with pytest.raises(InputError, match=r"no complete checkpoint.*round-000001 is damaged.*round-000000 is damaged"):
+        latest(tmp_path)
+
+
+def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one_to_the_same_end(tiny: Make, tmp_path: Path) -> None:
+    changes = {"strategy": {"name": "scaffold"}, "cohort": 4, "checkpoint": {"every": 2}}
+    run(tiny({**changes, "rounds": 6}), tmp_path / "whole")
+    run(tiny({**changes, "rounds": 4}), tmp_path / "half")
+    (tmp_path / "half/checkpoints/round-000004/server.safetensors").write_bytes(b"nonsense")
+    config = tmp_path / "half/config.toml"
+    config.write_text(config.read_text().replace("rounds = 4", "rounds = 6"))
+    told: list[str] = []
+    resume(tmp_path / "half", on_event=told.append)
+    assert "round-000004 is damaged" in told[0]
+    assert lines(tmp_path / "half") == lines(tmp_path / "whole")
+    assert checkpoint_bytes(tmp_path / "half") == checkpoint_bytes(tmp_path / "whole")
+
+
+def test_a_failure_keeps_the_last_whole_round(tiny: Make, tmp_path: Path) -> None:
+    file = tmp_path / "fail.py"
+    file.write_text(
+        "from fedkd.strategies.fedavg import FedAvg\n"
+        "class Fail(FedAvg):\n"
+        "    def run_round(self, federation):\n"
+        "        super().run_round(federation)\n"
+        "        if federation.number == 3:\n"
+        "            raise ValueError('in round 3, when the weights are new')\n"
+    )
+    changes = {"rounds": 3, "checkpoint": {"every": 50}}
+    with pytest.raises(ValueError, match="in round 3"):
+        run(tiny({**changes, "strategy": f"{file}:Fail"}), tmp_path / "failed")
+    run(tiny({**changes, "rounds": 2}), tmp_path / "whole")
+    number, path = latest(tmp_path / "failed/checkpoints")
+    assert number == 2
+    assert torch.equal(
+        server_state(path)["weights"]["classifier.weight"],
+        server_state(tmp_path / "whole")["weights"]["classifier.weight"],
+    )
+
+
+def test_a_run_that_goes_on_has_no_summary_of_what_it_was(tiny: Make, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    run(tiny(), out)
+    (out / "config.toml").write_text((out / "config.toml").read_text().replace("rounds = 2", "rounds = 4"))
+    seen: list[str] = []
+    resume(out, lambda record, environment: seen.append(read_run(out).status))
+    assert seen == ["unfinished", "unfinished"]
+    assert read_run(out).status == "completed"

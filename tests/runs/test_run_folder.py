@@ -1,0 +1,33 @@
+"""One process at a time writes into a folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import tomli_w
+from helpers import TINY
+from typer.testing import CliRunner
+
+from fedkd.cli import app
+from fedkd.runs.run_folder import alone_in
+
+RUNNER = CliRunner()
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "run.toml"
+    path.write_text(tomli_w.dumps(TINY))
+    return path
+
+
+def test_one_process_at_a_time_writes_into_a_run_folder(config: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert RUNNER.invoke(app, ["run", str(config), "--out", str(out)]).exit_code == 0
+    before = (out / "metrics.jsonl").read_text()
+    with alone_in(out):
+        refused = RUNNER.invoke(app, ["run", "--resume", str(out)])
+    assert (refused.exit_code, f"{out}: another process is at work there" in refused.stderr) == (2, True)
+    assert (out / "metrics.jsonl").read_text() == before
+    assert (out / "summary.json").is_file()
