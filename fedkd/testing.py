@@ -101,7 +101,12 @@ def outcomes(
 
 def tiny_config(changes: Mapping[str, Any]) -> Config:
     """Return the tiny federation's config with dotted keys changed; None deletes a key."""
-    table = copy.deepcopy(TINY)
+    return parse_config(merged(TINY, changes))
+
+
+def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested tables with dotted keys changed; None deletes a key."""
+    table = copy.deepcopy(dict(base))
     for key, value in changes.items():
         *path, last = key.split(".")
         inner = table
@@ -111,7 +116,7 @@ def tiny_config(changes: Mapping[str, Any]) -> Config:
             inner.pop(last, None)
         else:
             inner[last] = copy.deepcopy(value)
-    return parse_config(table)
+    return table
 
 
 def name_of(strategy: type[Strategy]) -> str:

@@ -6,12 +6,12 @@
 * `round`: `Round`: the cohort, `ask`, streams and the log, as a method sees them.
 * `round_loop`: `run_rounds`: the loop over rounds, one for all methods and engines.
 * `sampling`: client sampling: the cohort, and the nodes that are measured.
-* `record`: what a round leaves behind.
+* `record`: the results of a round.
 * `log`: which values and names a method may log.
-* `state`: the server's state: declared fields, saved and restored; what is not declared is an error.
+* `state`: the server's state: declared fields, saved and restored; an attribute that is not declared is an error.
 * `contract`: the checks of a strategy's class before anything runs.
 * `environment`: config, data, device and model objects of a process.
-* `setup`: from a config to a strategy and its environment.
-* `wrapper`: strategies by name; `Wrapper`: a strategy over a base.
-* `flower_strategy`: Flower's own strategies inside the loop.
+* `setup`: makes a strategy and its environment from a config.
+* `wrapper`: makes strategies by name; `Wrapper`: a strategy that refines a base strategy.
+* `flower_strategy`: runs Flower's own strategies in the round loop.
 """

@@ -29,9 +29,9 @@ MODEL = "model"  # where a node's state keeps its personal model
 class Client:
     """The client half of a strategy: subclass it with one method for each request, `def name(self, request: Payload)`.
 
-    A method that takes exactly `request` answers the server's `ask("name", ...)` and returns a Payload. The object
-    lives for one request. What must last is put into `self.state` (Flower's context of the node): with `keep` and
-    `recall`, or `keep_model`. What a request changed of the state is lost when it raises.
+    A method that takes exactly `request` answers the server's `ask("name", ...)` and returns a Payload. Each request
+    gets a new object. `self.state` (Flower's context of the node) lasts between requests: write it with `keep` or
+    `keep_model`, read it with `recall`. If a request raises an error, its changes to the state are lost.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Client:
         `measured`: whether the server wants its metrics in this round.
         """
         self.environment = environment
-        self.strategy: Any = layers[-1]  # whose hyper-parameters this client half reads
+        self.strategy: Any = layers[-1]  # the strategy whose hyper-parameters this client half reads
         self.layers = layers
         self.node = node
         self.state = state
@@ -60,10 +60,13 @@ class Client:
         self.metrics: dict[str, float] = {}
 
     def layer(self, kind: type[Kind]) -> Kind:
-        """Return the run's strategy of a kind, such as the wrapper that adds to this client half. Raises TypeError."""
+        """Return the run's strategy of a class, such as the wrapper that extends this client half.
+
+        Raises TypeError if there is none.
+        """
         found = next((layer for layer in self.layers if isinstance(layer, kind)), None)
         if found is None:
-            raise TypeError(f"There is no {kind.__name__} in the strategy.")
+            raise TypeError(f"The run's strategy contains no {kind.__name__}.")
         return found
 
     # The node's data
@@ -85,7 +88,7 @@ class Client:
 
     @property
     def public(self) -> Images:
-        """Return the public set. Its labels are there to use only where `data.public.labelled` is true."""
+        """Return the public set. Use its labels only if `data.public.labelled` is true."""
         public = self.environment.data.public
         assert public is not None, "the strategy's check() asks for data.public"
         return public
@@ -97,17 +100,17 @@ class Client:
         return torch_stream(self.environment.config.seed, self.round, self.node, f"{self.action}/{purpose}")
 
     def keep(self, name: str, tensors: Tensors) -> None:
-        """Put named arrays into the node's lasting state.
+        """Store named arrays in the node's state.
 
-        Raises ValueError for values that are not finite: a node whose training diverged once shall not carry it on.
+        Raises ValueError for values that are not finite: a node must not continue from a training that diverged.
         """
         for key, tensor in tensors.items():
             if not is_finite(tensor):
-                raise ValueError(f"{name} {key!r} is not finite: local training has diverged, and is not kept")
+                raise ValueError(f"{name} {key!r} is not finite: local training has diverged, so it is not kept")
         self.state[name] = array_record(tensors)
 
     def recall(self, name: str) -> Tensors | None:
-        """Return what `keep` put under this name in an earlier request, or None."""
+        """Return the arrays that `keep` stored under this name in an earlier request, or None."""
         record = self.state.array_records.get(name)
         return None if record is None else tensors_of(record)
 
@@ -115,14 +118,14 @@ class Client:
 
     @property
     def has_model(self) -> bool:
-        """Return whether the node keeps a personal model from an earlier request."""
+        """Return whether the node has a personal model from an earlier request."""
         return MODEL in self.state.array_records
 
     @cached_property
     def model(self) -> nn.Module:
-        """Return the node's model, filled with its personal weights: the kept ones, else its initial ones.
+        """Return the node's model with its personal weights: those of an earlier request, or else its initial ones.
 
-        One object of an architecture serves all clients of a process in turn; `copy.deepcopy` it for a second model.
+        All clients of a process share one object for each architecture; use `copy.deepcopy` for a second model.
         """
         architecture = self.environment.architecture_of(self.node)
         weights = self.recall(MODEL) or self.environment.initial_weights(architecture, self.node)
@@ -131,7 +134,7 @@ class Client:
         return model
 
     def load_model(self, weights: Tensors) -> nn.Module:
-        """Return the node's model, filled with these weights."""
+        """Return the node's model with these weights."""
         model = self.environment.model(self.environment.architecture_of(self.node))
         fill(model, weights)
         self.__dict__["model"] = model
@@ -142,7 +145,7 @@ class Client:
         return {name: tensor.detach().cpu() for name, tensor in self.model.state_dict().items()}
 
     def keep_model(self) -> None:
-        """Put the model's weights into the node's lasting state, as its personal model."""
+        """Store the model's weights in the node's state, as its personal model."""
         self.keep(MODEL, self.weights())
 
     # Its work
@@ -167,9 +170,9 @@ class Client:
     ) -> float:
         """Train the model on images and their targets; return the mean loss of the last epoch.
 
-        What is not given comes from `[train]`. `purpose` names the random stream of the shuffles. Without `augment`
-        the images stay as they are, for targets that were taken on them. `beside`: a module of the loss that the same
-        optimiser trains.
+        Arguments that are not given come from `[train]`. `purpose` names the random stream of the shuffles. Without
+        `augment` the images are not augmented; use this for targets that were computed on the original images.
+        `beside`: a module of the loss, which the same optimiser trains too.
         """
         settings = self.settings
         trained = self.model if beside is None else nn.ModuleList([self.model, beside])
@@ -191,7 +194,7 @@ class Client:
     def train_locally(self, loss: Loss = cross_entropy, optimizer: Sgd | Adam | None = None) -> float:
         """Train the model on the node's own labelled images as `[train]` says; return the mean loss of the last epoch.
 
-        Reports `personal_after_fit/accuracy` where the server wants this node's metrics.
+        Reports `personal_after_fit/accuracy` if the server wants this node's metrics.
         """
         value = self.train(self.data, self.labels, purpose="local-training", loss=loss, optimizer=optimizer)
         self.measure("personal_after_fit")
@@ -210,12 +213,13 @@ class Client:
     def report(self, metric: str, value: float) -> None:
         """Report a metric, named `scope/metric`, of this node in this round.
 
-        Raises ValueError for a name that is not so or that is the server's, and for a value that is no finite number.
+        Raises ValueError for a name of another form, a name that only the server reports, and a value that is not a
+        finite number.
         """
         self.metrics[metric] = checked_metric(metric, value)
 
     def measure(self, scope: str) -> None:
-        """Report `scope/accuracy` of the model as it is on the node's test images, where metrics are wanted."""
+        """Report `scope/accuracy` of the current model on the node's test images, if the server wants metrics."""
         if self.measured:
             self.report(f"{scope}/accuracy", self.score(self.test_data)["accuracy"])
 
@@ -226,19 +230,19 @@ class Client:
     def evaluate(self, request: Payload) -> Payload:
         """Answer the core's request at the end of a round: report the metrics of the node's model.
 
-        The node's model is the global one where the request carries weights, else its personal one.
+        If the request contains weights, this is the global model. Otherwise it is the personal model.
         """
         if request.weights:
             self.load_model(request.weights)
         for metric, value in self.score(self.test_data).items():
             self.report(f"personal/{metric}", value)
-        if not request.weights and len(self.environment.data.test.labels):  # else the server measures it, or nobody can
+        if not request.weights and len(self.environment.data.test.labels):  # the server measures the global model
             self.report("personal_global_test/accuracy", self.score(self.environment.data.test)["accuracy"])
         return Payload()
 
 
 class GlobalModelClient(Client):
-    """The client half of methods that average weights: load the global model, train it, return it."""
+    """The client half of methods that average weights: it loads the global model, trains it and returns it."""
 
     def fit(self, request: Payload) -> Payload:
         """Train the received weights on the node's images; return the new ones, `examples` and `loss`."""
@@ -247,7 +251,7 @@ class GlobalModelClient(Client):
         return Payload(weights=self.weights(), numbers={"examples": len(self.data.labels), "loss": loss})
 
     def local_loss(self) -> Loss:
-        """Return the loss of local training. Called when the model holds the global weights."""
+        """Return the loss of local training. When it is called, the model has the global weights."""
         return cross_entropy
 
     def local_optimizer(self) -> Sgd | Adam:

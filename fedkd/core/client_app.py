@@ -21,7 +21,8 @@ from .strategy import Strategy
 def make_client_app(strategy: Strategy, setup: Callable[[], Setup]) -> ClientApp:
     """Return the Flower ClientApp of a strategy: `train.<action>` for each of its client's requests.
 
-    Flower's own `train` message, which Flower's strategies send, is answered by `fit` in Flower's own record names.
+    The action `fit` also answers Flower's own `train` message, with Flower's own record names. Flower's strategies
+    send this message.
     `setup` is called in the process that runs the clients.
     """
     app = ClientApp()
@@ -70,14 +71,14 @@ def _call(setup: Setup, message: Message, context: Context, action: str) -> tupl
 
 
 def call(app: ClientApp, message: Message, context: Context) -> Message:
-    """Return the reply of a ClientApp; of a client that raises, an error reply, and the context's state as it was.
+    """Return the reply of a ClientApp. If the client raises, return an error reply and restore the context's state.
 
-    The reply's arrays may be those of a model that the next client will change: send, merge or copy them before.
+    The reply's arrays may be those of a model that the next client changes: send, merge or copy them before that.
     """
     before = RecordDict(dict(context.state))
     try:
         return app(message, context)
-    except Exception as error:  # whatever a client raises is a failure of that node, and of no other
+    except Exception as error:  # any error of a client is a failure of its node only
         context.state = before
         frame = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{frame.filename.rsplit('/', 1)[-1]}:{frame.lineno}"

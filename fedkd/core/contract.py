@@ -1,4 +1,4 @@
-"""The contract of a strategy's class, checked before anything runs: hyper-parameters, handlers, what is asked for."""
+"""The contract of a strategy's class, checked before anything runs: hyper-parameters, client methods, requests."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ _CLASS_VARIABLES = {name for name, kind in inspect.get_annotations(Strategy).ite
 
 
 class Asked(NamedTuple):
-    """A request that a strategy's code names: its action, and the file and line."""
+    """A request in a strategy's code: its action, and its file and line."""
 
     action: str
     where: str
 
 
 def check_class(kind: type[Strategy]) -> None:
-    """Raise InputError, a line for each problem with class, file and line, where a strategy breaks the contract."""
+    """Raise InputError if a strategy breaks the contract: one line for each problem, with class, file and line."""
     problems = [*_field_problems(kind), *_method_problems(kind)]
     if problems:
         raise InputError("\n".join(problems))
 
 
 def check_requests(strategy: Strategy) -> None:
-    """Raise InputError where a strategy asks for an action that its client half does not have, or not in that form."""
+    """Raise InputError if the client half lacks an action that a strategy asks for, or has it in another form."""
     problems = []
     for layer in strategy.layers():
         for asked in [*asked_actions(type(layer)), Asked("evaluate", _where(type(layer)))]:
@@ -47,9 +47,9 @@ def _field_problems(kind: type[Strategy]) -> Iterator[str]:
     for name, annotation in inspect.get_annotations(kind).items():
         if name in _CLASS_VARIABLES and name in fields:
             written = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
-            yield f"{at}: {name} is no hyper-parameter: write {name}: ClassVar[{written}] = ..."
+            yield f"{at}: {name} is not a hyper-parameter: write {name}: ClassVar[{written}] = ..."
         elif name not in fields and "ClassVar" not in str(annotation) and not name.startswith("_"):
-            yield f"{at}: {name} is no field yet: write @dataclass(kw_only=True) above the class."
+            yield f"{at}: {name} is not a field yet: write @dataclass(kw_only=True) above the class."
     for parameter in inspect.signature(kind).parameters.values():
         if parameter.kind is not parameter.KEYWORD_ONLY:
             yield f"{at}: {parameter.name} can be given by position: write @dataclass(kw_only=True) above the class."
@@ -60,7 +60,7 @@ def _field_problems(kind: type[Strategy]) -> Iterator[str]:
         constant = name.startswith("_") or name.isupper() or callable(value) or hasattr(value, "__get__")
         if not constant and name not in annotated and not hasattr(Strategy, name):
             yield (
-                f"{at}: {name} = {value!r} has no annotation, so it is no hyper-parameter: write "
+                f"{at}: {name} = {value!r} has no annotation, so it is not a hyper-parameter: write "
                 f"{name}: {type(value).__name__} = {value!r}, or {name}: ClassVar[...] for a constant."
             )
 
@@ -70,7 +70,7 @@ def _method_problems(kind: type[Strategy]) -> Iterator[str]:
     if not (isinstance(client, type) and issubclass(client, Client)):
         yield f"{_name_at(kind)}: client = {client!r}: write client: ClassVar[type[Client]] = YourClient."
     if inspect.isabstract(kind):
-        yield f"{_name_at(kind)}: without {', '.join(sorted(kind.__abstractmethods__))}: write it."
+        yield f"{_name_at(kind)}: the class lacks {', '.join(sorted(kind.__abstractmethods__))}: write it."
     for name in ("prepare", "run_round", "check", "evaluation", "measure", "initial_weights"):
         own = [p for p in inspect.signature(getattr(kind, name)).parameters.values() if p.default is p.empty]
         wanted = inspect.signature(getattr(Strategy, name)).parameters
@@ -79,33 +79,43 @@ def _method_problems(kind: type[Strategy]) -> Iterator[str]:
 
 
 def asked_actions(kind: type[Strategy]) -> list[Asked]:
-    """Return the requests that a strategy's methods name by a literal text, those that it inherits included.
+    """Return the requests that a strategy's methods name with a string literal. This includes inherited methods.
 
-    Found in calls of `ask`, and of helpers whose names begin so: `x.ask("fit")`, `ask_cached(federation, "fit")`.
+    It looks at calls of `ask`, and of functions whose names begin with it: `x.ask("fit")`, `ask_cached(x, "fit")`.
     """
     found: dict[Asked, None] = {}
+    hidden: set[str] = set()  # methods that a subclass has replaced without calling the replaced one
     for base in kind.__mro__:
         if base in (Strategy, object) or base.__module__.startswith("fedkd.core"):
             continue
-        for name, method in vars(base).items():
-            if inspect.isfunction(method) and getattr(kind, name, None) is method:
-                found |= dict.fromkeys(_asked_in(method))
+        methods = {name: method for name, method in vars(base).items() if inspect.isfunction(method)}
+        for name, method in methods.items():
+            if name not in hidden:
+                asked, calls = _read(method)
+                found |= dict.fromkeys(asked)
+                hidden |= set() if name in calls else {name}
     return list(found)
 
 
-def _asked_in(method: Any) -> Iterator[Asked]:
+def _read(method: Any) -> tuple[list[Asked], set[str]]:
+    """Return what a method asks for, and the methods that it calls by `super()`."""
+    asked: list[Asked] = []
+    calls: set[str] = set()
     try:
         lines, first = inspect.getsourcelines(method)
         tree = ast.parse(textwrap.dedent("".join(lines)))
-    except (OSError, TypeError, SyntaxError):  # no source: what it asks for is checked when it asks
-        return
+    except (OSError, TypeError, SyntaxError):  # without source, `ask` checks the action when the round runs
+        return asked, calls
     for node in ast.walk(tree):
         if not isinstance(node, ast.Call):
             continue
         name = getattr(node.func, "attr", getattr(node.func, "id", ""))
         texts = [a.value for a in node.args[:2] if isinstance(a, ast.Constant) and isinstance(a.value, str)]
         if name.startswith("ask") and texts:
-            yield Asked(texts[0], f"{Path(inspect.getfile(method)).name}:{first + node.lineno - 1}")
+            asked.append(Asked(texts[0], f"{Path(inspect.getfile(method)).name}:{first + node.lineno - 1}"))
+        if isinstance(node.func, ast.Attribute) and ast.unparse(node.func.value) == "super()":
+            calls.add(name)
+    return asked, calls
 
 
 def _handler_problem(client: type[Client], asked: Asked) -> str | None:
@@ -117,8 +127,8 @@ def _handler_problem(client: type[Client], asked: Asked) -> str | None:
     method = getattr(client, asked.action)
     parameters = ", ".join(inspect.signature(method).parameters)
     return (
-        f"{_name_at(client, asked.action)}: {asked.action} takes ({parameters}); what answers a request takes exactly "
-        f"(self, request): write def {asked.action}(self, request: Payload) -> Payload."
+        f"{_name_at(client, asked.action)}: {asked.action} takes ({parameters}); a method that answers a request takes "
+        f"exactly (self, request): write def {asked.action}(self, request: Payload) -> Payload."
     )
 
 
@@ -128,7 +138,7 @@ def _name_at(kind: type, method: str | None = None) -> str:
 
 
 def _where(kind: type, method: str | None = None) -> str:
-    """Return the file and line of a class or of one of its methods, as far as its source is known."""
+    """Return the file and line of a class or of one of its methods, if its source is known."""
     target: Any = kind if method is None else getattr(kind, method)
     try:
         return f"{Path(inspect.getfile(target)).name}:{inspect.getsourcelines(target)[1]}"

@@ -1,4 +1,4 @@
-"""What a process needs to run clients or the server: the config, the data, models, a device."""
+"""The environment of a process that runs clients or the server: the config, the data, models, a device."""
 
 from __future__ import annotations
 
@@ -26,13 +26,14 @@ from ..streams import Node, default_stream, torch_stream
 
 Threads = Annotated[int, Field(ge=1)]
 Device = Literal["auto", "cpu", "cuda"]
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of mallopt(3)
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # parameters of mallopt(3)
 
 
 def prepare_process(threads: int, device: Device, gpu: bool) -> str:
     """Set the number of threads of a process that runs clients, and return its device.
 
-    One number of threads for all engines: sums in torch may depend on it. `gpu`: what `auto` stands for.
+    All engines use the same number of threads, because sums in torch may depend on it. `gpu`: whether `auto` means
+    the GPU.
     """
     torch.set_num_threads(threads)
     _keep_freed_memory()
@@ -42,19 +43,20 @@ def prepare_process(threads: int, device: Device, gpu: bool) -> str:
 
 
 def _keep_freed_memory() -> None:
-    """Let glibc reuse large blocks that were freed. It gives each back to the system, and then every 4 kB of the next
-    model, gradient or payload is a page fault: a third of a step of an MLP with 11 million parameters.
+    """Make glibc keep large freed blocks for reuse. By default it returns them to the system. Then every 4 kB of the
+    next model, gradient or payload causes a page fault: a third of the time of a training step of an MLP with
+    11 million parameters.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # there is none outside glibc
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # only glibc has it
     if mallopt is not None:
         mallopt(_M_MMAP_MAX, 0)
         mallopt(_M_TRIM_THRESHOLD, 2**30)
 
 
 def prepare_as_engine(config: Config) -> str:
-    """Set the threads that a config's engine has, in a process that Flower runs, and return the device.
+    """Set the number of threads of the config's engine in a process that Flower started, and return the device.
 
-    Raises InputError where `engine.threads` or `engine.device` is wrong.
+    Raises InputError if `engine.threads` or `engine.device` is wrong.
     """
     given = {key: value for key, value in config.engine.options.items() if key in ("threads", "device")}
 
@@ -65,24 +67,27 @@ def prepare_as_engine(config: Config) -> str:
 
 
 class Environment:
-    """The things around a method, made once a process. Model objects are kept and refilled."""
+    """The config, data, device and model objects of a process. Model objects are kept; only their weights change."""
 
     def __init__(self, config: Config, data: FederatedData | None = None, device: str = "cpu") -> None:
-        """Make it from a config; `data` where another process has loaded it already. Raises InputError."""
+        """Make the environment of a config. `data`: the data, if it is loaded already. Raises InputError."""
         self.config = config
         self.data = data if data is not None else federate(config.data, config.seed)
         self.device = torch.device(device)
-        self.architecture_numbers: dict[int, int] = {}  # of nodes that said which they have
+        self.architecture_numbers: dict[int, int] = {}  # of nodes that have reported their architecture
         self._models: dict[str, nn.Module] = {}
 
     def use_device(self, device: str) -> None:
-        """Move to another device: models and batches are made there from now on."""
+        """Make models and batches on another device from now on."""
         self.device = torch.device(device)
         self._models.clear()
         self.__dict__.pop("preprocess", None)
 
     def architecture_of(self, node: int) -> int:
-        """Return the number of a node's architecture in `model.names`: as it said, else they take turns."""
+        """Return the number of a node's architecture in `model.names`.
+
+        If the node has reported one, it is that one. Otherwise it is the node's number modulo their count.
+        """
         return self.architecture_numbers.get(node, node % len(self.config.model.architectures))
 
     def new_model(self, architecture: Architecture) -> nn.Module:
@@ -96,11 +101,11 @@ class Environment:
         return model.to(self.device)
 
     def model(self, architecture: Architecture) -> nn.Module:
-        """Return this process's model object of an architecture. Its weights are whatever the last user left."""
+        """Return this process's model object of an architecture. Its weights are those of its last use."""
         return self.kept_object(repr(architecture), lambda: self.new_model(architecture))
 
     def kept_object(self, key: str, build: Callable[[], nn.Module]) -> nn.Module:
-        """Return this process's object of a name, built at the first call. Its weights are what the last user left."""
+        """Return this process's object with a name; the first call builds it. Its weights are those of its last use."""
         if key not in self._models:
             with default_stream(torch_stream(self.config.seed, 0, "server", "model-object")):
                 self._models[key] = build().to(self.device)
@@ -120,12 +125,12 @@ class Environment:
 
     @cached_property
     def public_fingerprint(self) -> int:
-        """Return a number that is the same where another process has the same public images in the same order."""
+        """Return a fingerprint of the public images: equal for the same images in the same order in any process."""
         assert self.data.public is not None
         digest = hashlib.blake2b(np.ascontiguousarray(self.data.public.images).tobytes(), digest_size=6).digest()
         return int.from_bytes(digest, "little")  # 48 bits: exact as a float64
 
     @cached_property
     def preprocess(self) -> Preprocess:
-        """Return the step from uint8 images to batches."""
+        """Return the preprocessing that turns uint8 images into batches."""
         return Preprocess(self.data, self.config.data.augment, self.device)

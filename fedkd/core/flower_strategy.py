@@ -1,4 +1,4 @@
-"""Any Flower strategy (FedAdam, Krum, ...) as a fedkd strategy: Flower's phases inside the core's loop."""
+"""Any Flower strategy (FedAdam, Krum, ...) as a fedkd strategy: Flower's phases in the core's round loop."""
 
 from __future__ import annotations
 
@@ -21,42 +21,43 @@ from .strategy import Strategy
 
 
 def is_flower_strategy(found: Any) -> bool:
-    """Return whether this is a strategy class of Flower's, and not one of ours."""
+    """Return whether this is a strategy class of Flower, and not of fedkd."""
     return isinstance(found, type) and issubclass(found, FlowerBase) and not issubclass(found, Strategy)
 
 
 @dataclass(kw_only=True)
 class FlowerStrategy(Strategy):
-    """A strategy of Flower's. The core samples who takes part, from the run's seed; `cohort` says how many.
+    """A strategy of Flower. The core samples the cohort from the run's seed; `cohort` is its size.
 
-    Its training phase runs as Flower wrote it, with the generic client; its own evaluation phase is not used, since the
-    core evaluates. Every array and list of arrays that it keeps between rounds is checkpointed. Where a strategy steps
-    along the mean of the clients' moves (FedAdam, FedAvgM, ...), buffers such as the statistics of batch norm take no
-    part in the step and get the weighted mean: a step could make variances negative.
+    The training phase is Flower's, with the client half `GlobalModelClient`. Flower's evaluation phase is not used,
+    because the core evaluates. A checkpoint contains every array and list of arrays that the strategy keeps between
+    rounds. Some strategies (FedAdam, FedAvgM, ...) make a step with the mean of the clients' updates. There, buffers
+    such as the statistics of batch norm get the weighted mean instead of the step: a step could make variances
+    negative.
     """
 
     client: ClassVar[type[Client]] = GlobalModelClient
     equal_models: ClassVar[bool] = True
     global_model: ClassVar[bool] = True
     base: FlowerBase
-    name: str  # what the config calls it
-    key: str = "strategy"  # and where
+    name: str  # its name in the config
+    key: str = "strategy"  # its key in the config
     kept: dict[str, Any] = field(default_factory=dict, init=False)  # the base's own attributes that rounds change
 
     def check(self, environment: Environment) -> None:
-        """Refuse options that would draw nodes outside the core, or wait for more than the cohort."""
+        """Raise InputError for options that would sample nodes themselves, or that need more nodes than the cohort."""
         if getattr(self.base, "fraction_train", 1.0) != 1.0:
-            raise InputError(f"{self.key}.fraction_train: the nodes of a round are drawn by fedkd; set cohort instead.")
+            raise InputError(f"{self.key}.fraction_train: fedkd samples the nodes of a round; set cohort instead.")
         cohort = environment.config.cohort or environment.data.clients
         for option in ("min_train_nodes", "min_available_nodes"):
             least = getattr(self.base, option, 0)
             if least > cohort:
                 raise InputError(
-                    f"{self.key}.{option} = {least}: {self.name} would wait for ever, a round has {cohort}."
+                    f"{self.key}.{option} = {least}: {self.name} would never start, a round has {cohort} nodes."
                 )
 
     def run_round(self, federation: Round) -> None:
-        """Let the strategy write this round's messages, and aggregate the replies."""
+        """Send the messages that the Flower strategy writes, and give it the replies to aggregate."""
         assert self.weights is not None
         for attribute, value in self.kept.items():
             setattr(self.base, attribute, value)
@@ -66,12 +67,12 @@ class FlowerStrategy(Strategy):
         )
         grid = cast(Grid, _CohortGrid(federation))
         if hasattr(self.base, "current_arrays"):
-            self.base.current_arrays = None  # FedAvgM would keep its own model, also where a wrapper has refined it
+            self.base.current_arrays = None  # else FedAvgM would ignore a model that a wrapper has refined
         messages = self.base.configure_train(federation.number, array_record(self.weights), ConfigRecord(), grid)
         replies = federation.exchange(messages, expect)
         arrays, metrics = self.base.aggregate_train(federation.number, replies)
         if arrays is None:
-            raise RunError(f"Round {federation.number}: {self.name} made no model of {len(replies)} replies.")
+            raise RunError(f"Round {federation.number}: {self.name} returned no model for {len(replies)} replies.")
         old, new = self.weights, tensors_of(arrays)
         if hasattr(self.base, "current_arrays"):
             new |= _mean_buffers(federation, replies)
@@ -95,7 +96,7 @@ def _mean_buffers(federation: Round, replies: list[Message]) -> Tensors:
 
 
 def _arrays_of(base: FlowerBase) -> dict[str, Any]:
-    """Return the attributes of a strategy that hold arrays, lists of them, or dicts of them: what its rounds change."""
+    """Return the attributes of a strategy that are arrays, lists or dicts of arrays. Its rounds change them."""
 
     def holds_arrays(value: Any) -> bool:
         items = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
@@ -105,7 +106,7 @@ def _arrays_of(base: FlowerBase) -> dict[str, Any]:
 
 
 class _CohortGrid:
-    """The grid as a Flower strategy sees it: only the nodes of this round's cohort are there."""
+    """The grid for a Flower strategy: it has only the nodes of this round's cohort."""
 
     def __init__(self, federation: Round) -> None:
         self._federation = federation

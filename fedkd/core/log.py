@@ -1,4 +1,4 @@
-"""What a method may log: values that metrics.jsonl can keep, under names that the figures read rightly."""
+"""The values and names that a method may log: metrics.jsonl can store the values, the figures can read the names."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from ..errors import RunError
 
 _CORE = str(Path(__file__).parent)
 _TABLE, _LIST = "a table of numbers with rows of one length", "a list"
-# What `figures/` and the report read of a round's log, and its form.
+# The names in a round's log that `figures/` and the report draw, and the form of their values.
 DRAWN = {
-    "weights": _TABLE,  # nodes x nodes: how much each receiver (row) takes of each sender
-    "nodes": _LIST,  # of the rows and columns of `weights`
+    "weights": _TABLE,  # nodes x nodes: the weight of each sender (column) for each receiver (row)
+    "nodes": _LIST,  # the nodes of the rows and columns of `weights`
     "ensemble_weights": _TABLE,  # classes x teachers
-    "teachers": _LIST,  # of the columns of `ensemble_weights`
+    "teachers": _LIST,  # the teachers of the columns of `ensemble_weights`
     "label_distribution": _LIST,  # a share for each class
     "feature_map": "a dict of `points`, N x 2, and `labels`, N",
 }
 
 
 def plain_value(name: str, value: Any) -> Any:
-    """Return a logged value as JSON can keep it: numbers, texts, lists, dicts. Raises RunError as `Round.log` says."""
+    """Return a logged value in a form that JSON can store: numbers, texts, lists, dicts. Raises RunError as `Round.log`."""
     plain = _plain(name, value)
     if name in DRAWN and not _is_drawable(name, plain):
         raise RunError(
-            f"{_caller()}: log({name!r}, {_shown(value)}): the run's figures read {name!r} as {DRAWN[name]}; "
+            f"{_caller()}: log({name!r}, {_shown(value)}): the run's figures need {name!r} to be {DRAWN[name]}; "
             "log other values under another name."
         )
     return plain
@@ -48,7 +48,7 @@ def _plain(name: str, value: Any) -> Any:
     if isinstance(value, str) or (isinstance(value, int | float) and math.isfinite(value)):
         return value
     raise RunError(
-        f"{_caller()}: log({name!r}, ...): {_shown(value)} cannot be kept; valid are finite numbers, texts, tensors, "
+        f"{_caller()}: log({name!r}, ...): {_shown(value)} cannot be logged; valid are finite numbers, texts, tensors, "
         "arrays, and lists or dicts of them."
     )
 
@@ -68,7 +68,7 @@ def _shown(value: Any) -> str:
 
 
 def _caller() -> str:
-    """Return the file and line of the nearest caller outside the core."""
+    """Return the file and line of the nearest calling code outside the core."""
     frame = sys._getframe()
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_CORE):
         frame = frame.f_back

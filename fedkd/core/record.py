@@ -1,4 +1,4 @@
-"""What a round leaves behind: its metrics, bytes, failures, log and images."""
+"""The results of a round: its metrics, bytes, failures, log and images."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..messages.ledger import Sizes, no_bytes
 
 
 class Captioned(NamedTuple):
-    """A row of images, uint8, N x channels x H x W, and a caption for each."""
+    """A row of images, uint8, N x channels x H x W, with one caption for each."""
 
     images: np.ndarray
     captions: tuple[str, ...]
@@ -19,7 +19,7 @@ class Captioned(NamedTuple):
 
 @dataclass
 class Record:
-    """What a round leaves behind: a line of metrics.jsonl. Round 0 is the strategy's preparation."""
+    """The results of a round: one line of metrics.jsonl. Round 0 is the strategy's preparation."""
 
     number: int
     cohort: list[int]

@@ -1,4 +1,4 @@
-"""`Round`: one round as a method sees it, with `ask` to reach its nodes."""
+"""`Round`: one round as a method sees it, with `ask` to send requests to its nodes."""
 
 from __future__ import annotations
 
@@ -30,18 +30,19 @@ Step = TypeVar("Step")
 
 
 class Reply(NamedTuple):
-    """A node's good reply to a request."""
+    """A reply of a node that has passed the checks."""
 
     node: int
     payload: Payload
 
 
 class Round:
-    """One round as a method sees it: the cohort, `ask` to reach its nodes, the server's streams, and a log.
+    """One round as a method sees it: the cohort, `ask` to send requests to it, the server's streams, and a log.
 
     `nodes`: all nodes of the federation. `measured`: the nodes whose models are measured at the end of this round;
-    empty where the round is not measured. `actions`: the requests that the client half answers. `most_images`: how many
-    images a node that has so many may say that it trained on. `on_step`: see `run_rounds`.
+    empty if the round is not measured. `actions`: the requests that the client half answers. `most_images`: a function
+    from a node's number of images to the largest number of images that the node may report to have trained on.
+    `on_step`: see `run_rounds`.
     """
 
     def __init__(
@@ -87,17 +88,18 @@ class Round:
         """Write a value into this round's line of metrics.jsonl, under `log`.
 
         `value`: a finite number, a text, or lists and tables of them; tensors and arrays become lists. Raises RunError,
-        naming the line that called it, for any other value, and for a name that the figures read as something else.
+        which names the calling line, for any other value. It also raises RunError if the figures read this name and
+        need a value of another form.
         """
         self.record.log[name] = plain_value(name, value)
 
     def show(self, name: str, images: np.ndarray, captions: Sequence[str]) -> None:
-        """Keep a row of images (uint8, N x channels x H x W) for the run's `figures/`, where this round is measured."""
+        """Keep a row of images (uint8, N x channels x H x W) for the run's `figures/`, if this round is measured."""
         if self.due:
             self.record.images[name] = Captioned(images, tuple(captions))
 
     def track(self, what: str, steps: Sequence[Step]) -> Iterator[Step]:
-        """Yield the steps of long work on the server, and report how many are done as the run's progress."""
+        """Yield the steps of long work on the server, and report the number of finished steps as progress."""
         for done, step in enumerate(steps):
             self._on_step(self.number, what, done, len(steps))
             yield step
@@ -105,9 +107,9 @@ class Round:
 
     @contextmanager
     def overheard(self) -> Iterator[list[Reply]]:
-        """Give a wrapper what a base strategy gets: copies of all good replies to its requests inside the block.
+        """Give a wrapper copies of all good replies that its base strategy gets inside the `with` block.
 
-        The base's result does not change: replies that it would merge on workers are merged here, by the same blocks.
+        The base's result does not change: replies that workers would merge are merged here, in the same blocks.
         """
         overheard: list[Reply] = []
         self._overheard = overheard
@@ -153,13 +155,14 @@ class Round:
     ) -> list[Reply] | Iterator[Reply] | Payload:
         """Send the request `action` to the cohort, or to the nodes that `payload` names, each with its own payload.
 
-        Returns the good replies, in node order whatever order they arrive in. With `merge` (such as `weighted_mean`)
-        returns their fold as one payload. With `stream` returns an iterator that holds one reply at a time; what it
-        does not yield before the next request is read then, and kept.
+        Returns the good replies, in node order, independent of the order of their arrival. With `merge` (such as
+        `weighted_mean`) it returns one payload, merged from all of them. With `stream` it returns an iterator, which
+        has one reply in memory at a time. If it is not finished at the next request, its other replies are read then
+        and kept.
 
-        `expect` is what each reply must hold. A reply that fails, or does not hold it, is recorded as that node's
-        failure. Raises RunError where the client half has no such action, and where fewer than `min_replies` replies
-        are good: here, with `stream` after the last reply.
+        `expect` describes what each reply must contain. A reply that reports an error, or does not match `expect`, is
+        recorded as a failure of its node. Raises RunError if the client half has no such action, or if fewer than
+        `min_replies` replies are good. With `stream`, the second error comes after the last reply.
         """
         if action not in self._actions:
             raise RunError(str(unknown(f"ask({action!r})", action, self._actions)))
@@ -176,10 +179,10 @@ class Round:
         return self._open
 
     def exchange(self, messages: Iterable[Message], expect: Expectation = None) -> list[Message]:
-        """Send ready-made Flower messages; return the good replies as messages, in node order, checked like any reply.
+        """Send complete Flower messages; return the good replies as messages, in node order, checked like any reply.
 
-        For Flower's own strategies, which write and read their messages themselves. They get what was checked, and
-        nothing else that a reply may hold.
+        For Flower's own strategies, which write and read their messages themselves. They get only the content that was
+        checked.
         """
         self._finish_open()
         messages = list(messages)
@@ -207,9 +210,10 @@ class Round:
         return good
 
     def measure(self, payload: Payload | Mapping[int, Payload]) -> Callable[[], None]:
-        """Ask the measured nodes for the metrics of their models, or of the payload's. Not the method's traffic.
+        """Ask the measured nodes for the metrics of their models, or of the payload's model.
 
-        Returns a function that waits for them: the server can measure its own models while workers are busy.
+        These bytes are not counted as the method's traffic. Returns a function that waits for the metrics, so that the
+        server can measure its own models while the workers run.
         """
         self._finish_open()
         messages = self._messages("evaluate", payload, self.measured)
@@ -217,7 +221,7 @@ class Round:
         return self._finish_open
 
     def close(self) -> None:
-        """Let a request whose replies the method did not read run to its end."""
+        """Finish a request whose replies the method has not read."""
         self._finish_open()
 
     def _finish_open(self) -> None:
@@ -232,7 +236,7 @@ class Round:
             return RecordDict({**one.to_records(), ROUND: about_round})
 
         if isinstance(payload, Payload):
-            shared = content(payload)  # one object for all: an engine stores it once
+            shared = content(payload)  # one object for all nodes, so that an engine stores it once
             contents = dict.fromkeys(nodes, shared)
         else:
             records: dict[int, RecordDict] = {}  # nodes that share a payload share its records
@@ -246,7 +250,7 @@ class Round:
     def _replies(
         self, action: str, messages: list[Message], expect: Expectation, traffic: Sizes, required: int
     ) -> Iterator[Reply]:
-        """Send at once; yield the good replies. Raises RunError after the last one where there are too few."""
+        """Send immediately; yield the good replies. Raises RunError after the last one if there are too few."""
         arriving = self._send(messages, traffic)
 
         def good_ones() -> Iterator[Reply]:
@@ -287,7 +291,7 @@ class Round:
     def _merged_here(
         self, action: str, messages: list[Message], expect: Expectation, merge: Merge, required: int
     ) -> Payload:
-        """Merge as `_merged` does, with each reply passing through this process."""
+        """Merge as `_merged` does, but in this process, which gets each reply."""
         block_of = {m.metadata.dst_node_id: number for number, part in enumerate(blocks_of(messages)) for m in part}
         blocks: dict[int, Payload] = {}
         for node, payload in self._replies(action, messages, expect, self.record.bytes, required):
@@ -297,10 +301,10 @@ class Round:
 
     def _overhear(self, node: int, payload: Payload) -> None:
         if self._overheard is not None:
-            self._overheard.append(Reply(node, copy.deepcopy(payload)))  # a merge may change what it gets
+            self._overheard.append(Reply(node, copy.deepcopy(payload)))  # a merge may change its arguments
 
     def _bounded(self, expect: Expectation, messages: list[Message]) -> Expectation:
-        """Return the expectation, one for each node, with how many images it can have, where that is known."""
+        """Return one expectation for each node, with the largest number of images that it can have, if known."""
         nodes = [message.metadata.dst_node_id for message in messages]
         known = {node: images for node in nodes if (images := self.carrier.images_of(node)) is not None}
         if expect is None or not known:
@@ -312,7 +316,7 @@ class Round:
         return bounded
 
     def _send(self, messages: list[Message], traffic: Sizes) -> Iterator[Message]:
-        """Send messages; return their replies in the same order, an error reply for each that does not come in time."""
+        """Send messages; return the replies in the same order, with an error reply for each that is not in time."""
         count_sent(messages, traffic)
         return self.carrier.exchange(messages, self.config.timeout)
 
@@ -328,13 +332,13 @@ class Round:
             failures = [f for f in self.record.failures if f["action"] == action]
             reasons = "; ".join(f"node {f['node']}: {f['reason']}" for f in failures[:3])
             raise RunError(
-                f"Round {self.number}, request {action!r}: {good} of {asked} replies are good, min_replies is "
+                f"Round {self.number}, request {action!r}: {good} of {asked} replies are good, but min_replies is "
                 f"{required}. {reasons}{' ...' if len(failures) > 3 else ''}"
             )
 
 
 class _Stream(Iterator[Reply]):
-    """Replies that are read one at a time, or all at once when the next request needs the clients."""
+    """Replies that are read one at a time, or all together when the next request begins."""
 
     def __init__(self, replies: Iterator[Reply]) -> None:
         self._arriving = replies
@@ -348,7 +352,7 @@ class _Stream(Iterator[Reply]):
 
 
 def _flower_records(payload: Payload, expected: Expected | None) -> RecordDict:
-    """Return a checked payload under Flower's own names, its weights in the order in which they were asked for."""
+    """Return a checked payload under Flower's own names, with its weights in the expected order."""
     order = payload.weights if expected is None else expected.weights
     weights = {name: payload.weights[name] for name in order}
     return RecordDict({FLOWER_ARRAYS: array_record(weights), "metrics": MetricRecord(dict(payload.numbers))})

@@ -15,7 +15,7 @@ from .setup import Setup
 from .state import StateWatch
 from .strategy import Strategy
 
-MOST_LISTED = 10_000  # nodes that a line of metrics.jsonl may name
+MOST_LISTED = 10_000  # the largest number of nodes that a line of metrics.jsonl lists
 
 
 def run_rounds(
@@ -29,10 +29,10 @@ def run_rounds(
 ) -> None:
     """Run a strategy for as many rounds as its config says; round 0 is its preparation.
 
-    first_round: 0 for a new run, for a continued one the round after its checkpoint. on_round gets the Record of each
-    round that has ended, on_checkpoint the number of a round whose state is to be kept, on_step the progress of long
-    work on the server: round, what it is, steps done, steps in all. Raises RunError where a round has too few good
-    replies, and InputError where a round changes something that a resumed run would not have.
+    first_round: 0 for a new run, the round after the checkpoint for a resumed run. on_round gets the Record of each
+    finished round. on_checkpoint gets the number of a round whose state must be saved. on_step gets the progress of
+    long work on the server: round, name of the work, finished steps, all steps. Raises RunError if a round has too few
+    good replies, and InputError if a round changes something that a resumed run would not have.
     """
     strategy, environment, config = setup.strategy, setup.environment, setup.environment.config
     if strategy.global_model and strategy.weights is None:
@@ -65,7 +65,7 @@ def run_rounds(
             wait_for_nodes()
         record.events = carrier.events()
         for metric, values in record.nodes.items():
-            if metric in record.metrics:  # the server's own; no node may replace it
+            if metric in record.metrics:  # the server has measured it; no node may replace it
                 continue
             record.metrics[metric] = sum(values[node] for node in sorted(values)) / len(values)
         watch.check(number)
@@ -76,5 +76,5 @@ def run_rounds(
 
 
 def _prepared_nodes(strategy: Strategy, nodes: Sequence[int]) -> list[int]:
-    """Return whom `prepare` can ask: all nodes; of very many nobody, where the method has nothing to prepare."""
+    """Return the cohort of `prepare`: all nodes, or none if there are very many and the method prepares nothing."""
     return [] if len(nodes) > MOST_LISTED and type(strategy).prepare is Strategy.prepare else list(nodes)

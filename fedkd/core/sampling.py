@@ -1,4 +1,4 @@
-"""Client sampling: which nodes take part in a round, and which are measured at its end."""
+"""Client sampling: the nodes that take part in a round, and the nodes that are measured at its end."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from collections.abc import Sequence
 from ..config import Config
 from ..streams import numpy_stream
 
-MOST_MEASURED = 100  # nodes, where the config does not say how many
+MOST_MEASURED = 100  # nodes, if the config does not set `evaluate.fraction`
 
 
 def sample_cohort(nodes: Sequence[int], config: Config, number: int) -> list[int]:
-    """Return the cohort of a round, ascending: `cohort` of the nodes, uniformly without replacement; all by default."""
+    """Return the cohort of a round, ascending: `cohort` nodes, uniformly without replacement; by default all nodes."""
     return _sample(nodes, config.cohort, config.seed, number, "cohort")
 
 
 def sample_measured(nodes: Sequence[int], config: Config, number: int) -> list[int]:
-    """Return the nodes that are measured after a round, ascending; none where `evaluate.every` skips the round."""
+    """Return the nodes that are measured after a round, ascending; none if `evaluate.every` skips the round."""
     if number % config.evaluate.every and number != config.rounds:
         return []
     fraction = config.evaluate.fraction

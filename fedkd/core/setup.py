@@ -1,4 +1,4 @@
-"""From a config to what a process runs: a strategy, and the environment that it runs in."""
+"""Makes a strategy, and the environment that it runs in, from a config."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Setup:
     environment: Environment
 
     def check(self) -> None:
-        """Refuse what can be refused before anything runs: models, cohort, and what the strategy needs."""
+        """Raise InputError if the models, the cohort or the data do not fit the strategy, before anything runs."""
         strategy, config, data = self.strategy, self.environment.config, self.environment.data
         cohort = config.cohort or data.clients
         if cohort > data.clients:
@@ -39,15 +39,15 @@ class Setup:
         if config.data.sites is not None and strategy.pooled:
             raise InputError(f"data.sites: {config.strategy.name} needs the sites' images, which the server lacks.")
         if strategy.pooled:
-            data.pooled()  # refuses where there is no such thing
+            data.pooled()  # raises InputError if the server cannot have the nodes' images
         strategy.check(self.environment)
         check_requests(strategy)
 
 
 def make_setup(config: Config, data: FederatedData | None = None, device: str = "cpu") -> Setup:
-    """Return the strategy that a config names and its environment, whose config has the strategy's options in full.
+    """Return the strategy that a config names, and its environment. Its config contains all options of the strategy.
 
-    `data`: where another process has loaded it already. Raises InputError for whatever is wrong with the config.
+    `data`: the data, if it is loaded already. Raises InputError for any error in the config.
     """
     strategy, table = make_strategy(config.strategy)
     config = config.model_copy(update={"strategy": table})

@@ -1,4 +1,4 @@
-"""The server's state: the declared fields of a strategy, as tensors and JSON that a checkpoint keeps, and back."""
+"""The server's state: saves the declared fields of a strategy as tensors and JSON, and restores them."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from .strategy import Strategy
 
 
 class State(NamedTuple):
-    """Values as a checkpoint keeps them: tensors by their path, and the form that they are put back into, for JSON."""
+    """Values in the form of a checkpoint: tensors by path, and a JSON description of where each tensor belongs."""
 
     tensors: Tensors
     form: Any
 
 
 def state_of(strategy: Strategy) -> State:
-    """Return a copy of what a strategy, and those that it wraps, keep between rounds.
+    """Return a copy of the state of a strategy and of those that it wraps.
 
-    Raises InputError, naming the field, for a value that a checkpoint cannot keep.
+    Raises InputError, which names the field, for a value that a checkpoint cannot store.
     """
     state: dict[str, Any] = {}
     for layer in reversed(strategy.layers()):
@@ -35,13 +35,13 @@ def state_of(strategy: Strategy) -> State:
 
 
 def restore_state(strategy: Strategy, state: State) -> None:
-    """Put back what `state_of` returned. Raises InputError where a checkpoint has another strategy's fields."""
+    """Restore what `state_of` returned. Raises InputError if the fields are not those of this strategy."""
     kept: dict[str, Any] = unpack(state)
     for layer in strategy.layers():
         found, names = sorted(kept.keys() - {"base"}), sorted(declared(layer))
         if found != names:
             raise InputError(
-                f"The checkpoint has the state {', '.join(found)} of {type(layer).__name__}, whose state is "
+                f"The checkpoint has the fields {', '.join(found)} for {type(layer).__name__}, but its state is "
                 f"{', '.join(names)}: another version of the strategy wrote it. Run the config again in a new folder."
             )
         for name in names:
@@ -50,12 +50,12 @@ def restore_state(strategy: Strategy, state: State) -> None:
 
 
 def declared(layer: Strategy) -> list[str]:
-    """Return the names of a strategy's own state: its fields with `init=False`, but for what it wraps."""
+    """Return the names of a strategy's own state: its fields with `init=False`, without those of its base."""
     return [
         field.name
         for field in dataclasses.fields(layer)
         if not field.init
-        and not isinstance(getattr(type(layer), field.name, None), property)  # a wrapper's weights are its base's
+        and not isinstance(getattr(type(layer), field.name, None), property)  # a wrapper's weights belong to its base
         and not isinstance(getattr(layer, field.name), Strategy)
     ]
 
@@ -64,14 +64,14 @@ def pack(value: Any, what: str) -> State:
     """Return values as tensors and JSON; tensors are copies on the CPU.
 
     Values: tensors, NumPy arrays, numbers, texts, None, and dicts, lists, tuples and sets of them. Raises InputError,
-    naming `what` and the path, for any other.
+    which names `what` and the path, for any other value.
     """
     tensors: Tensors = {}
 
     def form(value: Any, path: str) -> Any:
         if isinstance(value, Tensor | np.ndarray | np.generic):
             name = path
-            while name in tensors:  # "a/b" may be a key, or a key within another one
+            while name in tensors:  # "a/b" may be one key, or the key "b" in the dict under "a"
                 name += "'"
             if isinstance(value, Tensor):
                 tensors[name] = value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
@@ -92,7 +92,7 @@ def pack(value: Any, what: str) -> State:
                 items = sorted(value) if kind is set else value
                 return {name: [form(item, f"{path}/{number}") for number, item in enumerate(items)]}
         raise InputError(
-            f"{what}: {path} holds {type(value).__name__}, which a checkpoint cannot keep; valid are tensors, arrays, "
+            f"{what}: {path} has the type {type(value).__name__}, which a checkpoint cannot store; valid are tensors, arrays, "
             "numbers, texts, None, and dicts, lists, tuples and sets of them."
         )
 
@@ -100,7 +100,7 @@ def pack(value: Any, what: str) -> State:
 
 
 def unpack(state: State) -> Any:
-    """Return the values that `pack` took."""
+    """Return the values that `pack` got."""
 
     def value(form: Any) -> Any:
         if not isinstance(form, dict):
@@ -119,25 +119,31 @@ def unpack(state: State) -> Any:
 
 
 class StateWatch:
-    """Finds what rounds change in a strategy and a resumed run would not have."""
+    """Finds changes that a round makes in a strategy and that a resumed run would not have."""
 
     def __init__(self, strategy: Strategy) -> None:
-        self._before = [(layer, dict(vars(layer))) for layer in strategy.layers()]
+        self._before = [
+            (
+                layer,
+                {name: (value, _contents(value)) for name, value in vars(layer).items() if name not in declared(layer)},
+            )
+            for layer in strategy.layers()
+        ]
 
     def check(self, number: int) -> None:
-        """Raise InputError where a round has set an attribute that is no state, or changed a hyper-parameter."""
+        """Raise InputError if a round has set an attribute that is not state, or changed a hyper-parameter."""
         for layer, before in self._before:
             kind, state = type(layer).__name__, declared(layer)
             hyper_parameters = {field.name for field in dataclasses.fields(layer) if field.init}
             for name, value in vars(layer).items():
                 if name in state or isinstance(getattr(type(layer), name, None), cached_property | property):
                     continue
-                if name in before and (value is before[name] or _equal(value, before[name])):
+                if name in before and _is_unchanged(value, *before[name]):
                     continue
                 if name in hyper_parameters:
                     raise InputError(
                         f"Round {number} changed {kind}.{name}, a hyper-parameter: a resumed run would start from the "
-                        f"config's value again. Declare a field of its own for what changes: {_field_of(value)}"
+                        f"config's value again. Declare another field for the value that changes: {_field_of(value)}"
                     )
                 raise InputError(
                     f"Round {number} set {kind}.{name}, which is not declared: a resumed run would not have it. "
@@ -145,8 +151,25 @@ class StateWatch:
                 )
 
 
-def _equal(one: Any, other: Any) -> bool:
-    return isinstance(one, bool | int | float | str) and type(one) is type(other) and one == other
+def _contents(value: Any) -> State | None:
+    """Return a copy of a value that can be changed in place; None of any other, and where it cannot be copied so."""
+    if not isinstance(value, list | dict | set | Tensor | np.ndarray):
+        return None
+    try:
+        return pack(value, "")
+    except InputError:
+        return None
+
+
+def _is_unchanged(value: Any, before: Any, contents: State | None) -> bool:
+    if contents is not None:
+        now = _contents(value)
+        return (
+            now is not None
+            and now.form == contents.form
+            and all(map(torch.equal, *(s.tensors.values() for s in (now, contents))))
+        )
+    return value is before or (isinstance(value, bool | int | float | str) and value == before)
 
 
 def _field_of(value: Any) -> str:

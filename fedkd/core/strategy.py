@@ -17,60 +17,62 @@ from .round import Round
 
 @dataclass(kw_only=True)
 class Strategy(ABC):
-    """The server half of a method. Write `run_round`; where needed `prepare` and `check`.
+    """The server half of a method. A subclass writes `run_round`, and if needed `prepare` and `check`.
 
     A subclass is a keyword-only dataclass. Its fields are the method's hyper-parameters, the keys of `[strategy]` in a
     config, checked by their annotations. Nodes make the same object, so a client reads them as `self.strategy.<name>`.
-    Fields with `init=False` are the server's state: what a round leaves for the next one. The core saves them with each
-    checkpoint and restores them; an attribute that a round sets and that is no such field is an error.
+    Fields with `init=False` are the server's state, which lasts between rounds. The core saves them with each
+    checkpoint and restores them. If a round sets an attribute that is not such a field, this is an error.
     """
 
     client: ClassVar[type[Client]] = Client
-    equal_models: ClassVar[bool] = False  # whether all nodes must have one architecture
+    equal_models: ClassVar[bool] = False  # whether all nodes must have the same architecture
     global_model: ClassVar[bool] = False  # whether the server has a model; it starts from the run's fresh weights
-    classifies: ClassVar[bool] = True  # whether the global model is a classifier, one of the run's architecture
+    classifies: ClassVar[bool] = True  # whether the global model is a classifier of the run's architecture
     listed_models: ClassVar[bool] = False  # whether the server needs to know each node's architecture
     pooled: ClassVar[bool] = False  # whether the server needs the nodes' images, which only a simulation has
     weights: Tensors | None = field(default=None, init=False, repr=False)  # the global model, if the method has one
 
     def layers(self) -> Sequence[Strategy]:
-        """Return this strategy and those that it wraps, outermost first; the client half is the last one's."""
+        """Return this strategy and those that it wraps, outermost first. The last one has the client half."""
         return [self]
 
     def client_class(self) -> type[Client]:
-        """Return the client half: `client`, unless it depends on more than the class."""
+        """Return the client half: by default the class attribute `client`."""
         return self.client
 
     def check(self, environment: Environment) -> None:
-        """Raise InputError where the method cannot run with this config and data. Called before anything runs."""
+        """Raise InputError if the method cannot run with this config and data. Called before anything runs."""
 
     def prepare(self, federation: Round) -> None:
-        """Do what comes before round 1, such as pre-training; the cohort is all nodes."""
+        """Prepare the method before round 1, for example pre-train; the cohort is all nodes."""
 
     @abstractmethod
     def run_round(self, federation: Round) -> None:
         """Run one round: the method itself."""
 
     def evaluation(self, federation: Round) -> Payload | dict[int, Payload]:
-        """Return what `federation.measured` nodes need to measure themselves. By default the global model."""
+        """Return the payload with which the `federation.measured` nodes are measured: by default the global model."""
         return Payload(weights=self.weights or {})
 
     def global_models(self) -> list[tuple[Architecture, Tensors]]:
         """Return the server's models, which are measured on the global test set. By default `weights`, if any.
 
-        Of several, `global/accuracy` and `global/loss` are the means, and each has its own under `global_<number>`.
+        If there are several, `global/accuracy` and `global/loss` are their means, and `global_<number>` has the metrics
+        of each.
         """
         return [(0, self.weights)] if self.weights else []
 
     def stages(self) -> dict[str, tuple[Architecture, Tensors]]:
-        """Return models on the way to the global one that are measured too, by the scope of their metrics.
+        """Return intermediate models that are measured too, by the scope of their metrics.
 
-        A wrapper's base model before it was refined, as `aggregated`, gives `aggregated/accuracy`.
+        For example, a wrapper returns its base's model before the refinement as `aggregated`: the metric is
+        `aggregated/accuracy`.
         """
         return {}
 
     def measure(self, federation: Round) -> dict[str, float]:
-        """Return the metrics that the server measures: by default of its models on the global test set, if any."""
+        """Return the metrics that the server measures: by default those of its models on the global test set, if any."""
         environment = federation.environment
         test = environment.data.test
         if not len(test.labels):
@@ -86,9 +88,9 @@ class Strategy(ABC):
         return metrics
 
     def initial_weights(self, environment: Environment) -> Tensors:
-        """Return the global model to start from: by default fresh weights of the run's architecture."""
+        """Return the first global model: by default fresh weights of the run's architecture."""
         return environment.initial_weights()
 
     def most_images(self, images: int, environment: Environment) -> int:
-        """Return how many images a node that has so many of its own may say that it trained on."""
+        """Return the largest number of images that a node with `images` images may report to have trained on."""
         return images

@@ -1,4 +1,4 @@
-"""Strategies by name, and `Wrapper`: a strategy that refines what a base strategy makes of each round."""
+"""Makes strategies by name. `Wrapper`: a strategy that refines the global model of a base strategy in each round."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from .strategy import Strategy
 
 
 def make_strategy(table: NamedTable, key: str = "strategy") -> tuple[Strategy, NamedTable]:
-    """Return the strategy that a table names, and the table with all options written out.
+    """Return the strategy that a table names, and the table with the values of all options.
 
-    `key`: where the table stands in the config. Raises InputError for an unknown name and for wrong options.
+    `key`: the table's key in the config. Raises InputError for an unknown name and for wrong options.
     """
     found = find("strategies", table.name, f"{key}.name")
     if is_flower_strategy(found):
         chosen = options(found, table.options, key)
-        # its defaults may be functions: what is written out is what the config gives
+        # its defaults may be functions, which TOML cannot store: keep the table of the config as it is
         return FlowerStrategy(base=found(**chosen), name=table.name, key=key), table
     if not (isinstance(found, type) and issubclass(found, Strategy)):
-        raise InputError(f"{key}.name = {table.name!r} is no Strategy, of fedkd or of Flower.")
+        raise InputError(f"{key}.name = {table.name!r} is not a Strategy of fedkd or of Flower.")
     check_class(found)
     chosen = options(found, table.options, key)
     try:
         strategy = found(**chosen)
-    except InputError as error:  # of a base within a base, which does not know its place in the config
+    except InputError as error:  # the base of a base does not know its full key in the config
         raise InputError(str(error).replace("strategy.base", f"{key}.base", 1)) from error
     kept = {name: getattr(strategy, name, value) for name, value in chosen.items()}
     written = {name: _plain(value) for name, value in kept.items() if value is not None}
@@ -52,10 +52,10 @@ def _plain(value: Any) -> Any:
 
 @dataclass(kw_only=True)
 class Wrapper(Strategy):
-    """A strategy over a base that averages weights: `base = { name = ..., ... }`, with the base's own options.
+    """A strategy that refines a base which averages weights: `base = { name = ..., ... }`, with the base's options.
 
-    The base runs its own rounds (`self.inner.run_round`), with its own client half; `weights` is the base's global
-    model: what a wrapper puts there is what the base sends down in the next round.
+    The base runs its own rounds (`self.inner.run_round`), with its own client half. `weights` is the base's global
+    model: if a wrapper changes it, the base sends the changed model in the next round.
     """
 
     equal_models: ClassVar[bool] = True
@@ -77,7 +77,7 @@ class Wrapper(Strategy):
         self.inner.weights = weights
 
     def layers(self) -> Sequence[Strategy]:
-        """Return this wrapper and what it wraps, outermost first."""
+        """Return this wrapper and the strategies that it wraps, outermost first."""
         return [self, *self.inner.layers()]
 
     def client_class(self) -> type[Client]:
@@ -85,37 +85,38 @@ class Wrapper(Strategy):
         return self.inner.client_class()
 
     def check(self, environment: Environment) -> None:
-        """Refuse a base that has no global model which clients train, and a wrapper twice over."""
+        """Raise InputError for a base without a global model that clients train, and for the same wrapper twice."""
         below, key = self.inner, "strategy.base"
         if self.inner.pooled and environment.config.data.sites is not None:
             raise InputError(f"data.sites: {self.base.name} needs the sites' images, which the server lacks.")
         while isinstance(below, Wrapper):
             if type(below) is type(self):
-                raise InputError(f"{key}.name: one {type(self).__name__} stands below another; one is enough.")
+                raise InputError(f"{key}.name: a {type(self).__name__} wraps another {type(self).__name__}; remove one.")
             below, key = below.inner, f"{key}.base"
         inner = self.inner
         averages = inner.global_model and inner.equal_models and "fit" in actions(inner.client_class())
         if not averages or inner.classifies != self.classifies:
             raise InputError(
-                f"strategy.base.name = {self.base.name!r}: {environment.config.strategy.name} goes over a method that "
-                "averages the weights of equal models which its clients train; docs/methods/index.md says which do."
+                f"strategy.base.name = {self.base.name!r}: the base of {environment.config.strategy.name} must be a "
+                "method that averages the weights of equal models which its clients train; docs/methods/index.md lists "
+                "these methods."
             )
         self.inner.check(environment)
 
     def prepare(self, federation: Round) -> None:
-        """Let the base prepare."""
+        """Call the base's `prepare`."""
         self.inner.prepare(federation)
 
     def run_round(self, federation: Round) -> None:
-        """Let the base run its round."""
+        """Call the base's `run_round`."""
         self.inner.run_round(federation)
 
     def stages(self) -> dict[str, tuple[Architecture, Tensors]]:
-        """Return the base's."""
+        """Return the intermediate models of the base."""
         return self.inner.stages()
 
     def measure(self, federation: Round) -> dict[str, float]:
-        """Return the base's metrics, where it measures in a way of its own; else those of the models."""
+        """Return the base's metrics if it overrides `measure`; otherwise those of the models."""
         below = self.inner
         while isinstance(below, Wrapper) and type(below).measure is Wrapper.measure:
             below = below.inner
@@ -123,9 +124,9 @@ class Wrapper(Strategy):
         return self.inner.measure(federation) if own else super().measure(federation)
 
     def most_images(self, images: int, environment: Environment) -> int:
-        """Return the base's."""
+        """Return the largest number of images that the base allows."""
         return self.inner.most_images(images, environment)
 
     def initial_weights(self, environment: Environment) -> Tensors:
-        """Return the base's."""
+        """Return the base's first global model."""
         return self.inner.initial_weights(environment)

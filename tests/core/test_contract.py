@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fedkd import InputError, RunError
+from fedkd import InputError, Round, RunError
 from fedkd.config import Config
 from fedkd.core.contract import asked_actions
 from fedkd.core.setup import make_setup
@@ -113,6 +113,19 @@ def test_requests_are_found_in_the_code_with_those_that_are_inherited(kind: type
     found = asked_actions(kind)
     assert {asked.action for asked in found} == actions
     assert all(asked.where.split(":")[0].endswith(".py") and int(asked.where.split(":")[1]) > 10 for asked in found)
+
+
+def test_what_a_replaced_method_asks_for_counts_only_where_it_is_called() -> None:
+    class Calls(KnFu):
+        def run_round(self, federation: Round) -> None:
+            super().run_round(federation)
+
+    class Replaces(KnFu):
+        def run_round(self, federation: Round) -> None:
+            federation.ask("mine")
+
+    assert {asked.action for asked in asked_actions(Calls)} == {"extract", "finetune"}
+    assert {asked.action for asked in asked_actions(Replaces)} == {"mine"}
 
 
 @pytest.mark.parametrize("name", ["fedftg", "fedx", "weight_ema", "fedavg_virtual"])

@@ -120,6 +120,17 @@ def test_a_round_that_leaves_what_a_resumed_run_would_not_have_is_an_error() -> 
     with pytest.raises(InputError, match="Round 2 set Mine.helper"):
         watch.check(2)
     mine = Mine()
+    mine.names, mine.sums = ["a"], torch.zeros(2)  # type: ignore[attr-defined]
+    watch = StateWatch(mine)
+    watch.check(1)
+    mine.names.append("b")  # type: ignore[attr-defined]
+    with pytest.raises(InputError, match="Round 2 set Mine.names"):
+        watch.check(2)
+    mine.names.pop()  # type: ignore[attr-defined]
+    mine.sums += 1  # type: ignore[attr-defined]
+    with pytest.raises(InputError, match="Round 2 set Mine.sums"):
+        watch.check(2)
+    mine = Mine()
     watch = StateWatch(mine)
     mine.pull *= 0.9
     with pytest.raises(InputError, match="Round 3 changed Mine.pull, a hyper-parameter"):

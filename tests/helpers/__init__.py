@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +11,7 @@ from fedkd.config import Config
 from fedkd.core.state import unpack
 from fedkd.runs.checkpoints import latest, load_server
 from fedkd.runs.run import resume, run
+from fedkd.testing import merged as merged
 
 HOME = Path(__file__).resolve().parents[2]
 SETS = HOME / ".." / "shared" / "data"
@@ -32,21 +32,6 @@ TINY: dict[str, Any] = {
     "strategy": {"name": "fedavg"},
     "evaluate": {"every": 1},
 }
-
-
-def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """Return `base` with dotted keys changed; None deletes."""
-    table = copy.deepcopy(base)
-    for key, value in changes.items():
-        *path, last = key.split(".")
-        inner = table
-        for part in path:
-            inner = inner.setdefault(part, {})
-        if value is None:
-            inner.pop(last, None)
-        else:
-            inner[last] = value
-    return table
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
