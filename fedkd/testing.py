@@ -84,6 +84,8 @@ def outcomes(
 ) -> Iterator[Outcome]:
     """Check promise by promise, and yield what each came to. Raises InputError where the strategy is refused."""
     name = strategy if isinstance(strategy, str) else name_of(strategy)
+    if name.rpartition(":")[0].endswith(".py"):
+        name = str(Path(name).resolve())  # workers may be in another folder
     config = tiny_config({**(changes or {}), "strategy": {"name": name, **hyper_parameters}})
     make_setup(config).check()
     with tempfile.TemporaryDirectory(prefix="fedkd-check-") as folder:
@@ -179,7 +181,7 @@ def node_with_one_sample(config: Config, home: Path) -> None:
         setup.check()
     except InputError:
         return
-    _records(setup, InlineGrid(setup))
+    _no_failure(_records(setup, InlineGrid(setup)))
 
 
 def state_comes_back(config: Config, home: Path) -> None:
@@ -219,7 +221,7 @@ def unequal_models(config: Config, home: Path) -> None:
             return
         raise AssertionError("equal_models is true, and a config with two architectures is not refused")
     setup.check()
-    _records(setup, InlineGrid(setup))
+    _no_failure(_records(setup, InlineGrid(setup)))
 
 
 PROMISES: tuple[Callable[[Config, Path], None], ...] = (
@@ -257,6 +259,11 @@ def _records(setup: Setup, engine: InlineGrid) -> list[Record]:
     with engine:
         run_rounds(setup, engine, on_round=records.append)
     return records
+
+
+def _no_failure(records: list[Record]) -> None:
+    for record in records:
+        assert not record.failures, f"round {record.number}: {record.failures[0]}"
 
 
 class _BadNodeGrid(InlineGrid):

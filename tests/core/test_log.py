@@ -47,7 +47,7 @@ def test_numbers_of_all_kinds_are_kept(tiny: Make, tmp_path: Path, value: str, k
 )
 def test_what_cannot_be_kept_is_refused_by_name_and_line(tiny: Make, tmp_path: Path, value: str) -> None:
     with pytest.raises(
-        RunError, match=r"mine\.py:8: log\('mine', \.\.\.\): .* cannot be kept; valid are finite numbers"
+        RunError, match=r"mine\.py:8: log\('mine', \.\.\.\): .* cannot be logged; valid are finite numbers"
     ):
         logged(tiny, tmp_path, "mine", value)
     assert '"status": "failed"' in (tmp_path / "run" / "summary.json").read_text()
@@ -67,7 +67,7 @@ def test_names_that_the_figures_read_are_refused_for_other_values(
     tiny: Make, tmp_path: Path, name: str, value: str
 ) -> None:
     with pytest.raises(
-        RunError, match=rf"mine\.py:8: log\('{name}', .*the run's figures read '{name}' as .* another name"
+        RunError, match=rf"mine\.py:8: log\('{name}', .*the run's figures need '{name}' to be .* another name"
     ):
         logged(tiny, tmp_path, name, value)
 

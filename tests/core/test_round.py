@@ -59,7 +59,7 @@ def test_bad_clients_are_named_failures_and_the_run_goes_on(tiny: Make, tmp_path
     assert {failure["action"] for failure in first["failures"]} == {"fit"}
     assert reasons[1].startswith("ValueError: the disk is full (misbehave.py:")
     assert "has values that are not finite" in reasons[2]
-    assert "has shape (3,), asked for was" in reasons[3]
+    assert "has shape (3,), expected was" in reasons[3]
     assert "weights without 'features.1.weight'" in reasons[4]
     assert "bytes is over the limit of 100000" in reasons[5]
     assert second["failures"] == []

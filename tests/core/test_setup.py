@@ -14,8 +14,8 @@ from fedkd.runs.run import run
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"cohort": 7}, "cohort = 7: the federation has 6 clients"),
-        ({"cohort": 3, "min_replies": 4}, "min_replies = 4: a round asks 3 nodes"),
+        ({"cohort": 7}, "cohort = 7: the federation has only 6 nodes"),
+        ({"cohort": 3, "min_replies": 4}, "min_replies = 4: a round asks only 3 nodes"),
         ({"model": {"names": ["mlp", "cnn"]}}, r"model.names = \[mlp, cnn\]: fedavg needs equal models"),
         ({"model": {"name": "lenet5"}}, "cannot be built for images of 1x8x8"),
         ({"model": {"names": ["mlp", "clm"]}, "strategy.name": "local"}, "model.names.1: unknown 'clm'"),
@@ -54,7 +54,7 @@ from fedkd.runs.run import run
             {"strategy": {"name": "flwr.serverapp.strategy:FedAvg", "fraction_train": 0.5}},
             "strategy.fraction_train: .* set cohort instead",
         ),
-        ({"strategy": {"name": "flwr.serverapp.strategy:FedAvg"}, "cohort": 1}, "min_train_nodes = 2: .*for ever"),
+        ({"strategy": {"name": "flwr.serverapp.strategy:FedAvg"}, "cohort": 1}, "min_train_nodes = 2: .*never start"),
         ({"engine": {"name": "rya"}}, "engine.name: unknown 'rya'; did you mean 'ray'"),
         ({"engine": {"name": "inline", "workers": 2}}, "engine.workers: unknown key 'workers'"),
     ],

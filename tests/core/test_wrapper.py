@@ -26,7 +26,7 @@ from fedkd.errors import InputError
         ({"name": "flwr.serverapp.strategy:FedAdam", "etta": 1.0}, "did you mean 'eta'"),
         ({"name": "no.such.module:X"}, "cannot import 'no.such.module'"),
         ({"name": "no_such_file.py:X"}, "there is no file .*no_such_file.py"),
-        ({"name": "fedkd.messages.payload:Payload"}, "is no Strategy"),
+        ({"name": "fedkd.messages.payload:Payload"}, "is not a Strategy"),
     ],
 )
 def test_wrong_strategies_are_refused_by_key(tiny: Callable[..., Config], strategy: dict, message: str) -> None:
@@ -47,12 +47,14 @@ def test_wrong_bases_and_options_are_refused_by_name(tiny: Make) -> None:
     for name in ("knfu", "central", "local", "fedproto", "dsfl", "feddf"):
         changes = {"data.public": {"size": 60}}
         refuse(
-            {"name": "fedftg", "base": name}, rf"strategy.base.name = '{name}': fedftg goes over a method", **changes
+            {"name": "fedftg", "base": name},
+            rf"strategy.base.name = '{name}': the base of fedftg must be a method",
+            **changes,
         )
     refuse({"name": "fedftg", "batch_size": 1}, "strategy.batch_size = 1")
     refuse({"name": "weight_ema", "decay": 1.0}, "strategy.decay = 1.0")
-    refuse({"name": "fedftg", "base": {"name": "fedftg"}}, "strategy.base.name: one FedFTG stands below another")
-    refuse({"name": "weight_ema", "base": {"name": "weight_ema"}}, "one WeightEMA stands below another")
+    refuse({"name": "fedftg", "base": {"name": "fedftg"}}, "strategy.base.name: one FedFTG wraps another")
+    refuse({"name": "weight_ema", "base": {"name": "weight_ema"}}, "one WeightEMA wraps another")
     refuse({"name": "fedftg", "base": {"name": "weight_ema"}}, "turn the two round")
     deep = {"name": "weight_ema", "base": {"name": "fedftg", "base": {"name": "fedporx"}}}
     refuse(deep, "strategy.base.base.name: unknown 'fedporx'; did you mean 'fedprox'")

@@ -73,7 +73,7 @@ def test_labels_of_another_set_may_be_classes_of_their_own(tiny: Make, tmp_path:
 
 @pytest.mark.parametrize("wrong", [{"labelled": True}, {"name": "digits"}])
 def test_only_another_labelled_set_has_classes_of_its_own(tiny: Make, wrong: dict) -> None:
-    with pytest.raises(InputError, match="own_classes = true: only another labelled set has them"):
+    with pytest.raises(InputError, match="own_classes = true: only another labelled set has other classes"):
         tiny({"data.public": {"size": 20, "own_classes": True, **wrong}})
 
 

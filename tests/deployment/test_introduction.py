@@ -21,7 +21,7 @@ from fedkd.messages.arrays import PayloadError
         ({"strings": {"classes": "[1, 2]"}}, "string 'classes' is no list of names"),
         ({"numbers": {"images": -1.0}}, "number 'images' is -1.0"),
         ({"numbers": {"images": math.nan}}, "number 'images' is nan"),
-        ({"numbers": {"more": 1.0}}, "numbers with 'more', which nobody asked for"),
+        ({"numbers": {"more": 1.0}}, "numbers has 'more', which was not asked for"),
         ({"strings": {"model": "x" * 2000}}, "payload of .* bytes is over the limit"),
     ],
 )

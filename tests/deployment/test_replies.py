@@ -41,7 +41,7 @@ def test_a_label_histogram_cannot_count_more_images_than_there_are(tiny: Make, t
         return reply
 
     grid.tampered = tampered
-    for negative, reason in ((False, "counts 30 images, the node has 24"), (True, "has values outside 0.0 to")):
+    for negative, reason in ((False, "counts 30 images, but the node has 24"), (True, "has values outside 0.0 to")):
         start(config, grid, tmp_path / f"run-{negative}")
         (failure,) = failures(tmp_path / f"run-{negative}")
         assert failure.startswith("1 3 label_counts: bad reply: statistics 'label_counts'")
@@ -66,7 +66,7 @@ def test_a_site_cannot_speak_over_the_servers_metrics(tiny: Make, tmp_path: Path
     grid.tampered = tampered
     start(config, grid, tmp_path / "run")
     assert failures(tmp_path / "run") == [
-        "1 0 fit: bad reply: metric 'global/accuracy' is the server's to report",
+        "1 0 fit: bad reply: metric 'global/accuracy' may only be reported by the server",
         "1 1 fit: bad reply: metric 'personal/loss' is inf",
         "1 2 fit: bad reply: metric '[2J/x' is not named scope/metric",
         "1 3 fit: bad reply: 101 metrics, 100 at most",

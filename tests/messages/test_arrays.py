@@ -83,9 +83,9 @@ def test_no_bytes_get_anything_but_a_named_refusal_out_of_the_decoder(
 @pytest.mark.parametrize(
     ("code", "shape", "body", "message"),
     [
-        ("|b1", "(2,)", b"\x00\x07", "truth values that are neither 0 nor 1"),
-        ("<f4", "(0, 999999999999999999)", b"", "more than an array can be"),
-        ("<f4", "(" + "1, " * 16 + "1)", b"\x00" * 4, "more than an array can be"),
+        ("|b1", "(2,)", b"\x00\x07", "boolean values that are neither 0 nor 1"),
+        ("<f4", "(0, 999999999999999999)", b"", "more values than an array may have"),
+        ("<f4", "(" + "1, " * 16 + "1)", b"\x00" * 4, "more values than an array may have"),
         ("\x8e\x8e", "(1,)", b"", "does not start with the header"),
     ],
 )

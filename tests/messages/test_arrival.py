@@ -45,14 +45,14 @@ def _change(**changes: object) -> Payload:
     [
         (_change(w=torch.full((2, 3), math.nan)), "weights 'w' has values that are not finite"),
         (_change(w=torch.full((2, 3), math.inf)), "weights 'w' has values that are not finite"),
-        (_change(w=torch.ones(3, 2)), r"weights 'w' has shape \(3, 2\), asked for was \(2, 3\)"),
-        (_change(w=torch.ones(2, 3).double()), "weights 'w' has dtype torch.float64, asked for was torch.float32"),
+        (_change(w=torch.ones(3, 2)), r"weights 'w' has shape \(3, 2\), expected was \(2, 3\)"),
+        (_change(w=torch.ones(2, 3).double()), "weights 'w' has dtype torch.float64, expected was torch.float32"),
         (_change(w=None), "weights without 'w'"),
-        (_change(extra=torch.ones(1)), "weights with 'extra', which nobody asked for"),
+        (_change(extra=torch.ones(1)), "weights has 'extra', which was not asked for"),
         (Payload(weights=good().weights), "numbers without 'examples'"),
         (Payload(weights=good().weights, numbers={"examples": 0}), "number 'examples' is 0, valid is 1 to inf"),
         (Payload(weights=good().weights, numbers={"examples": math.nan}), "number 'examples' is nan"),
-        (Payload(weights=good().weights, numbers={"examples": 1}, logits={"z": torch.ones(1)}), "logits with 'z'"),
+        (Payload(weights=good().weights, numbers={"examples": 1}, logits={"z": torch.ones(1)}), "logits has 'z'"),
     ],
 )
 def test_what_was_not_asked_for_is_refused_by_name(payload: Payload, message: str) -> None:
@@ -63,7 +63,7 @@ def test_what_was_not_asked_for_is_refused_by_name(payload: Payload, message: st
 def test_a_spec_may_leave_a_length_open() -> None:
     expected = Expected(logits={"z": ArraySpec((None, 10))})
     assert receive(Payload(logits={"z": torch.ones(7, 10)}).to_records(), expected, LIMIT)
-    with pytest.raises(PayloadError, match=r"shape \(7, 9\), asked for was \(None, 10\)"):
+    with pytest.raises(PayloadError, match=r"shape \(7, 9\), expected was \(None, 10\)"):
         receive(Payload(logits={"z": torch.ones(7, 9)}).to_records(), expected, LIMIT)
 
 
@@ -89,7 +89,7 @@ def test_counts_of_images_are_bounded_by_what_the_node_has() -> None:
 
     assert receive(told([4, 6], 10).to_records(), expected, LIMIT)
     for counts, examples, message in (
-        ([5, 6], 10, "statistics 'counts' counts 11 images, the node has 10"),
+        ([5, 6], 10, "statistics 'counts' counts 11 images, but the node has 10"),
         ([-1, 6], 10, "statistics 'counts' has values outside 0.0 to"),
         ([5, 5], 11, "number 'examples' is 11, valid is 1.0 to 10"),
         ([5, 5], 0, "number 'examples' is 0, valid is 1.0 to 10"),

@@ -150,7 +150,7 @@ def test_faults_of_real_sites_are_refused() -> None:
         "data": {"sites": {"count": 2, "classes": ["a", "b"], "shape": [1, 8, 8]}},
         "model": "mlp", "strategy": "fedavg", "faults": {"dropout": 0.1},
     }  # fmt: skip
-    with pytest.raises(InputError, match="faults are of a simulation"):
+    with pytest.raises(InputError, match="faults are only possible in a simulation"):
         parse_config(table)
     with pytest.raises(InputError, match="faults.dropout"):
         parse_config({**table, "faults": {"dropout": 1.5}})

@@ -140,12 +140,14 @@ def test_what_fedx_cannot_go_over_is_refused(tiny: Make) -> None:
             make_setup(tiny({**SSL, "strategy": strategy})).check()
 
     refuse({"name": "fedx", "base": "fedavg"}, "strategy.base.name = 'fedavg': fedx goes over a self-supervised base")
-    refuse({"name": "fedftg", "base": "simclr"}, "strategy.base.name = 'simclr': fedftg goes over a method")
-    refuse({"name": "weight_ema", "base": "fedx"}, "strategy.base.name = 'fedx': weight_ema goes over a method")
+    refuse({"name": "fedftg", "base": "simclr"}, "strategy.base.name = 'simclr': the base of fedftg must be a method")
+    refuse(
+        {"name": "weight_ema", "base": "fedx"}, "strategy.base.name = 'fedx': the base of weight_ema must be a method"
+    )
     refuse({"name": "protocl", "alpha": 0.5}, "strategy.alpha = 0.5")
     with pytest.raises(InputError, match="train.batch_size = 1"):
         make_setup(tiny({"strategy": {"name": "simclr"}, "train.batch_size": 1})).check()
-    with pytest.raises(InputError, match="data.partition: node 0 holds one image"):
+    with pytest.raises(InputError, match="data.partition: node 0 has only one image"):
         make_setup(tiny({"strategy": {"name": "fedx"}, "data.partition.size": 1})).check()
     refuse({"name": "fedx", "divergence": "kl"}, "strategy.divergence = 'kl'")
     assert FedX().base.name == "simclr"
