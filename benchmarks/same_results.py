@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -37,7 +38,9 @@ def main() -> None:
 
 def results(checkout: Path, name: str, out: Path) -> dict[str, str]:
     """Return the metrics of a run of a quick config, by line and key, without what the clock decides."""
-    if not (out / "summary.json").is_file():
+    summary = out / "summary.json"
+    if not summary.is_file() or json.loads(summary.read_text())["status"] != "completed":
+        shutil.rmtree(out, ignore_errors=True)
         command = "distill" if name == "distill" else "run"
         out.parent.mkdir(parents=True, exist_ok=True)
         subprocess.run(
