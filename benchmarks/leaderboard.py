@@ -1,9 +1,9 @@
-"""The leaderboard: all strategies under one protocol, from start to end, into docs/leaderboard.md.
+"""The leaderboard: runs all strategies under one protocol and writes docs/leaderboard.md.
 
-The protocol is in configs/leaderboard/, one file a strategy that differs in [strategy] alone; a test says so.
+The protocol is in configs/leaderboard/, one file per strategy. The files differ only in [strategy]; a test checks this.
 
     python benchmarks/leaderboard.py                # needs mnist.npz and cifar10.npz in $FEDKD_DATA or data/
-    python benchmarks/leaderboard.py --out runs/leaderboard      # again: goes on where it was
+    python benchmarks/leaderboard.py --out runs/leaderboard      # a second call continues the first
 """
 
 from __future__ import annotations
@@ -34,38 +34,44 @@ SETS, ALPHAS, SEEDS = ("digits", "mnist", "cifar10"), ("0.1", "0.5"), "0..2"
 BY = ["data.name", "data.partition.alpha"]
 TABLES = (
     ("personal/accuracy", "Nodes' models on their own test images",
-     "The model that a node ends the last round with: its own, or the global one where a method has no other."),
-    ("global/accuracy", "The server's model on the global test set", "Of methods that have one."),
+     "The model that a node has after the last round: its personal model, or the global model if the method has no "
+     "personal models."),
+    ("global/accuracy", "The server's model on the global test set", "For methods that have a global model."),
     ("probe/accuracy", "Self-supervised methods: a linear probe on frozen features",
-     "Trained on all nodes' labels, which the methods themselves never see; measured on the global test set."),
+     "The probe is trained on all nodes' labels, which the methods never use, and measured on the global test set."),
 )  # fmt: skip
-COST = "Traffic both ways and seconds of all rounds without evaluation, one core each; means over seeds."
+COST = (
+    "Traffic in both directions, and seconds of all rounds without evaluation, with one core per run; means over seeds."
+)
 PROTOCOL = """
-Ten nodes, all in each round; 300 training images a class (of digits all), split by Dirichlet(α), after 300 were taken
-out as the unlabelled transfer set of whoever needs one; the small `cnn` (8 and 16 channels, 64 hidden units); 20
-rounds of ten local steps, batch 32, SGD 0.05 without momentum (tried on CIFAR-10 at α = 0.1, seed 10: FedAvg is 3
-points better with 0.1, at which SCAFFOLD diverges). Equal work: as many local steps a round for each strategy, and for
-`central` those of all nodes together, so that FedNova, which is for unequal ones, has nothing to mend. What a method
-does besides (distillation, generators, second models, two views of each image) is in its seconds, below. Strategies
-have their defaults, or sizes of transfer batches, generators, queues and virtual images that were cut to this budget,
-as their configs say. Other changes: FedGen's two weights of the generator's samples are 1 instead of 10, of four pairs
-that were tried on seed 10, and its generator learns at 3e-3 in 20 steps instead of 3e-4 in 50; virtual images start
-from real ones instead of noise, where 50 steps leave them (seed 10), and are not flipped; FedMD has no pre-training,
-which would be work beyond the others'; FedFTG's student learns at the nodes' rate; the weight EMA decays by 0.5.
+Ten nodes; all take part in each round. 300 training images per class (digits: all images), split by Dirichlet(α).
+Before the split, 300 images are removed as the unlabelled public set of the methods that need one. The model is the
+small `cnn` (8 and 16 channels, 64 hidden units). 20 rounds of ten local steps, batch size 32, SGD with learning rate
+0.05 without momentum (tried on CIFAR-10 at α = 0.1, seed 10: FedAvg is 3 points better with 0.1, but SCAFFOLD
+diverges). The work is equal: each strategy has the same number of local steps per round, and `central` has the steps of
+all nodes together. So
+FedNova, which corrects unequal numbers of steps, has nothing to correct. The additional work of a method (distillation,
+generators, second models, two views of each image) is part of its seconds, below. Strategies have their default values,
+except that the sizes of public batches, generators, queues and virtual images are reduced to this budget; their configs
+show the values. Other changes: FedGen's two weights of the generator's samples are 1 instead of 10 (the best of four
+pairs that were tried on seed 10), and its generator trains 20 steps at 3e-3 instead of 50 at 3e-4. Virtual images start
+from real images instead of noise, because 50 steps hardly change noise (seed 10), and are not flipped. FedMD has no
+pre-training, because this would be additional work. FedFTG's student has the nodes' learning rate. The weight EMA has
+the decay 0.5.
 
-Means ± standard deviations over seeds 0, 1 and 2, in percent, after the last round. The best mean of a column is
-bold, which with three seeds is seldom more than a tie: [leaderboard.csv](leaderboard.csv) has the paired differences
-to `fedavg` (of self-supervised methods to `simclr`) with p values, fairness over nodes, and cost. A cell links to its
-run's config, to be run with its column's `--set data.name=... --set data.partition.alpha=...` and with `--set
-seed=...`.
+The tables show means ± standard deviations over seeds 0, 1 and 2, in percent, after the last round. The best mean of a
+column is bold; with three seeds this is seldom more than a tie. [leaderboard.csv](leaderboard.csv) has the paired
+differences to `fedavg` (for self-supervised methods: to `simclr`) with p values, fairness over nodes, and cost. A cell
+links to its run's config; run it with its column's `--set data.name=... --set data.partition.alpha=...` and with
+`--set seed=...`.
 
-It ranks what the methods do at this small budget, not what they can do: published settings train ten to a hundred
-times longer.
+The leaderboard ranks the methods at this small budget. With more training, the ranking may differ: published settings
+train ten to a hundred times longer.
 """
 
 
 def cell(row: Row | None, best: float) -> str:
-    """Return a strategy's mean and deviation in percent, the best of a column in bold."""
+    """Return a strategy's mean and deviation in percent, in bold if it is the best of a column."""
     if row is None:
         return "–"
     text = f"{100 * row.final.mean:.1f}"
@@ -77,12 +83,12 @@ def cell(row: Row | None, best: float) -> str:
 
 
 def table(metric: str, comparisons: Sequence[Comparison]) -> list[str]:
-    """Return the lines of a table: strategies by their mean over columns, each cell with a link to its config."""
+    """Return the lines of a table: strategies ordered by their mean over columns, each cell linked to its config."""
     by_name = [{row.arm.runs[0].config["strategy"]["name"]: row for row in one.rows} for one in comparisons]
     best = [max((m for row in rows.values() if isfinite(m := row.final.mean)), default=0.0) for rows in by_name]
 
     def rank(name: str) -> tuple[float, str]:
-        """Return the place by the mean over columns; who lacks one, or diverged there, comes last."""
+        """Return the rank by the mean over columns; strategies with a missing or diverged column are last."""
         means = [rows[name].final.mean if name in rows else nan for rows in by_name]
         return -fmean(means) if all(map(isfinite, means)) else 0.0, name
 
@@ -107,7 +113,7 @@ def _column(comparison: Comparison) -> str:
 
 
 def cost(groups: Sequence[Sequence[Run]]) -> list[str]:
-    """Return the lines of the table of traffic and seconds a run, means over seeds, of each set at the first alpha."""
+    """Return the lines of the table of traffic and seconds per run, means over seeds, at the first alpha."""
     chosen = [group for group in groups if group[0].config["data"]["partition"]["alpha"] == float(ALPHAS[0])]
     sets = [group[0].config["data"]["name"] for group in chosen]
     lines = ["| strategy | " + " | ".join(f"{name}: MB, s" for name in sets) + " |", "|---|" + "---:|" * len(sets)]
@@ -125,10 +131,10 @@ def cost(groups: Sequence[Sequence[Run]]) -> list[str]:
 
 
 def main() -> None:
-    """Run what is not there yet, and write the page."""
+    """Run the missing runs, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/leaderboard"), help="the folder of the runs")
-    parser.add_argument("--configs", type=Path, default=HOME / "configs" / "leaderboard", help="a file a strategy")
+    parser.add_argument("--configs", type=Path, default=HOME / "configs" / "leaderboard", help="one file per strategy")
     parser.add_argument("--docs", type=Path, default=HOME / "docs", help="where leaderboard.md and .csv are written")
     arguments = parser.parse_args()
     vary = [f"data.name={','.join(SETS)}", f"data.partition.alpha={','.join(ALPHAS)}"]
@@ -149,8 +155,8 @@ def main() -> None:
     made = (
         f"{len(configs)} strategies under one protocol, made by `python benchmarks/leaderboard.py` on "
         f"{datetime.date.today()} at commit {commit}: {len(grid.jobs)} runs in {minutes:.0f} minutes"
-        + (f" ({grid.finished} more were there)" if grid.finished else "")
-        + f", as many at a time as {os.cpu_count()} cores hold ({platform.machine()}, no GPU)."
+        + (f" ({grid.finished} more were finished before)" if grid.finished else "")
+        + f", as many at a time as fit on {os.cpu_count()} cores ({platform.machine()}, no GPU)."
     )
     parts, tables = ["# Leaderboard", "", made, "", *PROTOCOL.strip().splitlines()], []
     for metric, title, about in TABLES:

@@ -7,20 +7,20 @@ from collections.abc import Iterable
 
 
 class InputError(Exception):
-    """Input that is refused before anything runs; the text names the key, what was wrong and what is valid."""
+    """Input that is refused before anything runs; the message names the key, the error and what is valid."""
 
 
 class RunError(Exception):
-    """A run that cannot go on, such as a round with fewer good replies than `min_replies`."""
+    """A run that cannot continue, for example after a round with fewer good replies than `min_replies`."""
 
 
 def unknown(what: str, name: str, valid: Iterable[str]) -> InputError:
-    """Return the error for a name that is not among `valid`, with the nearest valid one."""
+    """Return the error for a name that is not in `valid`, with the nearest valid name."""
     return InputError(f"{what}: unknown {name!r}{nearest(name, valid)}")
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """Return the end of an error's sentence: the nearest valid name, if one is near, and all of them."""
+    """Return the end of an error message: the nearest valid name, if one is similar, and all valid names."""
     names = sorted(valid)
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else "."
@@ -28,11 +28,11 @@ def nearest(name: str, valid: Iterable[str]) -> str:
 
 
 def on_one_line(text: str, most: int = 400) -> str:
-    """Return text of strangers as it can be shown: one line, nothing that moves a terminal, no more than so much."""
+    """Return text from outside in a safe form: one line, without control characters, at most `most` characters."""
     plain = "".join(c if c.isprintable() else " " for c in text)
     plain = " ".join(plain.split())
     return plain if len(plain) <= most else f"{plain[: most - 3]}..."
 
 
 class StatesLost(RunError):
-    """Nodes' states were lost with the machine that held them; the run can go on from its last checkpoint."""
+    """The states of nodes were lost with the machine that stored them; the run can resume from its last checkpoint."""

@@ -1,4 +1,4 @@
-"""Finding things by name (entry points, `package.module:Name`, `path/to/file.py:Name`) and checking their options."""
+"""Finds objects by name (entry points, `package.module:Name`, `path/to/file.py:Name`) and checks their options."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def names(group: str) -> list[str]:
 
 
 def find(group: str, name: str, key: str) -> Any:
-    """Return the object behind a name; `key` is the config key that holds it.
+    """Return the object with a name; `key` is the config key whose value is this name.
 
     `name` is an entry point of `fedkd.<group>`, a `package.module:Name` or a `path/to/file.py:Name`.
-    Raises InputError with the nearest valid name, or what the file does define.
+    Raises InputError with the nearest valid name, or with the names that the file defines.
     """
     if ":" in name:
         where, attribute = name.rsplit(":", 1)
@@ -55,14 +55,14 @@ _plugin_folders: list[Path] = []
 
 
 def look_for_plugins_in(folder: Path) -> None:
-    """Let relative `path/to/file.py:Name` be found in a folder before the current one, such as that of a Flower App."""
+    """Search this folder, such as a Flower App's, for a relative `path/to/file.py:Name` before the current folder."""
     if folder not in _plugin_folders:
         _plugin_folders.append(folder)
 
 
 def _load_file(path: Path, key: str) -> ModuleType:
     path = next((f / path for f in _plugin_folders if (f / path).is_file()), path).resolve()
-    # one name a path, so that what is pickled by reference here is found again in another process that loaded the file
+    # one name for each path: what is pickled by reference here is found again in another process with the same file
     name = "fedkd_file_" + hashlib.blake2b(str(path).encode(), digest_size=8).hexdigest()
     if name in sys.modules:
         return sys.modules[name]
@@ -84,10 +84,10 @@ def _load_file(path: Path, key: str) -> ModuleType:
 def options(function: Callable[..., Any], table: Mapping[str, Any], key: str) -> dict[str, Any]:
     """Check a config table against the keyword parameters of a function or class, and return them with defaults.
 
-    Parameters that can be given by position belong to the core, unless `function` is a Flower strategy, whose
-    parameters all have names in the config. Raises InputError naming the key, the value and what is valid.
+    The core sets parameters that can be given by position. For a Flower strategy, the config may set all parameters.
+    Raises InputError, which names the key, the value and what is valid.
     """
-    # a dataclass inherits fields whose annotations belong to the modules of its bases
+    # a dataclass inherits fields; their annotations must be evaluated in the modules of its base classes
     annotated = function.__init__ if inspect.isclass(function) and not dataclasses.is_dataclass(function) else function
     hints = typing.get_type_hints(annotated, include_extras=True)
     parameters = inspect.signature(function).parameters.values()
@@ -113,7 +113,7 @@ def _default(function: Any, parameter: inspect.Parameter) -> Any:
 
 
 def explain(error: pydantic.ValidationError, valid: Mapping[str, Any], key: str = "") -> str:
-    """Return one line a problem: the key, the value, what was wrong and, for an unknown key, the nearest valid one."""
+    """Return one line for each problem: the key, its value, the error, and for an unknown key the nearest valid one."""
     lines = []
     for problem in error.errors():
         path = [str(part) for part in problem["loc"]]
@@ -137,6 +137,6 @@ def _keys_at(valid: Mapping[str, Any], path: list[str]) -> list[str]:
         annotation = getattr(field, "annotation", field)
         candidates = [a for a in (annotation, *typing.get_args(annotation)) if hasattr(a, "model_fields")]
         if not candidates:
-            continue  # the tag of a union
+            continue  # pydantic adds the tag of a union to the path
         fields = {name: f for model in candidates for name, f in model.model_fields.items()}
     return list(fields)

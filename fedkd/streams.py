@@ -1,7 +1,7 @@
-"""Random streams: one for each (seed, round, node, purpose), and never the global generators.
+"""Random streams: one for each (seed, round, node, purpose). The global generators are never used.
 
-A draw depends on these four alone, so results do not depend on the engine, the number of workers, the order in which
-clients run, or a restart.
+A draw depends only on these four values. So results do not depend on the engine, the number of workers, the order in
+which clients run, or a restart.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Node = int | str  # a node's id, or "server"
 
 
 def stream_seed(seed: int, round_number: int, node: Node, purpose: str) -> int:
-    """Return the 63-bit seed of a stream: a hash of its four coordinates."""
+    """Return the 63-bit seed of a stream: a hash of its four values."""
     key = f"{seed}/{round_number}/{node}/{purpose}".encode()
     return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") >> 1
 
@@ -36,9 +36,9 @@ def numpy_stream(seed: int, round_number: int, node: Node, purpose: str) -> np.r
 
 @contextmanager
 def default_stream(generator: torch.Generator) -> Iterator[None]:
-    """Let torch's default generators continue this stream inside the block, and restore them after it.
+    """Make torch's default generators continue this stream inside the `with` block, and restore them after it.
 
-    For torch code that takes no generator: module initialisers, dropout, torchvision's transforms.
+    For torch code that has no generator argument: module initialisers, dropout, torchvision's transforms.
     """
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=devices):

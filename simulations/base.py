@@ -1,4 +1,4 @@
-"""What the simulation engines share: a Flower Grid whose nodes are simulated."""
+"""The common part of the simulation engines: a Flower Grid with simulated nodes."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from .faults import fault_of
 
 
 class SimulationGrid(Engine, Grid):
-    """A Flower Grid over simulated nodes 0, 1, ..., each with a state that lasts as long as the engine.
+    """A Flower Grid with simulated nodes 0, 1, .... Their states last as long as the engine.
 
-    An engine writes `carry`, `states` and `restore`, and `carry_merged` where it can merge on workers; `call_node` runs
-    a client with the faults that the config asks for.
+    An engine implements `carry`, `states` and `restore`, and `carry_merged` if it can merge on workers. `call_node`
+    runs a client with the faults of the config.
     """
 
     def __init__(self, setup: Setup) -> None:
@@ -40,25 +40,25 @@ class SimulationGrid(Engine, Grid):
 
     @abstractmethod
     def carry(self, messages: list[Message], timeout: float | None) -> Iterator[Message]:
-        """Run the clients of these messages; yield a reply or an error reply for each, in the messages' order."""
+        """Run the clients for these messages; yield a reply or an error reply for each, in the messages' order."""
 
     def carry_merged(
         self, blocks: list[list[Message]], merge: Merge, expectation: Expectation, limits: Limits, timeout: float | None
     ) -> Iterator[Block]:
-        """Run the clients of these blocks of messages; yield each block's merged replies, in order."""
+        """Run the clients for these blocks of messages; yield each block's merged replies, in order."""
         replies = self.carry([message for block in blocks for message in block], timeout)
         for block in blocks:
             yield merge_block(islice(replies, len(block)), merge, expectation, limits)
 
     def exchange(self, messages: list[Message], timeout: float | None) -> Iterator[Message]:
-        """Run the clients, and note the injected faults."""
+        """Run the clients, and record the injected faults as events."""
         self._note_faults(messages)
         return self.carry(messages, timeout)
 
     def exchange_merged(
         self, blocks: list[list[Message]], merge: Merge, expectation: Expectation, limits: Limits, timeout: float | None
     ) -> Iterator[Block]:
-        """Run the clients block by block, and note the injected faults."""
+        """Run the clients block by block, and record the injected faults as events."""
         self._note_faults([message for block in blocks for message in block])
         return self.carry_merged(blocks, merge, expectation, limits, timeout)
 
@@ -69,7 +69,7 @@ class SimulationGrid(Engine, Grid):
                 self._events.append(fault.event(message.metadata.dst_node_id, action))
 
     def events(self) -> list[dict[str, Any]]:
-        """Return what has happened since this was last asked."""
+        """Return the events since the last call."""
         events, self._events = self._events, []
         return events
 
@@ -80,7 +80,7 @@ class SimulationGrid(Engine, Grid):
     # Flower's interface
 
     def set_run(self, run: Run) -> None:
-        """Keep the run's description."""
+        """Store the run's description."""
         self._about = run
 
     @property
@@ -99,18 +99,18 @@ class SimulationGrid(Engine, Grid):
         return self._nodes
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Accept messages; they run when their replies are pulled. Returns their ids."""
+        """Accept messages and return their ids. Their clients run when the replies are pulled."""
         batch = list(messages)
         ids = give_ids(batch)
         self._sent.update(zip(ids, batch, strict=True))
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Run the clients of these messages and return their replies."""
+        """Run the clients for these messages and return their replies."""
         return list(self.exchange([self._sent.pop(i) for i in message_ids if i in self._sent], None))
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """Run the clients of these messages and return their replies, in the order of the messages."""
+        """Run the clients for these messages and return their replies, in the order of the messages."""
         batch = list(messages)
         give_ids(batch)
         return list(self.exchange(batch, timeout))

@@ -1,7 +1,7 @@
-"""Faults on purpose, of a simulation: nodes that drop out, straggle, raise, or whose replies are damaged or lost.
+"""Injected faults of a simulation: nodes drop out, are late or raise errors, and replies are damaged or lost.
 
-Each is drawn by (seed, round, node), so that a run with faults is as reproducible as one without. Measurements (the
-core's `evaluate`) are spared: they are no part of a method.
+Each fault depends on (seed, round, node), so that a run with faults is reproducible. The core's `evaluate` requests
+have no faults, because they are not part of a method.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ DAMAGES: tuple[Damage, ...] = ("nan", "shape", "huge")
 
 @dataclass(frozen=True)
 class Fault:
-    """What goes wrong with one request. `delay`: simulated seconds; `damage`: of its reply."""
+    """The fault of one request. `delay`: simulated seconds; `damage`: the kind of damage of its reply."""
 
     kind: Literal["dropout", "straggler", "error", "corrupted", "lost"]
     delay: float = 0.0
@@ -38,7 +38,7 @@ class Fault:
         return {"node": node, "action": action, "event": f"injected: {self.kind}", **more}
 
     def failure(self, timeout: float | None) -> str | None:
-        """Return why there is no reply, if there is none."""
+        """Return the reason if there is no reply, otherwise None."""
         late = timeout is not None and (self.kind == "lost" or self.delay > timeout)
         if late:
             return f"no reply within {timeout:g} s (injected)"
@@ -47,12 +47,12 @@ class Fault:
 
     @property
     def runs(self) -> bool:
-        """Return whether the client does its work all the same."""
+        """Return whether the client does its work in spite of the fault."""
         return self.kind not in ("dropout", "error")
 
 
 def fault_of(config: Config, message: Message) -> Fault | None:
-    """Return what goes wrong with a request to a simulated node, if anything. A node that is away is so all round."""
+    """Return the fault of a request to a simulated node, if any. A node that drops out is absent for a whole round."""
     faults, node = config.faults, message.metadata.dst_node_id
     action = message.metadata.message_type.removeprefix("train.")
     number = int(message.metadata.group_id or 0)
@@ -75,8 +75,8 @@ def fault_of(config: Config, message: Message) -> Fault | None:
 
 
 def damaged(records: RecordDict, damage: Damage) -> RecordDict:
-    """Return the records of a reply as they might arrive: one array with a NaN, in another shape, or with a header
-    that claims ten billion values. A reply without arrays gets a number that is none.
+    """Return the records of a damaged reply: one array has a NaN, another shape, or a header that claims ten billion
+    values. A reply without arrays gets a number that is not a number (NaN).
     """
     copies = RecordDict(dict(records))
     for key, record in records.items():

@@ -20,10 +20,10 @@ from .node import call_node
 
 
 class InlineGrid(SimulationGrid):
-    """Clients run when their replies are read. A timeout has no effect: nothing can interrupt a client here."""
+    """Clients run when their replies are read. A timeout has no effect, because nothing can interrupt a client here."""
 
     def __init__(self, setup: Setup, *, threads: Threads = 1, device: Device = "auto") -> None:
-        """Run clients here with this many threads, on this device (`auto`: a GPU where there is one)."""
+        """Run clients in this process with this number of threads, on this device (`auto`: a GPU if there is one)."""
         super().__init__(setup)
         self._environment = setup.environment
         self._threads_before = torch.get_num_threads()
@@ -36,13 +36,13 @@ class InlineGrid(SimulationGrid):
         for message in messages:
             reply = self._call(message)
             if not reply.has_error():
-                reply.content = owned(reply.content)  # whoever reads may keep it while other clients run
+                reply.content = owned(reply.content)  # the reader may keep it while the next clients run
             yield reply
 
     def carry_merged(
         self, blocks: list[list[Message]], merge: Merge, expectation: Expectation, limits: Limits, timeout: float | None
     ) -> Iterator[Block]:
-        """Run the clients one by one, and fold each reply before the next client runs."""
+        """Run the clients one by one, and merge each reply before the next client runs."""
         for block in blocks:
             yield merge_block(map(self._call, block), merge, expectation, limits)
 
@@ -57,13 +57,13 @@ class InlineGrid(SimulationGrid):
         return reply
 
     def states(self) -> Iterable[tuple[int, RecordDict]]:
-        """Return the nodes' states as they are now."""
+        """Return the current states of the nodes."""
         return sorted(self._states.items(), key=lambda item: item[0])
 
     def restore(self, states: Iterable[tuple[int, RecordDict]]) -> None:
-        """Take the nodes' states of a checkpoint."""
+        """Load the nodes' states of a checkpoint."""
         self._states = dict(states)
 
     def close(self) -> None:
-        """Give the process its number of threads back."""
+        """Restore the process's number of threads."""
         torch.set_num_threads(self._threads_before)

@@ -1,4 +1,4 @@
-"""Running one simulated node: the call of the ClientApp on one message, its state around it, and faults on purpose."""
+"""Runs one simulated node: calls the ClientApp with one message and the node's state, and injects faults."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .faults import damaged, fault_of
 def call_node(
     environment: Environment, app: ClientApp, message: Message, state: RecordDict
 ) -> tuple[Message, RecordDict]:
-    """Return a node's reply and its new state; of a client that raises, an error reply and its state as it was."""
+    """Return a node's reply and its new state. If the client raises, return an error reply and the old state."""
     fault = fault_of(environment.config, message)
     reason = None if fault is None else fault.failure(environment.config.timeout)
     if fault is not None and not fault.runs:

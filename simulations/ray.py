@@ -1,9 +1,9 @@
-"""The Ray engine: clients on actors, over the cores and GPUs of one machine or a cluster.
+"""The Ray engine: clients run on actors, on the cores and GPUs of one machine or a cluster.
 
-A worker is made once a run. It reads the federation's data from shared memory and keeps its model objects. A request's
-content is stored once, however many nodes get it. A node's state goes from worker to worker through the object store;
-the driver holds its reference. A worker that dies is replaced, and its clients run again from the same message and
-state, with the same result.
+A worker is started once per run. It reads the federation's data from shared memory and keeps its model objects. A
+request's content is stored once for all nodes that get it. A node's state moves between workers through the object
+store; the driver keeps a reference to it. A worker that dies is replaced, and its clients run again with the same
+message and state, so the result is the same.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from .ray_pool import Call, WorkerPool
 
 
 class RayGrid(SimulationGrid):
-    """Clients run on Ray actors, as many at a time as there are workers."""
+    """Clients run on Ray actors; each worker runs one client at a time."""
 
     def __init__(
         self,
@@ -42,10 +42,10 @@ class RayGrid(SimulationGrid):
         threads: Threads = 1,
         device: Device = "auto",
     ) -> None:
-        """Start the workers, on the cluster at `address`, or on one of this machine that ends with the engine.
+        """Start the workers on the cluster at `address`, or on a cluster on this machine that ends with the engine.
 
-        `workers = "auto"`: as many as the cluster's CPUs and GPUs hold, and no more than a round has nodes.
-        `device = "auto"`: a GPU where workers have shares of one, for the server's own work too. Raises InputError for
+        `workers = "auto"`: as many as fit on the cluster's CPUs and GPUs, but not more than the nodes of a round.
+        `device = "auto"`: a GPU if workers have a share of one, also for the server's own work. Raises InputError for
         an address without a cluster and for more workers than fit.
         """
         super().__init__(setup)
@@ -58,7 +58,7 @@ class RayGrid(SimulationGrid):
             cohort = environment.config.cohort or environment.data.clients
             machines = [machine["Resources"] for machine in ray.nodes() if machine["Alive"]]
             count = count_workers(workers, cpus_per_worker, gpus_per_worker, machines, cohort)
-            self._data = ray.put(environment.data)  # held as long as a worker may have to start again
+            self._data = ray.put(environment.data)  # kept as long as a worker may have to start again
             arguments = (environment.config, self._data, threads, device, gpus_per_worker > 0)
             self._pool = WorkerPool(arguments, (cpus_per_worker, gpus_per_worker))
             self._pool.start(count)
@@ -94,9 +94,9 @@ class RayGrid(SimulationGrid):
     def carry_merged(
         self, blocks: list[list[Message]], merge: Merge, expectation: Expectation, limits: Limits, timeout: float | None
     ) -> Iterator[Block]:
-        """Run each block of clients on the next free worker, which folds their replies.
+        """Run each block of clients on the next free worker, which merges their replies.
 
-        With a timeout each client runs by itself, and the driver folds, so that one late node does not cost its block.
+        With a timeout each client runs separately and the driver merges: then a late node does not fail its block.
         """
         if timeout is not None:
             yield from super().carry_merged(blocks, merge, expectation, limits, timeout)
@@ -121,11 +121,11 @@ class RayGrid(SimulationGrid):
         for call, result in self.pool.in_order(queue, timeout):
             if isinstance(result, Block):
                 yield result
-            else:  # one of its clients ended the process: find out which, and let the others count
+            else:  # one of its clients ended the process: run each separately, so that the others count
                 yield merge_block(self.carry(call.messages, None), merge, expectation, limits)
 
     def states(self) -> Iterable[tuple[int, RecordDict]]:
-        """Return the nodes' states as they are now, fetched one at a time."""
+        """Return the current states of the nodes, fetched one at a time."""
         return _States(dict(self.pool.states))
 
     def restore(self, states: Iterable[tuple[int, RecordDict]]) -> None:
@@ -133,7 +133,7 @@ class RayGrid(SimulationGrid):
         self.pool.states = {node: ray.put(state) for node, state in states}
 
     def close(self) -> None:
-        """End the workers, and the cluster if the engine started it."""
+        """Stop the workers, and the cluster if the engine started it."""
         if self._pool is not None:
             self._pool.close()
         if self._started:
@@ -141,7 +141,7 @@ class RayGrid(SimulationGrid):
 
 
 class _States(Iterable[tuple[int, RecordDict]]):
-    """Nodes' states in the object store, each fetched when it is read."""
+    """The states of nodes in the object store. Each is fetched when it is read."""
 
     def __init__(self, refs: dict[int, Any]) -> None:
         self._refs = refs
@@ -151,12 +151,12 @@ class _States(Iterable[tuple[int, RecordDict]]):
             try:
                 state = ray.get(self._refs[node])
             except ray.exceptions.RayError as error:
-                raise StatesLost(f"Node {node} has lost its state with the machine that held it.") from error
+                raise StatesLost(f"The state of node {node} was lost with the machine that stored it.") from error
             yield node, state
 
 
 class _Contents:
-    """Stores the contents of one exchange, equal ones once."""
+    """Stores the contents of one exchange. Shared contents are stored once."""
 
     def __init__(self) -> None:
         self._refs: dict[int, Any] = {}

@@ -20,25 +20,25 @@ from .node import call_node
 
 @dataclass
 class Result:
-    """A reply or a merged block, and which of its nodes keep a state."""
+    """A reply or a merged block, and which of its nodes have a state."""
 
     value: Any
     keeps: list[bool]
 
 
 class ClientActor:
-    """Runs the clients of messages in a process of its own. It keeps its model objects from one to the next."""
+    """Runs the clients of messages in a separate process. It keeps its model objects between clients."""
 
     def __init__(self, config: Config, data: Any, threads: int, device: Device, gpu: bool) -> None:
         self.setup = make_setup(config, data, prepare_process(threads, device, gpu))
         self.app = make_client_app(self.setup.strategy, lambda: self.setup)
 
     def ready(self) -> bool:
-        """Return at once: the process has started."""
+        """Return True. The call returns when the process has started."""
         return True
 
     def call(self, message: Message, content: RecordDict, state: RecordDict | None) -> tuple[Result, RecordDict]:
-        """Run one client; return its reply and its new state, which goes back to the object store by itself."""
+        """Run one client; return its reply and its new state, which Ray puts into the object store separately."""
         message.content = content
         reply, after = call_node(self.setup.environment, self.app, message, state or RecordDict())
         return Result(reply, [bool(after)]), after
@@ -52,9 +52,9 @@ class ClientActor:
         limits: Limits,
         *contents_and_states: Any,
     ) -> tuple[Any, ...]:
-        """Run a block of clients and fold their replies. `numbers[i]` is the content of message i.
+        """Run a block of clients and merge their replies. `numbers[i]` is the position of the content of message i.
 
-        After the contents come the states, one a message.
+        The states follow the contents, one for each message.
         """
         count = len(contents_and_states) - len(messages)
         contents, before = contents_and_states[:count], contents_and_states[count:]

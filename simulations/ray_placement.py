@@ -1,4 +1,4 @@
-"""Placement: how many Ray workers fit on the machines of a cluster, and how to reach it."""
+"""Placement: how many Ray workers fit on the machines of a cluster, and the connection to it."""
 
 from __future__ import annotations
 
@@ -17,33 +17,35 @@ Workers = Literal["auto"] | Annotated[int, Field(ge=1)]
 def count_workers(
     workers: Workers, cpus: float, gpus: float, machines: list[dict[str, float]], cohort: int, memory: float = 0.0
 ) -> int:
-    """Return how many workers to start, each with this share of CPUs and GPUs, on machines that have so many of them.
+    """Return the number of workers to start, each with this share of CPUs and GPUs, on machines with these resources.
 
-    `memory`: bytes that are set aside for each. A worker is on one machine. Raises InputError where none fits, or fewer
-    than the config wants.
+    `memory`: bytes reserved for each worker. A worker runs on one machine. Raises InputError if no worker fits, or
+    fewer than the config asks for.
     """
     if cpus <= 0 and gpus <= 0:
-        raise InputError("engine: cpus_per_worker and gpus_per_worker are both 0; a worker needs a share of one.")
+        raise InputError("engine: cpus_per_worker and gpus_per_worker are both 0; set at least one of them.")
     if gpus > 1 and gpus != int(gpus):
-        raise InputError(f"engine.gpus_per_worker = {gpus:g}: a worker has a fraction of one GPU, or whole GPUs.")
+        raise InputError(f"engine.gpus_per_worker = {gpus:g}: set a fraction of one GPU, or a whole number of GPUs.")
     most = sum(fit(machine, cpus, gpus, memory) for machine in machines)
     total = {name: sum(machine.get(name, 0) for machine in machines) for name in ("CPU", "GPU")}
     have = f"{total['CPU']:g} CPUs and {total['GPU']:g} GPUs" + (f" on {len(machines)} machines" * (len(machines) > 1))
-    need = f"{cpus:g} CPUs and {gpus:g} GPUs a worker"
+    need = f"{cpus:g} CPUs and {gpus:g} GPUs per worker"
     if memory:
         have += f", {max(machine.get('memory', 0) for machine in machines) / 2**30:.1f} GiB of memory on the largest"
         need += f", and {memory / 2**30:g} GiB of memory"
     if most < 1:
-        raise InputError(f"engine: no worker fits: the cluster has {have}, the config wants {need}.")
+        raise InputError(f"engine: no worker fits: the cluster has {have}, the config asks for {need}.")
     if workers == "auto":
         return min(most, cohort)
     if workers > most:
-        raise InputError(f"engine.workers = {workers}: {most} fit; the cluster has {have}, the config wants {need}.")
+        raise InputError(
+            f"engine.workers = {workers}: only {most} fit; the cluster has {have}, the config asks for {need}."
+        )
     return workers
 
 
 def fit(machine: dict[str, float], cpus: float, gpus: float, memory: float) -> int:
-    """Return how many workers fit on a machine. A share of a GPU never straddles two."""
+    """Return how many workers fit on a machine. A share of a GPU is always on one GPU."""
     fits = []
     if cpus > 0:
         fits.append(int(machine.get("CPU", 0) / cpus + 1e-9))
@@ -57,9 +59,9 @@ def fit(machine: dict[str, float], cpus: float, gpus: float, memory: float) -> i
 
 
 def connect(address: str | None) -> None:
-    """Attach to the cluster at `host:port` (or `auto`, the one of this machine), or start one here for None.
+    """Connect to the cluster at `host:port` (or `auto`, the one on this machine); for None, start one here.
 
-    Raises InputError where none answers: Ray itself would ask again for minutes.
+    Raises InputError if no cluster answers: Ray itself would try again for minutes.
     """
     try:
         if address is not None and address != "auto":
@@ -69,4 +71,4 @@ def connect(address: str | None) -> None:
             address=address or "local", include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING
         )
     except (OSError, ValueError) as error:
-        raise InputError(f"engine.address = {address!r}: no Ray cluster answers there: {error}") from error
+        raise InputError(f"engine.address = {address!r}: no Ray cluster answers at this address: {error}") from error

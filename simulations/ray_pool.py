@@ -1,4 +1,4 @@
-"""The pool of Ray workers: it keeps them busy, replaces those that die, and returns results in order."""
+"""The pool of Ray workers: it gives them work, replaces those that die, and returns results in order."""
 
 from __future__ import annotations
 
@@ -18,61 +18,61 @@ from fedkd.messages.merging import Block
 from .ray_actor import ClientActor, Result
 
 _log = logging.getLogger("fedkd")
-_TRIES = 3  # how often clients run again whose worker died, before that is their failure
-_START_SECONDS = 300.0  # to wait for a worker where none is left
-_QUEUED = 2  # calls a worker has at most, so that it never waits for the driver
+_TRIES = 3  # if the worker of a client dies this often, the client has failed
+_START_SECONDS = 300.0  # time to wait for a worker if none is left
+_QUEUED = 2  # the most calls of a worker: with two it never waits for the driver
 
 
 class WorkerPool:
-    """Ray workers, and the lasting states of nodes, which travel between them through the object store."""
+    """Ray workers, and the states of nodes, which move between workers through the object store."""
 
     def __init__(self, arguments: tuple[Any, ...], shares: tuple[float, float]) -> None:
-        """Make an empty pool. `arguments`: of each ClientActor. `shares`: of CPUs and GPUs that each has."""
+        """Make an empty pool. `arguments`: of each ClientActor. `shares`: the CPUs and GPUs of each."""
         self.slots: list[Slot] = []
-        self.states: dict[int, Any] = {}  # of nodes, as references
+        self.states: dict[int, Any] = {}  # references to the states of nodes
         self._arguments = arguments
         self._shares = shares
         self._halved = False
 
     def start(self, count: int) -> None:
-        """Start the workers. Raises InputError where they do not start in time."""
+        """Start the workers. Raises InputError if they do not start in time."""
         self.slots = [self._new_slot() for _ in range(count)]
         starting = [slot.starting for slot in self.slots]
         ready, _ = ray.wait(starting, num_returns=count, timeout=_START_SECONDS)
         if len(ready) < count:
             raise InputError(
-                f"engine: {len(ready)} of {count} workers have started within {_START_SECONDS:g} s; does another "
-                "job have the cluster's CPUs or GPUs? engine.workers says how many are wanted."
+                f"engine: only {len(ready)} of {count} workers have started within {_START_SECONDS:g} s; another job "
+                "may use the cluster's CPUs or GPUs. Set engine.workers to a smaller number."
             )
         ray.get(starting)
         for slot in self.slots:
             slot.starting = None
 
     def close(self) -> None:
-        """End the workers and drop the states."""
+        """Stop the workers and drop the states."""
         for slot in self.slots:
             ray.kill(slot.actor)
         self.slots, self.states = [], {}
 
     def _new_slot(self) -> Slot:
-        # the engine restarts workers itself: it knows which client was running when one died
+        # Ray must not restart workers: the pool does, because it knows which client was running when one died
         cpus, gpus = self._shares
         actor: Any = ray.remote(ClientActor).options(num_cpus=cpus, num_gpus=gpus).remote(*self._arguments)
         return Slot(actor, actor.ready.remote())
 
     def in_order(self, calls: list[Call], timeout: float | None) -> Iterator[tuple[Call, Any]]:
-        """Keep the workers busy, from now on; yield each call with its result, or why there is none, in order."""
+        """Start to give the workers work; yield each call with its result, or the reason why it has none, in order."""
         for number, call in enumerate(calls):
             call.number = number
         waiting = deque(calls)
         running: dict[Any, tuple[Call, list[Any], Slot, Any]] = {}  # in the order in which they were started
         done: dict[int, Any] = {}
-        left = timeout  # seconds; those in which no worker is there, or the reader is at something else, do not count
+        left = timeout  # seconds; time without a worker, or in which the reader does other work, does not count
         following = 0
-        # results that may wait for the reader; where time counts, no client waits behind another one
+        # the number of results that may wait for the reader; with a timeout, no client waits for another one
         ahead = 2 * _QUEUED * len(self.slots) if timeout is None else len(calls)
         queued = _QUEUED if timeout is None else 1
-        if timeout is None and calls and calls[0].measures:  # small replies, and nobody may be reading yet
+        if timeout is None and calls and calls[0].measures:  # replies are small, and the reader may come later
             ahead = queued = len(calls)
 
         def again(lost: Iterable[Call]) -> None:
@@ -87,7 +87,7 @@ class WorkerPool:
             free = [slot for slot in self.slots if slot.starting is None]
             while waiting and free and len(running) + len(done) < ahead:
                 slot = min(free, key=lambda slot: slot.load)
-                if slot.load >= queued and running:  # with none of its own, it would wait for another exchange's
+                if slot.load >= queued and running:  # if nothing is running, only another exchange could free a slot
                     return
                 call = waiting.popleft()
                 refs = call.start(slot.actor)
@@ -104,12 +104,12 @@ class WorkerPool:
                 if left is not None and running:
                     left = max(0.0, left - (time.monotonic() - begin))
                 if not ready and not running:
-                    raise RunError(f"No worker has started within {_START_SECONDS:g} s; is the cluster still there?")
+                    raise RunError(f"No worker has started within {_START_SECONDS:g} s; check that the cluster runs.")
                 if not ready:
                     for call in [c for c, *_ in running.values()] + list(waiting):
                         done[call.number] = f"no reply within {timeout:g} s"
                     for slot in {id(slot): slot for _, _, slot, _ in running.values()}.values():
-                        self._replace(slot)  # whoever is late may never end
+                        self._replace(slot)  # a late client may never end
                     running, waiting = {}, deque()
                 for ref in ready:
                     if ref in starting:
@@ -125,10 +125,10 @@ class WorkerPool:
                             again([*unlucky, *(call for call, *_ in running.values())])
                             running = {}
                             continue
-                        if slot.actor is not actor or slot not in self.slots:  # it was ended, and replaced
+                        if slot.actor is not actor or slot not in self.slots:  # it has been stopped and replaced
                             again(unlucky)
                             continue
-                        unlucky[0].deaths += 1  # it was running; the others waited behind it
+                        unlucky[0].deaths += 1  # only this call was running; the others waited
                         if unlucky[0].deaths > _TRIES:
                             dead = unlucky.pop(0)
                             done[dead.number] = f"its worker died {dead.deaths} times: {_first_line(error)}"
@@ -136,7 +136,7 @@ class WorkerPool:
                         _log.warning("a worker died: %s", _first_line(error))
                         self._replace(slot)
                         continue
-                    except ray.exceptions.ObjectLostError as error:  # with the machine that held it
+                    except ray.exceptions.ObjectLostError as error:  # the machine that stored it is gone
                         release(ref)
                         self._need_states(call)
                         call.deaths += 1
@@ -161,7 +161,7 @@ class WorkerPool:
             try:
                 yield from results()
             finally:
-                for ref in list(running):  # where nobody reads on
+                for ref in list(running):  # if the reader stops early
                     release(ref)
 
         if timeout is None:
@@ -169,7 +169,7 @@ class WorkerPool:
         return to_the_end()
 
     def _result(self, call: Call, refs: list[Any]) -> Any:
-        """Return a call's result, or the reason why it has none. Raises where the worker or the result is gone."""
+        """Return a call's result, or the reason why it has none. Raises if the worker or the result is gone."""
         try:
             return ray.get(refs[0])
         except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError, ray.exceptions.ObjectLostError):
@@ -185,7 +185,7 @@ class WorkerPool:
                 self.states.pop(message.metadata.dst_node_id, None)
 
     def _replace(self, slot: Slot) -> None:
-        """Put a new worker in the place of one; it gets work once it has started, which may never be."""
+        """Replace a worker by a new one. The new one gets work when it has started, which may never happen."""
         ray.kill(slot.actor)
         fresh = self._new_slot()
         slot.actor, slot.starting, slot.load = fresh.actor, fresh.starting, 0
@@ -204,26 +204,29 @@ class WorkerPool:
                 raise RunError(f"No worker is left, and none can be started: {_first_line(error)}") from error
 
     def _need_states(self, call: Call) -> None:
-        """Raise StatesLost where a node of a call has lost its state."""
+        """Raise StatesLost if the state of a node of a call is lost."""
         for message in call.messages:
             node = message.metadata.dst_node_id
             if node in self.states:
                 try:
                     ray.get(self.states[node])
                 except ray.exceptions.RayError as error:
-                    raise StatesLost(f"Node {node} has lost its state with the machine that held it.") from error
+                    raise StatesLost(f"The state of node {node} was lost with the machine that stored it.") from error
 
     def _halve(self, reason: str) -> bool:
-        """Start half as many workers anew, once a run; return whether there was anything to halve."""
+        """Replace the workers by half as many, at most once per run; return whether this was possible."""
         if self._halved or len(self.slots) == 1:
             return False
         self._halved = True
         cpus, gpus = self._shares
-        self._shares = (cpus, gpus if gpus >= 1 else min(1.0, 2 * gpus))  # half as many on each GPU
+        self._shares = (cpus, gpus if gpus >= 1 else min(1.0, 2 * gpus))  # half as many workers on each GPU
         for slot in self.slots:
             ray.kill(slot.actor)
         _log.warning(
-            "out of memory (%s): %d workers go on in place of %d", reason, len(self.slots) // 2, len(self.slots)
+            "out of memory (%s): continuing with %d workers instead of %d",
+            reason,
+            len(self.slots) // 2,
+            len(self.slots),
         )
         self.slots = [self._new_slot() for _ in range(len(self.slots) // 2)]
         return True
@@ -236,13 +239,15 @@ class Call:
         self.start = start
         self.messages = messages
         self.measures = messages[0].metadata.message_type == "train.evaluate"
-        self.number = 0  # in its exchange
-        self.deaths = 0  # of workers that were running it
+        self.number = 0  # its number in its exchange
+        self.deaths = 0  # how many workers have died while they ran it
 
 
 @dataclass(eq=False)
 class Slot:
-    """A worker. `starting`: ready once it has started, None from then on. `load`: its calls. `failures`: to start."""
+    """A worker. `starting`: a reference that is ready when it has started, then None. `load`: the number of its calls.
+    `failures`: the number of failed starts.
+    """
 
     actor: Any
     starting: Any
@@ -255,7 +260,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _out_of_memory(result: Any) -> str | None:
-    """Return what a client said that ran out of memory, if one of a call did."""
+    """Return the error of a client that ran out of memory, if there is one in a call."""
     value = result.value if isinstance(result, Result) else None
     if isinstance(value, Message):
         reasons = [value.error.reason or ""] if value.has_error() else []

@@ -1,4 +1,4 @@
-"""The runs of a grid on Ray, several at a time: each in one worker, within the cores, the memory and the GPUs."""
+"""The runs of a grid on Ray, several at a time: each in one worker, limited by cores, memory and GPUs."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from fedkd.runs.sweep import Job
 
 from .ray_placement import connect, count_workers, fit
 
-_LOOK_SECONDS = 1.0  # between two looks at how far the runs are
-_END_SECONDS = 60.0  # for runs that are interrupted to write their checkpoints
-_TRIES = 2  # of a run whose process dies; the second with twice the memory
+_LOOK_SECONDS = 1.0  # time between two updates of the progress
+_END_SECONDS = 60.0  # time for interrupted runs to write their checkpoints
+_TRIES = 2  # a run whose process dies is started once more, with twice the memory
 
 
 class Share(NamedTuple):
-    """What one run has of a machine: CPUs (its threads), GPUs, bytes of memory."""
+    """The resources of one run: CPUs (its threads), GPUs, bytes of memory."""
 
     cpus: float
     gpus: float
@@ -44,11 +44,11 @@ class _Running:
 def run_jobs(
     jobs: Sequence[Job], view: ManyRuns, *, memory: float, gpus: float | None = None, at_once: int | None = None
 ) -> dict[str, str]:
-    """Run jobs, or let those go on that have a folder; return what went wrong with each that failed, by name.
+    """Run jobs, or continue those that have a folder; return the error of each failed job, by name.
 
-    `memory`: bytes that a run is reckoned with; `gpus`: its share of GPUs, by default what its engine's workers have;
-    `at_once`: how many run at a time at most; by default as many as fit. Engines change no result, so each run is
-    inline, in a worker of its own. Raises InputError where not even one fits.
+    `memory`: bytes reserved for a run; `gpus`: its share of GPUs, by default that of its engine's workers; `at_once`:
+    the largest number of runs at a time, by default as many as fit. The engine does not change results, so each run
+    uses the inline engine in its own worker. Raises InputError if not even one run fits.
     """
     if not jobs:
         return {}
@@ -59,7 +59,7 @@ def run_jobs(
     try:
         machines = [machine["Resources"] for machine in ray.nodes() if machine["Alive"]]
         waiting = deque(_Running(job, _share(job.config, gpus, memory, machines), 1) for job in jobs)
-        # all fit, and as many at a time as the largest of them do
+        # each job must fit; the largest share decides how many run at a time
         slots = [count_workers("auto", *one.share[:2], machines, len(jobs), one.share.memory) for one in waiting]
         return _run_all(waiting, view, machines, min([*slots, at_once or len(jobs)]))
     finally:
@@ -94,14 +94,14 @@ def _run_all(waiting: deque[_Running], view: ManyRuns, machines: list[dict[str, 
                     view.line(f"{one.job.name}: {notice}")
                 if died and one.tries < _TRIES:
                     waiting.append(_Running(one.job, _roomier(one.share, machines), one.tries + 1))
-                    view.end(one.job.name, f"{reason}; it will go on, with more memory", finished=False)
+                    view.end(one.job.name, f"{reason}; it will continue with more memory", finished=False)
                     continue
                 if reason is not None:
                     failed[one.job.name] = reason
                 view.end(one.job.name, reason, finished=True)
     except KeyboardInterrupt:
         for ref in running:
-            ray.cancel(ref)  # as Ctrl-C there: the last whole round becomes a checkpoint
+            ray.cancel(ref)  # works like Ctrl-C: the run writes a checkpoint of its last finished round
         if running:
             ray.wait(list(running), num_returns=len(running), timeout=_END_SECONDS)
         raise
@@ -110,14 +110,14 @@ def _run_all(waiting: deque[_Running], view: ManyRuns, machines: list[dict[str, 
 
 def _start(one: _Running) -> Any:
     cpus, gpus, memory = one.share
-    # a process that has used a GPU keeps memory there until it ends; others are used again
+    # a process that has used a GPU keeps GPU memory until it ends, so only other processes are used again
     calls = 1 if gpus else 0
     task: Any = ray.remote(num_cpus=cpus, num_gpus=gpus, memory=int(memory), max_retries=0, max_calls=calls)(_run_job)
     return task.remote(_inline(one), str(one.job.path.resolve()))
 
 
 def _roomier(share: Share, machines: list[dict[str, float]]) -> Share:
-    """Return the share with twice the memory, as far as a machine has so much that has the rest of it."""
+    """Return the share with twice the memory, or as much as the largest machine that fits the rest of the share has."""
     most = max(machine.get("memory", 0) for machine in machines if fit(machine, *share))
     return share._replace(memory=min(2 * share.memory, most))
 
@@ -128,7 +128,7 @@ def _inline(one: _Running) -> Config:
 
 
 def _outcome(ref: Any) -> tuple[str | None, list[str], bool]:
-    """Return why a run failed, if it did, its messages, and whether its process died."""
+    """Return the reason if a run has failed, its messages, and whether its process died."""
     try:
         reason, notices = ray.get(ref)
         return reason, notices, False
@@ -139,7 +139,7 @@ def _outcome(ref: Any) -> tuple[str | None, list[str], bool]:
 
 
 def _look(job: Job, view: ManyRuns) -> None:
-    """Tell the view how far a run is, by what is in its folder."""
+    """Update the view with the progress of a run, which is read from its folder."""
     try:
         lines = whole_lines(job.path / METRICS)
     except (OSError, ValueError):
@@ -150,7 +150,7 @@ def _look(job: Job, view: ManyRuns) -> None:
 
 
 def _run_job(config: Config, folder: str) -> tuple[str | None, list[str]]:
-    """Run or continue one run in this worker; return why it failed, if it did, and its messages."""
+    """Start or continue one run in this worker; return the reason if it has failed, and its messages."""
     logging.getLogger("flwr").setLevel(logging.ERROR)
     path, notices = Path(folder), _Notices()
     logging.getLogger("fedkd").addHandler(notices)
@@ -163,7 +163,7 @@ def _run_job(config: Config, folder: str) -> tuple[str | None, list[str]]:
             run(config, path, on_event=notices.texts.append)
     except (InputError, RunError) as error:
         return str(error), notices.texts
-    except Exception as error:  # a defect of a strategy: shown as that run's failure
+    except Exception as error:  # an error in a strategy: shown as the failure of this run
         return f"{type(error).__name__}: {error}", notices.texts
     finally:
         logging.getLogger("fedkd").removeHandler(notices)
@@ -171,12 +171,12 @@ def _run_job(config: Config, folder: str) -> tuple[str | None, list[str]]:
 
 
 class _Notices(logging.Handler):
-    """Keeps warnings, such as of a tracker that fails, for whoever watches the sweep."""
+    """Keeps warnings, such as of a failing tracker, so that the sweep can show them."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
         self.texts: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep a warning."""
+        """Store a warning."""
         self.texts.append(record.getMessage())

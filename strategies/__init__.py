@@ -1,1 +1,1 @@
-"""The methods, a file for each: its server half, its client half, its hyper-parameters."""
+"""The methods, one file for each: its server half, its client half, its hyper-parameters."""

@@ -1,4 +1,4 @@
-"""FedBYOL: encoders that predict, from one view, what a slowly moving target network makes of the other.
+"""FedBYOL: an encoder predicts, from one view of an image, the output of a slow target network for the other view.
 
 Grill et al.: Bootstrap Your Own Latent, NeurIPS 2020, arXiv:2006.07733; federated as in EasyFL's code.
 """
@@ -23,10 +23,10 @@ _TARGET = "target"
 
 
 class BYOLClient(SelfSupervisedClient):
-    """Keeps its target network from round to round."""
+    """Keeps its target network between rounds."""
 
     def begin(self, encoder: Encoder) -> None:
-        """Take up the target network: the kept one, the first time a copy of the received encoder."""
+        """Load the target network: the stored one, or the first time a copy of the received encoder."""
         super().begin(encoder)
         self.target = copy.deepcopy(encoder).requires_grad_(False)
         self.target.load_state_dict(self.recall(_TARGET) or encoder.state_dict())
@@ -40,11 +40,11 @@ class BYOLClient(SelfSupervisedClient):
         return prediction_loss(predicted[0], wanted[1]) + prediction_loss(predicted[1], wanted[0])
 
     def after_step(self, encoder: Encoder) -> None:
-        """Move the target a little towards the encoder."""
+        """Update the target network: a small step towards the encoder."""
         move_towards(self.target, encoder, cast(BYOL, self.method).momentum)
 
     def end(self, encoder: Encoder) -> None:
-        """Keep the target."""
+        """Store the target network."""
         self.keep(_TARGET, copied(self.target.state_dict()))
 
 
@@ -57,7 +57,7 @@ def prediction_loss(predicted: Tensor, wanted: Tensor) -> Tensor:
 class BYOL(SelfSupervised, FedAvg):
     """BYOL (Grill et al., 2020) on each node; FedAvg of encoder, projector and predictor.
 
-    momentum: of the target network (0.99 in EasyFL), which stays on its node. Both views go through in one forward.
+    momentum: of the target network (0.99 in EasyFL), which never leaves its node. One forward pass computes both views.
     """
 
     client: ClassVar[type[Client]] = BYOLClient

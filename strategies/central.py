@@ -1,4 +1,4 @@
-"""Central: one model trained on all nodes' images in one place. The upper bound; no federated method can do it."""
+"""Central: one model, trained on the images of all nodes together. The upper bound, impossible in a real federation."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from fedkd import Client, Round, Strategy, copied, train_as
 
 @dataclass(kw_only=True)
 class Central(Strategy):
-    """Pooled training: `[train]` on the union of the nodes' images, a fresh optimiser a round; nothing is sent.
+    """Pooled training: `[train]` on the union of the nodes' images, a new optimiser in each round; nothing is sent.
 
-    Starts from the same weights as FedAvg. The public set is not part of it. A cohort below all nodes has no effect:
-    each round sees all images. With `[train] steps` it takes as many batches a round as all nodes together.
+    Starts from the same weights as FedAvg. It does not use the public set. A cohort smaller than all nodes has no
+    effect: each round uses all images. With `[train] steps`, a round has as many batches as all nodes together.
     """
 
     client: ClassVar[type[Client]] = Client

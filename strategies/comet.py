@@ -1,8 +1,8 @@
-"""COMET: each client is taught by the cluster of soft labels that its own belong to.
+"""COMET: each client learns from the mean soft labels of its cluster of clients.
 
 Cho, Wang, Chirvolu, Joshi: Communication-Efficient and Model-Heterogeneous Personalized Federated Learning via
-Clustered Knowledge Transfer, IEEE JSTSP 2023 (first as arXiv:2109.08119). The paper's own code was not found: what is
-here follows the public re-implementation beside SCARLET (clusters a sample, KL, the order of a round).
+Clustered Knowledge Transfer, IEEE JSTSP 2023 (first as arXiv:2109.08119). The paper's own code was not found. This file
+follows the public re-implementation in SCARLET's code (clusters for each sample, KL, the order of a round).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from fedkd import Client, Count, Loss, Positive, RelayClient, RelayStrategy, Rou
 
 
 class COMETClient(RelayClient):
-    """As DS-FL's, but the pull towards the targets has a weight."""
+    """The client half of DS-FL, but with a weight for the distillation loss."""
 
     def distillation_loss(self) -> Loss:
         """Return lambda KL(t || p), or lambda ||t - p||^2 summed over classes; means over the batch."""
@@ -36,16 +36,16 @@ class COMETClient(RelayClient):
 
 
 def cluster_targets(knowledge: Tensor, clusters: int, by: Literal["sample", "client"], seed: int) -> Tensor:
-    """Return for each client the mean soft label of its cluster, N x P x C, of soft labels N x P x C.
+    """Return for each client the mean soft labels of its cluster, N x P x C, from soft labels N x P x C.
 
-    `sample`: k-means over the clients anew for each public image; `client`: once, over all images together.
+    `sample`: one k-means over the clients for each public image; `client`: one k-means for all images together.
     """
     clients, samples, classes = knowledge.shape
     points = knowledge.double().numpy()
     if by == "client":
         points = points.reshape(clients, 1, samples * classes)
     means = np.empty_like(points)
-    with threadpool_limits(limits=1):  # sums of several threads end in an order that changes
+    with threadpool_limits(limits=1):  # with several threads, the order of sums changes
         for sample in range(points.shape[1]):
             rows = points[:, sample]
             count = min(clusters, len(np.unique(rows, axis=0)))
@@ -60,14 +60,15 @@ def cluster_targets(knowledge: Tensor, clusters: int, by: Literal["sample", "cli
 class COMET(RelayStrategy):
     """COMET (Cho et al., 2023), after the public re-implementation; models may differ.
 
-    clusters: of the k-means. cluster_by: `sample` (the re-implementation: the neighbours of an image are its own) or
-    `client` (one clustering of clients by all their soft labels). regularization: the weight of the pull.
-    distance: `kl` (the re-implementation) or `l2`. Clients: distil the last targets, train, predict on the next subset.
+    clusters: the number of clusters. cluster_by: `sample` (the re-implementation: one clustering of the clients for
+    each image) or `client` (one clustering by all their soft labels). regularization: lambda, the weight of the
+    distillation loss. distance: `kl` (the re-implementation) or `l2`. Clients distil the last targets, train, and
+    predict on the next subset.
 
-    Deviation: the server sends a client the centroid of its own cluster, where the re-implementation sends all and lets
-    the client pick the nearest: 1 / clusters of the traffic, and the same targets where all nodes take part each round;
-    a node that was not in the last cohort has no cluster yet, and only trains. `personal/accuracy` is after local
-    training, `personal_after_distillation/accuracy` before it.
+    Deviation: the server sends each client only the centroid of its own cluster. The re-implementation sends all, and
+    the client takes the nearest. So the traffic is 1 / clusters of that, and the targets are the same if all nodes take
+    part in each round. A node that was not in the last cohort has no cluster yet, and only trains. `personal/accuracy`
+    is measured after local training, `personal_after_distillation/accuracy` before it.
     """
 
     client: ClassVar[type[Client]] = COMETClient
@@ -77,7 +78,7 @@ class COMET(RelayStrategy):
     distance: Literal["kl", "l2"] = "kl"
 
     def run_round(self, federation: Round) -> None:
-        """Relay, cluster the knowledge, keep each node's targets for the next round."""
+        """Relay, cluster the knowledge, store each node's targets for the next round."""
         knowledge = self.relay(federation)
         seed = int(torch.randint(2**31, (1,), generator=federation.stream("clusters")))
         targets = cluster_targets(torch.stack(list(knowledge.values())), self.clusters, self.cluster_by, seed)

@@ -1,7 +1,7 @@
-"""DS-FL: clients are taught by sharpened averages of soft labels on unlabelled public images.
+"""DS-FL: clients learn from sharpened averages of soft labels on unlabelled public images.
 
 Itahara, Nishio, Koda, Morikura, Yamamoto: Distillation-Based Semi-Supervised Federated Learning for
-Communication-Efficient Collaborative Training with Non-IID Private Data, 2021, arXiv:2008.06180; the order of requests
+Communication-Efficient Collaborative Training with Non-IID Private Data, 2021, arXiv:2008.06180. The order of requests
 follows a public re-implementation from the group of one of the authors.
 """
 
@@ -32,7 +32,7 @@ from fedkd import (
 def entropy_reduction(probabilities: Tensor, temperature: float = 0.1) -> Tensor:
     """Return softmax(p / T) of mean probabilities p, P x C: the paper's entropy reduction aggregation (ERA).
 
-    It acts on probabilities, so even a one-hot row ends at e^(1/T) / (e^(1/T) + C - 1).
+    It acts on probabilities, so the largest possible output, for a one-hot row, is e^(1/T) / (e^(1/T) + C - 1).
     """
     return torch.softmax(probabilities.double() / temperature, dim=-1)
 
@@ -47,11 +47,11 @@ class DSFL(RelayStrategy):
     """DS-FL (Itahara et al., 2021); models may differ.
 
     aggregation: `era`, softmax(mean p / temperature) with temperature 0.1; `enhanced_era`, p^beta / sum p^beta, where
-    beta = 1 is the plain mean. Clients: distil the last targets, train, predict on the next subset; the targets of the
-    last round are the server's alone. The server trains a model of the first architecture on the same targets: the
-    method's global result. Its optimiser is `[train]`'s.
+    beta = 1 is the plain mean. Clients distil the last targets, train, and predict on the next subset. Only the server
+    uses the targets of the last round. The server trains a model of the first architecture on the same targets: the
+    method's global result. Its optimiser is that of `[train]`.
 
-    `personal/accuracy` is after local training, `personal_after_distillation/accuracy` before it.
+    `personal/accuracy` is measured after local training, `personal_after_distillation/accuracy` before it.
     """
 
     client: ClassVar[type[Client]] = RelayClient
@@ -98,5 +98,5 @@ class DSFL(RelayStrategy):
         federation.log("server_loss", loss)
 
     def evaluation(self, federation: Round) -> Payload:
-        """Let nodes measure their own models; the server's is measured by the server."""
+        """Return an empty payload: nodes measure their own models, and the server measures its model."""
         return Payload()

@@ -24,7 +24,7 @@ from fedkd import (
 class FedAvg(Strategy):
     """FedAvg (McMahan et al., 2017, Algorithm 1): w <- sum_k (n_k / n) w_k.
 
-    Deviation: clients train whole epochs of shuffled batches and keep a smaller last batch. Buffers (the statistics of
+    Deviation: clients train whole epochs of shuffled batches, with a smaller last batch. Buffers (the statistics of
     batch norm) are averaged like weights.
     """
 
@@ -33,7 +33,7 @@ class FedAvg(Strategy):
     global_model: ClassVar[bool] = True
 
     def run_round(self, federation: Round) -> None:
-        """Send the global model, average what comes back."""
+        """Send the global model, average the trained models."""
         assert self.weights is not None
         expect = expected_model(self.weights)
         merged = federation.ask("fit", Payload(weights=self.weights), expect=expect, merge=weighted_mean)

@@ -1,4 +1,4 @@
-"""Training on distilled images: FedAvg, or any base, whose clients train on virtual images instead of their own.
+"""Training on distilled images: FedAvg, or another base, whose clients train on virtual images, not on real ones.
 
 The baselines of FedLGD (Huang et al., TMLR, arXiv:2303.02278).
 """
@@ -25,26 +25,26 @@ from fedkd import (
 class FedAvgVirtual(VirtualImages, Wrapper):
     """A base that averages weights (FedAvg by default), on virtual images: FedLGD's baselines (Huang et al., TMLR).
 
-    Each client distils its images before round 1 and trains on the virtual ones alone; nothing else changes, in client
-    or server. Test images stay real. A node that misses the start, or some of the initial steps, makes up for them
-    before it trains.
+    Each client distils its images before round 1 and then trains only on the virtual images. Nothing else of the base
+    changes. Test images are real. A node that misses the start, or some of the initial steps, does them before it
+    trains.
     """
 
     base: NamedTable = field(default_factory=lambda: NamedTable(name="fedavg"))
 
     def client_class(self) -> type[Client]:
-        """Return the base's client half, on virtual images."""
+        """Return the base's client half with virtual images as its data."""
         return type("FedAvgVirtualClient", (VirtualImagesClient, super().client_class()), {})
 
     def check(self, environment: Environment) -> None:
-        """Refuse, besides, a base with virtual images of its own, and augmentation that would pass them by."""
+        """Also raise InputError for a base with its own virtual images, and for `data.augment`."""
         if isinstance(self.layers()[-1], VirtualImages):
             raise InputError(f"strategy.base.name = {self.base.name!r}: it makes its own virtual images; run it alone.")
         super().check(environment)
         self.check_images(environment)
 
     def prepare(self, federation: Round) -> None:
-        """Let each node make its images; let the base prepare."""
+        """Ask each node to make its virtual images, then call the base's `prepare`."""
         expect = Expected(numbers={"examples": IMAGES})
         nodes = [node for node, _ in federation.ask("begin", expect=expect)]
         self.distil(federation, nodes)
@@ -52,6 +52,6 @@ class FedAvgVirtual(VirtualImages, Wrapper):
         super().prepare(federation)
 
     def run_round(self, federation: Round) -> None:
-        """Let the base run its round."""
+        """Call the base's `run_round`, and show the virtual images."""
         super().run_round(federation)
         self.show_images(federation)

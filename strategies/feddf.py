@@ -1,4 +1,4 @@
-"""FedDF: the server distils all clients' models into one model an architecture, on unlabelled images.
+"""FedDF: the server distils all clients' models into one model for each architecture, on unlabelled images.
 
 Lin, Kong, Stich, Jaggi: Ensemble Distillation for Robust Model Fusion in Federated Learning, NeurIPS 2020,
 arXiv:2006.07242, Algorithms 1 and 3; and the authors' code.
@@ -34,14 +34,14 @@ from fedkd import (
 )
 
 Teacher = Literal["avg_logits", "avg_probs", "avg_losses"]
-_BETTER_THAN_CHANCE = 1.2  # what a teacher must reach for drop_worst to keep it
+_BETTER_THAN_CHANCE = 1.2  # drop_worst keeps a teacher whose accuracy is at least this factor times chance
 
 
 def ensemble_targets(logits: Tensor, teacher: Teacher, temperature: float) -> Tensor:
-    """Return the teachers' targets, P x C probabilities, of their logits, K x P x C.
+    """Return the teachers' targets, P x C probabilities, from their logits, K x P x C.
 
-    `avg_logits`: softmax(mean_k z_k / T); `avg_probs`: mean_k softmax(z_k), not tempered; `avg_losses`: mean_k
-    softmax(z_k / T), to which KL has the gradient of the mean of the K losses (the two differ by a constant).
+    `avg_logits`: softmax(mean_k z_k / T); `avg_probs`: mean_k softmax(z_k), without temperature; `avg_losses`: mean_k
+    softmax(z_k / T). For the last one, KL has the same gradient as the mean of the K losses: they differ by a constant.
     """
     logits = logits.double()
     if teacher == "avg_logits":
@@ -51,19 +51,19 @@ def ensemble_targets(logits: Tensor, teacher: Teacher, temperature: float) -> Te
 
 @dataclass(kw_only=True)
 class FedDF(Strategy):
-    """FedDF (Lin et al., 2020); one fused model an architecture; models may differ.
+    """FedDF (Lin et al., 2020); one fused model for each architecture; models may differ.
 
-    A round: clients train the fused model of their architecture; the server averages them by architecture, weighted by
-    numbers of images, and distils each average from all received models: KL(t || softmax(z / T)) without the factor
-    T^2, Adam with a cosine schedule over `steps` batches of `distil_batch_size`, gradients clipped at norm `clip`.
-    teacher: see `ensemble_targets`; T is `temperature`.
-    With `data.validation` the best model of every `check_every` steps is kept, and distillation stops after `patience`
-    steps without a better one; without it all steps are done and the last model is kept. drop_worst: leave out teachers
-    below 1.2 times chance on the validation images.
+    A round: clients train the fused model of their architecture. The server averages the models of each architecture,
+    weighted by numbers of images, and distils all received models into each average: KL(t || softmax(z / T)) without
+    the factor T^2, Adam with a cosine schedule over `steps` batches of `distil_batch_size`, gradients clipped at norm
+    `clip`. teacher: see `ensemble_targets`; T is `temperature`.
+    With `data.validation` the model is checked every `check_every` steps and the best one is kept; distillation stops
+    after `patience` steps without a better one. Without it, all steps are done and the last model is kept. drop_worst:
+    leave out teachers below 1.2 times chance on the validation images.
 
     Values: Adam 0.001, 10,000 steps of 128, check every 100, patience 1,000, clip 5, T = 1 in the authors' runs.
-    Statistics of batch norm are averaged like weights, and then follow the public images. `global/accuracy` is the mean
-    over the fused models.
+    Statistics of batch norm are averaged like weights; distillation then updates them with the public images.
+    `global/accuracy` is the mean over the fused models.
     """
 
     client: ClassVar[type[Client]] = GlobalModelClient
@@ -80,12 +80,12 @@ class FedDF(Strategy):
     models: dict[int, Tensors] = field(default_factory=dict, init=False)
 
     def check(self, environment: Environment) -> None:
-        """Refuse a run without a public set, or that drops the worst without images to measure them on."""
+        """Raise InputError if there is no public set, or if drop_worst has no validation images."""
         if environment.data.public is None:
             raise InputError("strategy feddf needs a public set: set data.public, such as public = { size = 2000 }.")
         if self.drop_worst and environment.data.validation is None:
             raise InputError(
-                "strategy.drop_worst = true: teachers are measured on the server's labelled images; "
+                "strategy.drop_worst = true: it measures teachers on the server's labelled images, which are missing; "
                 "set data.validation, such as validation = { size = 500 }."
             )
 
@@ -95,7 +95,7 @@ class FedDF(Strategy):
         self.models = {n: federation.environment.initial_weights(n) for n in range(count)}
 
     def run_round(self, federation: Round) -> None:
-        """Let the cohort train, average by architecture, distil each average from all."""
+        """Ask the cohort to train, average the models of each architecture, distil all models into each average."""
         environment = federation.environment
         down = {n: Payload(weights=weights) for n, weights in self.models.items()}
         specs = {n: expected_model(w) for n, w in self.models.items()}
@@ -120,7 +120,7 @@ class FedDF(Strategy):
         federation.log("train_loss", weighted / examples)
 
     def _teach(self, federation: Round, received: list[tuple[int, Tensors]]) -> Tensor:
-        """Return the teachers' logits on the public set, K x P x C, each computed once; without the dropped ones."""
+        """Return the logits of the kept teachers on the public set, K x P x C. Each is computed once."""
         environment = federation.environment
         public, validation = environment.data.public, environment.data.validation
         assert public is not None
@@ -180,7 +180,7 @@ class FedDF(Strategy):
         return best_weights
 
     def evaluation(self, federation: Round) -> dict[int, Payload]:
-        """Return to each node the fused model of its architecture."""
+        """Return for each node the fused model of its architecture."""
         payloads = {n: Payload(weights=weights) for n, weights in self.models.items()}
         return {node: payloads[federation.environment.architecture_of(node)] for node in federation.measured}
 

@@ -1,7 +1,7 @@
-"""FedDistill: FD with one table for all, the global mean logits by label; alone, or beside averaged weights.
+"""FedDistill: FD with one table for all nodes, the global mean logits of each label. FedDistill-FL also runs FedAvg.
 
 The baselines FedDistill and FedDistill-FL of Zhu, Hong, Zhou: Data-Free Knowledge Distillation for Heterogeneous
-Federated Learning, ICML 2021, arXiv:2105.10056, as their code has them.
+Federated Learning, ICML 2021, arXiv:2105.10056, as in their code.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from fedkd import (
 
 
 class FedDistillFLClient(LabelLogitsClient):
-    """Starts from the global weights, and returns the new ones beside its table."""
+    """Starts from the global weights, and returns the new weights and its table."""
 
     def fit(self, request: Payload) -> Payload:
         """Train the received weights; return them, the table and the number of images."""
@@ -36,17 +36,17 @@ class FedDistillFLClient(LabelLogitsClient):
 
 @dataclass(kw_only=True)
 class FedDistill(LabelLogits):
-    """FedDistill (Zhu et al., 2021, their code): the pull is towards the mean table of all nodes, oneself included.
+    """FedDistill (Zhu et al., 2021, their code): a node learns from the mean table of all nodes, itself included.
 
-    gamma: 1 there. Deviations, each from an error there: counts start at 0 (there at 1, which shrinks each mean by
-    n / (n + 1)), a node that lacks a label has no part in that label's mean (there it counts as a row of zeros), and
-    means start afresh each round.
+    gamma: 1 in their code. Deviations, each because of an error in their code: counts start at 0 (their code: at 1,
+    which shrinks each mean by n / (n + 1)); a node that lacks a label does not count in the mean of this label (their
+    code: it counts as a row of zeros); means start again at 0 in each round.
     """
 
     client: ClassVar[type[Client]] = LabelLogitsClient
 
     def run_round(self, federation: Round) -> None:
-        """Send the global table, gather the nodes' tables, average them by label."""
+        """Send the global table, collect the nodes' tables, average them by label."""
         classes = len(federation.environment.data.classes)
         expect = expected_means("logits", classes, classes)
         means, present = {}, {}
@@ -57,7 +57,7 @@ class FedDistill(LabelLogits):
 
 @dataclass(kw_only=True)
 class FedDistillFL(LabelLogits):
-    """FedDistill-FL (Zhu et al., 2021, their code): FedDistill beside FedAvg; equal models."""
+    """FedDistill-FL (Zhu et al., 2021, their code): FedDistill together with FedAvg; equal models."""
 
     client: ClassVar[type[Client]] = FedDistillFLClient
     equal_models: ClassVar[bool] = True

@@ -1,4 +1,4 @@
-"""FedDyn: clients whose regulariser turns with what they have learnt, so that local optima meet the global one.
+"""FedDyn: each client's regulariser changes with its training, so that the local optima agree with the global one.
 
 Acar, Zhao, Matas Navarro, Mattina, Whatmough, Saligrama: Federated Learning Based on Dynamic Regularization, ICLR 2021,
 arXiv:2111.04263, Algorithm 1.
@@ -36,7 +36,7 @@ _DRIFT = "drift"
 
 
 class FedDynClient(SharesClient):
-    """Keeps h_k, the sum of its moves away from the models that it received."""
+    """Keeps h_k, the sum of the changes that its training made to the received models."""
 
     def fit(self, request: Payload) -> Payload:
         """Minimise CE + a_k/2 ||theta - w||^2 + a_k <theta, h_k>; then h_k <- h_k + theta_k - w."""
@@ -51,7 +51,7 @@ class FedDynClient(SharesClient):
         loss = self.train_locally(dynamic_loss(start, drift, alpha, linear_only=linear_only), optimizer)
         moved = {name: drift[name] + p.detach() - start[name] for name, p in self.model.named_parameters()}
         self.keep(_DRIFT, moved)
-        return Payload(weights=self.weights(), numbers={"examples": UNWEIGHTED, "loss": loss})  # an unweighted mean
+        return Payload(weights=self.weights(), numbers={"examples": UNWEIGHTED, "loss": loss})
 
 
 def dynamic_loss(
@@ -59,8 +59,8 @@ def dynamic_loss(
 ) -> Loss:
     """Return CE + alpha/2 ||theta - w||^2 + alpha <theta, h>, by parameter names; w is `start`, h is `drift`.
 
-    `linear_only`: CE + alpha <theta, h - w>, for an optimiser with alpha more weight decay: the same gradient, but for
-    a clip, which then does not see alpha theta.
+    `linear_only`: CE + alpha <theta, h - w>, for an optimiser whose weight decay is increased by alpha. The gradient is
+    the same, but `train.clip` does not include alpha theta.
     """
 
     def loss(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
@@ -79,10 +79,11 @@ def dynamic_loss(
 class FedDyn(Strategy):
     """FedDyn (Acar et al., 2021, Algorithm 1): w <- mean_{k in S} theta_k + mean_{all k} h_k.
 
-    With h_k = -grad L_k / alpha of the paper: the mean of all h_k is its -h / alpha. alpha: 0.1, 0.01 or 0.001 in the
-    paper. Means are unweighted, as there; buffers (the statistics of batch norm) get the mean over the cohort alone.
-    official_quirks: as in FedDyn's and FedFTG's code: alpha over the node's share of images, and the quadratic term as
-    weight decay, which `train.clip` does not see. The nodes then report their numbers of images before round 1.
+    In the paper's symbols, h_k = -grad L_k / alpha, and the mean of all h_k is -h / alpha. alpha: 0.1, 0.01 or 0.001 in
+    the paper. Means are unweighted, as in the paper; buffers (the statistics of batch norm) get the mean over the
+    cohort only. official_quirks: as in FedDyn's and FedFTG's code: alpha is divided by the node's share of images, and
+    the quadratic term is weight decay, which `train.clip` does not include. The nodes then report their numbers of
+    images before round 1.
     """
 
     client: ClassVar[type[Client]] = FedDynClient
@@ -94,27 +95,28 @@ class FedDyn(Strategy):
     mean_images: float | None = field(default=None, init=False)
 
     def check(self, environment: Environment) -> None:
-        """Refuse weight decay that is no part of the gradient where alpha is added to it."""
+        """Raise InputError for adamw with official_quirks: its weight decay is not part of the gradient."""
         if self.official_quirks and environment.config.train.optimizer.name == "adamw":
             raise InputError(
-                "strategy.official_quirks: alpha becomes weight decay, which adamw takes out of the gradient."
+                "strategy.official_quirks: it adds alpha to weight decay, which adamw does not apply through the "
+                "gradient; use another train.optimizer."
             )
 
     def prepare(self, federation: Round) -> None:
-        """Start with h_k = 0 everywhere."""
+        """Set h_k = 0 for all nodes."""
         model = federation.environment.model(0)
         self.mean_drift = {name: torch.zeros_like(p, device="cpu") for name, p in model.named_parameters()}
         if self.official_quirks:
             self.mean_images = mean_images(federation)
 
     def run_round(self, federation: Round) -> None:
-        """Send the global model, average what comes back, add the mean of all h_k."""
+        """Send the global model, average the trained models, add the mean of all h_k."""
         assert self.weights is not None
         start = self.weights
         expect = expected_model(start, unweighted=True)
         payload = Payload(weights=start, numbers=share_numbers(self.mean_images))
         merged = federation.ask("fit", payload, expect=expect, merge=weighted_mean)
-        share = merged.numbers["examples"] / len(federation.nodes)  # |S| / N: only the cohort's h_k have moved
+        share = merged.numbers["examples"] / len(federation.nodes)  # |S| / N: only the cohort's h_k have changed
         self.mean_drift = {n: h + share * (merged.weights[n] - start[n]) for n, h in self.mean_drift.items()}
         self.weights = merged.weights | {n: merged.weights[n] + h for n, h in self.mean_drift.items()}
         federation.log("train_loss", merged.numbers["loss"])

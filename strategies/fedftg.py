@@ -1,4 +1,4 @@
-"""FedFTG: the server fine-tunes the averaged model with hard samples of a generator, taught by the clients' models.
+"""FedFTG: the server fine-tunes the averaged model on hard samples of a generator; the clients' models are teachers.
 
 Zhang, Shen, Ding, Tao, Duan: Fine-tuning Global Model via Data-Free Knowledge Distillation for Non-IID Federated
 Learning, CVPR 2022, arXiv:2203.09249; and the authors' code, whose losses are the defaults here.
@@ -42,15 +42,15 @@ from fedkd import (
     torch_stream,
 )
 
-_ROUNDING = 1e-6  # of the authors' code, in the denominator of the ensemble weights
-_SHOWN = 20  # classes whose images a run shows
+_ROUNDING = 1e-6  # added to the denominator of the ensemble weights, as in the authors' code
+_SHOWN = 20  # the largest number of classes in a figure
 
 
 class LabelCountsClient(Client):
-    """What FedFTG's clients answer beside the base's requests."""
+    """The request that FedFTG adds to the base's client half."""
 
     def label_counts(self, request: Payload) -> Payload:
-        """Return how many images of each class the node holds, C."""
+        """Return the node's number of images of each class, C."""
         counts = torch.bincount(self.labels, minlength=len(self.environment.data.classes))
         return Payload(statistics={"label_counts": counts.int()})
 
@@ -64,18 +64,18 @@ class GeneratorLosses(NamedTuple):
 
 
 def ensemble_weights(counts: Tensor) -> Tensor:
-    """Return alpha, C x K: each teacher's share of the cohort's images of a class (Zhang et al., 2022).
+    """Return alpha, C x K: each teacher's share of the cohort's images of each class (Zhang et al., 2022).
 
-    `counts`, K x C. The rows of classes that the cohort lacks are 0.
+    `counts`: K x C. The rows of classes that the cohort lacks are 0.
     """
     counts = counts.double().T
     return counts / (counts.sum(1, keepdim=True) + _ROUNDING)
 
 
 def stratified_labels(counts: Sequence[int], number: int, shuffle: Callable[[np.ndarray], None]) -> np.ndarray:
-    """Return `number` labels, of each class its share of `counts` (C) to a whole label, in the order of `shuffle`.
+    """Return `number` labels, shuffled by `shuffle`. Each class gets its share of `counts` (C), rounded.
 
-    A class without images gets none; a rare one may get none.
+    A class without images gets none; a rare class may get none.
     """
     ends = np.cumsum(np.asarray(counts, np.int64)) * number // max(int(np.sum(counts)), 1)
     labels = np.repeat(np.arange(len(ends)), np.diff(ends, prepend=0))
@@ -84,7 +84,7 @@ def stratified_labels(counts: Sequence[int], number: int, shuffle: Callable[[np.
 
 
 def disagreement_loss(student: Tensor, teacher: Tensor, weights: Tensor, kind: Literal["l1", "kl"]) -> Tensor:
-    """Return -(1/B) sum_b a_b d(s_b, t_b): the lower, the harder the samples. Logits B x C, weights B.
+    """Return -(1/B) sum_b a_b d(s_b, t_b); it is lower for harder samples. Logits: B x C; weights: B.
 
     d: the mean absolute difference of logits (`l1`), or KL(softmax(t) || softmax(s)) (`kl`).
     """
@@ -101,7 +101,7 @@ def classification_loss(
 ) -> Tensor:
     """Return the teacher's cross-entropy with the labels, weighted by a_b, B.
 
-    `batch_mean`: the mean cross-entropy times the mean weight, as the code has it; `per_sample`: the mean of a_b CE_b.
+    `batch_mean`: the mean cross-entropy times the mean weight, as in the code; `per_sample`: the mean of a_b CE_b.
     """
     if kind == "batch_mean":
         return F.cross_entropy(teacher, labels) * weights.mean()
@@ -109,7 +109,7 @@ def classification_loss(
 
 
 def ensemble_targets(logits: Tensor, weights: Tensor, kind: Literal["probabilities", "logits"]) -> Tensor:
-    """Return the targets q, B x C, of the teachers' logits, K x B x C, and weights a, B x K.
+    """Return the targets q, B x C, from the teachers' logits, K x B x C, and weights a, B x K.
 
     `probabilities`: sum_k a_k softmax(t_k); `logits`: softmax(sum_k a_k t_k).
     """
@@ -127,18 +127,19 @@ def student_loss(student: Tensor, targets: Tensor) -> Tensor:
 class FedFTG(Wrapper):
     """FedFTG (Zhang et al., 2022) over a base that averages weights.
 
-    A round: the base runs its own; the models that its clients returned, frozen, are the teachers. `iterations` times
-    (I): draw B = `batch_size` labels y and noises z; a step of the generator for each client k, on
-    L_md + lambda_cls L_cls + lambda_dis L_dis / K, `generator_passes` (I_g) times; then `student_steps` (I_d) steps of
-    the global model towards the ensemble on the same z and y. `global/accuracy` is the fine-tuned model's,
-    `aggregated/accuracy` the base's own. Learning rates decay as `[train]` says; both optimisers are new each round,
-    the generator stays. Statistics of batch norm end up as those of generated images, as in the authors' code.
+    A round: the base runs its own round. The models that its clients returned are the teachers, frozen. Repeat
+    `iterations` (I) times: draw B = `batch_size` labels y and noise z; train the generator with one step for each
+    client k, on L_md + lambda_cls L_cls + lambda_dis L_dis / K, `generator_passes` (I_g) times; then train the global
+    model with `student_steps` (I_d) steps towards the ensemble on the same z and y. `global/accuracy` is that of the
+    fine-tuned model, `aggregated/accuracy` that of the base's model. Learning rates decay as in `[train]`. Both
+    optimisers are new in each round; the generator is kept. Statistics of batch norm become those of generated images,
+    as in the authors' code.
 
-    Values: those of the authors' CIFAR-10 runs; noise 256 for CIFAR-100. Where paper and code differ the code is the
+    Values: those of the authors' CIFAR-10 runs; noise 256 for CIFAR-100. Where paper and code differ, the code is the
     default: `disagreement` (paper: kl), `teacher_gradient` (paper: true), `classification` (paper: per_sample),
     `generator_update` (paper: joint, one step on the sum over clients), `labels` (paper: independent), `ensemble`.
-    Over FedProx with its official_quirks the authors add its mu to weight_decay here too. The server learns each node's
-    model and label counts: this excludes secure aggregation.
+    With FedProx and its official_quirks as the base, the authors also add its mu to the weight_decay here. The server
+    gets each node's model and label counts, so secure aggregation is not possible.
     """
 
     base: NamedTable = field(default_factory=lambda: NamedTable(name="fedavg"))
@@ -168,29 +169,29 @@ class FedFTG(Wrapper):
         return type("FedFTGClient", (LabelCountsClient, super().client_class()), {})
 
     def check(self, environment: Environment) -> None:
-        """Refuse, besides, a base that is a wrapper: its own model is not what the clients' models were merged into."""
+        """Also raise InputError for a wrapper as the base: its model is not the merged model of the clients."""
         super().check(environment)
         if isinstance(self.inner, Wrapper):
             raise InputError(
-                f"strategy.base.name = {self.base.name!r}: fedftg refines what the clients' models were merged into; "
-                'turn the two round: name = "weight_ema", base = { name = "fedftg" }.'
+                f"strategy.base.name = {self.base.name!r}: fedftg refines the merged model of the clients, so its base "
+                'must not be a wrapper; swap the two: name = "weight_ema", base = { name = "fedftg" }.'
             )
 
     def prepare(self, federation: Round) -> None:
-        """Let the base prepare; make the generator."""
+        """Call the base's `prepare`; make the generator."""
         super().prepare(federation)
         with default_stream(federation.stream("initial-generator")):
             self.generator = copied(self._new_generator(federation).state_dict())
         self.aggregated = self.weights or {}
 
     def run_round(self, federation: Round) -> None:
-        """Let the base run its round, then fine-tune its model."""
+        """Call the base's `run_round`, then fine-tune its model."""
         with federation.overheard() as heard:
             self.inner.run_round(federation)
         self.aggregated = self.weights or {}
         models = {r.node: r.payload.weights for r in heard if r.payload.weights.keys() == self.aggregated.keys()}
         if not models:
-            raise RunError(f"strategy.base.name = {self.base.name!r}: its clients return no models to learn from.")
+            raise RunError(f"strategy.base.name = {self.base.name!r}: its clients return no models as teachers.")
         nodes, counts = self._label_counts(federation, list(models))
         environment = federation.environment
         student = environment.model(0)
@@ -236,9 +237,9 @@ class FedFTG(Wrapper):
         decay: float = 1.0,
         track: Callable[[Sequence[int]], Iterable[int]] = iter,
     ) -> dict[str, float]:
-        """Fine-tune the student and train the generator, in place; return the mean of each loss.
+        """Fine-tune the student and train the generator, both in place; return the mean of each loss.
 
-        weights: alpha, C x K; labels: I x B; noise: I x B x nz; decay: of the learning rates.
+        weights: alpha, C x K; labels: I x B; noise: I x B x nz; decay: the factor of the learning rates.
         """
         student_optimizer = torch.optim.SGD(
             student.parameters(), lr=self.student_lr * decay, weight_decay=self.weight_decay
@@ -267,7 +268,7 @@ class FedFTG(Wrapper):
                     generator_losses.append(torch.stack(losses).detach())
             student.train()
             generator.eval()
-            with torch.no_grad():  # z, y and teachers stay: images and targets are the same in all steps
+            with torch.no_grad():  # z, y and teachers are fixed, so images and targets are the same in all steps
                 images = generator(z, y)
                 targets = ensemble_targets(teachers(images), a, self.ensemble)
             for _ in range(self.student_steps):
@@ -288,7 +289,7 @@ class FedFTG(Wrapper):
         noise: Tensor,
         group: Sequence[int],
     ) -> GeneratorLosses:
-        """Return the parts of the generator's loss for some of the teachers: sums over them; weights a, B x K."""
+        """Return the parts of the generator's loss, summed over some of the teachers. weights: a, B x K."""
         images = generator(noise, labels)
         logits = student(images)
         logits_of = [teachers.one(group[0], images)] if len(group) == 1 else list(teachers(images))
@@ -304,7 +305,7 @@ class FedFTG(Wrapper):
         )
 
     def stages(self) -> dict[str, tuple[Architecture, Tensors]]:
-        """Return the base's model, before it was fine-tuned."""
+        """Return the base's model before fine-tuning, and the base's intermediate models."""
         return super().stages() | ({"aggregated": (0, self.aggregated)} if self.aggregated else {})
 
     def _new_generator(self, federation: Round) -> nn.Module:
@@ -322,11 +323,11 @@ class FedFTG(Wrapper):
         counts = {node: reply.statistics["label_counts"] for node, reply in replies}
         counts = {node: own for node, own in counts.items() if int(own.sum())}
         if not counts:
-            raise RunError(f"Round {federation.number}: no node of the cohort holds a labelled image.")
+            raise RunError(f"Round {federation.number}: no node of the cohort has a labelled image.")
         return list(counts), torch.stack(list(counts.values()))
 
     def _labels(self, federation: Round, counts: list[int]) -> Tensor:
-        """Return I x B labels from p_t(y)."""
+        """Return labels, I x B, drawn from p_t(y)."""
         number = self.iterations * self.batch_size
         rng = numpy_stream(federation.config.seed, federation.number, "server", "labels")
         if self.labels == "stratified":
@@ -337,7 +338,7 @@ class FedFTG(Wrapper):
 
     @torch.no_grad()
     def _one_a_class(self, federation: Round, generator: nn.Module) -> np.ndarray:
-        """Return one generated image a class, from the same noise in each round."""
+        """Return one generated image for each class, from the same noise in each round."""
         environment = federation.environment
         labels = torch.arange(min(len(environment.data.classes), _SHOWN))
         order = torch_stream(federation.config.seed, 0, "server", "shown-noise")
@@ -347,7 +348,7 @@ class FedFTG(Wrapper):
 
 
 def _step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
-    """Take a step along the gradient of the optimiser's own parameters; nobody else's is computed."""
+    """Take an optimiser step. Only the gradients of the optimiser's own parameters are computed."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters, allow_unused=True), strict=True):
         parameter.grad = gradient

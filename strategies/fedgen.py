@@ -1,4 +1,4 @@
-"""FedGen: a generator of features, learnt on the server from the clients' classifiers, regularises local training.
+"""FedGen: the server trains a generator of features with the clients' classifiers; it regularises local training.
 
 Zhu, Hong, Zhou: Data-Free Knowledge Distillation for Heterogeneous Federated Learning, ICML 2021, arXiv:2105.10056,
 Algorithm 1; and the authors' code.
@@ -50,7 +50,7 @@ class FedGenClient(GlobalModelClient):
     """Trains with the received generator; returns weights and label counts."""
 
     def fit(self, request: Payload) -> Payload:
-        """Train the received weights, from round 2 on beside the generator."""
+        """Train the received weights, from round 2 on with the generator's loss terms."""
         method: FedGen = self.strategy
         self.load_model(request.weights)
         loss: Loss = self.local_loss()
@@ -87,7 +87,7 @@ def generative_loss(
 ) -> Loss:
     """Return CE(x, y) + alpha CE(h(G(z, y')), y') + beta KL(softmax h(G(z, y)) || p(x)).
 
-    y' ~ `distribution` (C), `size` of them; z ~ N(0, 1); h is the model's classifier. The target of the KL is detached.
+    y': `size` labels from `distribution` (C); z ~ N(0, 1); h: the model's classifier. The target of the KL is detached.
     """
 
     def features(labels: Tensor) -> Tensor:
@@ -110,7 +110,7 @@ def generator_loss(
 ) -> Tensor:
     """Return sum_k mean_b a_bk CE(h_k(g_b), y_b) + eta L_div (Zhu et al., 2021, Algorithm 1).
 
-    logits: K x B x C of the teachers' classifiers; weights a: B x K; outputs g: B x D; noise: B x M.
+    logits: of the teachers' classifiers, K x B x C; weights a: B x K; outputs g: B x D; noise: B x M.
     """
     repeated = labels.expand(len(logits), -1)
     losses = F.cross_entropy(logits.flatten(0, 1), repeated.flatten(), reduction="none").view_as(repeated)
@@ -121,15 +121,16 @@ def generator_loss(
 class FedGen(Strategy):
     """FedGen (Zhu et al., 2021, Algorithm 1), corrected; equal models.
 
-    Server: average the weights; train G(z, y) for `generator_steps` so that each client's own classifier h_k sees the
-    label in G's features, a_k(y) = n_k^y / sum_j n_j^y, labels from the cohort's distribution; Adam lasts over rounds,
-    its learning rate times generator_lr_decay^(t - 1).
+    Server: average the weights; train G(z, y) for `generator_steps` so that each client's own classifier h_k recognises
+    the label in G's features, a_k(y) = n_k^y / sum_j n_j^y, labels from the cohort's distribution. Adam's moments are
+    kept between rounds; its learning rate is multiplied by generator_lr_decay^(t - 1).
     Client, from round 2 on: `generative_loss`, alpha and beta times decay^(t - 1). Values: the authors' for MNIST
     (EMNIST: alpha 10, beta 1, generator_lr 1e-4).
 
-    Deviations from their code: noise is normal, as the paper says (there uniform); label counts start at 0 (there at
-    1); labels for the generator and for y' follow p(y) (there uniform over the labels that exist); each sample's loss
-    has its own weight (there their B x B product is averaged); the regulariser lasts all epochs (there 20).
+    Deviations from their code: noise is normal, as in the paper (their code: uniform); label counts start at 0 (their
+    code: at 1); labels for the generator and for y' follow p(y) (their code: uniform over the labels that exist); each
+    sample's loss has its own weight (their code: the mean of a B x B product); the regulariser is used in all epochs
+    (their code: in 20).
     """
 
     client: ClassVar[type[Client]] = FedGenClient
@@ -147,11 +148,11 @@ class FedGen(Strategy):
     noise: Count = 32
     hidden: Count = 256
     generator: Tensors = field(default_factory=dict, init=False)
-    moments: Tensors = field(default_factory=dict, init=False)  # Adam's
+    moments: Tensors = field(default_factory=dict, init=False)  # the state of Adam
     distribution: Tensor | None = field(default=None, init=False)
 
     def check(self, environment: Environment) -> None:
-        """Refuse models whose features have no known width."""
+        """Raise InputError for models whose features have no known width."""
         if not isinstance(environment.model(0).classifier, nn.Linear):
             raise InputError("strategy fedgen needs a model whose classifier is one linear layer.")
 
@@ -180,7 +181,7 @@ class FedGen(Strategy):
         )
         total: Payload | None = None
         heads, counts = [], []
-        for _, reply in federation.ask("fit", down, expect=expect):
+        for _, reply in federation.ask("fit", down, expect=expect, stream=True):
             heads.append({n.removeprefix(_HEAD): t.clone() for n, t in reply.weights.items() if n.startswith(_HEAD)})
             counts.append(reply.statistics["label_counts"].double())
             model = Payload(weights=reply.weights, numbers=reply.numbers)
@@ -189,7 +190,7 @@ class FedGen(Strategy):
         self.weights = total.weights
         table = torch.stack(counts)
         if not table.sum():
-            raise RunError(f"Round {federation.number}: no node of the cohort holds a labelled image.")
+            raise RunError(f"Round {federation.number}: no node of the cohort has a labelled image.")
         self.distribution = (table.sum(0) / table.sum()).float()
         federation.log("train_loss", total.numbers["loss"])
         federation.log("label_distribution", self.distribution.tolist())

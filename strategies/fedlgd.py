@@ -1,7 +1,7 @@
-"""FedLGD: clients train on small virtual sets, refined against the global model; the server distils anchors for them.
+"""FedLGD: clients train on few virtual images, which they refine with the global model; the server distils anchors.
 
 Huang, Wang, Yang, Li: Federated Learning on Virtual Heterogeneous Data with Local-global Dataset Distillation, TMLR,
-arXiv:2303.02278; its pipeline figure, an earlier version's text, and the authors' code.
+arXiv:2303.02278; its pipeline figure, the text of an earlier version, and the authors' code.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ from fedkd import (
 )
 
 Regulariser = Literal["supcon", "mmd"]
-_ANCHORS = "anchors"  # where a node's state keeps the global virtual images
+_ANCHORS = "anchors"  # the name of the global virtual images in a node's state
 
 
 class FedLGDClient(VirtualImagesClient, GlobalModelClient):
-    """Refines its virtual images in some rounds; trains on them and on the global ones."""
+    """Refines its virtual images in some rounds; trains on them and on the global virtual images."""
 
     def begin(self, request: Payload) -> Payload:
         """Make the first virtual images; return the node's class statistics."""
@@ -62,7 +62,7 @@ class FedLGDClient(VirtualImagesClient, GlobalModelClient):
         return Payload(statistics={"means": means, "deviations": deviations, "held": held})
 
     def fit(self, request: Payload) -> Payload:
-        """Refine the virtual images where asked; train the received weights on them and on the anchors."""
+        """Refine the virtual images if requested; train the received weights on them and on the anchors."""
         method: FedLGD = self.strategy
         self.load_model(request.weights)
         if request.images:
@@ -73,7 +73,7 @@ class FedLGDClient(VirtualImagesClient, GlobalModelClient):
         anchors = Virtual.of(kept, self.environment.device)
         if request.numbers["refine"]:
             self.refine(method)
-            self.load_model(request.weights)  # statistics of batch norm as they were
+            self.load_model(request.weights)  # restores the statistics of batch norm
         selected = bool(request.numbers["selected"])
         data = self.data if selected and method.selected == "figure" else _union(self.data, anchors.as_data())
         loss: Loss = cross_entropy
@@ -84,7 +84,7 @@ class FedLGDClient(VirtualImagesClient, GlobalModelClient):
         return Payload(weights=self.weights(), numbers={"examples": UNWEIGHTED, "loss": value})
 
     def refine(self, method: FedLGD) -> None:
-        """Take `local_steps` steps of IDM under the received model, and keep the images."""
+        """Take `local_steps` steps of IDM under the received model, and store the images."""
         self.catch_up()
         distiller = IDM(
             lr=method.pixel_lr, momentum=method.pixel_momentum, real_batch=method.real_batch, augment=method.augment
@@ -104,8 +104,8 @@ def _union(first: Images, second: Images) -> Images:
 def anchored_loss(anchors: Virtual, lambda_con: float, temperature: float, regulariser: Regulariser) -> Loss:
     """Return CE(batch) + lambda L_con over the batch and all anchors; gradients go through the features of both.
 
-    `supcon`: every image of both is an anchor of the contrast, the mean over them; `mmd`: the kernel discrepancy of the
-    two sides' features, free of labels (Huang et al.; the text sums over the anchors alone).
+    `supcon`: the supervised contrastive loss, the mean over all images of both; `mmd`: the kernel discrepancy of their
+    features, without labels (Huang et al.; the text sums over the anchors only).
     """
 
     def loss(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
@@ -121,11 +121,11 @@ def anchored_loss(anchors: Virtual, lambda_con: float, temperature: float, regul
 def kernel_discrepancy(first: Tensor, second: Tensor, kernels: int = 5) -> Tensor:
     """Return the squared maximum mean discrepancy of features, N x D and M x D, under a sum of Gaussian kernels.
 
-    exp(-||x - y||^2 / (b 2^i)), i = 0 ... `kernels` - 1; b = the mean squared distance of different rows of both, over
-    2^(kernels // 2), detached (FedLGD's code: `mmd`). Means over all pairs, a row with itself included.
+    exp(-||x - y||^2 / (b 2^i)), i = 0 ... `kernels` - 1; b = the mean squared distance of different rows of both,
+    divided by 2^(kernels // 2), detached (FedLGD's code: `mmd`). Means over all pairs, also of a row with itself.
     """
     both = torch.cat([first, second])
-    lengths, products = both.pow(2).sum(1), both @ both.T  # not all differences at once: n x n x D would be gigabytes
+    lengths, products = both.pow(2).sum(1), both @ both.T  # the differences, n x n x D, would need gigabytes
     squares = (lengths[:, None] + lengths[None] - 2 * products).clamp(min=0)
     count = len(both)
     bandwidth = (squares.detach().sum() / (count**2 - count)).clamp(min=torch.finfo(squares.dtype).tiny)
@@ -139,21 +139,22 @@ def kernel_discrepancy(first: Tensor, second: Tensor, kernels: int = 5) -> Tenso
 class FedLGD(VirtualImages, Strategy):
     """FedLGD (Huang et al., TMLR): local-global dataset distillation; equal models.
 
-    Before round 1: `VirtualImages`, and the global virtual images, `server_ipc` a class, of pixels ~ N(mean, deviation)
-    of the clients' class statistics, averaged over those that have the class.
+    Before round 1: `VirtualImages`, and the global virtual images, `server_ipc` per class, with pixels ~ N(mean,
+    deviation) of the clients' class statistics, averaged over the clients that have the class.
 
-    Round t + 1 (the paper counts t from 0), with t in tau = {0, `gap`, 2 `gap`, ..., `times` `gap`}: but for t = 0 the
-    cohort first refines its images by `local_steps` of IDM under the received model; trains by plain cross-entropy, on
-    its own images alone (`selected` = "figure", the paper's pipeline figure) or on both (`code`, already at t = 0, when
-    the global ones are noise); then the server takes `global_steps` of FGM towards (theta_t - theta_t+1) / lr under
-    theta_t. In all other rounds clients train on both, with L_con between each batch and all global images
-    (`anchored_loss`, `lambda_con`: the code's default is 1, its README's for digits 10). theta_t+1 is the plain mean.
+    Round t + 1 (the paper counts t from 0), with t in tau = {0, `gap`, 2 `gap`, ..., `times` `gap`}: except for t = 0,
+    the cohort first refines its images with `local_steps` of IDM under the received model. It trains with plain
+    cross-entropy, only on its own images (`selected` = "figure", the paper's pipeline figure) or on both (`code`, also
+    at t = 0, when the global images are noise). Then the server takes `global_steps` of FGM towards
+    (theta_t - theta_t+1) / lr under theta_t. In all other rounds clients train on both, with L_con between each batch
+    and all global images (`anchored_loss`; `lambda_con`: 1 by default in the code, 10 for digits in its README).
+    theta_t+1 is the plain mean.
 
-    Values: the paper's. Both distillers take `pixel_lr` and `pixel_momentum`. `distance`: of FGM. Global images travel
-    to a node when it does not have the newest ones. Deviations: true class statistics (the code divides by the number
-    of all images), empty classes skipped, a client sampled late starts from the newest weights (in the code from its
-    own last ones), seeds from streams (there from the clock), networks in eval mode for FGM. With batch norm the
-    statistics of batches and anchors mix; the paper has instance norm.
+    Values: the paper's. Both distillers use `pixel_lr` and `pixel_momentum`. `distance`: of FGM. Global images are sent
+    to a node if it does not have the newest ones. Deviations: true class statistics (the code divides by the number of
+    all images), empty classes are skipped, a client that is sampled late starts from the newest weights (the code: from
+    its own last ones), seeds come from streams (the code: from the clock), networks are in eval mode for FGM. With
+    batch norm the statistics of batches and anchors mix; the paper uses instance norm.
     """
 
     client: ClassVar[type[Client]] = FedLGDClient
@@ -173,11 +174,11 @@ class FedLGD(VirtualImages, Strategy):
     cached: set[int] = field(default_factory=set, init=False)  # nodes that have the newest ones
 
     def check(self, environment: Environment) -> None:
-        """Refuse augmentation that would pass virtual images by."""
+        """Raise InputError for `data.augment`, which virtual images do not use."""
         self.check_images(environment)
 
     def prepare(self, federation: Round) -> None:
-        """Let each node make its images; make the global ones from the nodes' class statistics."""
+        """Ask each node to make its images; make the global images from the nodes' class statistics."""
         data = federation.environment.data
         classes, (channels, height, width) = len(data.classes), data.image_shape
         table = ArraySpec((classes, channels))
@@ -197,7 +198,7 @@ class FedLGD(VirtualImages, Strategy):
         self.show_images(federation)
 
     def run_round(self, federation: Round) -> None:
-        """Send model and schedule, average what comes back, match the change of the model in selected rounds."""
+        """Send model and schedule, average the trained models, distil the global images in selected rounds."""
         assert self.weights is not None
         t = federation.number - 1
         selected = t % self.gap == 0 and t <= self.gap * self.times
@@ -215,7 +216,7 @@ class FedLGD(VirtualImages, Strategy):
         self.show_images(federation)
 
     def _distil(self, federation: Round, before: Tensors) -> None:
-        """Move the global images so that their gradient under `before` is that of the round."""
+        """Change the global images so that their gradient under `before` matches that of the round."""
         assert self.weights is not None
         environment = federation.environment
         network = environment.model(0)
@@ -250,10 +251,11 @@ class FedLGD(VirtualImages, Strategy):
 
 
 def average_statistics(means: Tensor, deviations: Tensor, held: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the clients' class means and deviations, averaged evenly over those that have the class; and which exist.
+    """Return the class means and deviations, each the plain mean over the clients that have the class, and a mask of
+    the classes that any client has.
 
-    `means`, `deviations`: N x classes x channels; `held`: N x classes. Deviations are averaged too, not pooled, as in
-    the authors' code.
+    `means`, `deviations`: N x classes x channels; `held`: N x classes, the classes that each client has. Deviations are
+    averaged, not pooled, as in the authors' code.
     """
     shares = held.float() / held.sum(0).clamp(min=1)
     averaged = (torch.einsum("nk,nkc->kc", shares, table) for table in (means, deviations))

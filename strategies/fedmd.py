@@ -1,4 +1,4 @@
-"""FedMD: clients of different architectures agree on the logits of a public set.
+"""FedMD: clients with different architectures learn from their mean logits on a public set.
 
 Li, Wang: FedMD: Heterogenous Federated Learning via Model Distillation, 2019, arXiv:1910.03581, Algorithm 1; and the
 authors' reference code. Each round: new alignment subset -> mean logits -> digest -> revisit.
@@ -30,7 +30,7 @@ from fedkd import (
 
 
 class FedMDClient(PublicSetClient):
-    """Answers with its knowledge on the subset, digests what comes back, revisits its own images."""
+    """Returns its knowledge on the subset, then trains towards the targets (digest) and on its own images (revisit)."""
 
     def pretrain(self, request: Payload) -> Payload:
         """Train on the labelled public set, then on the node's own images (transfer learning, the paper's step 1)."""
@@ -47,14 +47,16 @@ class FedMDClient(PublicSetClient):
         self.keep_model()
 
     def communicate(self, request: Payload) -> Payload:
-        """Return the knowledge on the subset, P x C, in its order; of a latecomer, once it is pre-trained."""
+        """Return the knowledge on the subset, P x C, in its order. A node without a model is pre-trained first."""
         if not self.has_model:
             self._pretrain()
         return self.send_knowledge(self.knowledge(self.subset(request)))
 
     def digest(self, request: Payload) -> Payload:
-        """Approach the targets on the subset, then revisit the node's own images; a latecomer is pre-trained first."""
-        if not self.has_model:  # it failed to answer before
+        """Train towards the targets on the subset, then on the node's images. A node without a model is pre-trained
+        first.
+        """
+        if not self.has_model:  # its earlier requests failed
             self._pretrain()
         self.distil(self.subset(request), request.logits["targets"], self.digest_loss())
         self.train_locally()
@@ -62,7 +64,7 @@ class FedMDClient(PublicSetClient):
         return Payload()
 
     def knowledge(self, images: Images) -> Tensor:
-        """Return what this node sends: its logits."""
+        """Return the knowledge that this node sends: its logits."""
         return self.predict(images)
 
     def digest_loss(self) -> Loss:
@@ -87,15 +89,15 @@ def digest_loss(kind: Literal["mae", "kl"], temperature: float) -> Loss:
 class FedMD(Pretraining):
     """FedMD (Li and Wang, 2019, Algorithm 1), in the order of the authors' code; models may differ.
 
-    subset_size: images of the public set that a round aligns on (5000 there); drawn anew each round, sent as indices.
+    subset_size: public images per round (the code: 5000); drawn again in each round, sent as indices.
     digest: `mae`, the mean absolute error of logits (the authors' code), or `kl` at `temperature`, with the factor T^2.
-    distil_epochs, distil_batch_size: of the digest; 1 and 256 there. Revisit: `[train]`; 4 epochs of batch 5 there.
-    public_epochs, private_epochs: pre-training before round 1. 25 private epochs there; it trains on the public set
-    until it converges, here a number of epochs. Public labels are used for nothing else.
+    distil_epochs, distil_batch_size: of the digest (the code: 1 and 256). Revisit: `[train]` (the code: 4 epochs, batch
+    size 5). public_epochs, private_epochs: pre-training before round 1 (the code: on the public set until convergence,
+    then 25 private epochs). Public labels are used for nothing else.
 
     Both evaluation points are measured: `personal_after_distillation/accuracy`, and `personal_after_fit/accuracy` after
-    the revisit, which ends the round: where all nodes take part, it equals `personal/accuracy`. With a cohort below all
-    nodes the consensus is the cohort's, and only the cohort digests it.
+    the revisit, which ends the round: if all nodes take part, it equals `personal/accuracy`. With a cohort smaller than
+    all nodes, the targets are the cohort's mean, and only the cohort learns from them.
     """
 
     client: ClassVar[type[Client]] = FedMDClient
@@ -106,12 +108,12 @@ class FedMD(Pretraining):
     private_epochs: Whole = 25
 
     def run_round(self, federation: Round) -> None:
-        """Draw the alignment subset, average the cohort's logits on it, send the consensus back."""
+        """Draw the alignment subset, average the cohort's logits on it, send the mean back."""
         indices = self.draw_subset(federation)
         shape = (self.size(federation.environment), len(federation.environment.data.classes))
         total, count = torch.zeros(shape, dtype=torch.float64), 0
         for reply in federation.ask(
-            "communicate", Payload(indices=indices), expect=self.expected(federation, soft=False)
+            "communicate", Payload(indices=indices), expect=self.expected(federation, soft=False), stream=True
         ):
             total += reply.payload.logits["knowledge"]
             count += 1

@@ -1,4 +1,4 @@
-"""FedNova: averaging that does not favour the clients that take more steps.
+"""FedNova: averaging in which clients with more local steps have no more weight.
 
 Wang, Liu, Liang, Joshi, Poor: Tackling the Objective Inconsistency Problem in Heterogeneous Federated Optimization,
 NeurIPS 2020, arXiv:2007.07481, equations 9 and 10, and section 4 for momentum.
@@ -28,22 +28,22 @@ from fedkd import (
     like,
 )
 
-_ROUNDING = 1e-9  # between two machines' powers of one number
+_ROUNDING = 1e-9  # tolerance: two machines may compute slightly different powers of the same number
 
 
 def normaliser(steps: int, momentum: float) -> float:
-    """Return ||a||_1, the sum of the weights that so many steps of SGD give their gradients; `steps` at momentum 0."""
+    """Return ||a||_1, the sum of the weights of the gradients in `steps` steps of SGD; `steps` at momentum 0."""
     if not momentum:
         return float(steps)
-    # a first step counts as 1, which the closed form may miss by its rounding
+    # the first step must count as exactly 1, but the closed form may round it
     return max(1.0, (steps - momentum * (1 - momentum**steps) / (1 - momentum)) / (1 - momentum))
 
 
 class FedNovaClient(GlobalModelClient):
-    """Tells the sum of its gradients' weights beside its model."""
+    """Returns the sum of its gradients' weights with its model."""
 
     def fit(self, request: Payload) -> Payload:
-        """Train as usual; add `normaliser`."""
+        """Train the received weights; return them with the number `normaliser`."""
         reply = super().fit(request)
         momentum = cast(Sgd, self.settings.optimizer).momentum
         reply.numbers["normaliser"] = normaliser(self.settings.batches(len(self.data.labels)), momentum)
@@ -63,12 +63,12 @@ class FedNova(Strategy):
     global_model: ClassVar[bool] = True
 
     def check(self, environment: Environment) -> None:
-        """Refuse local optimisers whose weights of gradients are not known beforehand."""
+        """Raise InputError for optimisers other than SGD: the weights of their gradients are not known."""
         if not isinstance(environment.config.train.optimizer, Sgd):
             raise InputError('train.optimizer: fednova needs { name = "sgd", ... }, with or without momentum.')
 
     def run_round(self, federation: Round) -> None:
-        """Send the global model; average the normalised moves; go the mean number of steps along them."""
+        """Send the global model; average the normalised changes; change the model by the mean times sum_k p_k a_k."""
         assert self.weights is not None
         start = self.weights
         trained = {name for name, _ in federation.environment.model(0).named_parameters()}
@@ -79,7 +79,7 @@ class FedNova(Strategy):
         }
         sums: Tensors = {name: torch.zeros_like(tensor, dtype=torch.float64) for name, tensor in start.items()}
         examples = steps = loss = 0.0
-        for _, reply in federation.ask("fit", Payload(weights=start), expect=expect):
+        for _, reply in federation.ask("fit", Payload(weights=start), expect=expect, stream=True):
             count, a = reply.numbers["examples"], reply.numbers["normaliser"]
             for name, total in sums.items():
                 theta = reply.weights[name].double()
@@ -98,7 +98,7 @@ class FedNova(Strategy):
         federation.log("effective_steps", steps / examples)
 
     def _most(self, federation: Round, node: int) -> float:
-        """Return the largest normaliser that a node can have, with as many images as it reported."""
+        """Return the largest normaliser that a node can have with the number of images that it reported."""
         images = federation.carrier.images_of(node)
         if images is None:
             return math.inf

@@ -1,4 +1,4 @@
-"""FedNTD: FedAvg whose clients keep what the global model says of the classes that are not an image's own.
+"""FedNTD: FedAvg whose clients keep the global model's outputs for the classes other than an image's label.
 
 Lee, Jeong, Shin, Bae, Yun: Preservation of the Global Knowledge by Not-True Distillation in Federated Learning, NeurIPS
 2022, arXiv:2106.03097, equations 3 and 4; and the authors' code.
@@ -20,7 +20,7 @@ from .fedavg import FedAvg
 
 
 class FedNTDClient(GlobalModelClient):
-    """Adds the not-true distillation from the received model, frozen and in eval mode."""
+    """Adds not-true distillation. The teacher is the received model, frozen and in eval mode."""
 
     def local_loss(self) -> Loss:
         """Return CE + beta tau^2 KL over the not-true classes."""
@@ -38,7 +38,7 @@ class FedNTDClient(GlobalModelClient):
 
 
 def not_true(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the logits without that of each row's label, B x (C - 1), in their order."""
+    """Return the logits without the logit of each row's label, B x (C - 1), in their order."""
     count, classes = logits.shape
     others = torch.arange(classes, device=logits.device) != labels[:, None]
     return logits[others].reshape(count, classes - 1)

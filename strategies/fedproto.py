@@ -30,10 +30,10 @@ from fedkd import (
 
 
 class FedProtoClient(Client):
-    """Trains with a pull of its features towards the global prototypes; infers by the nearest of them."""
+    """Trains with a loss that pulls its features towards the global prototypes; predicts the nearest prototype."""
 
     def fit(self, request: Payload) -> Payload:
-        """Train, keep the model; return the mean features of each class of the node's images and their numbers."""
+        """Train, keep the model; return the mean features and the number of the node's images of each class."""
         weight = cast(FedProto, self.strategy).prototype_weight
         prototypes, present = request.prototypes.get("global"), request.statistics.get("present")
 
@@ -52,12 +52,12 @@ class FedProtoClient(Client):
         return means.payload("prototypes", counts=True)
 
     def evaluate(self, request: Payload) -> Payload:
-        """Report the accuracy by the nearest prototype, and that of the classifier; before round 1 the latter alone."""
+        """Report the accuracy by the nearest prototype and by the classifier; before round 1 only the latter."""
         own = self.score(self.test_data)
         self.report("personal/loss", own["loss"])
         self.report("personal_classifier/accuracy", own["accuracy"])
         for scope, images in (("personal", self.test_data), ("personal_global_test", self.environment.data.test)):
-            if not len(images.labels):  # a real site does not hold the global test images
+            if not len(images.labels):  # a real site does not have the global test images
                 continue
             if request.prototypes:
                 prototypes, present = request.prototypes["global"], request.statistics["present"].bool()
@@ -74,8 +74,8 @@ class FedProtoClient(Client):
 def prototype_distance(features: Tensor, labels: Tensor, prototypes: Tensor, present: Tensor) -> Tensor:
     """Return the mean over images and dimensions of (phi(x) - P_y)^2 (the paper's regulariser).
 
-    Features: B x D; labels: B; prototypes: C x D; `present`: which of them exist, C. An image whose class has none adds
-    0 to the mean over all images.
+    Features: B x D; labels: B; prototypes: C x D; `present`: which of them exist, C. An image whose class has no
+    prototype adds 0 to the mean over all images.
     """
     known = present.to(features.device)[labels].to(features.dtype)
     distance = (features - prototypes.to(features.device)[labels]).square().mean(1)
@@ -93,15 +93,15 @@ def nearest_prototype(features: Tensor, prototypes: Tensor, present: Tensor) -> 
 
 @dataclass(kw_only=True)
 class FedProto(Strategy):
-    """FedProto (Tan et al., 2022); models may differ, but their features must have one width.
+    """FedProto (Tan et al., 2022); models may differ, but their features must have the same width.
 
     prototype_weight: lambda, of the mean squared distance to the prototype of the image's class (1 for MNIST, 0.1 for
-    CIFAR-10 in the authors' code). It is a mean over dimensions, so lambda means less where features are wide.
+    CIFAR-10 in the authors' code). It is a mean over dimensions, so the same lambda has less effect on wider features.
     weighting: of nodes in a global prototype: `examples`, their numbers of images of the class (equation 6, without its
     further division by the number of nodes, which would shrink prototypes), or `uniform` (the authors' code).
 
-    `personal/accuracy` and `personal_global_test/accuracy` are by the nearest prototype, `personal_classifier/accuracy`
-    and `personal_after_fit/accuracy` by the classifier. Classes without a prototype are never predicted.
+    `personal/accuracy` and `personal_global_test/accuracy` use the nearest prototype, `personal_classifier/accuracy`
+    and `personal_after_fit/accuracy` the classifier. Classes without a prototype are never predicted.
     """
 
     client: ClassVar[type[Client]] = FedProtoClient
@@ -111,14 +111,14 @@ class FedProto(Strategy):
     present: Tensor | None = field(default=None, init=False)
 
     def check(self, environment: Environment) -> None:
-        """Refuse models whose features differ in width."""
+        """Raise InputError for models whose features differ in width."""
         widths = [self._width(environment, n) for n in range(len(environment.config.model.architectures))]
         if len(set(widths)) > 1:
             found = ", ".join(
                 f"{a.name} {w}" for a, w in zip(environment.config.model.architectures, widths, strict=True)
             )
             raise InputError(
-                f"model.names: strategy fedproto needs features of one width, and they have {found}; set the width of "
+                f"model.names: strategy fedproto needs features of one width, but they have {found}; set the width of "
                 'the last hidden layer, such as { name = "mlp", hidden = [128, 64] } and { name = "cnn", hidden = 64 }.'
             )
 
@@ -130,7 +130,7 @@ class FedProto(Strategy):
             return int(model.features(image).shape[1])
 
     def run_round(self, federation: Round) -> None:
-        """Send the global prototypes, gather the nodes', average them by class."""
+        """Send the global prototypes, collect the nodes' prototypes, average them by class."""
         environment = federation.environment
         expect = expected_means("prototypes", len(environment.data.classes), self._width(environment, 0), counts=True)
         means, weights = {}, {}
@@ -139,13 +139,13 @@ class FedProto(Strategy):
             means[node] = reply.prototypes["means"]
             weights[node] = counts if self.weighting == "examples" else (counts > 0)
         new, present = mean_over_nodes(means, weights)
-        if self.prototypes is not None and self.present is not None:  # what no node of the cohort has stays as it was
+        if self.prototypes is not None and self.present is not None:  # keep those of classes that the cohort lacks
             new = torch.where(present[:, None], new, self.prototypes)
             present = present | self.present.bool()
         self.prototypes, self.present = new, present.to(torch.uint8)
 
     def evaluation(self, federation: Round) -> Payload:
-        """Return the global prototypes, once there are any."""
+        """Return the global prototypes, if there are any yet."""
         return self._global_prototypes()
 
     def _global_prototypes(self) -> Payload:

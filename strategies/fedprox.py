@@ -29,14 +29,14 @@ class FedProxClient(GlobalModelClient):
         return proximal_loss([p.detach().clone() for p in self.model.parameters()], method.mu)
 
     def local_optimizer(self) -> Sgd | Adam:
-        """Return `[train]`'s, for the code of FedFTG with mu on top of its weight decay."""
+        """Return the optimiser of `[train]`; with official_quirks, mu is added to its weight decay."""
         method, optimizer = cast(FedProx, self.strategy), self.settings.optimizer
         extra = method.mu if method.official_quirks else 0.0
         return optimizer.model_copy(update={"weight_decay": optimizer.weight_decay + extra})
 
 
 def proximal_loss(center: Sequence[Tensor], mu: float) -> Loss:
-    """Return CE + mu/2 ||w - center||^2; `center`: a tensor a parameter."""
+    """Return CE + mu/2 ||w - center||^2; `center`: a tensor for each parameter."""
 
     def loss(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         parts = [((p - c) ** 2).sum() for p, c in zip(model.parameters(), center, strict=True)]
@@ -47,12 +47,12 @@ def proximal_loss(center: Sequence[Tensor], mu: float) -> Loss:
 
 @dataclass(kw_only=True)
 class FedProx(FedAvg):
-    """FedProx (Li et al., 2020, equation 2): the proximal term is part of the loss, so momentum and Adam see it too.
+    """FedProx (Li et al., 2020, equation 2): the proximal term is part of the loss, so momentum and Adam include it.
 
-    mu: its weight; the paper tunes it in {0.001, 0.01, 0.1, 1}; 0 is FedAvg. Deviation: all clients do the same number
-    of epochs (the paper lets stragglers do fewer: its gamma-inexact solutions).
-    official_quirks: what FedFTG's code calls FedProx, to replicate it: no term, and mu more weight decay, for FedFTG's
-    server as well (set its weight_decay).
+    mu: its weight; the paper tunes it in {0.001, 0.01, 0.1, 1}; 0 is FedAvg. Deviation: all clients train the same
+    number of epochs (in the paper stragglers train fewer: its gamma-inexact solutions).
+    official_quirks: replicates what FedFTG's code calls FedProx: no proximal term, and mu added to the weight decay,
+    also on FedFTG's server (set its weight_decay).
     """
 
     client: ClassVar[type[Client]] = FedProxClient
@@ -60,8 +60,9 @@ class FedProx(FedAvg):
     official_quirks: bool = False
 
     def check(self, environment: Environment) -> None:
-        """Refuse weight decay that is no part of the gradient where mu is added to it."""
+        """Raise InputError for adamw with official_quirks: its weight decay is not part of the gradient."""
         if self.official_quirks and environment.config.train.optimizer.name == "adamw":
             raise InputError(
-                "strategy.official_quirks: mu becomes weight decay, which adamw takes out of the gradient."
+                "strategy.official_quirks: it adds mu to weight decay, which adamw does not apply through the "
+                "gradient; use another train.optimizer."
             )

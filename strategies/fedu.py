@@ -1,4 +1,4 @@
-"""FedU: FedBYOL whose nodes keep their own predictor where their encoder has moved far.
+"""FedU: FedBYOL in which a node keeps its own predictor if local training has changed its encoder much.
 
 Zhuang, Gan, Wen, Zhang, Yi: Collaborative Unsupervised Visual Representation Learning from Decentralized Data, ICCV
 2021, arXiv:2108.06492; as in EasyFL's code.
@@ -17,10 +17,10 @@ _PREDICTOR = "predictor"
 
 
 class FedUClient(BYOLClient):
-    """Keeps its predictor, where the rule says so, for the next round."""
+    """Keeps its predictor for the next round if the encoder has changed much."""
 
     def begin(self, encoder: Encoder) -> None:
-        """Put the kept predictor, if any, in place of the received one."""
+        """Replace the received predictor by the stored one, if there is one."""
         kept = self.recall(_PREDICTOR)
         if kept:
             encoder.predictors[ONLINE].load_state_dict(kept)
@@ -28,7 +28,7 @@ class FedUClient(BYOLClient):
         super().begin(encoder)
 
     def end(self, encoder: Encoder) -> None:
-        """Keep the predictor where the encoder has moved by the threshold or more; forget an older one else."""
+        """Store the predictor if the encoder has changed by the threshold or more; otherwise delete an older one."""
         super().end(encoder)
         after = convolutions(encoder)
         moved = [float((after[name] - tensor).norm()) for name, tensor in self.received.items()]
@@ -39,7 +39,7 @@ class FedUClient(BYOLClient):
 
 
 def convolutions(encoder: Encoder) -> Tensors:
-    """Return copies of the backbone's convolution weights; of all its weight matrices where it has no convolution."""
+    """Return copies of the backbone's convolution weights; if it has none, of all its weight matrices."""
     weights = {name: p.detach().clone() for name, p in encoder.backbone.named_parameters() if p.dim() > 1}
     return {name: p for name, p in weights.items() if p.dim() == 4} or weights
 
@@ -48,8 +48,8 @@ def convolutions(encoder: Encoder) -> Tensors:
 class FedU(BYOL):
     """FedU (Zhuang et al., 2021): BYOL with the divergence-aware predictor update.
 
-    d = mean over convolutions of ||after - before|| of local training; the next round starts from the global predictor
-    where d < threshold (mu = 0.4), else from the node's own. The encoder is always the global one. (EasyFL compares
+    d = mean over convolutions of ||after - before|| of local training. The next round starts from the global predictor
+    if d < threshold (mu = 0.4), otherwise from the node's own. The encoder is always the global one. (EasyFL compares
     before and after local training; FedU2's authors say that FedU's own code does so too, unlike the paper.)
     """
 

@@ -1,4 +1,4 @@
-"""FedX: self-supervised clients that distil local relations and the global model's, both across views.
+"""FedX: self-supervised clients that distil relations between images, local and of the global model, across views.
 
 Han, Park, Wu, Kim, Wu, Xie, Cha: FedX: Unsupervised Federated Learning with Cross Knowledge Distillation, ECCV 2022,
 arXiv:2207.09158; and the authors' code.
@@ -39,7 +39,7 @@ class FedXClient(SelfSupervisedClient):
     """Adds three terms to the base's loss. The teacher is the received encoder, frozen, in eval mode."""
 
     def begin(self, encoder: Encoder) -> None:
-        """Freeze the teacher; start the unrelated batches."""
+        """Freeze the teacher; start the stream of unrelated batches."""
         super().begin(encoder)
         self.teacher = copy.deepcopy(encoder).eval().requires_grad_(False)
         self.unrelated = whole_batches(len(self.data.labels), self.settings.batch_size, self.stream("unrelated"))
@@ -47,7 +47,8 @@ class FedXClient(SelfSupervisedClient):
     def loss(self, encoder: Encoder, first: Tensor, second: Tensor) -> Tensor:
         """Return L_base + NTX(Q1, G2) + REL(P1, P2; Pr) + REL(Q1, Q2; Gr), each with its weight.
 
-        One forward of the student over 3B images: batch norm sees all. The teacher sees what is used of it alone.
+        One forward pass of the student over 3B images, so batch norm uses all of them. The teacher's forward pass has
+        only the images whose outputs are used.
         """
         method = self.layer(FedX)
         random = self.view(self.data.images[next(self.unrelated)])
@@ -74,10 +75,10 @@ def relational_loss(
     target_temperature: float,
     divergence: Literal["code", "jsd"] = "code",
 ) -> Tensor:
-    """Return how far two views differ in their relations to anchors (Han et al., 2022, FedX; the code: `js_loss`).
+    """Return the difference of two views' relations to anchors (Han et al., 2022, FedX; the code: `js_loss`).
 
     p, q = softmax(cosines with the anchors / t) of the views, B x D; m = the mean of the same at t2. `code`:
-    (KL(m || p) + KL(m || q)) / 2, as the authors' code has it; `jsd`: (KL(p || m) + KL(q || m)) / 2, the
+    (KL(m || p) + KL(m || q)) / 2, as in the authors' code; `jsd`: (KL(p || m) + KL(q || m)) / 2, the
     Jensen-Shannon divergence of the paper. Means over the B rows. Gradients go through views, anchors and m.
     """
     x = F.normalize(anchors, dim=1)
@@ -93,12 +94,12 @@ def relational_loss(
 
 @dataclass(kw_only=True)
 class FedX(Wrapper):
-    """FedX (Han et al., 2022) over a self-supervised base.
+    """FedX (Han et al., 2022) with a self-supervised base.
 
-    global_contrastive, local_relational, global_relational: weights of the three terms (1 each); temperature tau;
+    global_contrastive, local_relational, global_relational: weights of the three terms (1 each); temperature: tau;
     local_target_temperature, global_target_temperature: of the mean in the relational terms (`ts`, `tt` of the code).
-    divergence: `code`, KL from the mean, as the authors' code has it; `jsd`, the paper's Jensen-Shannon divergence.
-    The unrelated images are another batch of the same node. The base's batch size is that of each of the three parts.
+    divergence: `code`, KL from the mean, as in the authors' code; `jsd`, the paper's Jensen-Shannon divergence.
+    The unrelated images are another batch of the same node. Each of the three parts has the base's batch size.
     """
 
     classifies: ClassVar[bool] = False
@@ -118,14 +119,14 @@ class FedX(Wrapper):
             self.inner.predictors += (RELATION,)
 
     def check(self, environment: Environment) -> None:
-        """Refuse a base that is not self-supervised."""
+        """Raise InputError for a base that is not self-supervised."""
         if not isinstance(self.inner, SelfSupervised):
             wrong = f"strategy.base.name = {self.base.name!r}"
-            raise InputError(f"{wrong}: fedx goes over a self-supervised base: simclr, moco, byol, fedu or protocl.")
+            raise InputError(f"{wrong}: fedx needs a self-supervised base: simclr, moco, byol, fedu or protocl.")
         super().check(environment)
 
     def global_models(self) -> list[tuple[Architecture, Tensors]]:
-        """Return the base's: an encoder classifies nothing."""
+        """Return the base's global models: none, because an encoder does not classify."""
         return self.inner.global_models()
 
     def client_class(self) -> type[Client]:

@@ -1,4 +1,4 @@
-"""FML: each client trains a private model and a shared meme model that teach each other; memes are averaged.
+"""FML: each client trains a private model and a shared meme model, which teach each other. Memes are averaged.
 
 Shen, Zhang, Jia, Zhang, Huang, Zhou, Kuang, Wu, Wu: Federated Mutual Learning, 2020, arXiv:2006.16765; and the
 authors' code.
@@ -42,10 +42,10 @@ class Pair(nn.Module):
 
 
 class FMLClient(Client):
-    """Holds the private model; returns the meme."""
+    """Keeps the private model; returns the meme."""
 
     def fit(self, request: Payload) -> Payload:
-        """Train both models together on the node's images; keep one, return the other."""
+        """Train both models together on the node's images; keep the private model, return the meme."""
         method: FML = self.strategy
         meme = copy.deepcopy(self.environment.model(method.meme_architecture))
         meme.load_state_dict(request.weights)
@@ -62,19 +62,19 @@ class FMLClient(Client):
             preprocess=self.environment.preprocess,
             order=self.stream("local-training"),
             loss=loss,
-            optimizer=make_optimizer(pair.private, self.settings.optimizer, pair.meme),  # which clips each by itself
+            optimizer=make_optimizer(pair.private, self.settings.optimizer, pair.meme),  # clips each model separately
         )
         self.measure("personal_after_fit")
         self.keep_model()
         weights = {name: tensor.detach().cpu() for name, tensor in meme.state_dict().items()}
-        return Payload(weights=weights, numbers={"examples": UNWEIGHTED, "loss": value})  # an unweighted mean
+        return Payload(weights=weights, numbers={"examples": UNWEIGHTED, "loss": value})
 
 
 def mutual_loss(private: Tensor, meme: Tensor, labels: Tensor, alpha: float, beta: float) -> Tensor:
-    """Return L_private + L_meme of their logits, B x C each.
+    """Return L_private + L_meme of the two models' logits, B x C each.
 
     L_private = alpha CE + (1 - alpha) KL(p_meme || p_private), L_meme = beta CE + (1 - beta) KL(p_private || p_meme).
-    Each teacher is detached, so that the sum has for each model the gradient of its own loss.
+    Each teacher is detached, so that each model gets only the gradient of its own loss.
     """
     for_private = alpha * F.cross_entropy(private, labels) + (1 - alpha) * kl_divergence(private, meme)
     for_meme = beta * F.cross_entropy(meme, labels) + (1 - beta) * kl_divergence(meme, private)
@@ -85,9 +85,9 @@ def mutual_loss(private: Tensor, meme: Tensor, labels: Tensor, alpha: float, bet
 class FML(Strategy):
     """FML (Shen et al., 2020); private models may differ.
 
-    alpha, beta: the shares of the labels in the private model's and the meme's loss, 0.5 each there; 1 and 1 switch
-    distillation off. meme: the shared architecture, such as `{ name = "mlp", hidden = [64] }`; by default the first of
-    `model`. Memes are averaged without weights, as there; `global/accuracy` is the meme's.
+    alpha, beta: the weights of the labels in the private model's and the meme's loss, 0.5 each in the paper; 1 and 1
+    switch distillation off. meme: the shared architecture, such as `{ name = "mlp", hidden = [64] }`; by default the
+    first of `model`. Memes are averaged without weights, as in the paper. `global/accuracy` is that of the meme.
     """
 
     client: ClassVar[type[Client]] = FMLClient
@@ -101,7 +101,7 @@ class FML(Strategy):
         return self.meme if self.meme is not None else 0
 
     def check(self, environment: Environment) -> None:
-        """Refuse a meme that cannot be built."""
+        """Raise InputError for a meme that cannot be built."""
         environment.model(self.meme_architecture)
 
     def prepare(self, federation: Round) -> None:
@@ -109,7 +109,7 @@ class FML(Strategy):
         self.weights = federation.environment.initial_weights(self.meme_architecture)
 
     def run_round(self, federation: Round) -> None:
-        """Send the meme, average what comes back."""
+        """Send the meme, average the trained memes."""
         assert self.weights is not None
         expect = expected_model(self.weights, unweighted=True)
         merged = federation.ask("fit", Payload(weights=self.weights), expect=expect, merge=weighted_mean)
@@ -117,7 +117,7 @@ class FML(Strategy):
         federation.log("train_loss", merged.numbers["loss"])
 
     def evaluation(self, federation: Round) -> Payload:
-        """Let nodes measure their private models."""
+        """Return an empty payload: nodes measure their private models."""
         return Payload()
 
     def global_models(self) -> list[tuple[Architecture, Tensors]]:

@@ -1,17 +1,17 @@
-"""KnFu: each client is taught by the fused soft labels of its semantic neighbours.
+"""KnFu: each client learns from the fused soft labels of its semantic neighbours.
 
 Seyedmohammadi, Kawa Atapour, Abouei, Mohammadi: KnFu: Effective Knowledge Fusion, 2024, arXiv:2403.11892. The authors
 published no code. This file is a reading of the paper, not a copy of its equations 4 to 9.
 
-What the paper says (its text, or second hand): clients with different models exchange predictions on a transfer set,
-in four steps a round: local training (equation 3), extraction of soft labels, effective knowledge fusion, fine-tuning.
-Each client has an estimated probability distribution (EPD); knowledge is fused for each client of its own, and only
-that of its semantic neighbours; beta = 10 in equation 8 in all experiments; where local data are large and very
-heterogeneous, local training can be better than fusion.
+What the paper says (its text, or texts about it): clients with different models exchange predictions on a public set
+(the paper: transfer set). A round has four steps: local training (equation 3), extraction of soft labels, effective
+knowledge fusion, fine-tuning. Each client has an estimated probability distribution (EPD). Knowledge is fused for each
+client separately, from its semantic neighbours only. beta = 10 in equation 8 in all experiments. If local data are
+large and very heterogeneous, local training can be better than fusion.
 
-What is inferred: the EPD is the mean soft label over the transfer set; the distance is a KL divergence of two EPDs;
-weights are softmax(-beta distance); targets are fused probabilities; fine-tuning minimises T^2 KL to them; a client
-hears itself. Each is a named hyper-parameter.
+What is inferred: the EPD is the mean soft label over the public set; the distance is a KL divergence of two EPDs;
+weights are softmax(-beta distance); targets are fused probabilities; fine-tuning minimises T^2 KL to them; a client is
+also a sender to itself. Each is a named hyper-parameter.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ WeightFunction = Literal["softmax", "topk", "threshold"]
 
 
 class KnFuClient(PublicSetClient):
-    """Trains on its own images, sends its knowledge, and is fine-tuned on what is fused for it."""
+    """Trains on its own images, sends its knowledge, and is fine-tuned towards the targets fused for it."""
 
     def extract(self, request: Payload) -> Payload:
-        """Steps 1 and 2: local training, then the knowledge on the transfer set, P x C."""
+        """Do steps 1 and 2: local training, then return the knowledge on the public set, P x C."""
         method: KnFu = self.strategy
         self.train_locally()
         self.keep_model()
@@ -60,7 +60,7 @@ class KnFuClient(PublicSetClient):
         return self.send_knowledge(self.soft_labels(images, method.extraction_temperature))
 
     def finetune(self, request: Payload) -> Payload:
-        """Step 4: fit the model to the fused targets on the transfer set."""
+        """Do step 4: train the model towards the fused targets on the public set."""
         method: KnFu = self.strategy
         images, targets, temperature = self.subset(request), request.logits["targets"], method.temperature
         wanted = torch.cat([targets, torch.from_numpy(images.labels).float()[:, None]], dim=1)
@@ -68,7 +68,7 @@ class KnFuClient(PublicSetClient):
         def loss(model: nn.Module, batch: Tensor, wanted: Tensor) -> Tensor:
             logits, targets = model(batch), wanted[:, :-1]
             if method.fuse_space == "logit":
-                targets = torch.softmax(targets, dim=1)  # the extraction's temperature is in them already
+                targets = torch.softmax(targets, dim=1)  # they are divided by the extraction's temperature already
             value = temperature**2 * kl_from_probabilities(logits, targets, temperature)
             if method.public_cross_entropy:
                 value = value + method.public_cross_entropy * nn.functional.cross_entropy(logits, wanted[:, -1].long())
@@ -80,7 +80,7 @@ class KnFuClient(PublicSetClient):
 
 
 def estimated_priors(soft_labels: Tensor, mode: EpdMode = "soft", epsilon: float = 1e-8) -> Tensor:
-    """Return the EPD of each client, N x C in float64, of soft labels N x P x C (inferred).
+    """Return the EPD of each client, N x C in float64, from soft labels N x P x C (inferred).
 
     `soft`: the mean soft label; `hard`: the histogram of the most likely classes. `epsilon` is added before rows are
     normalised, so that no entry is 0.
@@ -96,7 +96,7 @@ def distances(priors: Tensor, divergence: Divergence = "kl_receiver_sender") -> 
     """Return the N x N divergences between EPDs (N x C); row: receiver, column: sender (inferred).
 
     `kl_receiver_sender`: KL(E_n || E_m); `kl_sender_receiver`: KL(E_m || E_n); `jeffreys`: the mean of both;
-    `js`: Jensen and Shannon's, with natural logarithms.
+    `js`: the Jensen-Shannon divergence, with natural logarithms.
     """
     logs = priors.log()
     kl = (priors[:, None] * (logs[:, None] - logs[None, :])).sum(-1).clamp(min=0)
@@ -122,8 +122,9 @@ def neighbour_weights(
 ) -> Tensor:
     """Return W, N x N: softmax over senders of -beta d_nm; each row sums to 1 (the form of equation 8 is inferred).
 
-    `topk` keeps the k largest weights of a row (all without k), `threshold` those of at least `threshold` (the largest
-    always); both scale what is left to 1. Without `include_self` the diagonal is 0; a client alone still hears itself.
+    `topk` keeps the k largest weights of a row (all without k), `threshold` those of at least `threshold` (and always
+    the largest). Both scale the kept weights to sum 1. Without `include_self` the diagonal is 0, except if there is
+    only one client.
     """
     scores, n = -beta * distances.double(), len(distances)
     if not include_self and n > 1:
@@ -140,19 +141,20 @@ def neighbour_weights(
 
 @dataclass(kw_only=True)
 class KnFu(PublicSetStrategy):
-    """KnFu (Seyedmohammadi et al., 2024), the reading that this file's head describes; models may differ.
+    """KnFu (Seyedmohammadi et al., 2024), as interpreted at the top of this file; models may differ.
 
-    beta: 10 in the paper; the formula that it enters is inferred. All others are open in the paper, and inferred here:
+    beta: 10 in the paper; its formula is inferred. The paper does not give the others; they are inferred here:
     epd_mode, epd_epsilon: how a client's label distribution is estimated; `hard` needs epsilon of about 1e-3.
-    divergence: between two EPDs. weight_function: `softmax`, or hard neighbours by `topk` (the `k` nearest, who has
-    no default: with include_self a node is its own nearest) or `threshold`.
-    include_self: whether a client's own knowledge is fused. fuse_space: `prob`, or `logit` as FedMD has it.
+    divergence: between two EPDs. weight_function: `softmax`, or hard neighbours by `topk` (the `k` nearest; `k` has no
+    default; with include_self a node is its own nearest neighbour) or `threshold`.
+    include_self: whether a client's own knowledge is fused. fuse_space: `prob`, or `logit` as in FedMD.
     extraction_temperature, temperature: of the soft labels, and of fine-tuning. public_cross_entropy: weight of the
-    cross-entropy with public labels in fine-tuning, 0 for an unlabelled transfer set.
+    cross-entropy with public labels in fine-tuning, 0 for an unlabelled public set.
 
-    beta = 0 is the mean over clients: FedMD in KnFu's order. Fine-tuning ends the round: where all nodes take part,
-    `personal/accuracy` equals `personal_after_distillation/accuracy`; `personal_after_fit/accuracy` is that right after
-    local training. The transfer set should be balanced: another one biases all EPDs alike; nothing here corrects it.
+    beta = 0 is the mean over clients: FedMD in KnFu's order. Fine-tuning ends the round: if all nodes take part,
+    `personal/accuracy` equals `personal_after_distillation/accuracy`; `personal_after_fit/accuracy` is measured right
+    after local training. The public set should be balanced: otherwise all EPDs have the same bias, which is not
+    corrected here.
     """
 
     client: ClassVar[type[Client]] = KnFuClient
@@ -170,10 +172,10 @@ class KnFu(PublicSetStrategy):
     public_cross_entropy: NotNegative = 0.0
 
     def check(self, environment: Environment) -> None:
-        """Refuse, besides, neighbours without a number, and the cross-entropy with labels that are not there."""
+        """Also raise InputError for `topk` without k, and for public_cross_entropy without public labels."""
         super().check(environment)
         if self.weight_function == "topk" and self.k is None:
-            raise InputError("strategy.weight_function = 'topk': set strategy.k, how many nodes each one hears.")
+            raise InputError("strategy.weight_function = 'topk': set strategy.k, the number of senders of each node.")
         if self.public_cross_entropy and not environment.data.public_labelled:
             raise InputError(
                 f"strategy.public_cross_entropy = {self.public_cross_entropy}: the public set has no labels; "
@@ -181,7 +183,7 @@ class KnFu(PublicSetStrategy):
             )
 
     def run_round(self, federation: Round) -> None:
-        """Gather the cohort's knowledge, fuse it for each node by its neighbours, send each its own targets."""
+        """Collect the cohort's knowledge, fuse it for each node from its neighbours, send each node its targets."""
         indices = self.draw_subset(federation)
         received = self.ask_knowledge(federation, "extract", Payload(indices=indices), soft=self.fuse_space == "prob")
         nodes, knowledge = list(received), torch.stack(list(received.values()))

@@ -1,4 +1,4 @@
-"""KT-pFL: each client is taught by a mixture of all clients' soft labels, whose coefficients the server learns.
+"""KT-pFL: each client learns from a mixture of all clients' soft labels. The server learns the coefficients.
 
 Zhang, Guo, Ma, Wang, Xu, Wu: Parameterized Knowledge Transfer for Personalized Federated Learning, NeurIPS 2021,
 arXiv:2111.02862; and the authors' code.
@@ -32,7 +32,7 @@ from .fedmd import FedMDClient
 
 
 class KTpFLClient(FedMDClient):
-    """As FedMD's: sends, digests, revisits; with soft labels at a temperature."""
+    """The client half of FedMD, but with soft labels at a temperature."""
 
     def knowledge(self, images: Images) -> Tensor:
         """Return softmax(z / T)."""
@@ -52,12 +52,12 @@ class KTpFLClient(FedMDClient):
 def update_coefficients(
     coefficients: Tensor, knowledge: Tensor, rho: float, divergence: Literal["mse", "kl"] = "mse"
 ) -> Tensor:
-    """Return the coefficients after one step for each receiver, N x N, of knowledge (probabilities) N x P x C.
+    """Return the coefficients after one step for each receiver, N x N, from knowledge (probabilities) N x P x C.
 
     The objective of row n is D(p_n, sum_m c_nm p_m) + rho mean((c_n - 1/N)^2), where D is the mean squared error over
-    samples and classes (the authors' code) or KL(sum_m c_nm p_m || p_n), the mean over samples (the paper). The step
-    is the code's: five times over, the step size is divided by 5 where the mean |gradient| of the row times it is above
-    0.01, then multiplied by 5 where it is below. Rows end as softmax(5 c_n).
+    samples and classes (the authors' code) or KL(sum_m c_nm p_m || p_n), the mean over samples (the paper). The step is
+    as in the code. Five times, the step size of a row is divided by 5 if its product with the row's mean |gradient| is
+    above 0.01, then multiplied by 5 if it is below. Rows end as softmax(5 c_n).
     """
     count = len(coefficients)
     knowledge = knowledge.double()
@@ -87,14 +87,14 @@ def update_coefficients(
 class KTpFL(Pretraining):
     """KT-pFL (Zhang et al., 2021), in the order of the authors' code; models may differ.
 
-    rho: the weight of the pull of the coefficients towards 1/N (0.7 there). temperature: 10 there. subset_size: 5000
-    there. divergence: `mse` (the code) or `kl` (the paper) in the objective of the coefficients. reduction: `mean` over
-    batch and classes (the code) or `batchmean`. A node's own soft labels are part of the mixture, so its own
-    coefficient drifts up. The code updates its matrix row by row and takes the softmax after all rows; as no row's step
-    depends on another row, their order means nothing.
+    rho: the weight of the term that pulls the coefficients towards 1/N (the code: 0.7). temperature: 10 in the code.
+    subset_size: 5000 in the code. divergence: `mse` (the code) or `kl` (the paper) in the objective of the
+    coefficients. reduction: `mean` over batch and classes (the code) or `batchmean`. A node's own soft labels are part
+    of the mixture, so its own coefficient grows. The code updates its matrix row by row and takes the softmax after all
+    rows; no row's step depends on another row, so their order has no effect.
 
-    With a cohort below all nodes the cohort's rows are updated over the cohort's columns, scaled to sum to 1 there, and
-    keep their mass on the columns of the absent.
+    With a cohort smaller than all nodes, only the cohort's rows and columns are updated, scaled to sum to 1. Each row
+    keeps the sum of its coefficients in the columns of absent nodes.
     """
 
     client: ClassVar[type[Client]] = KTpFLClient
@@ -107,13 +107,13 @@ class KTpFL(Pretraining):
     coefficients: Tensor = field(default_factory=lambda: torch.empty(0, 0, dtype=torch.float64), init=False)
 
     def prepare(self, federation: Round) -> None:
-        """Start from equal coefficients, and pre-train every node's model where that is asked for."""
+        """Start with equal coefficients, and pre-train every node's model if the config says so."""
         super().prepare(federation)
         self.known = list(federation.cohort)
         self.coefficients = torch.full((len(self.known),) * 2, 1 / len(self.known), dtype=torch.float64)
 
     def run_round(self, federation: Round) -> None:
-        """Gather soft labels, update the coefficients, send each node its own mixture."""
+        """Collect soft labels, update the coefficients, send each node its own mixture."""
         indices = self.draw_subset(federation)
         received = self.ask_knowledge(federation, "communicate", Payload(indices=indices), soft=True)
         nodes, knowledge = list(received), torch.stack(list(received.values()))
@@ -132,7 +132,7 @@ class KTpFL(Pretraining):
         )
 
     def _welcome(self, newcomers: list[int]) -> None:
-        """Give nodes that join later a row of equal coefficients, and in all other rows a share of one node of them."""
+        """Give nodes that join later a row of equal coefficients, and the share of one node in all other rows."""
         for node in newcomers:
             before = len(self.known)
             wider = torch.full((before + 1,) * 2, 1 / (before + 1), dtype=torch.float64)

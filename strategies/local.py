@@ -1,4 +1,4 @@
-"""Local: every node trains a model of its own, and nothing is exchanged. The lower bound of personal methods."""
+"""Local: every node trains its own model, and nothing is exchanged. The lower bound for personal models."""
 
 from __future__ import annotations
 
@@ -25,6 +25,6 @@ class Local(Strategy):
     client: ClassVar[type[Client]] = LocalClient
 
     def run_round(self, federation: Round) -> None:
-        """Let the cohort train."""
+        """Ask the cohort to train."""
         replies = list(federation.ask("fit", expect=Expected(numbers={"loss": ANY_NUMBER})))
         federation.log("train_loss", sum(reply.payload.numbers["loss"] for reply in replies) / max(len(replies), 1))

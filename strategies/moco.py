@@ -1,4 +1,4 @@
-"""FedMoCo: encoders that find the other view of an image among a queue of earlier ones.
+"""FedMoCo: an encoder learns to find the other view of an image among a queue of earlier images.
 
 He, Fan, Wu, Xie, Girshick: Momentum Contrast for Unsupervised Visual Representation Learning, CVPR 2020,
 arXiv:1911.05722, Algorithm 1; federated, and symmetric, as in EasyFL's code.
@@ -23,10 +23,10 @@ _QUEUE = "queue"
 
 
 class MoCoClient(SelfSupervisedClient):
-    """Keeps its queue of keys from round to round; the key encoder starts from the received one in each."""
+    """Keeps its queue of keys between rounds; in each round the key encoder starts from the received encoder."""
 
     def begin(self, encoder: Encoder) -> None:
-        """Copy the encoder for keys; take up the queue, the first time random directions."""
+        """Copy the encoder as the key encoder; load the queue, or the first time fill it with random directions."""
         super().begin(encoder)
         self.keys = copy.deepcopy(encoder).requires_grad_(False)
         self.keys.train()
@@ -35,7 +35,7 @@ class MoCoClient(SelfSupervisedClient):
         self.queue = F.normalize(queue, dim=1).to(self.environment.device)
 
     def contrast(self, encoder: Encoder, views: tuple[Tensor, Tensor], first: Tensor, second: Tensor) -> Tensor:
-        """Return InfoNCE of each view against the other's key and the queue, summed; then queue the keys."""
+        """Return the InfoNCE loss of each view with the other's key and the queue, summed; then queue the keys."""
         method = cast(MoCo, self.method)
         move_towards(self.keys, encoder, method.momentum)  # before the loss, as in EasyFL
         with torch.no_grad():
@@ -48,12 +48,12 @@ class MoCoClient(SelfSupervisedClient):
         return losses[0] + losses[1]
 
     def end(self, encoder: Encoder) -> None:
-        """Keep the queue."""
+        """Store the queue."""
         self.keep(_QUEUE, {"keys": self.queue.cpu()})
 
 
 def queue_loss(queries: Tensor, keys: Tensor, queue: Tensor, temperature: float) -> Tensor:
-    """Return the cross-entropy of [q.k, q.queue] / T with the key as the answer (He et al., 2020, equation 1).
+    """Return the cross-entropy of [q.k, q.queue] / T with the key as the label (He et al., 2020, equation 1).
 
     All rows of length 1: queries and keys B x D, queue K x D.
     """
@@ -65,8 +65,8 @@ def queue_loss(queries: Tensor, keys: Tensor, queue: Tensor, temperature: float)
 class MoCo(SelfSupervised, FedAvg):
     """MoCo (He et al., 2020) on each node; FedAvg of the query encoder.
 
-    queue: keys (4096); momentum: of the key encoder (0.99 in EasyFL); temperature: 0.2, MoCo v2's, for
-    heads of two layers.
+    queue: the number of keys (4096); momentum: of the key encoder (0.99 in EasyFL); temperature: 0.2, as in MoCo v2,
+    for heads with two layers.
     """
 
     client: ClassVar[type[Client]] = MoCoClient

@@ -1,4 +1,4 @@
-"""MOON: FedAvg with a contrast of models, towards the features of the global one and away from the node's last one.
+"""MOON: FedAvg with a contrastive loss: features near those of the global model and far from the node's last model's.
 
 Li, He, Song: Model-Contrastive Federated Learning, CVPR 2021, arXiv:2103.16257, equations 2 and 3.
 """
@@ -22,16 +22,16 @@ _PREVIOUS = "previous"
 
 
 class MOONClient(GlobalModelClient):
-    """Keeps the model that it returned last."""
+    """Keeps the last model that it returned."""
 
     def fit(self, request: Payload) -> Payload:
-        """Train as usual, and keep the result."""
+        """Train the received weights, and keep the result."""
         reply = super().fit(request)
         self.keep(_PREVIOUS, reply.weights)
         return reply
 
     def local_loss(self) -> Loss:
-        """Return the cross-entropy plus the contrast with the received and the last model, both frozen."""
+        """Return the cross-entropy plus the contrastive loss with the received and the last model, both frozen."""
         method, last = cast(MOON, self.strategy), self.recall(_PREVIOUS)
         received = copy.deepcopy(self.model).eval().requires_grad_(False)
         previous = None
@@ -44,8 +44,8 @@ class MOONClient(GlobalModelClient):
 def contrastive_loss(received: nn.Module, previous: nn.Module | None, mu: float, temperature: float) -> Loss:
     """Return CE - mu log( e^(s_g/tau) / (e^(s_g/tau) + e^(s_p/tau)) ), the mean over the batch.
 
-    s_g, s_p: cosines of the model's features with the received and with the previous model's. Without a previous model
-    the contrast is 0.
+    s_g, s_p: cosines of the model's features with those of the received and of the previous model. Without a previous
+    model the contrastive loss is 0.
     """
 
     def loss(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
@@ -70,10 +70,10 @@ def _features(model: nn.Module, images: Tensor) -> Tensor:
 class MOON(FedAvg):
     """MOON (Li et al., 2021, equations 2 and 3).
 
-    mu: 1 here; the paper tunes it in {0.1, 1, 5, 10}; 0 is FedAvg. temperature tau: 0.5 in the paper. The paper's
-    projection head is an option of the model, `model.projection = 256`, so that a comparison can give it to all.
-    FedFTG's runs have no head, mu = 0.5 and tau = 5. A node that has not trained before has no model to be pushed away
-    from: its contrast is 0 (the authors' code takes the initial model).
+    mu: 1 here; the paper tunes it in {0.1, 1, 5, 10}; 0 is FedAvg. temperature: tau, 0.5 in the paper. The paper's
+    projection head is an option of the model, `model.projection = 256`, so that all methods of a comparison can have
+    it. FedFTG's runs have no head, mu = 0.5 and tau = 5. A node that trains for the first time has no previous model:
+    its contrastive loss is 0 (the authors' code uses the initial model).
     """
 
     client: ClassVar[type[Client]] = MOONClient

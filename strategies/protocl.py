@@ -1,7 +1,7 @@
-"""FedProtoCL: MoCo with a second contrast, between the clusters that images fall into.
+"""FedProtoCL: MoCo with a second contrastive loss, between clusters of images.
 
 Li, Zhou, Xiong, Hoi: Prototypical Contrastive Learning of Unsupervised Representations, ICLR 2021, arXiv:2005.04966,
-equations 11 and 12; the base that FedX calls FedProtoCL, as far as is known.
+equations 11 and 12. As far as is known, this is the base that FedX calls FedProtoCL.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ class Clusters(NamedTuple):
 
 
 class ProtoCLClient(MoCoClient):
-    """Clusters its images by the key encoder before each epoch."""
+    """Clusters the key encoder's projections of its images before each epoch."""
 
     def begin_epoch(self) -> None:
-        """Make one clustering a number of clusters, of the key encoder's projections."""
+        """Cluster the key encoder's projections, once for each number of clusters."""
         method, images = cast(ProtoCL, self.method), self.data.images
         self.keys.eval()
         with torch.no_grad():
@@ -52,7 +52,7 @@ class ProtoCLClient(MoCoClient):
         ]
 
     def contrast(self, encoder: Encoder, views: tuple[Tensor, Tensor], first: Tensor, second: Tensor) -> Tensor:
-        """Return MoCo's loss plus the mean over clusterings of the prototypes' loss of the first view."""
+        """Return MoCo's loss plus the prototype loss of the first view, the mean over clusterings."""
         queries = F.normalize(first, dim=1)
         losses = [prototype_loss(queries, c, self.chosen) for c in self.clusterings]
         return super().contrast(encoder, views, first, second) + torch.stack(losses).mean()
@@ -61,11 +61,11 @@ class ProtoCLClient(MoCoClient):
 def cluster(features: Tensor, count: int, temperature: float, alpha: float, seed: int) -> Clusters:
     """Return k-means of features, N x D of length 1, and concentrations phi (Li et al., 2021, equation 12).
 
-    phi_c = sum_{z in c} ||z - c||_2 / (Z log(Z + alpha)), Z images in c; that of a cluster of one is the largest of
-    the others; cut to their 10th and 90th percentiles, as in the authors' code (from memory), and to a thousandth of
-    the largest, for images that are alike; scaled to the mean `temperature`.
+    phi_c = sum_{z in c} ||z - c||_2 / (Z log(Z + alpha)), with Z images in c. A cluster of one image gets the largest
+    phi of the others. phi is clipped to its 10th and 90th percentiles, as in the authors' code (from memory), and to at
+    least a thousandth of the largest, because equal images have phi 0. Then it is scaled to the mean `temperature`.
     """
-    with threadpool_limits(limits=1):  # sums of several threads end in an order that changes
+    with threadpool_limits(limits=1):  # with several threads, the order of sums changes
         found = KMeans(count, n_init=1, random_state=seed).fit(features.cpu().double().numpy())
     centres = torch.from_numpy(found.cluster_centers_).to(features)
     of_image = torch.from_numpy(found.labels_).long().to(features.device)
@@ -81,7 +81,7 @@ def cluster(features: Tensor, count: int, temperature: float, alpha: float, seed
 
 
 def prototype_loss(queries: Tensor, clusters: Clusters, chosen: Tensor) -> Tensor:
-    """Return the cross-entropy of v . c_j / phi_j over all clusters j with the image's own as the answer.
+    """Return the cross-entropy of v . c_j / phi_j over all clusters j, with the image's own cluster as the label.
 
     queries v: B x D of length 1; chosen: their positions among the clustered images, B.
     """
@@ -93,9 +93,9 @@ def prototype_loss(queries: Tensor, clusters: Clusters, chosen: Tensor) -> Tenso
 class ProtoCL(MoCo):
     """Prototypical contrastive learning (Li et al., 2021) on each node; FedAvg of the query encoder.
 
-    clusters: numbers of clusters, one clustering each; FedX's are not known, and these are our choice. momentum 0.999,
-    temperature 0.1, alpha 10: the authors' (the last from memory). All other clusters are negatives, where the authors
-    draw r = 16384 of them: more than a node here ever has. Clusters are of the key encoder, anew in each epoch.
+    clusters: the number of clusters of each clustering; FedX's numbers are not known, these are our choice. momentum
+    0.999, temperature 0.1, alpha 10: the authors' (the last from memory). All other clusters are negatives. The authors
+    draw r = 16384 of them, which is more than a node here has. Each epoch makes new clusters with the key encoder.
     """
 
     client: ClassVar[type[Client]] = ProtoCLClient

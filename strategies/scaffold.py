@@ -62,7 +62,7 @@ class ScaffoldClient(SharesClient):
         return Payload(
             weights=self.weights(),
             control_variates={name: (share * (new[name] - own[name])).cpu() for name in control},
-            numbers={"examples": UNWEIGHTED, "loss": loss},  # unweighted means
+            numbers={"examples": UNWEIGHTED, "loss": loss},
         )
 
 
@@ -80,12 +80,12 @@ def corrected_loss(correction: Mapping[str, Tensor]) -> Loss:
 class Scaffold(Strategy):
     """SCAFFOLD (Karimireddy et al., 2020, Algorithm 1, option II).
 
-    w <- w + server_lr (mean_{k in S} theta_k - w), c <- c + |S|/N mean_{k in S} (c_k' - c_k); unweighted means, as
-    there. Buffers (the statistics of batch norm) get the mean over the cohort. K is the number of local steps, lr this
-    round's learning rate. The clip of `train.clip` acts on g + c - c_k.
-    official_quirks: as in FedFTG's code: c over the node's share of images in the steps, changes of c_k times it,
-    w of c_k's rule the last *aggregated* model, also where a wrapper refined the one that was sent, and the learning
-    rate without its decay.
+    w <- w + server_lr (mean_{k in S} theta_k - w), c <- c + |S|/N mean_{k in S} (c_k' - c_k); unweighted means, as in
+    the paper. Buffers (the statistics of batch norm) get the mean over the cohort. K is the number of local steps, lr
+    this round's learning rate. `train.clip` acts on g + c - c_k.
+    official_quirks: as in FedFTG's code: in the steps, c is divided by the node's share of images; changes of c_k are
+    multiplied by it; in the rule of c_k, w is the last *aggregated* model, even if a wrapper has refined the model that
+    was sent, and the learning rate does not decay.
     """
 
     client: ClassVar[type[Client]] = ScaffoldClient
@@ -98,12 +98,12 @@ class Scaffold(Strategy):
     mean_images: float | None = field(default=None, init=False)
 
     def check(self, environment: Environment) -> None:
-        """Refuse local training whose moves are no sums of gradients."""
+        """Raise InputError for local training other than plain SGD: its changes are not sums of gradients."""
         optimizer = environment.config.train.optimizer
         if not isinstance(optimizer, Sgd) or optimizer.momentum:
             raise InputError(
-                "train.optimizer: scaffold takes (w - theta_k) / (K lr) for a mean of gradients, which is true of "
-                '{ name = "sgd", lr = ... } without momentum alone.'
+                "train.optimizer: scaffold uses (w - theta_k) / (K lr) as the mean of gradients, which is only true "
+                'for { name = "sgd", lr = ... } without momentum.'
             )
 
     def prepare(self, federation: Round) -> None:

@@ -1,4 +1,4 @@
-"""FedSimCLR: FedAvg of encoders that learn by telling views of an image from all other images.
+"""FedSimCLR: FedAvg of encoders that learn to distinguish the views of an image from all other images.
 
 Chen, Kornblith, Norouzi, Hinton: A Simple Framework for Contrastive Learning of Visual Representations, ICML 2020,
 arXiv:2002.05709; federated as in FedX's code.
@@ -20,7 +20,7 @@ class SimCLRClient(SelfSupervisedClient):
     """Minimises NT-Xent of the two views' projections."""
 
     def contrast(self, encoder: Encoder, views: tuple[Tensor, Tensor], first: Tensor, second: Tensor) -> Tensor:
-        """Return NT-Xent at the strategy's temperature."""
+        """Return the NT-Xent loss at the strategy's temperature."""
         return nt_xent(first, second, cast(SimCLR, self.method).temperature)
 
 
@@ -28,8 +28,8 @@ class SimCLRClient(SelfSupervisedClient):
 class SimCLR(SelfSupervised, FedAvg):
     """SimCLR (Chen et al., 2020, equation 1) on each node, averaged by FedAvg. temperature: 0.1 in FedX's runs.
 
-    Batches of `[train]` size; a node's images that do not fill the last one sit out that epoch; a node with fewer
-    images than a batch trains on all of them at once.
+    Batches have the size of `[train]`. The last images of an epoch that do not fill a batch are left out. A node with
+    fewer images than a batch trains on all of them together.
     """
 
     client: ClassVar[type[Client]] = SimCLRClient

@@ -1,4 +1,4 @@
-"""FedAvg with a supervised contrast inside each batch: the control of methods that add anchors to such a contrast.
+"""FedAvg with a supervised contrastive loss in each batch: the control of methods that add anchors to such a loss.
 
 Khosla et al.: Supervised Contrastive Learning, NeurIPS 2020, arXiv:2004.11362; FedLGD's regulariser without anchors.
 """
@@ -21,7 +21,7 @@ class SupConClient(GlobalModelClient):
     """Minimises CE + lambda L_con over the batch."""
 
     def local_loss(self) -> Loss:
-        """Return the cross-entropy plus the contrast of the batch's own features."""
+        """Return the cross-entropy plus the supervised contrastive loss of the batch's features."""
         method: SupConOnly = self.strategy
         return contrasted_loss(method.lambda_con, method.temperature)
 
@@ -39,9 +39,9 @@ def contrasted_loss(lambda_con: float, temperature: float) -> Loss:
 
 @dataclass(kw_only=True)
 class SupConOnly(FedAvg):
-    """FedAvg with a supervised contrast in the batch, without any global data (the control of FedLGD and VHL).
+    """FedAvg with a supervised contrastive loss in the batch, without any global data (the control of FedLGD and VHL).
 
-    lambda_con 0 is FedAvg; temperature tau: 0.07 as FedLGD's and VHL's. The features are those below the classifier.
+    lambda_con: 0 is FedAvg; temperature: tau, 0.07 as in FedLGD and VHL. The features are the classifier's inputs.
     """
 
     client: ClassVar[type[Client]] = SupConClient

@@ -1,4 +1,4 @@
-"""VHL: clients share noise images with labels, and align the features of their own images with those.
+"""VHL: all clients have the same labelled noise images, and align the features of their own images with theirs.
 
 Tang, Zhang, Shi, He, Han, Chu: Virtual Homogeneity Learning: Defending against Data Heterogeneity in Federated
 Learning, ICML 2022, arXiv:2206.02465; and the authors' code, whose settings are the defaults here.
@@ -41,16 +41,16 @@ from fedkd import (
 
 from .fedavg import FedAvg
 
-_NOISE = "noise"  # where a node's state keeps the shared images
+_NOISE = "noise"  # the name of the shared images in a node's state
 _HEAD = "noise_classifier"
 _SHOWN = 20
 
 
 class VHLClient(GlobalModelClient):
-    """Trains on its own images beside a batch of the shared noise images."""
+    """Trains on its own images together with a batch of the shared noise images."""
 
     def fit(self, request: Payload) -> Payload:
-        """Train the received weights, and with `labels` = "extra" the classifier of noise; return both."""
+        """Train the received weights, and with `labels` = "extra" the noise classifier; return both."""
         method: VHL = self.strategy
         weights, kept_head = _split(request.weights)
         self.load_model(weights)
@@ -72,7 +72,7 @@ class VHLClient(GlobalModelClient):
 
 
 def _split(weights: Tensors) -> tuple[Tensors, Tensors]:
-    """Return the model's weights and those of the classifier of noise, which travel together."""
+    """Split joint weights into those of the model and those of the noise classifier."""
     head = {name: tensor for name, tensor in weights.items() if name.startswith(f"{_HEAD}/")}
     return {name: tensor for name, tensor in weights.items() if name not in head}, parts_of(head).get(_HEAD, {})
 
@@ -82,9 +82,9 @@ def virtual_homogeneity_loss(
 ) -> Loss:
     """Return CE(x, y) + alpha CE(n, y_n) + align L_con(x and n, n's features detached) + noise_align L_con(n).
 
-    n: `noise_batch_size` of the noise images at random, all where there are fewer. With a `head` noise has classes of
-    its own: the logits of both are those of the classes and then those of the head. L_con matches classes by number
-    either way (Tang et al.; the code: `proxy_align_loss`).
+    n: `noise_batch_size` random noise images, or all if there are fewer. With a `head`, noise has its own classes: the
+    logits of both are those of the data's classes followed by those of the head. In both cases L_con matches classes by
+    number (Tang et al.; the code: `proxy_align_loss`).
     """
     size = min(method.noise_batch_size, len(noise.labels))
 
@@ -114,10 +114,10 @@ class VHL(FedAvg):
     (`StyleGenerator`, width `generator_width`) and sends them to each node once: z ~ N(m_y, `z_deviation`^2), the mean
     of each class m_y ~ N(0, `z_mean`^2), as 8-bit pixels. Local training: `virtual_homogeneity_loss`.
 
-    Values: the authors' run script (their images: 5,000 a class). `labels`: "extra", noise has classes of its own that
-    are no part of the model that is measured (in the code they are, and a real image may be taken for noise); "shared",
-    the code's "patch": those of real images. Deviations: the code's noise inputs of the generator have weight 0 and are
-    left out; images come from the next power of two, resized; no JPEG between.
+    Values: the authors' run script (their images: 5,000 per class). `labels`: "extra": noise has its own classes, which
+    are not part of the measured model (in the code they are, and a real image may be classified as noise); "shared",
+    the code's "patch": noise has the classes of real images. Deviations: the code's noise inputs of the generator have
+    weight 0 and are left out; images have a power of two as their side and are resized; no JPEG compression.
     """
 
     client: ClassVar[type[Client]] = VHLClient
@@ -137,17 +137,17 @@ class VHL(FedAvg):
     cached: set[int] = field(default_factory=set, init=False)  # nodes that have the noise images
 
     def new_head(self, model: nn.Module) -> nn.Linear:
-        """Return a classifier of noise for a model; draws from torch's default stream."""
+        """Return a noise classifier for a model; draws from torch's default stream."""
         classifier = cast(nn.Linear, model.classifier)
         return nn.Linear(classifier.in_features, classifier.out_features)
 
     def check(self, environment: Environment) -> None:
-        """Refuse models that no classifier of noise fits beside."""
+        """Raise InputError for models to which no noise classifier can be added."""
         if self.labels == "extra" and not isinstance(environment.model(0).classifier, nn.Linear):
             raise InputError('strategy.labels = "extra" needs a model whose classifier is one linear layer.')
 
     def prepare(self, federation: Round) -> None:
-        """Draw the noise images, and the classifier of noise."""
+        """Draw the noise images, and make the noise classifier."""
         environment = federation.environment
         classes, (channels, height, width) = len(environment.data.classes), environment.data.image_shape
         with default_stream(federation.stream("noise-images")), torch.no_grad():
@@ -170,7 +170,7 @@ class VHL(FedAvg):
         federation.show("noise", first.numpy(), list(environment.data.classes[:_SHOWN]))
 
     def run_round(self, federation: Round) -> None:
-        """Send the model, and the noise images to nodes that lack them; average what comes back."""
+        """Send the model, and the noise images to nodes that lack them; average the trained models."""
         assert self.weights is not None
         sent = self.weights | under(_HEAD, self.head)
         without = Payload(weights=sent)
@@ -183,10 +183,10 @@ class VHL(FedAvg):
 
 
 class StyleGenerator(nn.Module):
-    """StyleGAN-v2's generator (Karras et al., CVPR 2020, arXiv:1912.04958) as it starts: images that no one taught.
+    """StyleGAN-v2's generator (Karras et al., CVPR 2020, arXiv:1912.04958), untrained.
 
-    `side`: 4, 8, 16 ...; `width`: channels of every map (512, as the paper up to 32 pixels). One mapping layer, as
-    VHL's code; skip connections to RGB; modulated and demodulated convolutions; blur [1, 3, 3, 1].
+    `side`: 4, 8, 16 ...; `width`: channels of every map (512, as in the paper up to 32 pixels). One mapping layer, as
+    in VHL's code; skip connections to RGB; modulated and demodulated convolutions; blur [1, 3, 3, 1].
     """
 
     def __init__(self, side: int, style: int, width: int) -> None:
@@ -198,7 +198,7 @@ class StyleGenerator(nn.Module):
         self.to_rgb = nn.ModuleList(_Modulated(style, width, 3, 1) for _ in range(1 + doublings))
 
     def forward(self, z: Tensor) -> Tensor:
-        """Return images, B x 3 x side x side, of z, B x style; most values lie around 0."""
+        """Return images, B x 3 x side x side, from z, B x style; most values are near 0."""
         z = z * torch.rsqrt(z.pow(2).mean(1, keepdim=True) + 1e-8)
         style = math.sqrt(2) * F.leaky_relu(F.linear(z, self.mapping / math.sqrt(z.shape[1])), 0.2)
         x = self._activated(0, self.start.expand(len(z), -1, -1, -1), style)
@@ -214,7 +214,7 @@ class StyleGenerator(nn.Module):
 
 
 class _Modulated(nn.Module):
-    """A convolution whose input channels are scaled by a style; of kernel 3 it is demodulated, of kernel 1 not."""
+    """A convolution whose input channels are scaled by a style; it is demodulated with kernel 3, not with kernel 1."""
 
     def __init__(self, style: int, inputs: int, outputs: int, kernel: int) -> None:
         super().__init__()

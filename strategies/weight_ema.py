@@ -1,4 +1,4 @@
-"""Weight EMA: an exponential moving average of the global model on the server. The cheap control of data-free methods.
+"""Weight EMA: an exponential moving average of the global model on the server. A cheap control of data-free methods.
 
 Polyak, Juditsky: Acceleration of Stochastic Approximation by Averaging, 1992, in its exponential form.
 """
@@ -18,18 +18,18 @@ from fedkd import Architecture, NamedTable, Payload, Round, Tensors, Wrapper, co
 class WeightEMA(Wrapper):
     """Measures the average sum_s decay^(t - s) w_s / sum_s decay^(t - s) of the base's global models w_1 ... w_t.
 
-    The clients go on from the base's own model: training is the base's to the last bit, and costs nothing more.
-    `global/accuracy` is the average's, `latest/accuracy` that of the base's model. The initial model has no part in it;
-    counters of batch norm are the last model's.
+    The clients continue from the base's own model: training is bit for bit that of the base, and sends nothing more.
+    `global/accuracy` is that of the average, `latest/accuracy` that of the base's model. The average does not include
+    the initial model; counters of batch norm are those of the last model.
     """
 
     base: NamedTable = field(default_factory=lambda: NamedTable(name="fedavg"))
     decay: Annotated[float, Field(ge=0, lt=1)] = 0.9
     average: Tensors = field(default_factory=dict, init=False)
-    mass: float = field(default=0.0, init=False)  # sum of the powers of decay so far
+    mass: float = field(default=0.0, init=False)  # the sum of the powers of decay until now
 
     def run_round(self, federation: Round) -> None:
-        """Let the base run its round, and average its model in."""
+        """Call the base's `run_round`, and add its model to the average."""
         self.inner.run_round(federation)
         latest = self.weights or {}
         self.mass = 1 + self.decay * self.mass
@@ -53,5 +53,5 @@ class WeightEMA(Wrapper):
         return [(0, self._model())] if self.weights else []
 
     def stages(self) -> dict[str, tuple[Architecture, Tensors]]:
-        """Return the base's own model, and what it was made of."""
+        """Return the base's own model, and the base's intermediate models."""
         return super().stages() | ({"latest": (0, self.weights)} if self.weights else {})

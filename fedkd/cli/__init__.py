@@ -1,11 +1,11 @@
-"""The command line: running, comparing and showing federations. Torch is imported only by what needs it.
+"""The command line: run, compare and show federations. Only the commands that need torch import it.
 
 * `common`: the app, arguments that commands share, exit codes.
 * `runs`: `fedkd run`, `distill`, `sweep`, `partition`.
 * `reports`: `fedkd compare`, `report`, `watch`.
 * `write`: `fedkd list`, `new`, `check`.
 * `deploy`: `fedkd deploy init`.
-* `tables`: what they print.
+* `tables`: the tables that commands print.
 """
 
 # In the order of the help.

@@ -1,4 +1,4 @@
-"""What the commands share: the app, their arguments, and exit codes.
+"""The common part of the commands: the app, their arguments, and exit codes.
 
 Exit codes: 0 done, 1 the run failed, 2 the input was refused, 130 interrupted.
 """
@@ -15,7 +15,7 @@ import typer
 
 from ..errors import InputError, RunError
 
-# Neither Flower nor Ray shall call home from a user's machine unless the user says so.
+# Flower and Ray must not send telemetry from a user's machine unless the user allows it.
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
@@ -37,7 +37,7 @@ RunFolders = Annotated[list[Path], typer.Argument(help="Runs, or folders of runs
 def exit_codes(after: str = "continue with --resume") -> Iterator[None]:
     """Turn errors into one clear message and an exit code: 1 failed, 2 refused, 130 interrupted.
 
-    `after`: what an interrupted user needs to know.
+    `after`: the hint after an interrupt.
     """
     try:
         yield

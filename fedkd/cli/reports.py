@@ -16,15 +16,15 @@ from .tables import print_comparison
 @app.command()
 def compare(
     paths: RunFolders,
-    metric: Annotated[str | None, typer.Option(help="By default the first that all runs have.")] = None,
-    target: Annotated[float | None, typer.Option(help="Also rounds, megabytes and seconds to this value.")] = None,
-    baseline: Annotated[str | None, typer.Option(help="The strategy that differences are taken to.")] = None,
+    metric: Annotated[str | None, typer.Option(help="The metric; by default the first that all runs have.")] = None,
+    target: Annotated[float | None, typer.Option(help="Also show rounds, MB and seconds to this value.")] = None,
+    baseline: Annotated[str | None, typer.Option(help="Show differences to this strategy.")] = None,
     by: Annotated[
         list[str] | None,
         typer.Option(metavar="KEY", help="A table for each value of this key, such as data.partition."),
     ] = None,
     across: Annotated[
-        list[str] | None, typer.Option(metavar="KEY", help="Compare runs all the same that differ in this key.")
+        list[str] | None, typer.Option(metavar="KEY", help="Also compare runs that differ in this key.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="A folder for compare.md, compare.tex and compare.csv.")] = None,
 ) -> None:
@@ -46,7 +46,7 @@ def compare(
         for title, group in comparing.split(runs, by or [], across or []).items():
             try:
                 tables.append(comparing.compare(group, metric=metric, target=target, baseline=baseline, title=title))
-            except InputError as error:  # the other groups can be shown all the same
+            except InputError as error:  # the other groups can still be shown
                 refused.append(f"{title}: {error}" if title else str(error))
         if not tables:
             raise InputError("\n".join(refused))
@@ -73,9 +73,9 @@ def compare(
 def report(
     paths: RunFolders,
     output: Annotated[Path, typer.Option("--output", "-o", help="The page to write.")] = Path("report.html"),
-    title: Annotated[str | None, typer.Option(help="Its title.")] = None,
+    title: Annotated[str | None, typer.Option(help="The title of the page.")] = None,
 ) -> None:
-    """Write one page on runs that needs no network: curves, tables, partitions, nodes, what methods show."""
+    """Write one page on runs that needs no network: curves, tables, partitions, nodes, methods' figures."""
     with exit_codes("nothing is lost"):
         from ..reports import report as reporting
 
@@ -87,10 +87,10 @@ def report(
 @app.command()
 def watch(
     path: Annotated[Path, typer.Argument(help="The folder of a run.")],
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Of this machine; 0 takes a free one.")] = 8989,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The port on this machine; 0: a free one.")] = 8989,
 ) -> None:
-    """Show a run's report while it goes on, in a browser on this machine only, until Ctrl-C."""
-    with exit_codes("the run itself goes on"):
+    """Show a run's report during the run, in a browser on this machine only, until Ctrl-C."""
+    with exit_codes("the run itself continues"):
         from ..reports import watch as watching
 
         page = watching.make_app(path)

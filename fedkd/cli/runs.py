@@ -84,7 +84,7 @@ def distill(
                 summary = distillations.resume(folder, on_iteration)
         accuracy = summary["final"]["test/accuracy"]
         typer.echo(
-            f"{summary['distiller']}, {parsed.ipc} a class: test accuracy {accuracy:.4f} "
+            f"{summary['distiller']}, {parsed.ipc} per class: test accuracy {accuracy:.4f} "
             f"+- {summary['final']['test/deviation']:.4f} ({parsed.evaluate.networks} networks), "
             f"at the start {summary['initial']['test/accuracy']:.4f}; {summary['seconds']['total']:.1f} s"
         )
@@ -112,15 +112,15 @@ def sweep(
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option(help="The folder of the runs; by default runs/sweep-<config>.")] = None,
     at_once: Annotated[
-        int | None, typer.Option(min=1, help="Runs at a time at most; by default as many as fit.")
+        int | None, typer.Option(min=1, help="The most runs at a time; by default as many as fit.")
     ] = None,
-    memory: Annotated[float, typer.Option(min=0.1, help="GiB that a run is reckoned with.")] = 2.0,
+    memory: Annotated[float, typer.Option(min=0.1, help="GiB of memory reserved for each run.")] = 2.0,
     gpus: Annotated[
-        float | None, typer.Option(min=0, help="GPUs of a run; by default what its engine's workers have.")
+        float | None, typer.Option(min=0, help="GPUs per run; by default those of its engine's workers.")
     ] = None,
 ) -> None:
-    """Run a grid of configs and seeds, several at a time. The same command again goes on where it was."""
-    with exit_codes("the same command goes on"):
+    """Run a grid of configs and seeds, several at a time. Repeat the command to continue an interrupted grid."""
+    with exit_codes("repeat the command to continue"):
         from ..runs.progress import ManyRuns
         from ..runs.run_folder import alone_in, make_folder
         from ..runs.sweep import check, plan
@@ -147,12 +147,12 @@ def sweep(
 def partition(
     config: Annotated[Path, typer.Argument(help="A TOML run file.")],
     overrides: Overrides = None,
-    out: Annotated[Path, typer.Option(help="The picture of the label heat map.")] = Path("partition.png"),
+    out: Annotated[Path, typer.Option(help="The file for the label heat map.")] = Path("partition.png"),
     write: Annotated[
-        Path | None, typer.Option(help="A folder for each node's images, as a set of its own: node-0.npz, ...")
+        Path | None, typer.Option(help="A folder for the images of each node, one set each: node-0.npz, ...")
     ] = None,
 ) -> None:
-    """Print who holds what, draw the label heat map, and write each node's images where a folder is given."""
+    """Print which node has which images, draw the label heat map, and with --write write each node's images."""
     with exit_codes():
         from ..config import read_config
         from ..data.federation import federate, write_sets

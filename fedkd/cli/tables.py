@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def print_partition(data: FederatedData) -> None:
-    """Print who has what: a row for each node."""
+    """Print which node has which images: one row for each node."""
     from rich.console import Console
     from rich.table import Table
 
@@ -34,7 +34,7 @@ def print_partition(data: FederatedData) -> None:
 
 
 def print_summary(summary: dict[str, Any], folder: Path) -> None:
-    """Print a run's last and best metrics, its traffic, and where its files are."""
+    """Print a run's last and best metrics, its traffic, and the paths of its files."""
     from rich.console import Console
     from rich.table import Table
 
@@ -56,7 +56,7 @@ def print_summary(summary: dict[str, Any], folder: Path) -> None:
 
 
 def print_comparison(header: list[str], rows: list[list[str]], caption: str) -> None:
-    """Print a table; on a narrow terminal in parts, each with the strategies' names."""
+    """Print a table; on a narrow terminal in several parts, each with the strategies' names."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text

@@ -1,4 +1,4 @@
-"""`fedkd list`, `new` and `check`: for those who write a strategy."""
+"""`fedkd list`, `new` and `check`: commands for authors of strategies."""
 
 from __future__ import annotations
 
@@ -47,21 +47,21 @@ app.add_typer(new, name="new")
 
 @new.callback()
 def _new() -> None:
-    """Keep `strategy` a command of its own."""
+    """Keep `strategy` a subcommand: typer would merge a single command into its parent."""
 
 
 @new.command("strategy")
 def new_strategy(
     name: Annotated[str, typer.Argument(help="The class, such as FedMine; the file is named after it.")],
 ) -> None:
-    """Write a strategy that runs and that `fedkd check` passes, to change into yours."""
+    """Write a file with a strategy that runs and passes `fedkd check`; change it into your strategy."""
     with exit_codes("nothing is written"):
         if not re.fullmatch(r"[A-Za-z][A-Za-z0-9]*", name):
-            raise InputError(f"{name!r} is no name of a class: write letters and digits, such as FedMine.")
+            raise InputError(f"{name!r} is not a name of a class: write letters and digits, such as FedMine.")
         kind = name[0].upper() + name[1:]
         path = Path(f"{re.sub(r'(?<=[a-z0-9])(?=[A-Z])', '_', kind).lower()}.py")
         if path.exists():
-            raise InputError(f"{path} is there already; choose another name, or move it away.")
+            raise InputError(f"{path} exists already; choose another name, or move the file.")
         text = files("fedkd.cli").joinpath("new_strategy.py.txt").read_text()
         path.write_text(text.replace("NewStrategy", kind))
         typer.echo(f"written: {path}")

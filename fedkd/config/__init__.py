@@ -1,10 +1,10 @@
-"""Run files: the tables that one may have, reading one, and writing the resolved form.
+"""Run files: their tables, and how they are read and written with all values.
 
-* `tables`: what all tables share: strictness, named tables, the types of values.
+* `tables`: the common parts of all tables: strict checks, named tables, the types of values.
 * `data`: `[data]`: images, partition, public set, real sites.
 * `run`: `Config`, a whole run file.
 * `distill`: `DistillConfig`, the file of `fedkd distill`.
-* `reading`: `read_config`, `--set` overrides, errors that name the key.
+* `reading`: `read_config`, `--set` overrides, error messages that name the key.
 """
 
 from .data import DataConfig, PartitionConfig, PublicConfig, RealSites, SetsConfig, ValidationConfig

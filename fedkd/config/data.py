@@ -1,4 +1,4 @@
-"""`[data]`: which images, in what form, who has them, the public set and real sites."""
+"""`[data]`: the images, their form, the partition, the public set and real sites."""
 
 from __future__ import annotations
 
@@ -13,29 +13,31 @@ from .tables import Count, Fraction, Table
 
 
 class PublicConfig(Table):
-    """`data.public`: the transfer set that the server and all nodes hold."""
+    """`data.public`: the public set, which the server and all nodes have."""
 
     size: Count
-    name: str | None = None  # another named set; by default images taken out of the training images
+    name: str | None = None  # another named set; by default images that are removed from the training images
     labelled: bool = False
-    own_classes: bool = False  # its labels are other classes than the nodes': models have outputs for both
-    balanced: bool = True  # the same number of each class, as far as the images go
+    own_classes: bool = False  # its classes differ from the nodes' classes: models have outputs for both
+    balanced: bool = True  # the same number of images for each class, if there are enough
 
     @pydantic.model_validator(mode="after")
     def _labels_of_another_set(self) -> PublicConfig:
         if self.own_classes and not (self.labelled and self.name is not None):
-            raise ValueError("own_classes = true: only another labelled set has them; give name and labelled = true")
+            raise ValueError(
+                "own_classes = true: only another labelled set has other classes; set name and labelled = true"
+            )
         return self
 
 
 class ValidationConfig(Table):
-    """`data.validation`: labelled images of the server's own, out of the training images, as many of each class."""
+    """`data.validation`: labelled images that only the server has, from the training images, equally many per class."""
 
     size: Count
 
 
 class PartitionConfig(Table):
-    """`data.partition`: a scheme and its options; `seed` is the run's unless given."""
+    """`data.partition`: a scheme and its options; `seed` is by default the run's seed."""
 
     model_config = ConfigDict(extra="allow", strict=True, frozen=True)
     scheme: str
@@ -44,31 +46,31 @@ class PartitionConfig(Table):
 
 
 class SetsConfig(Table):
-    """Where named sets are, and the form that their images are brought to."""
+    """The folder of named sets, and the form to which their images are converted."""
 
     root: str | None = None
     download: bool = False
     size: Annotated[int, Field(ge=4)] | None = None
     channels: Literal[1, 3] | None = None
-    # of the pixels (0..1), a channel; by default the set's own, where it is known
+    # of the pixels (0..1), one value per channel; by default the values of the set, if they are known
     mean: list[Annotated[float, Field(ge=0, le=1)]] | None = None
     deviation: list[Fraction] | None = None
-    train_per_class: Count | None = None  # only the first so many images of each class and set
+    train_per_class: Count | None = None  # use only this number of images, the first ones, of each class and set
     test_per_class: Count | None = None
 
     @property
     def folder(self) -> Path:
-        """Return the folder of the sets: `data.root`, else $FEDKD_DATA, else `data`."""
+        """Return the folder of the sets: `data.root`, or else $FEDKD_DATA, or else `data`."""
         return Path(self.root or os.environ.get("FEDKD_DATA") or "data")
 
 
 class RealSites(Table):
-    """`data.sites`: real sites bring images of their own, of this form; the server has none of them."""
+    """`data.sites`: real sites use their own images, which have this form. The server does not have them."""
 
-    count: Count  # sites that a new federation waits for
+    count: Count  # the number of sites that a new federation waits for
     classes: Annotated[list[str], Field(min_length=2)]
     shape: tuple[Literal[1, 3], Count, Count]  # channels, height, width
-    server: str | None = None  # a named set of the server's own: test images, and those of data.validation
+    server: str | None = None  # a named set on the server, for the test images and the images of data.validation
 
     @pydantic.field_validator("shape", mode="before")
     @classmethod
@@ -77,15 +79,15 @@ class RealSites(Table):
 
 
 class DataConfig(SetsConfig):
-    """`[data]`: which images, of what form, and who holds them."""
+    """`[data]`: the images, their form, and the nodes that have them."""
 
     name: str | None = None
     names: Annotated[list[str], Field(min_length=1)] | None = None  # several sets, each a domain
-    sites: RealSites | None = None  # neither: real sites bring their own
+    sites: RealSites | None = None  # instead of name or names: real sites use their own images
     partition: PartitionConfig | None = None
     public: PublicConfig | None = None
     validation: ValidationConfig | None = None
-    node_test: Count = 200  # test images a node, drawn by its own label distribution
+    node_test: Count = 200  # test images per node, drawn from the node's own label distribution
     augment: Literal["none", "crop_flip"] = "none"
 
     @pydantic.model_validator(mode="after")
@@ -93,16 +95,18 @@ class DataConfig(SetsConfig):
         if [self.name, self.names, self.sites].count(None) != 2:
             raise ValueError("set either name (one set), names (several sets, each a domain) or sites (real sites)")
         if self.sites is None and self.partition is None:
-            raise ValueError("partition is missing: who holds what of the images")
+            raise ValueError("partition is missing: it says which node has which training images")
         if self.sites is not None and self.partition is not None:
-            raise ValueError("sites bring images of their own; there is nothing for partition to split")
+            raise ValueError("partition has nothing to split, because sites use their own images; remove partition")
         if self.sites is not None and self.public is not None and self.public.name is None:
-            raise ValueError("public needs a name: a set that the server and all sites hold beside their own images")
+            raise ValueError(
+                "public needs a name: a named set that the server and all sites have next to their own images"
+            )
         if self.sites is not None and self.validation is not None and self.sites.server is None:
-            raise ValueError("validation is taken out of sites.server, a set of the server's own, which is missing")
+            raise ValueError("validation images come from the server's own set, which is missing; set sites.server")
         return self
 
     @property
     def set_names(self) -> list[str]:
-        """Return the named sets, one or several; `sites` where real sites bring theirs."""
+        """Return the names of the sets, one or several; `sites` if real sites use their own images."""
         return ["sites"] if self.sites is not None else list(self.names or [str(self.name)])

@@ -1,4 +1,4 @@
-"""The file of a distillation of one named set: `fedkd distill`."""
+"""The config file of `fedkd distill`, which distils one named set."""
 
 from __future__ import annotations
 
@@ -18,27 +18,29 @@ class SetConfig(SetsConfig):
 
 
 class ProbeConfig(Table):
-    """`[evaluate]` of a distillation: every so many iterations (and first and last), fresh networks train on it."""
+    """`[evaluate]` of a distillation: after every `every` iterations, at the start and at the end, new networks are
+    trained on the virtual images.
+    """
 
     every: Count = 500
     networks: Count = 3
-    epochs: Count = 300  # the learning rate falls to a tenth after half of them
+    epochs: Count = 300  # after half of them the learning rate falls to a tenth
     batch_size: Count = 256
     optimizer: Sgd = Sgd(name="sgd", lr=0.01, momentum=0.9, weight_decay=5e-4)
     augment: list[Group] = Field(default_factory=lambda: list(GROUPS))
 
 
 class DistillConfig(Table):
-    """A whole distillation of one set: `fedkd distill`."""
+    """The whole config of a distillation of one set: `fedkd distill`."""
 
     seed: Annotated[int, Field(ge=0)] = 0
-    iterations: Annotated[int, Field(ge=0)] = 1000  # 0: measure how the images start
-    ipc: Count = 10  # virtual images a class
+    iterations: Annotated[int, Field(ge=0)] = 1000  # 0: only measure the initial images
+    ipc: Count = 10  # images per class
     initial: Literal["real", "normal", "noise"] = "real"  # random real images, FedLGD's class statistics, or N(0, 1)
     data: SetConfig
     model: ModelConfig
     distiller: NamedTable
-    network_every: Count = 100  # of distillers that want a trained network: iterations between two states of it
-    train: TrainConfig = TrainConfig(optimizer=Sgd(name="sgd", lr=0.01))  # how that network is trained between them
+    network_every: Count = 100  # for distillers that use a trained network: iterations between its training phases
+    train: TrainConfig = TrainConfig(optimizer=Sgd(name="sgd", lr=0.01))  # the training of this network in each phase
     evaluate: ProbeConfig = ProbeConfig()
     checkpoint: CheckpointConfig = CheckpointConfig(every=100)

@@ -1,4 +1,4 @@
-"""Reading run files: TOML, `--set` overrides, errors that name the key; and writing the resolved form."""
+"""Reads run files: TOML, `--set` overrides, error messages that name the key. Writes them with all values."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _TableKind = TypeVar("_TableKind", bound=Table)
 
 
 def read_config(path: Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a TOML run file and apply `key=value` overrides. Raises InputError for whatever is wrong with either."""
+    """Read a TOML run file and apply `key=value` overrides. Raises InputError for any error in one of them."""
     return parse_config(_read_table(path, overrides), str(path))
 
 
 def read_distill_config(path: Path, overrides: Sequence[str] = ()) -> DistillConfig:
-    """Read the TOML file of a distillation, as `read_config` does."""
+    """Read the TOML config file of a distillation, as `read_config` does."""
     return _parsed(DistillConfig, _read_table(path, overrides), str(path))
 
 
@@ -33,21 +33,21 @@ def _read_table(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
         with path.open("rb") as file:
             table = tomllib.load(file)
     except FileNotFoundError:
-        raise InputError(f"There is no config {path}.") from None
+        raise InputError(f"There is no config file {path}.") from None
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not a TOML file that can be read: {error}") from error
+        raise InputError(f"{path} is not a TOML file that fedkd can read: {error}") from error
     return overridden(table, overrides)
 
 
 def overridden(table: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """Return a table with `key=value` overrides applied, in place. Raises InputError for a wrong one."""
+    """Apply `key=value` overrides to a table in place, and return it. Raises InputError for a wrong override."""
     for override in overrides:
         _override(table, override)
     return table
 
 
 def parse_config(table: dict[str, Any], source: str = "config") -> Config:
-    """Return the config in a table. Raises InputError naming each wrong key, its value and what is valid."""
+    """Return the config in a table. Raises InputError, which names each wrong key, its value and what is valid."""
     return _parsed(Config, table, source)
 
 
@@ -79,12 +79,12 @@ def _override(table: dict[str, Any], override: str) -> None:
 
 
 def to_table(config: Config | DistillConfig) -> dict[str, Any]:
-    """Return the config as plain tables for TOML, without the keys that are unset."""
+    """Return the config as plain tables for TOML, without keys that are not set."""
     return _plain(config.model_dump(mode="json"))
 
 
 def flattened(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested tables as one, with dotted keys."""
+    """Return nested tables as one table with dotted keys."""
     flat: dict[str, Any] = {}
     for key, value in table.items():
         flat |= flattened(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
@@ -92,7 +92,7 @@ def flattened(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def difference(before: dict[str, Any], now: dict[str, Any], apart: tuple[str, ...]) -> str | None:
-    """Return the first key in which two configs differ, with both values; those that begin with `apart` may differ."""
+    """Return the first key in which two configs differ, with both values. Keys that begin with `apart` may differ."""
     flat = [flattened(config) for config in (before, now)]
     for key in sorted(flat[0].keys() | flat[1].keys()):
         if flat[0].get(key) != flat[1].get(key) and not key.startswith(apart):

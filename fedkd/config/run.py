@@ -1,4 +1,4 @@
-"""A run file: one pydantic model for the whole of it."""
+"""A run file: one pydantic model for the whole file."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ class Adam(Table):
 
 
 class TrainConfig(Table):
-    """`[train]`: local training. A client starts each round with a fresh optimiser."""
+    """`[train]`: local training. A client starts each round with a new optimiser."""
 
     epochs: Count = 1
-    steps: Count | None = None  # exactly so many batches instead of whole epochs
+    steps: Count | None = None  # train exactly this number of batches instead of whole epochs
     batch_size: Count = 32
     optimizer: Annotated[Sgd | Adam, Field(discriminator="name")] = Sgd(name="sgd", lr=0.05)
     lr_decay: Fraction = 1.0  # the learning rate of round t is lr * lr_decay^(t - 1)
-    clip: Annotated[float, Field(gt=0)] | None = None  # largest norm of a step's gradient, weight decay apart
+    clip: Annotated[float, Field(gt=0)] | None = None  # largest norm of a step's gradient, without weight decay
 
     def decay(self, number: int) -> float:
-        """Return what a round's learning rates are multiplied by."""
+        """Return the factor for the learning rates of a round."""
         return self.lr_decay ** max(number - 1, 0)
 
     def in_round(self, number: int) -> TrainConfig:
@@ -48,37 +48,37 @@ class TrainConfig(Table):
         return self.model_copy(update={"optimizer": self.optimizer.model_copy(update={"lr": rate})})
 
     def batches(self, images: int) -> int:
-        """Return how many steps local training on so many images takes."""
+        """Return the number of steps of local training on this number of images."""
         return self.steps or self.epochs * -(-images // self.batch_size)
 
 
 class EvaluateConfig(Table):
-    """`[evaluate]`: every so many rounds (and after the last), on this share of the nodes."""
+    """`[evaluate]`: measure after every `every` rounds, and after the last, on this fraction of the nodes."""
 
     every: Count = 5
-    fraction: Fraction | None = None  # by default all nodes, of a large federation a hundred
+    fraction: Fraction | None = None  # by default all nodes, but at most 100
 
 
 class FaultsConfig(Table):
-    """`[faults]`: what goes wrong in a simulation, drawn by the run's seed, with these probabilities."""
+    """`[faults]`: the faults of a simulation and their probabilities, drawn from the run's seed."""
 
-    dropout: Probability = 0.0  # a node is away for a whole round
-    straggler: Probability = 0.0  # a node takes longer for a request, by simulated seconds
-    delay: Annotated[float, Field(gt=0)] = 60.0  # their mean (an exponential distribution); `timeout` decides
-    error: Probability = 0.0  # a client raises before it has done anything
-    corrupted: Probability = 0.0  # a reply arrives with a NaN, in another shape, or with the claim to be huge
-    lost: Probability = 0.0  # a client does its work, and its reply never arrives
+    dropout: Probability = 0.0  # a node is absent for a whole round
+    straggler: Probability = 0.0  # a node answers a request late, by simulated seconds
+    delay: Annotated[float, Field(gt=0)] = 60.0  # the mean of these seconds (exponential); more than `timeout` fails
+    error: Probability = 0.0  # a client raises an error before it does any work
+    corrupted: Probability = 0.0  # a reply arrives with a NaN, with another shape, or with a header of a huge array
+    lost: Probability = 0.0  # a client does its work, but its reply never arrives
 
 
 class CheckpointConfig(Table):
-    """`[checkpoint]`: every so many rounds (and after the last); the newest `keep` stay."""
+    """`[checkpoint]`: write one after every `every` rounds, and after the last; only the newest `keep` are kept."""
 
     every: Count = 10
-    keep: Count = 2  # the one before is used where the newest is damaged
+    keep: Count = 2  # if the newest one is damaged, the one before is used
 
 
 class ModelConfig(Table):
-    """`[model]`: one architecture for all, or several that the nodes take in turn; with options of the builder."""
+    """`[model]`: one architecture for all nodes, or several that the nodes have in turn; with the builder's options."""
 
     model_config = ConfigDict(extra="allow", strict=True, frozen=True, protected_namespaces=())
     name: str | None = None
@@ -95,7 +95,9 @@ class ModelConfig(Table):
             raise ValueError("set either name (one architecture) or names (several)")
         if self.names is not None and self.model_extra:
             key = next(iter(self.model_extra))
-            raise ValueError(f"{key} belongs to one architecture: names = [{{ name = ..., {key} = ... }}, ...]")
+            raise ValueError(
+                f"{key} is an option of one architecture: write names = [{{ name = ..., {key} = ... }}, ...]"
+            )
         return self
 
     @property
@@ -105,15 +107,15 @@ class ModelConfig(Table):
 
 
 class Config(Table):
-    """A whole run."""
+    """The whole config of a run."""
 
     seed: Annotated[int, Field(ge=0)] = 0
     rounds: Count = 10
-    cohort: Count | None = None  # nodes a round, drawn anew each round; all by default
-    min_replies: Count = 1  # fewer good replies than this to one request end the run
+    cohort: Count | None = None  # nodes per round, sampled again in each round; by default all nodes
+    min_replies: Count = 1  # if a request gets fewer good replies than this, the run ends with an error
     timeout: Annotated[float, Field(gt=0)] | None = None  # seconds to wait for the replies to one request
-    payload_limit: Count = 2**30  # bytes of one message
-    payload_limits: dict[Kind, Count] = Field(default_factory=dict)  # of them, bytes of one kind of arrays
+    payload_limit: Count = 2**30  # the largest number of bytes of one message
+    payload_limits: dict[Kind, Count] = Field(default_factory=dict)  # the same for one kind of arrays in a message
     data: DataConfig
     model: ModelConfig
     train: TrainConfig = TrainConfig()
@@ -122,15 +124,15 @@ class Config(Table):
     evaluate: EvaluateConfig = EvaluateConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     faults: FaultsConfig = FaultsConfig()
-    trackers: list[NamedTable] = Field(default_factory=list)  # services that hear of each round
+    trackers: list[NamedTable] = Field(default_factory=list)  # services that get the record of each round
 
     @pydantic.model_validator(mode="after")
     def _simulated_faults(self) -> Config:
         if self.data.sites is not None and self.faults != FaultsConfig():
-            raise ValueError("faults are of a simulation; data.sites are real sites, with faults of their own")
+            raise ValueError("faults are only possible in a simulation, but data.sites are real sites; remove faults")
         return self
 
     @property
     def limits(self) -> Limits:
-        """Return the bytes that one message may have."""
+        """Return the largest number of bytes of one message."""
         return Limits(self.payload_limit, {kind: limit for kind, limit in self.payload_limits.items()})

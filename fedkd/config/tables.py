@@ -1,4 +1,4 @@
-"""What the tables of a run file share: their strictness, named tables, and the types of their values."""
+"""The common parts of the tables of a run file: strict checks, named tables, and the types of values."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
-Group = Literal["color", "crop", "cutout", "flip", "scale", "rotate"]  # of differentiable augmentations
+Group = Literal["color", "crop", "cutout", "flip", "scale", "rotate"]  # groups of differentiable augmentations
 GROUPS: tuple[Group, ...] = get_args(Group)
 Kind = Literal[
     "weights",
@@ -25,25 +25,25 @@ Kind = Literal[
     "statistics",
     "generator",
     "indices",
-]  # of arrays in a payload
+]  # the kinds of arrays in a payload
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 class Limits(NamedTuple):
-    """The bytes that one message may have: in all, and of a kind of arrays."""
+    """The largest number of bytes of one message: in total, and for each kind of arrays."""
 
     total: int
     kinds: Mapping[str, int]
 
 
 class Table(BaseModel):
-    """A table without unknown keys and without conversions of types."""
+    """A table that refuses unknown keys and values of another type."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=())
 
 
 class NamedTable(Table):
-    """A table with a name, whose other keys belong to what the name stands for and are checked there."""
+    """A table with a name. Its other keys are options of the named object and are checked against it."""
 
     model_config = ConfigDict(extra="allow", strict=True, frozen=True, protected_namespaces=())
     name: str
@@ -59,4 +59,4 @@ class NamedTable(Table):
         return dict(self.model_extra or {})
 
 
-Architecture = int | NamedTable  # a number in `model.names`, or a model of the method's own: its name and options
+Architecture = int | NamedTable  # a number in `model.names`, or the name and options of another model of the method

@@ -106,7 +106,7 @@ class Client:
         """
         for key, tensor in tensors.items():
             if not is_finite(tensor):
-                raise ValueError(f"{name} {key!r} is not finite: local training has diverged, so it is not kept")
+                raise ValueError(f"{name} {key!r} is not finite: local training has diverged, and is not kept")
         self.state[name] = array_record(tensors)
 
     def recall(self, name: str) -> Tensors | None:

@@ -26,7 +26,7 @@ DRAWN = {
 
 
 def plain_value(name: str, value: Any) -> Any:
-    """Return a logged value in a form that JSON can store: numbers, texts, lists, dicts. Raises RunError as `Round.log`."""
+    """Return a logged value in a form that JSON can store: numbers, texts, lists, dicts. Raises as `Round.log`."""
     plain = _plain(name, value)
     if name in DRAWN and not _is_drawable(name, plain):
         raise RunError(

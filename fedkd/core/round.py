@@ -332,7 +332,7 @@ class Round:
             failures = [f for f in self.record.failures if f["action"] == action]
             reasons = "; ".join(f"node {f['node']}: {f['reason']}" for f in failures[:3])
             raise RunError(
-                f"Round {self.number}, request {action!r}: {good} of {asked} replies are good, but min_replies is "
+                f"Round {self.number}, request {action!r}: {good} of {asked} replies are good, min_replies is "
                 f"{required}. {reasons}{' ...' if len(failures) > 3 else ''}"
             )
 

@@ -25,9 +25,9 @@ class Setup:
         strategy, config, data = self.strategy, self.environment.config, self.environment.data
         cohort = config.cohort or data.clients
         if cohort > data.clients:
-            raise InputError(f"cohort = {cohort}: the federation has {data.clients} clients.")
+            raise InputError(f"cohort = {cohort}: the federation has only {data.clients} nodes.")
         if config.min_replies > cohort:
-            raise InputError(f"min_replies = {config.min_replies}: a round asks {cohort} nodes.")
+            raise InputError(f"min_replies = {config.min_replies}: a round asks only {cohort} nodes.")
         architectures = config.model.architectures
         if strategy.equal_models and len({repr(a) for a in architectures}) > 1:
             found = ", ".join(a.name for a in architectures)

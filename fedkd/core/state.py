@@ -92,8 +92,8 @@ def pack(value: Any, what: str) -> State:
                 items = sorted(value) if kind is set else value
                 return {name: [form(item, f"{path}/{number}") for number, item in enumerate(items)]}
         raise InputError(
-            f"{what}: {path} has the type {type(value).__name__}, which a checkpoint cannot store; valid are tensors, arrays, "
-            "numbers, texts, None, and dicts, lists, tuples and sets of them."
+            f"{what}: {path} is of type {type(value).__name__}, which a checkpoint cannot store; valid are tensors, "
+            "arrays, numbers, texts, None, and dicts, lists, tuples and sets of them."
         )
 
     return State(tensors, form(value, ""))

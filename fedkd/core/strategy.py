@@ -72,7 +72,7 @@ class Strategy(ABC):
         return {}
 
     def measure(self, federation: Round) -> dict[str, float]:
-        """Return the metrics that the server measures: by default those of its models on the global test set, if any."""
+        """Return the metrics that the server measures: by default of its models on the global test set, if any."""
         environment = federation.environment
         test = environment.data.test
         if not len(test.labels):

@@ -91,7 +91,7 @@ class Wrapper(Strategy):
             raise InputError(f"data.sites: {self.base.name} needs the sites' images, which the server lacks.")
         while isinstance(below, Wrapper):
             if type(below) is type(self):
-                raise InputError(f"{key}.name: a {type(self).__name__} wraps another {type(self).__name__}; remove one.")
+                raise InputError(f"{key}.name: one {type(self).__name__} wraps another; remove one of them.")
             below, key = below.inner, f"{key}.base"
         inner = self.inner
         averages = inner.global_model and inner.equal_models and "fit" in actions(inner.client_class())

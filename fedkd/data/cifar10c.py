@@ -1,4 +1,4 @@
-"""CIFAR-10-C: CIFAR-10's test images under one of 19 corruptions at five severities, made on the spot."""
+"""CIFAR-10-C: CIFAR-10's test images under one of 19 corruptions at five severities, computed when needed."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ from .images import KEY, PIXEL_MAX, Dataset, Images
 def cifar10c(corruption: str, clean: Dataset, cache: Path, root: Path) -> Dataset:
     """Return CIFAR-10's 10,000 test images under one corruption at each severity: 45,000 to train, 5,000 to test.
 
-    Of each severity the first nine tenths train and the last test, as in DESA's code, which shares its lab with
-    FedLGD's. Kept in `cache` once made, where that can be written. The same images everywhere, whatever the seed.
+    For each severity, the first nine tenths are for training and the rest is for the test, as in DESA's code, which is
+    from the same lab as FedLGD's. The result is stored in `cache`, if this is writable. The images do not depend on
+    the seed.
     """
     if corruption not in NAMES:
         raise unknown(KEY, f"cifar10c:{corruption}", [f"cifar10c:{name}" for name in NAMES])
@@ -40,7 +41,7 @@ def cifar10c(corruption: str, clean: Dataset, cache: Path, root: Path) -> Datase
 
 
 def corrupted(corruption: str, images: np.ndarray, severity: int, root: Path) -> np.ndarray:
-    """Return uint8 images, N x 3 x 32 x 32, under a corruption at a severity; draws from a stream of both alone."""
+    """Return uint8 images, N x 3 x 32 x 32, under a corruption at a severity. Its stream depends only on these two."""
     rng = numpy_stream(0, severity, "server", f"cifar10c/{corruption}")
     pixels = images.transpose(0, 2, 3, 1).astype(np.float32) / PIXEL_MAX
     if corruption == "frost":
@@ -56,7 +57,7 @@ def _fingerprint(images: np.ndarray) -> np.ndarray:
 
 
 def _stored(path: Path, mark: np.ndarray) -> np.ndarray | None:
-    """Return the images in a file, where it is whole and was made of the clean images with this mark."""
+    """Return the images in a file, or None if it is damaged or was made from clean images with another `mark`."""
     try:
         with np.load(path, allow_pickle=False) as archive:
             if np.array_equal(archive["clean"], mark):
@@ -78,7 +79,7 @@ def _store(path: Path, images: np.ndarray, mark: np.ndarray) -> None:
 
 
 def _frost_photographs(root: Path) -> list[np.ndarray]:
-    """Return the first five of the authors' photographs at a fifth of their size, 0..1."""
+    """Return the first five of the authors' photographs at one fifth of their size, 0..1."""
     spec = importlib.util.find_spec("imagecorruptions")
     installed = (spec.submodule_search_locations or []) if spec else []
     homes = [root / "frost", *(Path(place) / "frost" for place in installed)]
@@ -88,7 +89,7 @@ def _frost_photographs(root: Path) -> list[np.ndarray]:
             return [_fifth(home / name) for name in names]
     raise InputError(
         f"{KEY} = 'cifar10c:frost': the authors' photographs of frost ({', '.join(names)}) are neither in {homes[0]} "
-        "nor installed; pip install --no-deps imagecorruptions brings them."
+        "nor installed; install them with: pip install --no-deps imagecorruptions"
     )
 
 

@@ -1,9 +1,9 @@
 """The 19 corruptions of CIFAR-10-C.
 
 Hendrycks, Dietterich: Benchmarking Neural Network Robustness to Common Corruptions and Perturbations, ICLR 2019,
-arXiv:1903.12261; the constants and steps of the code that made the published set. That set used the global generator
-and other libraries, so pixels differ from it; statistics do not. Each function takes float images, N x 32 x 32 x 3,
-0..1, a severity 1..5 and a generator, and returns images that still have to be cut to 0..1.
+arXiv:1903.12261. Constants and steps are those of the code that made the published set. That code used the global
+generator and other libraries, so pixels differ from the published set, but statistics do not. Each function takes float
+images, N x 32 x 32 x 3, 0..1, a severity 1..5 and a generator, and returns images that must still be clipped to 0..1.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ def gaussian_noise(x: np.ndarray, severity: int, rng: np.random.Generator) -> np
 
 
 def shot_noise(x: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
-    """Count photons: Poisson noise."""
+    """Add photon noise (Poisson noise)."""
     rate = (500, 250, 100, 75, 50)[severity - 1]
     return rng.poisson(x * rate) / rate
 
 
 def impulse_noise(x: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
-    """Set values to 0 or 1, salt and pepper alike."""
+    """Set random values to 0 or 1 (salt-and-pepper noise), both with the same probability."""
     amount = (0.01, 0.02, 0.03, 0.05, 0.07)[severity - 1]
     hit, salt = rng.random(x.shape) < amount, rng.random(x.shape) < 0.5
     return np.where(hit, salt.astype(x.dtype), x)
@@ -48,14 +48,14 @@ def speckle_noise(x: np.ndarray, severity: int, rng: np.random.Generator) -> np.
 
 
 def gaussian_blur(x: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
-    """Blur by a Gaussian."""
+    """Blur with a Gaussian kernel."""
     return _smooth(x, (0.4, 0.6, 0.7, 0.8, 1)[severity - 1])
 
 
 def glass_blur(x: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
-    """Move pixels about in their neighbourhood, between two blurs.
+    """Move pixels randomly in their neighbourhood, between two blurs.
 
-    The published code means to swap two pixels; swapping views of one array, it copies the second over the first.
+    The published code intends to swap two pixels. It swaps views of one array, so it copies the second over the first.
     """
     sigma, reach, times = ((0.05, 1, 1), (0.25, 1, 1), (0.4, 1, 1), (0.25, 1, 2), (0.4, 1, 2))[severity - 1]
     x = np.floor(np.clip(_smooth(x, sigma), 0, 1) * 255) / 255
@@ -69,7 +69,7 @@ def glass_blur(x: np.ndarray, severity: int, rng: np.random.Generator) -> np.nda
 
 
 def defocus_blur(x: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
-    """Blur by a disk, itself blurred a little."""
+    """Blur with a slightly blurred disk as the kernel."""
     radius, alias = ((0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1, 0.2), (1.5, 0.1))[severity - 1]
     steps = np.arange(-8, 9)
     disk = (steps[:, None] ** 2 + steps[None] ** 2 <= radius**2).astype(np.float64)
@@ -85,7 +85,7 @@ def motion_blur(x: np.ndarray, severity: int, rng: np.random.Generator) -> np.nd
 
 
 def zoom_blur(x: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
-    """Take the mean of the image and enlargements of it."""
+    """Return the mean of each image and its enlargements."""
     factors = np.arange(1, (1.06, 1.11, 1.16, 1.21, 1.26)[severity - 1], 0.01)
     return (x + sum(_enlarged(x, factor) for factor in factors)) / (len(factors) + 1)
 
@@ -94,7 +94,7 @@ def zoom_blur(x: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndar
 
 
 def snow(x: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
-    """Whiten, and let flakes fall in one direction and the opposite one."""
+    """Whiten the image and add flakes that are blurred in one direction and in the opposite direction."""
     mean, deviation, zoom, least, radius, sigma, kept = (
         (0.1, 0.2, 1, 0.6, 8, 3, 0.95),
         (0.1, 0.2, 1, 0.5, 10, 4, 0.9),
@@ -111,7 +111,7 @@ def snow(x: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def frost(x: np.ndarray, severity: int, rng: np.random.Generator, photographs: list[np.ndarray]) -> np.ndarray:
-    """Lay a part of one of the first five photographs of frost over each image."""
+    """Add a part of one of the first five photographs of frost to each image."""
     kept, laid = ((1, 0.2), (1, 0.3), (0.9, 0.4), (0.85, 0.4), (0.75, 0.45))[severity - 1]
     out = np.empty_like(x)
     for i, image in enumerate(x):
@@ -122,7 +122,7 @@ def frost(x: np.ndarray, severity: int, rng: np.random.Generator, photographs: l
 
 
 def fog(x: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
-    """Add clouds of a fractal."""
+    """Add fractal clouds."""
     amount, decay = ((0.2, 3), (0.5, 3), (0.75, 2.5), (1, 2), (1.5, 1.75))[severity - 1]
     height, width = x.shape[1:3]
     clouds = _plasma(len(x), 2 ** int(np.ceil(np.log2(max(height, width)))), decay, rng)[:, :height, :width, None]
@@ -131,7 +131,7 @@ def fog(x: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def spatter(x: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
-    """Splash water (severities 1 to 3) or mud (4 and 5)."""
+    """Add drops of water (severities 1 to 3) or mud (4 and 5)."""
     mean, deviation, sigma, least, strength, mud = (
         (0.62, 0.1, 0.7, 0.7, 0.5, False),
         (0.65, 0.1, 0.8, 0.7, 0.5, False),
@@ -153,7 +153,7 @@ def spatter(x: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarra
 
 
 def _edges(layers: np.ndarray) -> np.ndarray:
-    """Return where layers of 0..255, N x H x W, have edges by Canny's thresholds 50 and 150."""
+    """Return where layers of 0..255, N x H x W, have edges, found with Canny's thresholds 50 and 150."""
     from kornia.filters import canny
 
     found = [
@@ -164,7 +164,7 @@ def _edges(layers: np.ndarray) -> np.ndarray:
 
 
 def _water(liquid: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    """Return how bright the drops of a layer, 0..255, shine: away from their edges, lit from above left."""
+    """Return the brightness of the drops of a layer, 0..255: away from their edges, with light from the top left."""
     distance = ndimage.distance_transform_edt(~edges) if edges.any() else np.full(edges.shape, 20.0)
     distance = np.minimum(distance, 20)
     distance = _equalised(np.floor(ndimage.uniform_filter(distance, 3, mode="mirror")).astype(np.uint8))
@@ -174,7 +174,7 @@ def _water(liquid: np.ndarray, edges: np.ndarray) -> np.ndarray:
 
 
 def _equalised(values: np.ndarray) -> np.ndarray:
-    """Return uint8 values with an even histogram, the least at 0."""
+    """Return uint8 values with a uniform histogram; the smallest value is 0."""
     counts = np.bincount(values.ravel(), minlength=256).cumsum()
     first = counts[values.min()]
     if first == values.size:
@@ -186,23 +186,23 @@ def _equalised(values: np.ndarray) -> np.ndarray:
 
 
 def brightness(x: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
-    """Raise the value of each colour."""
+    """Increase the value (HSV) of each colour."""
     return _in_hsv(x, 2, 1.0, (0.05, 0.1, 0.15, 0.2, 0.3)[severity - 1])
 
 
 def saturate(x: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
-    """Take saturation from each colour, or give it more."""
+    """Decrease or increase the saturation (HSV) of each colour."""
     return _in_hsv(x, 1, *((0.3, 0), (0.1, 0), (1.5, 0), (2, 0.1), (2.5, 0.2))[severity - 1])
 
 
 def contrast(x: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
-    """Bring all values nearer to each channel's mean."""
+    """Move all values towards the mean of their channel."""
     means = x.mean((1, 2), keepdims=True)
     return (x - means) * (0.75, 0.5, 0.4, 0.3, 0.15)[severity - 1] + means
 
 
 def elastic_transform(x: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
-    """Move three points of the image, and then each pixel by a smooth field."""
+    """Transform the image by moving three points, and then move each pixel by a smooth field."""
     side = min(x.shape[1:3])
     table = ((0, 0, 0.08), (0.05, 0.2, 0.07), (0.08, 0.06, 0.06), (0.1, 0.04, 0.05), (0.1, 0.03, 0.03))
     strength, sigma, reach = (side * share for share in table[severity - 1])
@@ -213,7 +213,7 @@ def elastic_transform(x: np.ndarray, severity: int, rng: np.random.Generator) ->
     out = np.empty_like(x)
     for i, image in enumerate(x):
         moved = points + rng.uniform(-reach, reach, points.shape)
-        back = np.linalg.solve(np.column_stack([moved, np.ones(3)]), points)  # from where it lies to where it came from
+        back = np.linalg.solve(np.column_stack([moved, np.ones(3)]), points)  # from the new position to the old one
         across, down = (columns * back[0, k] + rows * back[1, k] + back[2, k] for k in (0, 1))
         dx, dy = (
             strength * ndimage.gaussian_filter(rng.uniform(-1, 1, (height, width)), sigma, mode="reflect", truncate=3)
@@ -226,7 +226,7 @@ def elastic_transform(x: np.ndarray, severity: int, rng: np.random.Generator) ->
 
 
 def pixelate(x: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
-    """Make the image smaller and large again, by boxes."""
+    """Reduce the image and enlarge it again, with box filters."""
     share = (0.95, 0.9, 0.85, 0.75, 0.65)[severity - 1]
 
     def change(picture: Image.Image) -> Image.Image:
@@ -238,7 +238,7 @@ def pixelate(x: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarr
 
 
 def jpeg_compression(x: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
-    """Write the image as JPEG and read it."""
+    """Compress the image as JPEG and decompress it."""
     quality = (80, 65, 58, 50, 40)[severity - 1]
 
     def change(picture: Image.Image) -> Image.Image:
@@ -249,7 +249,7 @@ def jpeg_compression(x: np.ndarray, severity: int, rng: np.random.Generator) -> 
     return _each(x, change)
 
 
-# What several need
+# Helpers of several corruptions
 
 
 def _smooth(x: np.ndarray, sigma: float) -> np.ndarray:
@@ -288,7 +288,7 @@ def _enlarged(x: np.ndarray, factor: float) -> np.ndarray:
 
 
 def _moved(x: np.ndarray, radius: int, sigma: float, degrees: np.ndarray) -> np.ndarray:
-    """Return the images blurred one way along a direction each, as ImageMagick's motion blur does."""
+    """Return each image blurred to one side along its direction, as in ImageMagick's motion blur."""
     weights = np.exp(-(np.arange(2 * radius + 1) ** 2) / (2 * sigma**2))
     weights /= weights.sum()
     angle, (count, height, width) = np.deg2rad(degrees), x.shape[:3]
@@ -302,7 +302,7 @@ def _moved(x: np.ndarray, radius: int, sigma: float, degrees: np.ndarray) -> np.
 
 
 def _plasma(count: int, side: int, decay: float, rng: np.random.Generator) -> np.ndarray:
-    """Return height maps, N x side x side, 0..1, by the diamond-square algorithm; `side`: a power of two."""
+    """Return height maps, N x side x side, 0..1, from the diamond-square algorithm; `side`: a power of two."""
     maps = np.zeros((count, side, side))
     step, wibble = side, 100.0
 
@@ -333,4 +333,4 @@ CORRUPTIONS: dict[str, Corruption] = {
     )
 }  # fmt: skip
 
-NAMES = (*CORRUPTIONS, "frost")  # which needs photographs beside
+NAMES = (*CORRUPTIONS, "frost")  # frost also needs photographs

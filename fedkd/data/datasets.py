@@ -1,8 +1,8 @@
 """Named image sets: each a function that returns a `Dataset` of uint8 images and integer labels.
 
-A set is read from `<root>/<name>.npz` where that file is there, else through torchvision's own class, which downloads
-only when asked. `npz:<path>` reads arrays of yours, `images:<folder>` folders of images, one for each class;
-`cifar10c:<corruption>` is CIFAR-10 under a corruption.
+A set is read from `<root>/<name>.npz` if this file exists, otherwise through torchvision's class, which downloads it
+only if `data.download` is set. `npz:<path>` reads your own arrays, `images:<folder>` your own folders of images, one
+for each class; `cifar10c:<corruption>` is CIFAR-10 under a corruption.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from .npz import channels_first, from_npz
 
 
 def load(name: str, root: Path, *, download: bool, size: int | None, channels: int | None) -> Dataset:
-    """Return the set called `name`, resized to `size` x `size` pixels and to `channels` (1 or 3) where given.
+    """Return the set `name`, resized to `size` x `size` pixels and converted to `channels` (1 or 3) if given.
 
-    Raises InputError where the set is unknown, its files are missing or wrong, or its images differ in size.
+    Raises InputError if the set is unknown, its files are missing or wrong, or its images differ in size.
     """
     if name.startswith("npz:"):
         dataset = from_npz(root / name.removeprefix("npz:"))
@@ -55,7 +55,7 @@ def _refuse_unknown(name: str, root: Path) -> None:
         raise InputError(f"{error} There is no {root / name}.npz either.") from None
 
 
-# Mean and standard deviation of the training pixels, as usual for these sets.
+# Mean and standard deviation of the training pixels: the usual values for these sets.
 STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "mnist": ((0.1307,), (0.3081,)),
     "fashion_mnist": ((0.2860,), (0.3530,)),
@@ -69,7 +69,7 @@ STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
 
 
 def digits(*, root: Path, download: bool) -> Dataset:
-    """Return scikit-learn's digits: 1,797 images of 8 x 8 pixels; a fifth of each class, fixed, is for the test."""
+    """Return scikit-learn's digits: 1,797 images of 8 x 8 pixels; a fixed fifth of each class is for the test."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
@@ -98,7 +98,7 @@ def _torchvision(name: str, root: Path, download: bool, make: Callable[[bool], A
             ) from error
         images = np.asarray(source.data)
         labels = np.asarray(source.labels if name == "svhn" else source.targets, np.int64)
-        if name == "emnist":  # torchvision keeps NIST's transposed images; the balanced split counts from 0
+        if name == "emnist":  # torchvision's images are transposed, as in NIST; labels of the balanced split start at 0
             images = images.transpose(0, 2, 1)
         parts[train] = Images(np.ascontiguousarray(images) if name == "svhn" else channels_first(images), labels)
     count = 1 + int(max(part.labels.max() for part in parts.values()))

@@ -1,4 +1,4 @@
-"""All data of a federation: the pool of images, each node's share of it, and the public set."""
+"""All data of a federation: the pool of images, each node's part of it, and the public set."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from .partitions import Drawn
 
 @dataclass(frozen=True)
 class Ragged:
-    """Rows of unequal length in two arrays, so that a million nodes are two objects."""
+    """Rows of unequal length, stored in two arrays, so that a million nodes need only two objects."""
 
     values: np.ndarray
     offsets: np.ndarray
 
     @classmethod
     def of(cls, rows: Sequence[np.ndarray]) -> Ragged:
-        """Return these rows."""
+        """Return the `Ragged` of these rows."""
         values = np.concatenate(rows) if len(rows) else np.empty(0, np.int64)
         return cls(values.astype(np.int64), np.cumsum([0, *(len(row) for row in rows)]))
 
@@ -49,13 +49,13 @@ class FederatedData:
     test: Images
     train_parts: Ragged | Drawn
     test_parts: Ragged | DrawnTests
-    node_domains: np.ndarray  # of each node: the domain of most of its images
-    priors: np.ndarray | None  # nodes x classes: each node's label distribution, as its test images follow it, if known
+    node_domains: np.ndarray  # for each node: the domain of most of its images
+    priors: np.ndarray | None  # nodes x classes: the label distribution of each node's test images, if known
     public: Images | None
     validation: Images | None  # labelled images of the server's own
     public_labelled: bool
-    classes: tuple[str, ...]  # that models distinguish
-    node_classes: tuple[str, ...]  # the first of them: without the public set's own
+    classes: tuple[str, ...]  # the classes that models distinguish
+    node_classes: tuple[str, ...]  # the first of them: without the public set's own classes
     domain_names: tuple[str, ...]
     mean: tuple[float, ...]
     deviation: tuple[float, ...]
@@ -88,7 +88,7 @@ class FederatedData:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Return a text that is the same for federations with the same images, labels and partition."""
+        """Return a hash that is equal for federations with the same images, labels and partition."""
         digest = hashlib.blake2b(digest_size=12)
         for images in (self.train, self.test, self.public, self.validation):
             if images is not None:
@@ -98,13 +98,16 @@ class FederatedData:
             if isinstance(parts, Ragged):
                 digest.update(parts.values.data)
                 digest.update(np.ascontiguousarray(parts.offsets).data)
-            else:  # drawn whenever they are asked for; the first nodes stand for all
+            else:  # they are drawn when they are needed, so only those of the first nodes are hashed
                 for node in range(min(len(parts), 10)):
                     digest.update(np.ascontiguousarray(parts[node]).data)
         return digest.hexdigest()
 
     def pooled(self) -> np.ndarray:
-        """Return the positions of all nodes' training images. Raises InputError where nodes share them."""
+        """Return the positions of all nodes' training images. Raises InputError if nodes share images."""
         if isinstance(self.train_parts, Drawn):
-            raise InputError("data.partition.scheme = 'drawn': nodes share images, and the strategy pools them.")
+            raise InputError(
+                "data.partition.scheme = 'drawn': nodes share images, but the strategy pools all images; "
+                "use another scheme."
+            )
         return self.train_parts.values

@@ -1,4 +1,4 @@
-"""From a config to a federation's data: load the sets, take the public set out, partition the rest."""
+"""Makes the data of a federation: loads the sets, removes the public set, partitions the rest."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from .site_data import without_images
 
 
 def federate(config: DataConfig, seed: int) -> FederatedData:
-    """Load the named sets, take the public set out, partition the rest, and draw each node's test images.
+    """Load the named sets, remove the public set, partition the rest, and draw each node's test images.
 
-    The same config and seed give the same federation everywhere. Raises InputError for whatever cannot be met.
+    The same config and seed give the same federation on every machine. Raises InputError if the config is impossible.
     """
     if config.sites is not None:
         return without_images(config, config.sites, seed)
@@ -35,18 +35,18 @@ def federate(config: DataConfig, seed: int) -> FederatedData:
             shapes = " and ".join("x".join(map(str, s.train.images.shape[1:])) for s in (first, other))
             raise InputError(
                 f"data.names: {config.set_names[0]} and {name} have images of {shapes} (channels x height x width); "
-                "set data.size and data.channels to bring them to one shape."
+                "set data.size and data.channels to give them the same shape."
             )
         folders = name.startswith("images:") and config.set_names[0].startswith("images:")
         if folders and other.classes != first.classes:
             raise InputError(
                 f"data.names: {config.set_names[0]} has the classes {', '.join(first.classes)} and {name} "
-                f"{', '.join(other.classes)}; folders of one federation have the same class folders."
+                f"{', '.join(other.classes)}; all folders of a federation must have the same class folders."
             )
         if len(other.classes) != len(first.classes):
             raise InputError(
                 f"data.names: {config.set_names[0]} has {len(first.classes)} classes and {name} {len(other.classes)}; "
-                "the domains of one federation share their classes."
+                "all domains of a federation must have the same classes."
             )
     train, domains = _pool([s.train for s in sets])
     test, test_domains = _pool([s.test for s in sets])
@@ -98,7 +98,7 @@ def federate(config: DataConfig, seed: int) -> FederatedData:
 
 
 def write_sets(data: FederatedData, folder: Path) -> list[Path]:
-    """Write each node's images as a set of its own, `node-<n>.npz`, for trials with real sites; return the paths."""
+    """Write each node's images as a separate set, `node-<n>.npz`, for tests with real sites; return the paths."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for node in range(data.clients):

@@ -1,4 +1,4 @@
-"""Sets in folders of images, a folder for each class."""
+"""Sets in folders of images, one folder for each class."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def from_folders(folder: Path, size: int | None) -> Dataset:
     """Return the set in folders of images: `<folder>/train/<class>/*` and `<folder>/test/<class>/*`.
 
     Without `train` and `test`, `<folder>/<class>/*` is split: every fifth image of a class, by file name, is for the
-    test. Images of unequal size need `size`. Raises InputError for missing, empty or unreadable folders.
+    test. Images of different sizes need `size`. Raises InputError for missing, empty or unreadable folders.
     """
     if not folder.is_dir():
         raise InputError(f"{KEY}: there is no folder {folder}.")
@@ -23,7 +23,9 @@ def from_folders(folder: Path, size: int | None) -> Dataset:
     home = folder / "train" if split else folder
     classes = tuple(sorted(p.name for p in home.iterdir() if p.is_dir()))
     if len(classes) < 2:
-        raise InputError(f"{KEY}: {home} has {len(classes)} class folders; it needs one folder a class, two at least.")
+        raise InputError(
+            f"{KEY}: {home} has {len(classes)} class folders; it needs one folder for each class, at least two."
+        )
     train, test = [], []
     for label, name in enumerate(classes):
         files = _image_files(home / name)
@@ -60,6 +62,6 @@ def _read(files: list[tuple[Path, int]], size: int | None) -> Images:
         if pixels[-1].shape != pixels[0].shape:
             raise InputError(
                 f"{KEY}: {path} is {pixels[-1].shape[1]} x {pixels[-1].shape[0]} pixels, {files[0][0].name} is "
-                f"{pixels[0].shape[1]} x {pixels[0].shape[0]}; set data.size to bring them to one size."
+                f"{pixels[0].shape[1]} x {pixels[0].shape[0]}; set data.size to give them the same size."
             )
     return Images(channels_first(np.stack(pixels)), np.array([label for _, label in files], np.int64))

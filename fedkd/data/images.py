@@ -1,4 +1,4 @@
-"""Labelled images, and a named set of them."""
+"""Labelled images, and named sets of images."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import numpy as np
 import torch
 
 KEY = "data.name"
-PIXEL_MAX = 255  # of a uint8 image
+PIXEL_MAX = 255  # the largest pixel value of a uint8 image
 
 
 class Images(NamedTuple):
     """Labelled images: `images` uint8, N x C x H x W; `labels` int64, N.
 
-    `normalised`: virtual images, float32, whose values are those that training takes, not pixels.
+    `normalised`: for virtual images: `images` are float32 and already normalised.
     """
 
     images: np.ndarray
@@ -29,7 +29,7 @@ class Images(NamedTuple):
 
 @dataclass(frozen=True)
 class Dataset:
-    """A named set: its training and test images, class names, and pixel mean and deviation a channel (of 0..1)."""
+    """A named set: training and test images, class names, and mean and deviation of the pixels (0..1) per channel."""
 
     train: Images
     test: Images
@@ -39,7 +39,7 @@ class Dataset:
 
 
 def reshape(dataset: Dataset, size: int | None, channels: int | None) -> Dataset:
-    """Return a set whose images have `size` x `size` pixels and so many channels; None leaves what they have."""
+    """Return the set with images of `size` x `size` pixels and `channels` channels; None changes nothing."""
     mean, deviation = dataset.mean, dataset.deviation
     wanted = channels or dataset.train.images.shape[1]
     if len(mean) != wanted:
@@ -51,7 +51,7 @@ def reshape(dataset: Dataset, size: int | None, channels: int | None) -> Dataset
 def _pixels(images: np.ndarray, size: int | None, channels: int) -> np.ndarray:
     if channels == images.shape[1] and size in (None, images.shape[2]) and images.shape[2] == images.shape[3]:
         return images
-    from torchvision.transforms.v2 import functional  # two seconds, which only a set of another form costs
+    from torchvision.transforms.v2 import functional  # imported here because it takes two seconds
 
     tensor = torch.from_numpy(images)
     if channels == 3 and tensor.shape[1] == 1:

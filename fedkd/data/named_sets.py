@@ -13,19 +13,19 @@ from .images import Dataset, Images
 
 
 def named_set(config: SetConfig) -> Dataset:
-    """Return one named set in the form that a config asks for, with the statistics to normalise it by."""
+    """Return one named set in the form that a config asks for, with the statistics for its normalisation."""
     dataset = first_of_each(load_set(config, config.name), config)
     mean, deviation = pixel_statistics(config, [dataset])
     return dataclasses.replace(dataset, mean=mean, deviation=deviation)
 
 
 def load_set(config: SetsConfig, name: str) -> Dataset:
-    """Return a named set, read and shaped as the config says."""
+    """Return a named set with the size and channels of the config."""
     return load(name, config.folder, download=config.download, size=config.size, channels=config.channels)
 
 
 def first_of_each(dataset: Dataset, config: SetsConfig) -> Dataset:
-    """Return the set with the first images of each class only, where `data` says so."""
+    """Return the set with only the first images of each class, if `data` limits them."""
 
     def cut(images: Images, limit: int | None) -> Images:
         if limit is None:
@@ -38,12 +38,12 @@ def first_of_each(dataset: Dataset, config: SetsConfig) -> Dataset:
 
 
 def pixel_statistics(config: SetsConfig, sets: list[Dataset]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return the mean and deviation of pixels that images are normalised by, a channel."""
+    """Return the mean and deviation of pixels for the normalisation, one value per channel."""
     channels = sets[0].train.images.shape[1]
     for key in ("mean", "deviation"):
         given = getattr(config, key)
         if given is not None and len(given) != channels:
-            raise InputError(f"data.{key} = {given}: the images have {channels} channels, give a number for each.")
+            raise InputError(f"data.{key} = {given}: the images have {channels} channels; give a number for each.")
     same = len({(s.mean, s.deviation) for s in sets}) == 1
     neutral = (0.5,) * channels
     mean, deviation = (sets[0].mean, sets[0].deviation) if same else (neutral, neutral)

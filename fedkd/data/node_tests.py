@@ -13,7 +13,7 @@ from .partitions import Drawn, Pool, allocate
 
 @dataclass(frozen=True)
 class DrawnTests:
-    """Each node's test images, drawn whenever they are asked for."""
+    """Each node's test images, drawn when they are needed."""
 
     train_parts: Drawn
     train: Pool
@@ -35,10 +35,11 @@ class DrawnTests:
 def draw_node_test(
     pool: Pool, part: np.ndarray, prior: np.ndarray, test: Pool, size: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """Draw a node's test images, without replacement: classes by its prior, each by domain like its training images.
+    """Draw a node's test images, without replacement. Classes follow its prior; in each class, domains follow its
+    training images.
 
-    A class that it holds no image of comes from its domains in the shares of all its images. Where the test set has too
-    few of a class, the whole draw shrinks, so that the proportions stay the node's own.
+    For a class without training images, domains follow all its training images. If the test set has too few images of a
+    class, the node gets fewer images of all classes, so that the proportions stay the same.
     """
     classes, domains = len(test.classes), len(test.domain_names)
     held = np.bincount(pool.domains[part] * classes + pool.labels[part], minlength=classes * domains)
@@ -53,7 +54,7 @@ def draw_node_test(
     shares = np.where(available > 0, wanted[cells], 0)
     prior = shares / max(shares.sum(), np.finfo(np.float64).tiny)
     if not prior.any():
-        raise InputError("data: the test set has no image of any class that one of the nodes trains on.")
+        raise InputError("data: the test set has no image of any training class of one of the nodes.")
     fits = int(min(np.floor(available[prior > 0] / prior[prior > 0]).min(), size))
     chosen = allocate(prior, max(fits, 1), available)
     return np.sort(np.concatenate([rng.permutation(m)[:c] for m, c in zip(members, chosen, strict=True)]))

@@ -13,7 +13,7 @@ from .images import KEY, Dataset, Images
 def from_npz(path: Path) -> Dataset:
     """Return the set in a NumPy file: `x_train`, `x_test` (uint8, N x H x W [x C]), `y_train`, `y_test` (0..classes-1).
 
-    An optional `classes` holds the class names. Raises InputError for a missing or wrong file.
+    An optional array `classes` has the class names. Raises InputError for a missing or wrong file.
     """
     if not path.is_file():
         raise InputError(f"{KEY}: there is no file {path}.")
@@ -38,7 +38,7 @@ def from_npz(path: Path) -> Dataset:
                 f"{KEY}: x_{part} in {path} is {images.dtype}, {shape}; it must be uint8, N x H x W [x 1 or 3]."
             )
         if labels.ndim != 1 or labels.dtype.kind not in "iu" or len(labels) != len(images) or len(labels) == 0:
-            raise InputError(f"{KEY}: y_{part} in {path} must be one whole number an image of x_{part}.")
+            raise InputError(f"{KEY}: y_{part} in {path} must have one whole number for each image of x_{part}.")
         if int(labels.min()) < 0:
             raise InputError(f"{KEY}: y_{part} in {path} has the label {labels.min()}; labels count from 0.")
         parts[part] = Images(channels_first(images), labels.astype(np.int64))

@@ -1,4 +1,4 @@
-"""Partitions: which node has which training images. Each scheme is one function, all draws from one generator."""
+"""Partitions: which node has which training images. Each scheme is one function, which draws from one generator."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ Positive = Annotated[float, Field(gt=0)]
 
 KEY = "data.partition"
 
-_DRAWS = 100  # how often a draw that misses the minimum is repeated
+_DRAWS = 100  # the largest number of draws to reach the minimum
 
 
 class Pool(NamedTuple):
-    """What a scheme sees of the training images: `labels` and `domains`, int64, N; class and domain names."""
+    """The training images, as a scheme gets them: `labels` and `domains`, int64, N; class and domain names."""
 
     labels: np.ndarray
     domains: np.ndarray
@@ -32,9 +32,10 @@ class Pool(NamedTuple):
 
 @dataclass(frozen=True)
 class Drawn:
-    """Each node's positions, drawn whenever they are asked for, from a stream of its own: a million nodes cost nothing.
+    """Each node's positions, drawn from the node's own stream when they are needed, so that a million nodes need no
+    memory.
 
-    `members`: the positions of each class. Nodes may share images; no node has one twice.
+    `members`: the positions of each class. Nodes may share images; no node has an image twice.
     """
 
     clients: int
@@ -59,15 +60,15 @@ class Drawn:
         return np.sort(np.concatenate(chosen))
 
     def lengths(self) -> np.ndarray:
-        """Return how many positions each node has."""
+        """Return each node's number of positions."""
         return np.full(self.clients, self.size)
 
 
 class Split(NamedTuple):
-    """Who holds what: positions in the pool, one array a node.
+    """Which node has which images: positions in the pool, one array for each node.
 
-    `priors`, nodes x classes: the label distributions that the nodes' images were drawn from, where the scheme draws
-    from any; a node's test images then follow its prior. Else they follow the labels that it holds.
+    `priors`, nodes x classes: the label distributions from which the nodes' images were drawn, if the scheme has them.
+    A node's test images then follow its prior; otherwise they follow the labels of its training images.
     """
 
     parts: list[np.ndarray] | Drawn
@@ -75,10 +76,10 @@ class Split(NamedTuple):
 
 
 def split(pool: Pool, table: dict[str, Any], rng: np.random.Generator) -> Split:
-    """Return the positions of each node's images by the scheme that `table` names, ascending within a node.
+    """Return the positions of each node's images by the scheme that `table` names, ascending for each node.
 
-    `minimum` (1 by default) is the fewest images that a node may get: a draw that misses it is repeated, 100 times at
-    most. Raises InputError for an unknown scheme, wrong options, more clients than images, or a minimum out of reach.
+    `minimum` (1 by default) is the fewest images that a node may get: a draw with fewer is repeated, at most 100 times.
+    Raises InputError for an unknown scheme, wrong options, more clients than images, or a minimum that is not reached.
     """
     table = dict(table)
     scheme = find("partitions", table.pop("scheme"), f"{KEY}.scheme")
@@ -87,8 +88,8 @@ def split(pool: Pool, table: dict[str, Any], rng: np.random.Generator) -> Split:
     clients = chosen.get("clients")
     if scheme is not drawn and clients is not None and clients * minimum > len(pool.labels):
         raise InputError(
-            f"{KEY}.clients = {clients}: with a minimum of {minimum} a node, {clients * minimum} images are needed, "
-            f"and there are {len(pool.labels)}."
+            f"{KEY}.clients = {clients}: with a minimum of {minimum} per node, {clients * minimum} images are needed, "
+            f"but there are {len(pool.labels)}."
         )
     best = 0
     for _ in range(_DRAWS):
@@ -106,17 +107,17 @@ def split(pool: Pool, table: dict[str, Any], rng: np.random.Generator) -> Split:
 
 
 def iid(pool: Pool, rng: np.random.Generator, *, clients: Clients) -> Split:
-    """Split the images at random into equal shares."""
+    """Split the images randomly into equal parts."""
     return Split(np.array_split(rng.permutation(len(pool.labels)), clients))
 
 
 def dirichlet(
     pool: Pool, rng: np.random.Generator, *, clients: Clients, alpha: Positive, capped: bool = False
 ) -> Split:
-    """Split each class over the clients by shares ~ Dir(alpha) (Hsu et al., 2019; Li et al., 2022). Sizes differ.
+    """Split each class among the clients by shares ~ Dir(alpha) (Hsu et al., 2019; Li et al., 2022). Sizes differ.
 
-    `capped`: a client that has an equal share of all images gets none of the later classes, as in the code of Li et al.
-    (NIID-Bench) and FedX; sizes differ less.
+    `capped`: a client that already has an equal share of all images gets no images of later classes, as in the code of
+    Li et al. (NIID-Bench) and FedX; then sizes differ less.
     """
     parts: list[list[np.ndarray]] = [[] for _ in range(clients)]
     for label in range(len(pool.classes)):
@@ -135,10 +136,10 @@ def dirichlet(
 def client_dirichlet(
     pool: Pool, rng: np.random.Generator, *, clients: Clients, alpha: Positive, size: Clients | None = None
 ) -> Split:
-    """Give each client `size` images by a class prior of its own ~ Dir(alpha), without replacement.
+    """Give each client `size` images by its own class prior ~ Dir(alpha), without replacement.
 
-    `size` is by default an equal share of the pool. Where a class runs out, the client's remaining images come from
-    its other classes in the proportions of its prior.
+    `size` is by default an equal share of the pool. If a class has no images left, the client's remaining images come
+    from its other classes in the proportions of its prior.
     """
     size = size or len(pool.labels) // clients
     if size * clients > len(pool.labels):
@@ -157,10 +158,10 @@ def client_dirichlet(
 def dirichlet_dealt(
     pool: Pool, rng: np.random.Generator, *, clients: Clients, alpha: Positive, size: Clients | None = None
 ) -> Split:
-    """Deal images one at a time: to a client at random that is not full, of a class drawn from its prior ~ Dir(alpha).
+    """Deal images one at a time: to a random client that is not full, of a class drawn from its prior ~ Dir(alpha).
 
-    The split of FedDyn's and FedFTG's code; `size` images a client, by default an equal share of the pool. A class that
-    has run out is drawn again; so clients compete for rare classes evenly, whatever their numbers.
+    The split of FedDyn's and FedFTG's code; `size` images per client, by default an equal share of the pool. If the
+    drawn class has no images left, a class is drawn again. So a client's number gives it no advantage for rare classes.
     """
     size = size or len(pool.labels) // clients
     if size * clients > len(pool.labels):
@@ -188,9 +189,9 @@ def deal(
 ) -> np.ndarray:
     """Return how many images of each class each client gets, clients x classes, dealt one at a time.
 
-    `priors`: clients x classes; `left`: images of each class; `places`: images of each client. A class that has run out
-    is drawn again, `redraws` times; then the client gets what is left, by its prior among those classes (which is the
-    same distribution), or evenly where that is 0.
+    `priors`: clients x classes; `left`: images of each class; `places`: images of each client. If the drawn class has
+    no images left, a class is drawn again, up to `redraws` times. Then the class is drawn by the client's prior among
+    the classes that have images left (the same distribution), or uniformly if this prior is 0.
     """
     left, places = left.copy(), places.copy()
     cumulative = np.cumsum(priors, axis=1)
@@ -215,15 +216,15 @@ def deal(
 def groups(
     pool: Pool, rng: np.random.Generator, *, clients: Clients, groups: Clients, alpha: Positive, size: Clients
 ) -> Split:
-    """Hide `groups` groups among the clients: one class prior ~ Dir(alpha) a group, `size` images drawn from it each.
+    """Form `groups` hidden groups of clients: one class prior ~ Dir(alpha) per group, `size` images per client from it.
 
-    Clients 0, 1, ... are of group 0, the next of group 1, and so on; sizes of groups differ by one at most. Each client
-    draws its class counts from the group's prior (multinomial) and its images without replacement, so that clients of a
-    group hold different images. With as many groups as clients each has a prior of its own. Where a class runs out, the
-    rest comes from the client's other classes.
+    Clients 0, 1, ... are in group 0, the next ones in group 1, and so on; sizes of groups differ by at most one. Each
+    client draws its class counts from the group's prior (multinomial) and its images without replacement, so clients of
+    a group have different images. With as many groups as clients, each client has its own prior. If a class has no
+    images left, the rest comes from the client's other classes.
     """
     if groups > clients:
-        raise InputError(f"{KEY}.groups = {groups}: there are {clients} clients.")
+        raise InputError(f"{KEY}.groups = {groups}: there are only {clients} clients.")
     if size * clients > len(pool.labels):
         raise InputError(f"{KEY}.size = {size}: {clients} clients need {size * clients} images, of {len(pool.labels)}.")
     classes = len(pool.classes)
@@ -241,21 +242,21 @@ def groups(
 
 
 def drawn(pool: Pool, rng: np.random.Generator, *, clients: Clients, alpha: Positive, size: Clients) -> Split:
-    """Draw `size` images for each client by a class prior of its own ~ Dir(alpha); clients may share images.
+    """Draw `size` images for each client by its own class prior ~ Dir(alpha); clients may share images.
 
-    For very many clients, each with few images: nothing is drawn before a client is asked. Where a class is too small,
-    the rest comes from the client's other classes.
+    For very many clients, each with few images: a client's images are drawn when they are needed. If a class is too
+    small, the rest comes from the client's other classes.
     """
     if size > len(pool.labels):
-        raise InputError(f"{KEY}.size = {size}: there are {len(pool.labels)} images.")
+        raise InputError(f"{KEY}.size = {size}: there are only {len(pool.labels)} images.")
     if len(pool.domain_names) > 1:
-        raise InputError(f"{KEY}.scheme = 'drawn': the federation has several sets, and this scheme is for one.")
+        raise InputError(f"{KEY}.scheme = 'drawn': the federation has several sets, but this scheme is for one set.")
     members = tuple(np.flatnonzero(pool.labels == label) for label in range(len(pool.classes)))
     return Split(Drawn(clients, size, alpha, int(rng.integers(2**63)), members))
 
 
 def shards(pool: Pool, rng: np.random.Generator, *, clients: Clients, per_client: Clients = 2) -> Split:
-    """Sort by label, cut into equal shards, deal `per_client` to each: McMahan et al.'s pathological split (2017)."""
+    """Sort by label, cut into equal shards, give `per_client` to each: McMahan et al.'s pathological split (2017)."""
     order = rng.permutation(len(pool.labels))
     order = order[np.argsort(pool.labels[order], kind="stable")]
     pieces = np.array_split(order, clients * per_client)
@@ -264,13 +265,13 @@ def shards(pool: Pool, rng: np.random.Generator, *, clients: Clients, per_client
 
 
 def classes_per_client(pool: Pool, rng: np.random.Generator, *, clients: Clients, classes: Clients = 2) -> Split:
-    """Give each client exactly `classes` classes, each held equally often, and split a class evenly among its holders.
+    """Give each client exactly `classes` classes, each class to equally many clients, and split it evenly among these.
 
-    With fewer than C places in all (clients x classes), some classes have no holder and their images are not used.
+    If clients x `classes` is less than C, some classes have no client and their images are not used.
     """
     total = len(pool.classes)
     if classes > total:
-        raise InputError(f"{KEY}.classes = {classes}: the data has {total} classes.")
+        raise InputError(f"{KEY}.classes = {classes}: the data has only {total} classes.")
     holders: list[list[int]] = [[] for _ in range(total)]
     deck: list[int] = []
     for client in range(clients):
@@ -291,7 +292,7 @@ def classes_per_client(pool: Pool, rng: np.random.Generator, *, clients: Clients
 
 
 def quantity(pool: Pool, rng: np.random.Generator, *, clients: Clients, sigma: Positive = 1.0) -> Split:
-    """Split at random into shares of log-normal size: log share ~ N(0, sigma^2). Labels stay alike."""
+    """Split randomly into parts of log-normal size: log share ~ N(0, sigma^2). All have the same label distribution."""
     shares = rng.lognormal(0.0, sigma, clients)
     cuts = np.round(np.cumsum(shares / shares.sum())[:-1] * len(pool.labels)).astype(np.int64)
     return Split(np.split(rng.permutation(len(pool.labels)), cuts))
@@ -300,7 +301,7 @@ def quantity(pool: Pool, rng: np.random.Generator, *, clients: Clients, sigma: P
 def domains(
     pool: Pool, rng: np.random.Generator, *, per_domain: Clients = 1, within: dict[str, Any] | None = None
 ) -> Split:
-    """Give each client images of one domain (one named set): `per_domain` clients a domain, split by `within`.
+    """Give each client images of one domain (one named set): `per_domain` clients per domain, split by `within`.
 
     `within` is a table like `data.partition` without `clients`, `{ scheme = "iid" }` by default.
     """
@@ -312,7 +313,7 @@ def domains(
         inner = pool._replace(labels=pool.labels[members], domains=pool.domains[members])
         found = split(inner, table, rng)
         if isinstance(found.parts, Drawn):
-            raise InputError(f"{KEY}.within.scheme = 'drawn': that scheme is for one set.")
+            raise InputError(f"{KEY}.within.scheme = 'drawn': this scheme is only for one set; use another scheme.")
         parts += [members[part] for part in found.parts]
         priors += [] if found.priors is None else [found.priors]
     return Split(parts, np.concatenate(priors) if priors else None)
@@ -321,7 +322,8 @@ def domains(
 def allocate(prior: np.ndarray, size: int, available: np.ndarray) -> np.ndarray:
     """Return whole counts that sum to `size`, follow `prior` by largest remainder, and stay within `available`.
 
-    Where the classes of the prior run out, the rest is taken from the others evenly. `available` must hold `size`.
+    If the classes of the prior have no images left, the rest comes from the others evenly. The sum of `available` must
+    be at least `size`.
     """
     counts = np.zeros(len(prior), np.int64)
     weights = prior.astype(np.float64)
@@ -339,7 +341,7 @@ def allocate(prior: np.ndarray, size: int, available: np.ndarray) -> np.ndarray:
 
 
 def _dirichlet(rng: np.random.Generator, size: int, alpha: float) -> np.ndarray:
-    """Draw shares ~ Dir(alpha); where a tiny alpha makes every share underflow to 0, one takes all."""
+    """Draw shares ~ Dir(alpha). If a tiny alpha makes every share underflow to 0, one random share is 1."""
     shares = rng.dirichlet(np.full(size, alpha))
     if not np.isfinite(shares).all() or shares.sum() <= 0:
         shares = np.zeros(size)

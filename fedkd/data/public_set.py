@@ -1,4 +1,4 @@
-"""The public set, and the server's validation images: taken out before the rest is partitioned."""
+"""The public set and the server's validation images: they are removed before the rest is partitioned."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def take_public_set(
 ) -> tuple[Images | None, np.ndarray, tuple[str, ...]]:
     """Return the public set, the positions of the training images that stay with the nodes, and all classes.
 
-    Classes of the public set's own come after the nodes', as in FedMD's experiments (whose code has them before).
+    The public set's own classes come after the nodes' classes, as in FedMD's experiments (in its code they come first).
     """
     everything = np.arange(len(train.labels))
     if config.public is None:
@@ -35,12 +35,12 @@ def take_public_set(
             )
         if config.public.own_classes:
             first_class = len(classes)
-            short = Path(config.public.name.removeprefix("npz:").removeprefix("images:")).name  # the same on all sites
+            short = Path(config.public.name.removeprefix("npz:").removeprefix("images:")).name  # equal on all sites
             classes += tuple(f"{short}:{name}" for name in other.classes)
         elif config.public.labelled and len(other.classes) != len(classes):
             raise InputError(
                 f"data.public.labelled: {config.public.name!r} has {len(other.classes)} classes, the federation "
-                f"{len(classes)}; own_classes = true gives them outputs of their own."
+                f"{len(classes)}; set own_classes = true to give its classes separate outputs."
             )
     size = config.public.size
     limit = len(source.labels) if config.public.name is not None else len(source.labels) - 1
@@ -70,7 +70,7 @@ def take_validation(config: DataConfig, train: Images, seed: int) -> tuple[Image
 
 
 def _balanced(labels: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
-    """Draw positions, the same number of each class as far as the images go."""
+    """Draw positions, the same number of each class if there are enough images."""
     order = [rng.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels)]
     counts = allocate(np.full(len(order), 1 / len(order)), size, np.array([len(o) for o in order]))
     return np.concatenate([o[:c] for o, c in zip(order, counts, strict=True)])

@@ -1,4 +1,4 @@
-"""The data of real sites: what a site has, what the server knows, and whether the two fit."""
+"""The data of real sites: the site's data, the server's knowledge of them, and the check that both fit."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .public_set import take_public_set, take_validation
 
 @dataclass(frozen=True)
 class SiteData(FederatedData):
-    """What a real site holds: its own images, whatever its number, and the public set."""
+    """The data of a real site: its own images, for any node number, and the public set."""
 
     own_test: Images
 
@@ -31,15 +31,15 @@ class SiteData(FederatedData):
 
 
 def site_data(config: DataConfig, name: str, seed: int) -> SiteData:
-    """Return the data of a real site whose own images are those of a named set. Raises InputError where they are wrong.
+    """Return the data of a real site whose own images are a named set. Raises InputError if they are wrong.
 
-    Whether they fit the federation is for the server to check, at the first contact.
+    The server checks at the first contact whether they fit the federation.
     """
     own = _in_classes(first_of_each(load_set(config, name), config), config.sites)
     if len(own.train.labels) == 0 or len(own.test.labels) == 0:
         raise InputError(f"data = {name!r}: a site needs training and test images.")
     public, _, classes = take_public_set(config, own.train, seed, own.classes)
-    mean, deviation = pixel_statistics(config, [neutral(own)])  # all sites and the server normalise alike
+    mean, deviation = pixel_statistics(config, [neutral(own)])  # all sites and the server must normalise equally
     return SiteData(
         train=own.train,
         test=own.test.take(np.empty(0, np.int64)),
@@ -60,13 +60,13 @@ def site_data(config: DataConfig, name: str, seed: int) -> SiteData:
 
 
 def neutral(dataset: Dataset) -> Dataset:
-    """Return a set without pixel statistics of its own."""
+    """Return the set without its own pixel statistics."""
     half = (0.5,) * dataset.train.images.shape[1]
     return dataclasses.replace(dataset, mean=half, deviation=half)
 
 
 def _in_classes(own: Dataset, sites: RealSites | None) -> Dataset:
-    """Return a site's set with the federation's classes; a site need not have images of each, but names them alike."""
+    """Return a site's set with the federation's classes. A site may lack some classes, but must use the same names."""
     if sites is None or not set(own.classes) <= set(sites.classes):
         return own
     labels = np.array([sites.classes.index(name) for name in own.classes])
@@ -75,7 +75,7 @@ def _in_classes(own: Dataset, sites: RealSites | None) -> Dataset:
 
 
 def without_images(config: DataConfig, sites: RealSites, seed: int) -> FederatedData:
-    """Return what the server knows of a federation of real sites: the form of images, and what it holds itself."""
+    """Return the server's data in a federation of real sites: the form of the images, and its own images."""
     empty = Images(np.empty((0, *sites.shape), np.uint8), np.empty(0, np.int64))
     test, validation = empty, None
     if sites.server is not None:
@@ -105,9 +105,9 @@ def without_images(config: DataConfig, sites: RealSites, seed: int) -> Federated
 def misfit(
     sites: RealSites, classes: tuple[str, ...], shape: tuple[int, ...], wanted: tuple[str, ...] | None = None
 ) -> str | None:
-    """Return what is wrong with images of these classes and this shape for a federation of real sites, if anything.
+    """Return why images of these classes and this shape do not fit a federation of real sites, or None if they fit.
 
-    `wanted`: all classes of the federation, where its public set has classes of its own.
+    `wanted`: all classes of the federation, if its public set has its own classes.
     """
     wanted = wanted or tuple(sites.classes)
     if classes != wanted:
@@ -120,7 +120,7 @@ def misfit(
 
 def _refuse_unfit(key: str, sites: RealSites, classes: tuple[str, ...], shape: tuple[int, ...]) -> None:
     if (reason := misfit(sites, classes, shape)) is not None:
-        raise InputError(f"{key}: {reason}; data.size and data.channels bring images to one shape.")
+        raise InputError(f"{key}: {reason}; set data.size and data.channels to give images the same shape.")
 
 
 def _some(names: tuple[str, ...]) -> str:

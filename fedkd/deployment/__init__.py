@@ -5,9 +5,9 @@
 * `templates`: start scripts and READMEs of that folder.
 * `app`: the Flower App: its run config, its two apps.
 * `serve`: a run on the server.
-* `sites`: the sites as the server sees them; messages to and from them.
-* `roster`: which sites the federation has met.
-* `introduction`: what a site sends of itself at the first contact.
-* `on_site`: what runs at a site.
-* `site_state`: what a site keeps on disk.
+* `sites`: the sites on the server's side; messages to and from them.
+* `roster`: the sites that have joined the federation.
+* `introduction`: what a site reports about itself at the first contact.
+* `on_site`: the code that runs at a site.
+* `site_state`: a site's state on disk.
 """

@@ -26,7 +26,7 @@ from .on_site import SiteApp
 if TYPE_CHECKING:
     from flwr.clientapp import ClientApp
 
-# Flower shall not call home from a site unless the site says so.
+# Flower must not send telemetry from a site unless the site allows it.
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 
 KEYS = ("config", "set", "out", "resume")
@@ -35,7 +35,7 @@ KEYS = ("config", "set", "out", "resume")
 def read_run_config(app: Path, run_config: UserConfig) -> Config:
     """Return the config that a run config names. `app`: the folder of the Flower App. Raises InputError.
 
-    The server and all sites read the same: the app's folder travels with the run, and fedkd is installed everywhere.
+    The server and all sites read the same: Flower sends the app's folder with the run, and fedkd is installed on all.
     """
     look_for_plugins_in(app)
     for key in run_config:

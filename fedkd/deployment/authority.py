@@ -12,20 +12,20 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-_DAYS = 5 * 365  # that certificates are valid
+_DAYS = 5 * 365  # certificates are valid for this time
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def write_file(path: Path, text: str, mode: int = 0o644) -> None:
     """Write a new file with these permissions, and its folders."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    # made with its mode, so that no key is readable for a moment
+    # created with its mode, so that a key is never readable for others
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w") as file:
         file.write(text)
 
 
 class Authority:
-    """A private certificate authority; its key is needed for nothing but further certificates."""
+    """A private certificate authority; its key is only needed for further certificates."""
 
     def __init__(self, folder: Path) -> None:
         self._key = ec.generate_private_key(ec.SECP384R1())
@@ -58,7 +58,7 @@ class Authority:
         )
 
     def issue(self, folder: Path, host: str) -> None:
-        """Write the server's certificate and key: valid for the host, and for its own loopback."""
+        """Write the server's certificate and key, valid for the host and for its loopback address."""
         key = ec.generate_private_key(ec.SECP384R1())
         names = [_general_name(name) for name in dict.fromkeys((host, *LOOPBACK))]
         certificate = (

@@ -1,4 +1,4 @@
-"""How a real site introduces itself at the first contact, before it is asked for anything."""
+"""The introduction of a real site: what it reports about itself at the first contact, before any request."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_. -]{0,63}")  # of a site
 TROUBLES = {
     "lost": "its state was lost; it starts afresh",
     "damaged": "its newest state is damaged; it goes on from an older one",
-}  # of a site, in its replies
+}  # events that a site reports in its replies
 _MOST = float(2**53)
 
 
 @dataclass(frozen=True)
 class Introduction:
-    """What a site sends of itself at the first contact; nothing about single images or the mixture of its classes.
+    """What a site reports about itself at the first contact. It has no information on single images or class counts.
 
-    `partition`: -1 where its data are its own. `model`: its architecture, empty where it takes its turn of the
-    config's. `shape`: channels, height, width. `version`: fedkd's.
+    `partition`: -1 if the site has its own data. `model`: its architecture; empty if the site uses the config's
+    architecture for its number. `shape`: channels, height, width. `version`: fedkd's.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Introduction:
     version: str
 
     def to_payload(self) -> Payload:
-        """Return it as it is sent."""
+        """Return the introduction as a payload."""
         counts = {"partition": self.partition, "images": self.images, "test_images": self.test_images}
         shape = dict(zip(("channels", "height", "width"), self.shape, strict=True))
         return Payload(
@@ -56,9 +56,9 @@ class Introduction:
 
 
 def introduction_of(records: RecordDict, limits: Limits) -> Introduction:
-    """Return the introduction that has arrived. Raises PayloadError for whatever is none.
+    """Return the introduction in received records. Raises PayloadError if they are not an introduction.
 
-    Names of classes and of the model are as the site sent them, to be compared; show them by `on_one_line` only.
+    Names of classes and of the model are not checked: only compare them, and show them only through `on_one_line`.
     """
     numbers = dict.fromkeys(("images", "test_images", "channels", "height", "width"), (0.0, _MOST))
     expected = Expected(
@@ -70,7 +70,7 @@ def introduction_of(records: RecordDict, limits: Limits) -> Introduction:
     except (ValueError, RecursionError):
         classes = None
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
-        raise PayloadError("string 'classes' is no list of names")
+        raise PayloadError("string 'classes' is not a list of names")
     if not NAME.fullmatch(payload.strings["name"]):
         raise PayloadError(f"string 'name' is {on_one_line(payload.strings['name'], 80)!r}")
     whole = {name: int(value) for name, value in payload.numbers.items()}

@@ -1,9 +1,9 @@
-"""What happens at a real site: its own data and model, and the ClientApp of any strategy.
+"""The code at a real site: its own data and model, and the ClientApp of any strategy.
 
-A SuperNode's `--node-config` says what is there:
-`data`: the site's own images, such as `npz:/srv/scans.npz` or `images:/srv/scans`; or `partition-id`: a share of the
-config's images, for tests. `name`: what the federation calls the site. `model`: its architecture, where it has one of
-its own. `state`: a folder for what the site keeps between requests, so that a restart of the SuperNode loses nothing.
+The keys of a SuperNode's `--node-config`:
+`data`: the site's own images, such as `npz:/srv/scans.npz` or `images:/srv/scans`; or `partition-id`: a part of the
+config's images, for tests. `name`: the site's name in the federation. `model`: its own architecture, if it has one.
+`state`: a folder for the site's state between requests, so that it survives a restart of the SuperNode.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from .site_state import keep_state, recall_state, state_folder
 
 _ENDING = r"\.(?:npz|npy|png|jpe?g|bmp|gif|tiff?|webp|dcm|nii|gz|csv|tsv|json|h5|hdf5|svs|mha|mhd|nrrd|zip|txt)\b"
 _PATH = re.compile(
-    rf"(['\"])[^'\"\n]*(?:[/\\]|{_ENDING})[^'\"\n]*\1"  # quoted, with a separator or a known ending in it
+    rf"(['\"])[^'\"\n]*(?:[/\\]|{_ENDING})[^'\"\n]*\1"  # quoted text with a separator or a known ending
     rf"|(?:[A-Za-z]:)?[\w.~-]*[/\\][^'\":;,()\n]*?{_ENDING}[\w.]*"  # up to an ending, spaces and all
     rf"|(?:[A-Za-z]:)?[\w.~-]*[/\\][^\s'\":;,()]+|[^\s'\":;,()]+{_ENDING}[\w.]*",
     re.IGNORECASE,
@@ -44,9 +44,9 @@ _log = logging.getLogger("fedkd")
 
 
 class SiteApp(ClientApp):
-    """Flower's ClientApp of whatever strategy a run's config names, with the data of the site that it runs at.
+    """Flower's ClientApp of the strategy that a run's config names, with the data of its site.
 
-    `read`: the config of a run, of Flower's run config.
+    `read`: returns the config of a run from Flower's run config.
     """
 
     def __init__(self, read: Callable[[UserConfig], Config]) -> None:
@@ -54,7 +54,7 @@ class SiteApp(ClientApp):
         self._read = read
 
     def __call__(self, message: Message, context: Context) -> Message:
-        """Answer a message; what goes wrong is logged here in full, and sent to the server without paths."""
+        """Answer a message. Errors are logged here in full, and sent to the server without paths."""
         try:
             reply = self._answer(message, context)
             context.state = serialised(context.state)
@@ -105,7 +105,7 @@ def _hint(states: Path | None) -> str:
 
 
 def without_paths(text: str) -> str:
-    """Return the text of an error without what looks like a path or a file's name, which may name patients."""
+    """Return the text of an error without parts that look like paths or file names, which may name patients."""
     return _PATH.sub("<path>", text)
 
 
@@ -113,10 +113,10 @@ _setups: dict[str, Setup] = {}
 
 
 def setup_at(config: Config, node_config: UserConfig) -> Setup:
-    """Return this process's strategy and environment of a config at a site, made at the first call.
+    """Return this process's strategy and environment of a config at a site; the first call makes them.
 
-    Threads and device are those of the config's engine, so that a site computes as a simulated node does. Raises
-    InputError for a site whose data are missing or wrong.
+    Threads and device are those of the config's engine, so that a site computes the same as a simulated node. Raises
+    InputError if the site's data are missing or wrong.
     """
     own = {key: node_config[key] for key in ("data", "model") if key in node_config}
     key = json.dumps([config.model_dump(mode="json"), own])
@@ -130,7 +130,7 @@ def setup_at(config: Config, node_config: UserConfig) -> Setup:
 
 
 def _own_data(config: Config, node_config: UserConfig) -> SiteData | None:
-    """Return the site's own data; None where it has a share of the config's."""
+    """Return the site's own data; None if it has a part of the config's images."""
     data = node_config.get("data")
     if data is None and "partition-id" not in node_config:
         raise InputError("this site has no data: set data, or partition-id for tests, in --node-config.")
@@ -156,7 +156,7 @@ def _number_of(name: str, model: ModelConfig) -> int:
 
 
 def introduce(environment: Environment, context: Context) -> Introduction:
-    """Return what this site sends of itself. Raises InputError for a name, a model or a state folder that cannot be."""
+    """Return this site's introduction. Raises InputError for a wrong name, model or state folder."""
     node_config, data = context.node_config, environment.data
     partition = -1 if isinstance(data, SiteData) else int(cast(int, node_config["partition-id"]))
     default = f"partition-{partition}" if partition >= 0 else f"node-{context.node_id}"
@@ -167,7 +167,7 @@ def introduce(environment: Environment, context: Context) -> Introduction:
         raise InputError(f"partition-id = {partition}: the config has partitions 0 to {data.clients - 1}.")
     model = _own_model(node_config) or ""
     if model:
-        environment.model(_number_of(model, environment.config.model))  # one that cannot be built is refused here
+        environment.model(_number_of(model, environment.config.model))  # raises InputError if it cannot be built
     if "state" in node_config:
         folder = Path(str(node_config["state"])).expanduser()
         try:

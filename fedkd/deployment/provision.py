@@ -1,4 +1,4 @@
-"""A federation's folder, ready to start: keys of sites, start scripts, a README."""
+"""Writes the folder of a federation, ready to start: keys of sites, start scripts, a README."""
 
 from __future__ import annotations
 
@@ -36,19 +36,20 @@ from .templates import (
     SYSTEMD,
 )
 
-_SUPERLINK_PORT = 8000  # on the server's loopback, behind nginx
+_SUPERLINK_PORT = 8000  # on the server's loopback address, behind nginx
 _PLUGIN = re.compile(r"(.+\.py):(\w+)")
 _HOST = re.compile(r"[A-Za-z0-9.:-]+")
 
 
 def provision(folder: Path, config_path: Path, sites: int, host: str, port: int, *, insecure: bool) -> None:
-    """Write a federation of so many sites into a new folder. `host`, `port`: where sites reach the server.
+    """Write a federation of `sites` sites into a new folder. `host`, `port`: the server's address for the sites.
 
-    On a loopback host the SuperLink listens there itself; elsewhere on the loopback only, and nginx lets sites through.
-    Raises InputError for a folder in use, and for a config that cannot be deployed.
+    If the host is a loopback address, the SuperLink listens on it. Otherwise the SuperLink listens only on the loopback
+    address, and nginx forwards the sites. Raises InputError for an existing folder, and for a config that cannot be
+    deployed.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder}: there is something already; name a new folder.")
+        raise InputError(f"{folder}: this exists already; name a new folder.")
     if not _HOST.fullmatch(host):
         raise InputError(f"--host {host!r}: give a name or an address, without a scheme or a port.")
     config = read_config(config_path)
@@ -125,7 +126,7 @@ def _write_app(folder: Path, config: Config) -> None:
 
 
 def _strings(table: Any) -> Iterator[tuple[Any, Any, str]]:
-    """Yield the strings in tables within tables, each with the table and the key that hold it."""
+    """Yield the strings in nested tables, each with its table and key."""
     for key, value in table.items() if isinstance(table, dict) else enumerate(table):
         if isinstance(value, str):
             yield table, key, value

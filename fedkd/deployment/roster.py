@@ -1,4 +1,4 @@
-"""The sites that a federation has met, kept in a file so that a restarted server knows them again."""
+"""The roster: the sites that have joined a federation, in a file, so that a restarted server recognises them."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ ROSTER = "sites.json"
 
 @dataclass
 class Roster:
-    """The sites that a federation has met, kept in a file so that a restarted server knows them again.
+    """The sites that have joined a federation, in a file, so that a restarted server recognises them.
 
-    `numbers`: of sites by name. `ids`: of their SuperNodes in Flower. `keeping`: of sites that said that they hold a
-    state, by name, the round in which they first did.
+    `numbers`: the numbers of sites, by name. `ids`: the ids of their SuperNodes in Flower. `keeping`: for sites that
+    have reported a state, by name, the first round in which they did.
     """
 
     federation: str = field(default_factory=lambda: uuid.uuid4().hex)
@@ -29,7 +29,7 @@ class Roster:
 
     @classmethod
     def read(cls, path: Path, first_round: int) -> Roster:
-        """Return the roster in a file, for a run that goes on with a round. Raises InputError for a damaged one."""
+        """Return the roster in a file, for a run that continues with a round. Raises InputError if it is damaged."""
         try:
             roster = cls(**json.loads(path.read_text()), path=path)
         except (ValueError, TypeError) as error:
@@ -38,7 +38,7 @@ class Roster:
         return roster
 
     def write(self) -> None:
-        """Write it, whole or not at all."""
+        """Write the file atomically."""
         if self.path is not None:
             table = {key: value for key, value in vars(self).items() if key != "path"}
             partial = self.path.with_name(f".{self.path.name}.partial")

@@ -1,4 +1,4 @@
-"""A run over real sites: the server's side."""
+"""A run with real sites: the server's side."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def serve(
     on_step: OnStep | None = None,
     on_event: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
-    """Run a config over a Grid of Flower's, into a new folder, or go on in an old one; return the summary.
+    """Run a config over Flower's Grid into a new folder, or continue the run in a folder; return the summary.
 
     Nodes keep their own states; the server's checkpoint and its roster of sites are in the folder. `on_event` gets a
-    line on whatever happens to sites. Raises like `run`, and InputError where a folder to continue has another config.
+    line about each event of a site. Raises like `run`, and InputError if the folder to continue has another config.
     """
     folder = RunFolder(path)
     if resume and not (path / ROSTER).is_file():

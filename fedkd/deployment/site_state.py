@@ -1,4 +1,4 @@
-"""What a real site keeps between requests: its lasting state on disk."""
+"""The state of a real site between requests, on disk."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ _FEDERATION = re.compile(r"[0-9a-f]{32}")
 _log = logging.getLogger("fedkd")
 _RUN = "run.json"
 
-# What the site keeps between requests
+# The files of a site's state
 
 
 def state_folder(node_config: UserConfig, federation: str) -> Path | None:
-    """Return the folder of a site's state in a federation; None where it keeps none. InputError: a bad name."""
+    """Return the folder of a site's state in a federation; None if none is set. Raises InputError for a bad name."""
     if "state" not in node_config:
         return None
-    if not _FEDERATION.fullmatch(federation):  # it becomes a folder's name
+    if not _FEDERATION.fullmatch(federation):  # it is used as a folder's name
         raise InputError(f"the server calls the federation {on_one_line(federation, 40)!r}, which is no name of one.")
     return Path(str(node_config["state"])).expanduser() / federation
 
 
 def recall_state(folder: Path, run: int, first_round: int) -> tuple[RecordDict, bool]:
-    """Return a site's state as a run of the server finds it, empty where there is none; whether a newer one is damaged.
+    """Return a site's state for a run, empty if there is none; and whether a newer state is damaged.
 
-    `run`: Flower's, a new one where the server was restarted. Such a run goes on from a checkpoint: what the site has
-    kept of its rounds from `first_round` on is forgotten, so that both go on from the same point.
+    `run`: Flower's run id, a new one if the server has been restarted. Such a run continues from a checkpoint: the
+    site's states of rounds from `first_round` on are ignored, so that server and site continue from the same point.
     """
     if not _is_of(folder, run):
         for path in _kept(folder):
@@ -71,10 +71,10 @@ def _sign(folder: Path, run: int) -> None:
 def keep_state(
     folder: Path, run: int, number: int, state: RecordDict, every: CheckpointConfig, first_round: int
 ) -> None:
-    """Write the site's state after a request of a round, and delete what no restart can ask for any more.
+    """Write the site's state after a request of a round, and delete states that no restart can need.
 
-    A server that was restarted goes on from its last checkpoint, or from one before it where that one was not complete;
-    or from the round before `first_round`, where this run itself went on.
+    A restarted server continues from its last checkpoint, or from the one before if the last is incomplete; or from the
+    round before `first_round`, if this run itself was resumed.
     """
     if not state and not _kept(folder):
         return
@@ -86,7 +86,7 @@ def keep_state(
     os.replace(partial, path)
     rounds = [_round_of(old) for old in _kept(folder)]
     last = number // every.every * every.every
-    # where the server is interrupted, it goes on from the round before
+    # an interrupted server continues from the round before
     marks = [number, number - 1, first_round - 1, *(last - step * every.every for step in range(every.keep + 1))]
     needed = {max((r for r in rounds if r <= mark), default=-1) for mark in marks}
     for old in _kept(folder):

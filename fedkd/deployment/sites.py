@@ -1,7 +1,7 @@
-"""Real sites as the server sees them: who is there, who they are, and the messages between Flower's nodes and them.
+"""Real sites on the server's side: which sites are connected, their identity, and the messages to and from them.
 
-A site is known by its name, and by a number in the federation that it keeps: strategies, random streams and run folders
-speak of numbers, as in a simulation. Flower's own ids appear in this file only.
+A site is known by its name, and by a number in the federation, which does not change: strategies, random streams and
+run folders use numbers, as in a simulation. Only this file uses Flower's own ids.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from .introduction import JOIN, REFUSE, TROUBLES, Introduction, introduction_of
 from .roster import ROSTER, Roster
 
 _POLL_SECONDS = 0.25
-_PATIENCE = 60.0  # seconds that a round waits for a newcomer to introduce itself
-_REMIND_SECONDS = 30.0  # between two lines about who is missing
+_PATIENCE = 60.0  # seconds that a round waits for the introduction of a new site
+_REMIND_SECONDS = 30.0  # time between two lines about missing sites
 _ONE_MEGABYTE = 10**6
-_PATIENT_TIMEOUTS = 3  # after so many, a reply is no longer waited for
+_PATIENT_TIMEOUTS = 3  # after this number of timeouts, a late reply is given up
 _LEAST_TTL = 60.0
 
 
 @dataclass
 class _Site:
-    """An accepted site: its Flower id, when its SuperNode was started, and how many images it has."""
+    """An accepted site: its Flower id, the start time of its SuperNode, and its number of images."""
 
     name: str
     id: int
@@ -48,26 +48,26 @@ class _Site:
 
 @dataclass
 class _Sent:
-    """A request on its way. `place`: its place in the exchange that waits for it, None when nobody does any more."""
+    """A sent request. `place`: its place in the exchange that waits for the reply; None if no exchange waits for it."""
 
     node: int
     action: str
     group: str
     activated: str
     place: int | None
-    lost: bool = False  # the site has restarted since: no reply is to be expected
+    lost: bool = False  # the site has restarted since, so no reply will come
 
     @property
     def what(self) -> str:
-        """Return which request it is."""
+        """Return the request as text."""
         return f"{self.action!r} of round {self.group}"
 
 
 class Sites(Carrier):
     """Carries messages to real sites over Flower's Grid.
 
-    Each SuperNode introduces itself at the first contact and after each restart, and is accepted or refused. A reply
-    that comes after its time is dropped and named, and its site is asked nothing else before.
+    Each SuperNode introduces itself at the first contact and after each restart, and is accepted or refused. A late
+    reply is dropped and reported; until it comes, its site gets no other request.
     """
 
     def __init__(
@@ -80,8 +80,8 @@ class Sites(Carrier):
     ) -> None:
         """Carry the messages of a run over a grid.
 
-        `roster`: the sites that the federation has met; a new one by default. `first_round`: of the run, later than 0
-        where it is continued. `on_event` gets, at once, a line on whatever happens to sites.
+        `roster`: the sites that have joined the federation; a new one by default. `first_round`: of the run, later than
+        0 if it is resumed. `on_event` immediately gets a line about each event of a site.
         """
         self._grid = grid
         self._strategy = setup.strategy
@@ -90,20 +90,20 @@ class Sites(Carrier):
         self._first_round = first_round
         self._on_event = on_event
         self._sites: dict[int, _Site] = {}  # by number
-        self._asked: dict[int, str] = {}  # Flower ids that were asked to introduce themselves, in which activation
-        self._joining: dict[str, tuple[int, float]] = {}  # by message: the Flower id, and since when
+        self._asked: dict[int, str] = {}  # by Flower id: the activation in which it was asked for its introduction
+        self._joining: dict[str, tuple[int, float]] = {}  # by message: the Flower id, and the time of the message
         self._sent: dict[str, _Sent] = {}  # by message
         self._events: list[dict[str, Any]] = []
-        self._welcome: dict[int, tuple[Introduction, str]] = {}  # by Flower id: to be numbered when all are here
+        self._welcome: dict[int, tuple[Introduction, str]] = {}  # by Flower id: they get numbers when all are connected
         self._begun = False
 
     def images_of(self, node: int) -> int | None:
-        """Return how many training images a site said it has at the first contact."""
+        """Return the number of training images that a site reported at the first contact."""
         site = self._sites.get(node)
         return None if site is None else site.images
 
     def events(self) -> list[dict[str, Any]]:
-        """Return what has happened to sites since this was last asked."""
+        """Return the events of sites since the last call."""
         events, self._events = self._events, []
         return events
 
@@ -111,13 +111,13 @@ class Sites(Carrier):
         self._events.append({"site": name, **({} if node is None else {"node": node}), "event": event, **more})
         self._on_event(f"{name}: {event}" if node is None else f"{name} (node {node}): {event}")
 
-    # Who is there
+    # Connected sites
 
     def nodes(self) -> list[int]:
-        """Return the numbers of all sites that the federation has met.
+        """Return the numbers of all sites that have joined the federation.
 
-        Before the first round it waits for as many as the config speaks of, of a federation that continues for
-        `min_replies`; later only for a newcomer, and not for long. Raises RunError where they do not come in time.
+        Before the first round it waits for the number of sites in the config; in a resumed run, for `min_replies`.
+        Later it only waits a short time for a new site. Raises RunError if they do not come in time.
         """
         config, begin, reminded = self._environment.config, time.monotonic(), time.monotonic()
         wanted = self._environment.data.clients if self._first_round == 0 else config.min_replies
@@ -145,12 +145,12 @@ class Sites(Carrier):
             if here.get(id) == activated:
                 self._accept(one, id)
             else:
-                del self._asked[id]  # it has gone again; it is greeted anew when it is back
+                del self._asked[id]  # it has disconnected; it is asked again when it is back
         self._welcome = {}
         return sorted(self._roster.numbers.values())
 
     def _greet(self, here: dict[int, str]) -> None:
-        """Ask those to introduce themselves who are new, or were started anew."""
+        """Ask new and restarted SuperNodes for their introduction."""
         for id, activated in sorted(here.items()):
             if self._asked.get(id) == activated:
                 continue
@@ -165,7 +165,7 @@ class Sites(Carrier):
         return [sent for sent in self._grid.push_messages([message]) if sent]
 
     def _hear_introductions(self) -> None:
-        """Welcome or refuse those that have introduced themselves."""
+        """Accept or refuse the SuperNodes whose introduction has arrived."""
         if not self._joining:
             return
         for sent in list(self._joining):
@@ -188,7 +188,7 @@ class Sites(Carrier):
                 self._welcome[id] = (one, self._asked[id])
 
     def _objection(self, one: Introduction, id: int) -> str | None:
-        """Return why a site cannot take part, if it cannot."""
+        """Return the reason if a site cannot take part, otherwise None."""
         environment = self._environment
         config, strategy = environment.config, self._strategy
         if one.version != version("fedkd"):
@@ -217,7 +217,7 @@ class Sites(Carrier):
         return None
 
     def _objection_to_identity(self, one: Introduction, id: int) -> str | None:
-        """Return what speaks against a site's being who it says, as far as its key shows, if anything does."""
+        """Return the reason if a site's key or partition contradicts its name, otherwise None."""
         roster = self._roster
         owner = next((name for name, number in roster.numbers.items() if number == one.partition), one.name)
         if owner != one.name:
@@ -258,7 +258,7 @@ class Sites(Carrier):
     # Requests and replies
 
     def exchange(self, messages: list[Message], timeout: float | None) -> Iterator[Message]:
-        """Send messages to the sites; yield a reply or an error reply a message, in their order, as soon as it is due.
+        """Send messages to the sites; yield a reply or an error reply for each, in their order, as soon as possible.
 
         `timeout`: seconds for all of them together.
         """
@@ -286,7 +286,7 @@ class Sites(Carrier):
                 time.sleep(_POLL_SECONDS)
 
     def _start(self, place: int, message: Message, here: dict[int, str], done: dict[int, Message]) -> bool:
-        """Send a message, or fail it at once; return False where it has to wait for its site to be free."""
+        """Send a message, or let it fail immediately; return False if it must wait until its site is free."""
         node = message.metadata.dst_node_id
         site = self._sites.get(node)
         if site is None or site.id not in here:
@@ -305,7 +305,7 @@ class Sites(Carrier):
         return True
 
     def _addressed(self, message: Message, site: _Site) -> Message:
-        """Return a message with the site's id in Flower, and what a site gets besides."""
+        """Return a message with the site's id in Flower, and the additional records for a site."""
         node = message.metadata.dst_node_id
         record = ConfigRecord(
             {
@@ -330,7 +330,7 @@ class Sites(Carrier):
         return f"no reply within {timeout:g} s{still}"
 
     def _collect(self, messages: list[Message], here: dict[int, str], done: dict[int, Message]) -> None:
-        """Take what has arrived: replies to these messages, and replies to earlier requests, which are dropped."""
+        """Handle received replies: those to these messages, and those to earlier requests, which are dropped."""
         for id in list(self._sent):
             reply = self._pull(id)
             if reply is None:
@@ -353,20 +353,20 @@ class Sites(Carrier):
                 sent.place = None
 
     def _pull(self, id: str) -> Message | str | None:
-        """Return the reply to a message; why it cannot be read; or None where it is not there yet.
+        """Return the reply to a message, the reason why it cannot be read, or None if it has not arrived.
 
-        One at a time, and known by what was asked: what a reply says of itself is its site's own word.
+        Replies are pulled one at a time, by the id of the request, because a site could send wrong metadata.
         """
         try:
             replies = list(self._grid.pull_messages([id]))
         except httpx.HTTPError:
-            raise  # it is the SuperLink that does not answer
-        except Exception as error:  # Flower has read what a site has written
+            raise  # the SuperLink does not answer
+        except Exception as error:  # Flower cannot read what the site has written
             return f"its reply cannot be read: {type(error).__name__}: {error}"
         return replies[0] if replies else None
 
     def _arrived(self, message: Message, reply: Message | str) -> Message:
-        """Return a reply as from a simulated node, once what it reports of its site is noted."""
+        """Record what a reply reports about its site, and return the reply in the form of a simulated node's reply."""
         node = message.metadata.dst_node_id
         if isinstance(reply, str):
             return error_reply(message, on_one_line(reply))

@@ -1,7 +1,7 @@
-"""Dataset distillers: methods that make virtual images stand for a source of truth.
+"""Dataset distillers: methods that change virtual images so that they match a truth.
 
-A distiller changes a `Virtual` set one iteration at a time, so that its caller can show progress, keep checkpoints
-and draw on streams of its own. What it is matched with, the truth, is real images (`RealImages`) or a gradient.
+A distiller changes a `Virtual` set one iteration at a time, so that its caller can show progress, keep checkpoints and
+use its own streams. The truth is real images (`RealImages`) or a gradient.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ Momentum = Annotated[float, Field(ge=0, lt=1)]
 class Distiller:
     """Changes virtual images so that they match a truth: SGD on the pixels, `lr` and `momentum`.
 
-    A subclass is a keyword-only dataclass and writes `iterate`; its fields are the keys of `[distiller]` in a config.
-    `fresh_networks`: whether each iteration wants a network with new random weights; else it wants a model that someone
-    trains, and the velocity starts anew with each state of it.
+    A subclass is a keyword-only dataclass and implements `iterate`; its fields are the keys of `[distiller]` in a
+    config. `fresh_networks`: whether each iteration needs a network with new random weights. Otherwise it uses a model
+    that the caller trains, and the velocity is reset whenever the model changes.
     """
 
     truth: ClassVar[Literal["images", "gradient"]] = "images"
@@ -46,7 +46,7 @@ class Distiller:
         """Change the virtual set by one iteration; return the loss before its (last) step."""
 
     def step(self, virtual: Virtual, gradient: Tensor) -> None:
-        """Move the pixels: v <- momentum v + g, x <- x - lr v."""
+        """Change the pixels: v <- momentum v + g, x <- x - lr v."""
         velocity = virtual.more.get(VELOCITY)
         velocity = gradient if velocity is None else velocity.mul(self.momentum).add_(gradient)
         virtual.more[VELOCITY] = velocity
@@ -66,11 +66,12 @@ def _seed(stream: torch.Generator) -> int:
 
 @dataclass(kw_only=True)
 class DM(Distiller):
-    """DM: distribution matching (Zhao and Bilen, WACV 2023, arXiv:2110.04181), one step an iteration.
+    """DM: distribution matching (Zhao and Bilen, WACV 2023, arXiv:2110.04181), one step per iteration.
 
-    sum over classes of `mean_embedding_loss` of features under a random network, of at most `real_batch` real images
-    and all virtual ones, changed alike by one group of `augment` a class (without flip for digits, say the authors).
-    Classes that one side lacks are skipped. Batch norm sees a class of one side at a time: take instance norm.
+    The loss is the sum over classes of `mean_embedding_loss` of features under a random network, of at most
+    `real_batch` real images and all virtual images. For each class, both are changed equally by one group of `augment`
+    (the authors: without flip for digits). Classes that one side lacks are skipped. Batch norm would use one class of
+    one side at a time: use instance norm.
     """
 
     real_batch: Count = 256
@@ -96,7 +97,7 @@ class DM(Distiller):
 
 @dataclass(kw_only=True)
 class IDM(DM):
-    """IDM: iterative distribution matching of FedLGD: DM's loss under the model that is being trained, not random ones.
+    """IDM: iterative distribution matching of FedLGD: DM's loss under the trained model, not under random networks.
 
     Huang et al., TMLR, arXiv:2303.02278.
     """
@@ -104,17 +105,18 @@ class IDM(DM):
     fresh_networks: ClassVar[bool] = False
 
 
-_LOOPS = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}  # of the authors' code
+_LOOPS = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}  # as in the authors' code
 
 
 @dataclass(kw_only=True)
 class DC(Distiller):
     """DC: gradient matching (Zhao, Mopuri, Bilen, ICLR 2021, arXiv:2006.05929).
 
-    An iteration takes a new network and `outer` times: a step on the pixels, on the sum over classes of the distance of
-    the gradients of virtual and at most `real_batch` real images; then `inner` epochs of training the network on the
-    virtual images (not after the last). `outer` and `inner` are by default the authors' for 1, 10, 20 ... 50 images a
-    class, else (ipc, 500 / ipc). Batch norm is frozen after one pass over 16 real images a class.
+    An iteration takes a new network and repeats `outer` times: a step on the pixels, with the sum over classes of the
+    distance between the gradients of virtual and of at most `real_batch` real images; then `inner` epochs of training
+    the network on the virtual images (not after the last step). `outer` and `inner` are by default the authors' values
+    for 1, 10, 20 ... 50 images per class, otherwise (ipc, 500 / ipc). Batch norm is frozen after one pass over 16 real
+    images per class.
     """
 
     lr: Positive = 0.1
@@ -147,7 +149,7 @@ class DC(Distiller):
                 changed = siamese_augment(images, seed, self.augment)
                 found = gradient_of(network, changed, virtual.labels[chosen], differentiable=True)
                 loss = gradient_distance(found, wanted, self.distance)
-                (gradient[chosen],) = torch.autograd.grad(loss, images)  # class by class: one graph at a time
+                (gradient[chosen],) = torch.autograd.grad(loss, images)  # class by class: only one graph in memory
                 total += float(loss.detach())
             self.step(virtual, gradient)
             if number < outer - 1:
@@ -160,7 +162,7 @@ class DC(Distiller):
 @dataclass(kw_only=True)
 class DSA(DC):
     """DSA: DC with the same differentiable augmentation of real and virtual images (Zhao and Bilen, ICML 2021,
-    arXiv:2102.08259); the network between the steps trains on augmented virtual images too.
+    arXiv:2102.08259). Between the steps, the network also trains on augmented virtual images.
     """
 
     augment: list[Group] = field(default_factory=lambda: list(GROUPS))
@@ -170,8 +172,9 @@ class DSA(DC):
 class FGM(Distiller):
     """FGM: federated gradient matching of FedLGD (Huang et al., TMLR, arXiv:2303.02278): the truth is a given gradient.
 
-    One gradient of all virtual images at once, not class by class; no augmentation; the network stays as it is, in eval
-    mode. `rows` is free of the scale of the truth, so learning rate and number of local steps do not matter to it.
+    One gradient of all virtual images together, not class by class; no augmentation; the network is not trained and in
+    eval mode. `rows` does not depend on the scale of the truth, so learning rate and number of local steps have no
+    effect on it.
     """
 
     truth: ClassVar[Literal["images", "gradient"]] = "gradient"
@@ -198,8 +201,8 @@ def train_epoch(
     augment: Sequence[Group],
     stream: torch.Generator,
 ) -> None:
-    """Train a network for one epoch on virtual images; each batch changed by one group of `augment`, each image with
-    parameters of its own.
+    """Train a network for one epoch on virtual images. Each batch is changed by one group of `augment`, with separate
+    parameters for each image.
     """
     for chosen in torch.randperm(len(virtual.labels), generator=stream).to(virtual.images.device).split(batch_size):
         images = siamese_augment(virtual.images[chosen], _seed(stream), augment, siamese=False)

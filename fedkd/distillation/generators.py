@@ -1,4 +1,4 @@
-"""Conditional generators: from noise and a label to an image, or to a feature vector of a classifier."""
+"""Conditional generators: they make an image, or a feature vector of a classifier, from noise and a label."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from ..models.zoo import Shape
 class ImageGenerator(nn.Module):
     """FedFTG's conditional generator (Zhang et al., 2022, the authors' CGeneratorA), for images of any size.
 
-    noise: length of z (100 for CIFAR-10); width: channels of the last hidden map (64). Starts from a quarter of the
-    image's height and width (rounded up) and doubles them twice. Its last batch norm, without parameters, leaves images
-    in the space of normalised data: no clamping. For sides that are multiples of 4 it equals the authors' network.
+    noise: length of z (100 for CIFAR-10); width: channels of the last hidden map (64). It starts from a quarter of the
+    image's height and width (rounded up) and doubles them twice. Its last batch norm, without parameters, gives
+    normalised images, so they are not clamped. For sides that are multiples of 4 it equals the authors' network.
     """
 
     def __init__(self, noise: int, classes: int, shape: Shape, width: int = 64) -> None:
@@ -43,7 +43,7 @@ class ImageGenerator(nn.Module):
         )
 
     def forward(self, noise: Tensor, labels: Tensor) -> Tensor:
-        """Return normalised images, B x channels x H x W, of noise, B x noise, and labels, B."""
+        """Return normalised images, B x channels x H x W, from noise, B x noise, and labels, B."""
         onehot = F.one_hot(labels, self.classes).to(noise.dtype)
         both = torch.cat([self.from_noise(noise), self.from_label(onehot)], dim=1)
         images: Tensor = self.layers(both.view(-1, *self.start))
@@ -62,7 +62,7 @@ class FeatureGenerator(nn.Module):
         )
 
     def forward(self, noise: Tensor, labels: Tensor) -> Tensor:
-        """Return features, B x D, of noise, B x noise, and labels, B."""
+        """Return features, B x D, from noise, B x noise, and labels, B."""
         onehot = F.one_hot(labels, self.classes).to(noise.dtype)
         features: Tensor = self.layers(torch.cat([noise, onehot], dim=1))
         return features

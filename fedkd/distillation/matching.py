@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 Distance = Literal["rows", "squares", "cosine"]
-_ROUNDING = 1e-6  # of the authors' code, in the denominator of the distance
+_ROUNDING = 1e-6  # added to the denominator of the distance, as in the authors' code
 
 # What is matched
 
@@ -24,11 +24,11 @@ def mean_embedding_loss(real: Tensor, virtual: Tensor) -> Tensor:
 
 
 def gradient_distance(virtual: Sequence[Tensor], truth: Sequence[Tensor], kind: Distance = "rows") -> Tensor:
-    """Return how far two gradients are apart, a tensor a parameter each (Zhao et al., 2021, DC).
+    """Return the distance of two gradients, each with one tensor per parameter (Zhao et al., 2021, DC).
 
     `rows`: sum over tensors and rows r (outputs) of 1 - <g_r, G_r> / (||g_r|| ||G_r|| + 1e-6); tensors of one dimension
-    (biases, scales of norms) add nothing. `squares`: sum of squared differences; `cosine`: 1 - cosine; both over all
-    tensors at once. The truth gets no gradient.
+    (biases, scales of norms) add 0. `squares`: sum of squared differences; `cosine`: 1 - cosine; both over all tensors
+    together. The truth gets no gradient.
     """
     if kind != "rows":
         left, right = (torch.cat([g.flatten() for g in side]) for side in (virtual, truth))
@@ -44,7 +44,7 @@ def gradient_distance(virtual: Sequence[Tensor], truth: Sequence[Tensor], kind: 
 
 
 def gradient_of(network: nn.Module, images: Tensor, labels: Tensor, *, differentiable: bool = False) -> list[Tensor]:
-    """Return the gradient of the mean cross-entropy, a tensor a parameter that trains; labels N, or N x classes."""
+    """Return the gradient of the mean cross-entropy, one tensor per trainable parameter; labels N, or N x classes."""
     loss = F.cross_entropy(network(images), labels)
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     return list(torch.autograd.grad(loss, trained, create_graph=differentiable, materialize_grads=True))

@@ -1,4 +1,4 @@
-"""Differentiable Siamese augmentation: one random change of a batch that gradients pass through (Zhao, Bilen, 2021)."""
+"""Differentiable Siamese augmentation: a random change of a batch through which gradients pass (Zhao, Bilen, 2021)."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from torch.nn import functional as F
 
 from ..config import GROUPS, Group
 
-_Uniform = Callable[[], Tensor]  # fresh draws from 0 to 1: B, or one for all
+_Uniform = Callable[[], Tensor]  # new draws from 0 to 1: B, or one for all images
 
 
 def siamese_augment(images: Tensor, seed: int, groups: Sequence[Group] = GROUPS, *, siamese: bool = True) -> Tensor:
     """Return the batch changed by one group of `groups`, drawn by `seed` (Zhao and Bilen, 2021; mode S of its code).
 
-    Images: B x C x H x W. `siamese`: the same parameters for every image, so that real and virtual images of one seed
-    change alike; else each image has its own. The group is drawn from a generator with `seed`, its parameters in turn
-    from ones with `seed` + 1, + 2, ..., as in the authors' code, which seeds the global generator so.
+    Images: B x C x H x W. `siamese`: the same parameters for every image, so that real and virtual images with the same
+    seed change equally; otherwise each image has its own. The group is drawn from a generator with `seed`, its
+    parameters from generators with `seed` + 1, + 2, ..., as in the authors' code, which seeds the global generator.
 
     color: brightness, saturation, contrast; crop: a shift by up to an eighth of the side, black border; cutout: a black
     square of half the side; flip: mirrored with probability 1/2; scale: each axis by 1/1.2 to 1.2; rotate: by up to 15
-    degrees. Without groups the images stay as they are.
+    degrees. Without groups the images do not change.
     """
     if not groups:
         return images
@@ -77,7 +77,7 @@ def _contrast(images: Tensor, uniform: _Uniform) -> Tensor:
 
 
 def _grid(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return positions of images, rows and columns that broadcast to B x H x W."""
+    """Return indices of images, rows and columns that broadcast to B x H x W."""
     index = torch.arange(len(images), device=images.device)[:, None, None]
     rows = torch.arange(images.shape[2], device=images.device)[None, :, None]
     columns = torch.arange(images.shape[3], device=images.device)[None, None, :]
@@ -85,7 +85,7 @@ def _grid(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _shifted(images: Tensor, down: Tensor, right: Tensor) -> Tensor:
-    """Return the images moved so that pixel (i, j) shows what stood at (i + down, j + right); 0 outside."""
+    """Return the images moved so that pixel (i, j) is the old pixel (i + down, j + right); 0 outside."""
     index, rows, columns = _grid(images)
     rows = (rows + down[:, 0] + 1).clamp(0, images.shape[2] + 1)
     columns = (columns + right[:, 0] + 1).clamp(0, images.shape[3] + 1)

@@ -1,4 +1,4 @@
-"""Virtual images, the real ones that they stand for, and how they start."""
+"""Virtual images, the real images that they match, and the initial virtual images."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ VELOCITY = "velocity"
 class Virtual:
     """Virtual images, N x C x H x W, normalised and never clamped, and their labels, N (or N x classes: soft ones).
 
-    `more`: what else a distiller learns or keeps from one iteration to the next, such as the velocity of the pixels.
+    `more`: other tensors that a distiller keeps between iterations, such as the velocity of the pixels.
     """
 
     images: Tensor
@@ -28,28 +28,28 @@ class Virtual:
     more: Tensors = field(default_factory=dict)
 
     def tensors(self) -> Tensors:
-        """Return all of it as named tensors on the CPU."""
+        """Return the whole set as named tensors on the CPU."""
         more = {name: tensor.cpu() for name, tensor in self.more.items()}
         return {"images": self.images.cpu(), "labels": self.labels.cpu(), **under("more", more)}
 
     def rest(self) -> None:
-        """Let the pixels start from rest: drop their velocity."""
+        """Reset the velocity of the pixels to 0."""
         self.more.pop(VELOCITY, None)
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor], device: torch.device) -> Virtual:
-        """Return the set in named tensors, as `tensors` returned them."""
+        """Return the set from named tensors, as `tensors` returned them."""
         here = {name: tensor.to(device) for name, tensor in tensors.items()}
         more = {name: tensor for name, tensor in here.items() if "/" in name}
         return cls(here["images"], here["labels"], parts_of(more).get("more", {}))
 
     def as_data(self) -> Images:
-        """Return images and labels as data to train on."""
+        """Return images and labels as training data."""
         return Images(self.images.cpu().numpy(), self.labels.cpu().numpy(), normalised=True)
 
 
 class RealImages:
-    """A source of truth: real labelled images, drawn class by class, on the device of training."""
+    """A truth for distillers: real labelled images, drawn class by class, on the device of training."""
 
     def __init__(self, data: Images, preprocess: Preprocess) -> None:
         self.data = data
@@ -57,22 +57,22 @@ class RealImages:
         self.members = {int(label): np.flatnonzero(data.labels == label) for label in np.unique(data.labels)}
 
     def draw(self, label: int, count: int, stream: torch.Generator) -> Tensor:
-        """Return `count` normalised images of a class without replacement, or all where it has fewer."""
+        """Return `count` normalised images of a class without replacement, or all if it has fewer."""
         members = self.members[label]
         chosen = members[torch.randperm(len(members), generator=stream)[:count].numpy()]
         return self.preprocess(self.data.images[chosen])
 
 
-Truth = RealImages | Sequence[Tensor]  # the second: a gradient, a tensor a parameter of the network
+Truth = RealImages | Sequence[Tensor]  # the second: a gradient, one tensor for each parameter of the network
 
-# How virtual images start
+# Initial virtual images
 
 
 def class_statistics(data: Images, preprocess: Preprocess, classes: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return mean and deviation of the normalised pixels, classes x channels, and which classes there are, classes.
+    """Return mean and deviation of the normalised pixels, classes x channels, and which classes have images, classes.
 
-    True statistics of each class, as the paper says (FedLGD's code divides by the number of all images). Rows of
-    classes without images are 0.
+    These are the true statistics of each class, as in the paper (FedLGD's code divides by the number of all images).
+    Rows of classes without images are 0.
     """
     channels = data.images.shape[1]
     means, deviations = torch.zeros(classes, channels), torch.zeros(classes, channels)
@@ -88,9 +88,10 @@ def class_statistics(data: Images, preprocess: Preprocess, classes: int) -> tupl
 def normal_images(
     means: Tensor, deviations: Tensor, held: Tensor, ipc: int, size: tuple[int, int], stream: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Return `ipc` images a held class of pixels ~ N(mean, deviation) of class and channel, and their labels, in order.
+    """Return `ipc` images for each class in `held`, and their labels, ordered by class. Pixels ~ N(mean, deviation) of
+    class and channel.
 
-    `means`, `deviations`: classes x channels; `held`: classes.
+    `means`, `deviations`: classes x channels; `held`: which classes get images, classes.
     """
     labels = torch.arange(len(held))[held]
     drawn = [
@@ -107,7 +108,7 @@ def normal_images(
 
 
 def real_images(truth: RealImages, ipc: int, stream: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Return `ipc` random real images a class, and their labels, in order; a class with fewer repeats its own."""
+    """Return `ipc` random real images per class, and their labels, in order; a class with fewer repeats them."""
     chosen = []
     for members in truth.members.values():
         rounds = -(-ipc // len(members))

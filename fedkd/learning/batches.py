@@ -1,4 +1,4 @@
-"""From uint8 images to training batches: order, augmentation and normalisation, on whole batches."""
+"""Makes training batches from uint8 images: order, augmentation and normalisation, on whole batches."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from torch.nn import functional as F
 from ..data.federated_data import FederatedData
 from ..data.images import PIXEL_MAX, Dataset, Images
 
-_VALUES = 2**20  # of images that are prepared together
+_VALUES = 2**20  # pixel values of the images that are prepared together
 
 
 class Preprocess:
-    """uint8 images to normalised float batches on a device, with or without augmentation."""
+    """Converts uint8 images to normalised float batches on a device, with or without augmentation."""
 
     def __init__(self, data: FederatedData | Dataset, augment: str, device: torch.device) -> None:
         shape = (1, -1, 1, 1)
@@ -27,41 +27,41 @@ class Preprocess:
         self.device = device
 
     def __call__(self, images: np.ndarray, generator: torch.Generator | None = None) -> Tensor:
-        """Return float images, B x C x H x W, (x / 255 - mean) / deviation; augmented where a generator is given."""
+        """Return float images, B x C x H x W, (x / 255 - mean) / deviation; augmented if a generator is given."""
         batch = torch.from_numpy(images).to(self.device)
         if generator is not None and self.augment == "crop_flip":
             batch = crop_flip(batch, generator)
-        # strides of their own: an array's may differ from process to process, and choose other kernels
+        # contiguous strides: an array's strides may differ between processes, and then torch chooses other kernels
         return self.normalise(batch.to(torch.float32, memory_format=torch.contiguous_format).div_(PIXEL_MAX))
 
     def of(self, data: Images, generator: torch.Generator | None = None) -> Tensor:
-        """Return a batch of all these images; virtual ones, which are normalised already, as they are."""
+        """Return a batch of all these images; virtual images are normalised already and are not changed."""
         if data.normalised:
             return torch.from_numpy(data.images).to(self.device).contiguous()
         return self(data.images, generator)
 
     def normalise(self, images: Tensor) -> Tensor:
-        """Return pixels of 0 to 1 normalised, in place."""
+        """Normalise pixels of 0 to 1 in place, and return them."""
         return images.sub_(self.mean).div_(self.deviation)
 
     def pixels(self, images: Tensor) -> np.ndarray:
-        """Return uint8 images of normalised ones, such as a generator's: the inverse, cut to what pixels can hold."""
+        """Return normalised images, such as a generator's, as uint8 images: the inverse, clipped to 0..255."""
         scaled = images.mul(self.deviation).add(self.mean).clamp(0, 1).mul(PIXEL_MAX).round()
         return scaled.byte().cpu().numpy()
 
 
 def crop_flip(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Return each image shifted by up to an eighth of its side (black border) and mirrored with probability 1/2.
+    """Return each image shifted by up to one eighth of its side (black border) and mirrored with probability 1/2.
 
-    The usual augmentation of CIFAR (He et al., 2016: 4 pixels of 32). Images: uint8, B x C x H x W.
+    The usual augmentation for CIFAR (He et al., 2016: 4 pixels of 32). Images: uint8, B x C x H x W.
     """
     pad = max(1, images.shape[2] // 8)
     return shift_mirror(F.pad(images, (pad, pad, pad, pad)), pad, generator)
 
 
 def shift_mirror(padded: Tensor, pad: int, generator: torch.Generator) -> Tensor:
-    """Return a window of each padded image, `pad` pixels smaller on each side, shifted at random, and mirrored with
-    probability 1/2; each image has draws of its own. Images: B x C x H x W.
+    """Return a window of each padded image, `pad` pixels smaller on each side, shifted randomly, and mirrored with
+    probability 1/2; each image has its own draws. Images: B x C x H x W.
     """
     count, height, width = len(padded), padded.shape[2] - 2 * pad, padded.shape[3] - 2 * pad
     shifts = torch.randint(0, 2 * pad + 1, (2, count), generator=generator).to(padded.device)
@@ -82,10 +82,10 @@ def batches(
     augment: bool = True,
     most: int | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield (images, targets) batches: shuffled and, with `augment`, augmented by `order`; as they stand without it.
+    """Yield (images, targets) batches, shuffled by `order`; with `augment` also augmented by it.
 
-    `targets`: one row an image (labels, logits, probabilities). The last batch may be smaller. `most`: how many batches
-    are wanted. Batches are prepared several at a time, as many as make a million values.
+    `targets`: one row for each image (labels, logits, probabilities). The last batch may be smaller. `most`: the
+    largest number of batches. Several batches are prepared together, with about a million values.
     """
     count = len(data.labels)
     positions = torch.randperm(count, generator=order) if order is not None else torch.arange(count)

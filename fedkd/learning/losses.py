@@ -14,7 +14,7 @@ Metric = Literal["l1", "l2", "cosine"]
 def kl_divergence(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
     """Return T^2 KL(softmax(z_t / T) || softmax(z_s / T)), the mean over the batch (Hinton et al., 2015, section 2).
 
-    Both arguments: logits, B x C. T^2 keeps the size of the gradients independent of T. The teacher gets no gradient.
+    Both arguments: logits, B x C. T^2 makes the size of the gradients independent of T. The teacher gets no gradient.
     """
     student = F.log_softmax(student_logits / temperature, dim=1)
     teacher = F.log_softmax(teacher_logits.detach() / temperature, dim=1)
@@ -32,7 +32,7 @@ def kl_from_probabilities(student_logits: Tensor, targets: Tensor, temperature: 
 
 
 def normalised(probabilities: Tensor) -> Tensor:
-    """Return rows scaled to sum to 1, in float64: what became of probabilities on their way, or of sums of them."""
+    """Return rows scaled to sum to 1, in float64: for received probabilities, which are rounded, or sums of them."""
     rows = probabilities.double()
     return rows / rows.sum(-1, keepdim=True)
 
@@ -43,11 +43,11 @@ def entropy(probabilities: Tensor) -> Tensor:
 
 
 def diversity_loss(outputs: Tensor, noise: Tensor, metric: Metric = "l1") -> Tensor:
-    """Return exp(-mean_ij d(x_i, x_j) mean_m (z_im - z_jm)^2), in (0, 1]: low where far noises give far outputs.
+    """Return exp(-mean_ij d(x_i, x_j) mean_m (z_im - z_jm)^2), in (0, 1]: low if distant noise gives distant outputs.
 
-    Of FedFTG (Zhang et al., 2022) and FedGen (Zhu et al., 2021), after Mao et al., 2019. `outputs` x: B x ..., `noise`
-    z: B x M; pairs i = j are in the mean. d is the mean absolute (`l1`) or squared (`l2`) difference over all entries,
-    or 1 - cosine.
+    From FedFTG (Zhang et al., 2022) and FedGen (Zhu et al., 2021), after Mao et al., 2019. `outputs` x: B x ...,
+    `noise` z: B x M; the mean includes pairs i = j. d is the mean absolute (`l1`) or squared (`l2`) difference over all
+    entries, or 1 - cosine.
     """
     x = outputs.flatten(1)
     if metric == "l1":

@@ -11,7 +11,7 @@ from ..config import Adam, Sgd
 
 
 class Optimizer(Protocol):
-    """What training needs of an optimiser: torch's, or ours."""
+    """The interface of an optimiser that training needs: torch's, or ours."""
 
     param_groups: list[dict[str, Any]]
 
@@ -23,9 +23,9 @@ class Optimizer(Protocol):
 
 
 class SgdSteps:
-    """torch.optim.SGD in the same arithmetic.
+    """The same arithmetic as torch.optim.SGD, but faster.
 
-    Making one of torch's classes imports its compiler, and a step of its functional form sorts the tensors anew.
+    torch's class imports torch's compiler, and torch's functional form sorts the tensors again in each step.
     """
 
     def __init__(self, groups: list[list[nn.Parameter]], settings: Sgd) -> None:
@@ -62,7 +62,7 @@ class SgdSteps:
 
 
 def make_optimizer(model: nn.Module, settings: Sgd | Adam, *peers: nn.Module) -> Optimizer:
-    """Return a fresh optimiser over the model's parameters that can be trained, and those of peers, a group each."""
+    """Return a new optimiser for the trainable parameters of the model and of its peers, one group for each."""
     groups = [[p for p in module.parameters() if p.requires_grad] for module in (model, *peers)]
     if isinstance(settings, Sgd):
         return SgdSteps(groups, settings)

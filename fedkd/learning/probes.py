@@ -1,4 +1,4 @@
-"""How good frozen features are: a linear probe and nearest neighbours; and how far two models' embeddings are apart."""
+"""Measures of frozen features: a linear probe, nearest neighbours, and the angle between two models' embeddings."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def linear_probe(
 ) -> float:
     """Return the test accuracy of a linear classifier on frozen features, N x D, after its last epoch.
 
-    FedX's protocol (Han et al., 2022, their code): Adam 1e-3, weight decay 1e-6, batches of 64, 100 epochs, features as
-    they are. `stream` draws the start and the shuffles.
+    FedX's protocol (Han et al., 2022, their code): Adam 1e-3, weight decay 1e-6, batches of 64, 100 epochs, features
+    not normalised. `stream` draws the initial weights and the shuffles.
     """
     with default_stream(stream):
         probe = nn.Linear(features.shape[1], classes)
@@ -49,9 +49,9 @@ def nearest_neighbours(
     neighbours: int = 200,
     temperature: float = 0.1,
 ) -> float:
-    """Return the accuracy of the vote of the nearest images by cosine, each with weight exp(cosine / temperature).
+    """Return the accuracy of a vote of the nearest images by cosine, each with weight exp(cosine / temperature).
 
-    The monitor of FedU2's code: 200 neighbours (or as many as there are), temperature 0.1.
+    The kNN measure of FedU2's code: 200 neighbours (or all, if there are fewer), temperature 0.1.
     """
     bank = F.normalize(features, dim=1)
     onehot = F.one_hot(labels, classes).to(features.dtype)

@@ -1,4 +1,4 @@
-"""Local training: the loop that every method shares."""
+"""Local training: the training loop of all methods."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ def train(
 ) -> float:
     """Minimise `loss` over shuffled batches, in train mode; return its mean over the batches of the last epoch.
 
-    `targets`: one row an image. `order` draws the shuffles and the augmentation (which `data.augment` turns on);
-    without `augment` images stay as they are, for targets that were taken on them. With `steps` exactly so many
-    batches are taken, whatever `epochs` says, over as many epochs as it needs; the mean is over all of them. `clip`:
-    the largest norm of the gradient of `loss`, of each group of the optimiser for itself.
+    `targets`: one row for each image. `order` draws the shuffles and the augmentation (which `data.augment` turns on).
+    Without `augment` images are not augmented; use this for targets that were computed on the original images. With
+    `steps`, training takes exactly this number of batches, independent of `epochs`, and the mean is over all of them.
+    `clip`: the largest norm of the gradient of `loss`, for each group of the optimiser separately.
     """
     if steps is not None and not len(data.labels):
-        raise ValueError(f"{steps} steps of training need images, and there are none")
+        raise ValueError(f"{steps} steps of training need images, but there are none")
     model.train()
     groups = [group["params"] for group in optimizer.param_groups]
     parameters = [p for group in groups for p in group]
@@ -70,7 +70,7 @@ def train(
 
 
 def _scale(gradients: Sequence[Tensor | None], clip: float) -> Tensor:
-    """Return what gradients are multiplied by so that their norm is `clip` at most, as in `clip_grad_norm_`."""
+    """Return the factor that reduces the norm of gradients to at most `clip`, as in `clip_grad_norm_`."""
     norm = torch.nn.utils.get_total_norm([gradient for gradient in gradients if gradient is not None])
     return torch.clamp(clip / (norm + 1e-6), max=1.0)
 
@@ -85,7 +85,7 @@ def train_as(
     loss: Loss = cross_entropy,
     optimizer: Optimizer | None = None,
 ) -> float:
-    """Train a model on labelled images as `[train]` says, by default all of its weights; return what `train` does."""
+    """Train a model on labelled images as `[train]` says, by default all its weights; return the result of `train`."""
     return train(
         model,
         data,

@@ -1,4 +1,4 @@
-"""Views: random augmentations of whole batches, with draws of their own for each image, on the device of training."""
+"""Views: random augmentations of whole batches, with separate draws for each image, on the device of training."""
 
 from __future__ import annotations
 
@@ -23,14 +23,15 @@ View = Callable[[np.ndarray, torch.Generator], Tensor]  # uint8 images, B x C x 
 def views_of(augmentation: Kind, sets: Sequence[str], shape: Shape, preprocess: Preprocess) -> View:
     """Return the function that makes views.
 
-    `official`: as FedX's code (Han et al., 2022): a shift and a mirror; for SVHN a shift, colours and a rotation by up
-    to 15 degrees, no mirror. `simclr`: cropped to 20 to 100 % of the area and resized, mirrored, colours with
-    probability 0.8, grey with 0.2 (Chen et al., 2020; as FedU2's code has it). Of colours, images of one channel get
-    brightness and contrast. `fine_tuning`: cropped to 64 to 100 %, square, resized, mirrored (FedU2's and SSD's code).
+    `official`: as in FedX's code (Han et al., 2022): shifted and mirrored; for SVHN shifted, colours changed, rotated
+    by up to 15 degrees, not mirrored. `simclr`: cropped to 20 to 100 % of the area and resized, mirrored, colours
+    changed with probability 0.8, grey with probability 0.2 (Chen et al., 2020; as in FedU2's code). For images with one
+    channel, only brightness and contrast change. `fine_tuning`: cropped to 64 to 100 %, square, resized, mirrored
+    (FedU2's and SSD's code).
     """
     if augmentation == "official" and "svhn" not in sets:
         return lambda images, stream: view(images, preprocess, stream)
-    from kornia import augmentation as kornia  # one call a batch: 8.7 ms for 64 images, torchvision one by one 24.2 ms
+    from kornia import augmentation as kornia  # 64 images: 8.7 ms in one call; torchvision 24.2 ms, one image at a time
 
     size, colour = shape[1:], shape[0] == 3
 
@@ -52,20 +53,20 @@ def views_of(augmentation: Kind, sets: Sequence[str], shape: Shape, preprocess: 
     def make(images: np.ndarray, stream: torch.Generator) -> Tensor:
         own = torch.Generator()
         own.manual_seed(int(torch.randint(2**62, (1,), generator=stream)))
-        with default_stream(own):  # kornia draws from torch's default streams alone
+        with default_stream(own):  # kornia draws only from torch's default generators
             batch = torch.from_numpy(images).to(preprocess.device)
             pixels = batch.to(torch.float32, memory_format=torch.contiguous_format) / PIXEL_MAX
-            augmented: Tensor = augment(pixels.expand(-1, 3, -1, -1))  # colours want three channels
+            augmented: Tensor = augment(pixels.expand(-1, 3, -1, -1))  # the colour changes need three channels
         return preprocess.normalise(augmented[:, : shape[0]].contiguous())
 
     return make
 
 
 def view(images: np.ndarray, preprocess: Preprocess, stream: torch.Generator) -> Tensor:
-    """Return a normalised view of each image: shifted over a reflected border, and mirrored with probability 1/2.
+    """Return a normalised view of each image: shifted with a reflected border, and mirrored with probability 1/2.
 
-    By up to an eighth of its side: FedX's code on CIFAR-10, 4 pixels of 32. Images: uint8, B x C x H x W; each has
-    draws of its own.
+    The shift is up to one eighth of the side (FedX's code on CIFAR-10: 4 pixels of 32). Images: uint8, B x C x H x W;
+    each has its own draws.
     """
     pad = max(1, images.shape[2] // 8)
     return shift_mirror(F.pad(preprocess(images), (pad, pad, pad, pad), mode="reflect"), pad, stream)

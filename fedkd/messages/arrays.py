@@ -1,4 +1,4 @@
-"""Arrays as Flower carries them: tensors to records and back, without a copy where both ends share memory."""
+"""Converts tensors to Flower's records and back, without a copy where both sides share memory."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from torch import Tensor
 
 _DTYPES = ("<f8", "<f4", "<f2", "<i8", "<i4", "<i2", "|i1", "|u1", "|b1")
 _MOST_AXES = 16
-_MOST_VALUES = 2**31  # also of an array that holds none, because one of its lengths is 0
+_MOST_VALUES = 2**31  # limits the other lengths too if one length is 0
 _NPY = b"\x93NUMPY\x01\x00"
 
-# the header as numpy.save writes it and no other; numpy's own reader evaluates it and allocates before it compares
+# only the header that numpy.save writes: NumPy's own reader evaluates any header and allocates memory before it checks
 _HEADER = re.compile(
     rb"\{'descr': '([!-&(-~]{2,8})', 'fortran_order': (True|False), "
     rb"'shape': \((|\d{1,18}(?:, \d{1,18}){0,40},?)\), \} *\n"
@@ -29,7 +29,7 @@ Tensors = dict[str, Tensor]
 
 
 def copied(tensors: Mapping[str, Tensor]) -> Tensors:
-    """Return copies of their own on the CPU, such as of a model's `state_dict()`."""
+    """Return copies of tensors on the CPU, such as of a model's `state_dict()`. They share no memory."""
     return {
         name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
         for name, tensor in tensors.items()
@@ -37,12 +37,12 @@ def copied(tensors: Mapping[str, Tensor]) -> Tensors:
 
 
 def under(part: str, tensors: Mapping[str, Tensor]) -> Tensors:
-    """Return the tensors named `part/<name>`, so that several groups make one flat state."""
+    """Return the tensors with the names `part/<name>`, so that one flat dict can contain several groups."""
     return {f"{part}/{name}": tensor for name, tensor in tensors.items()}
 
 
 def parts_of(state: Mapping[str, Tensor]) -> dict[str, Tensors]:
-    """Return a flat state's groups by the part of each name before the first `/`: the inverse of `under`."""
+    """Return the groups of a flat dict by the part of each name before the first `/`: the inverse of `under`."""
     parts: dict[str, Tensors] = {}
     for key, tensor in state.items():
         part, name = key.split("/", 1)
@@ -51,20 +51,20 @@ def parts_of(state: Mapping[str, Tensor]) -> dict[str, Tensors]:
 
 
 class PayloadError(ValueError):
-    """A payload that is not what was asked for; the text names the array or number and what was wrong."""
+    """A payload that is not as expected; the message names the array or number and the error."""
 
 
 class HeldArray(Array):
-    """Flower's Array over a NumPy array, contiguous, within a simulation: nothing is written as bytes and read again.
+    """Flower's Array as a contiguous NumPy array, for simulations: it is not converted to bytes and back.
 
-    Between processes of one machine it is pickled as what it is, so that readers share one copy. Flower's own runtimes
-    know objects by the names of their classes: what leaves through one has to go through `serialised` first.
+    Between processes of one machine it is pickled as an array, so that readers share one copy. Flower's own runtimes
+    identify objects by the names of their classes: call `serialised` before one of them sends this array.
     """
 
     values: np.ndarray
 
     def __init__(self, values: np.ndarray) -> None:
-        # at once: Flower's own way to set a field looks at each
+        # sets all fields together: Flower's own way is slower, because it inspects each field
         self.__dict__.update(values=values, dtype=_name_of(values.dtype), shape=values.shape, stype="numpy.ndarray")
 
     @property
@@ -78,7 +78,7 @@ class HeldArray(Array):
         return HeldArray, (self.values,)
 
     def serialised(self) -> Array:
-        """Return the array as Flower's own class, written once for all messages that hold it."""
+        """Return the array as Flower's own class, serialised once for all messages that contain it."""
         if "_serialised" not in self.__dict__:
             self.__dict__["_serialised"] = Array(self.dtype, self.shape, self.stype, self.data)
         return cast(Array, self.__dict__["_serialised"])
@@ -92,15 +92,15 @@ class HeldArray(Array):
         if self.values.flags.writeable:
             return torch.from_numpy(self.values)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that torch cannot mark a tensor as read-only
+            warnings.simplefilter("ignore")  # torch warns that it cannot mark a tensor as read-only
             return torch.from_numpy(self.values)
 
     def size(self) -> int:
-        """Return how many bytes `data` has."""
+        """Return the number of bytes of `data`."""
         return _header_bytes(self.values.dtype.str, self.shape) + self.values.nbytes
 
 
-_name_of = lru_cache(maxsize=100)(str)  # of a dtype
+_name_of = lru_cache(maxsize=100)(str)  # the name of a dtype
 
 
 @lru_cache(maxsize=10_000)
@@ -111,7 +111,7 @@ def _header_bytes(code: str, shape: tuple[int, ...]) -> int:
 
 
 def array_record(tensors: Mapping[str, Tensor], copy: bool = True) -> ArrayRecord:
-    """Return the tensors as a Flower record. Without `copy`, those on the CPU share its memory."""
+    """Return the tensors as a Flower record. Without `copy`, CPU tensors share memory with the record."""
     record = ArrayRecord()
     for name, tensor in tensors.items():
         held = tensor.detach().to("cpu", copy=copy, memory_format=torch.contiguous_format)
@@ -120,9 +120,9 @@ def array_record(tensors: Mapping[str, Tensor], copy: bool = True) -> ArrayRecor
 
 
 def tensors_of(record: Mapping[str, Array], copy: bool = True) -> Tensors:
-    """Return the arrays of a Flower record as tensors: of their own, or without `copy` where they are, to be read.
+    """Return the arrays of a Flower record as tensors. Without `copy` they share its memory and must not be changed.
 
-    Raises PayloadError for an array whose bytes do not match its header. No memory is taken before that is checked.
+    Raises PayloadError for an array whose bytes do not match its header. No memory is allocated before this check.
     """
     return {name: _tensor(name, array, copy) for name, array in record.items()}
 
@@ -146,9 +146,9 @@ def _tensor(name: str, array: Array, copy: bool) -> Tensor:
     if math.prod(shape) * dtype.itemsize != len(data) - end:
         raise PayloadError(f"array {name!r}: its header says {shape} of {dtype}, its body has {len(data) - end} bytes")
     if len(shape) > _MOST_AXES or math.prod(max(1, length) for length in shape) > _MOST_VALUES:
-        raise PayloadError(f"array {name!r}: its header says {shape}, more than an array can be")
+        raise PayloadError(f"array {name!r}: its header says {shape}, more values than an array may have")
     if code == "|b1" and data[end:].strip(b"\x00\x01"):
-        raise PayloadError(f"array {name!r} has truth values that are neither 0 nor 1")
+        raise PayloadError(f"array {name!r} has boolean values that are neither 0 nor 1")
     values = np.frombuffer(data, dtype, offset=end) if end < len(data) else np.empty(0, dtype)
     ordered = values.reshape(shape[::-1]).T if fortran == "True" else values.reshape(shape)
     return torch.from_numpy(np.array(ordered, order="C"))
@@ -160,12 +160,12 @@ def owned(records: RecordDict) -> RecordDict:
 
 
 def serialised(records: RecordDict) -> RecordDict:
-    """Return records as Flower's own runtimes can send them: arrays as their bytes."""
+    """Return records that Flower's own runtimes can send: with the arrays as bytes."""
     return _changed(records, HeldArray.serialised)
 
 
 def _changed(records: RecordDict, change: Callable[[HeldArray], Array]) -> RecordDict:
-    """Return records with their held arrays changed; Flower's own are bytes already, and their own."""
+    """Return records with each HeldArray changed. Flower's own arrays stay: they are bytes, and share no memory."""
     changed = RecordDict(dict(records))
     for key, record in records.array_records.items():
         changed[key] = arrays = ArrayRecord()
@@ -178,6 +178,6 @@ def is_finite(tensor: Tensor) -> bool:
     """Return whether all values are finite."""
     if tensor.dtype in (torch.float32, torch.float64):
         flat = tensor.reshape(-1)
-        if math.isfinite(float(flat.dot(flat))):  # one pass without memory; it may overflow where no value does
+        if math.isfinite(float(flat.dot(flat))):  # one pass without extra memory; the sum alone may overflow
             return True
     return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())

@@ -18,14 +18,14 @@ from .metric_names import checked_metric
 from .payload import IMAGES, MOST_IMAGES, OUTSIDE, REPORT, Expected, Payload, from_records
 
 Expectation = Expected | Mapping[int, Expected] | None  # one for all nodes, or one for each
-_MOST_METRICS = 100  # of a reply
-_ROUNDING = 1e-3  # of rows of probabilities, also in half precision
+_MOST_METRICS = 100  # metrics of a reply
+_ROUNDING = 1e-3  # tolerance for the sum of a row of probabilities, also in half precision
 
 
 def receive(records: RecordDict, expected: Expected | None, limits: Limits, copy: bool = True) -> Payload:
-    """Decode and check what arrived: sizes, names, shapes, dtypes, finite values, numbers in range.
+    """Decode and check received records: sizes, names, shapes, dtypes, finite values, numbers in range.
 
-    Sizes are checked before anything is decoded. Without `expected` only the sizes and the finite values are checked.
+    Sizes are checked before anything is decoded. Without `expected`, only sizes and finite values are checked.
     `copy` as in `from_records`. Raises PayloadError.
     """
     sizes = count_bytes(records)
@@ -63,7 +63,7 @@ def _check_names(payload: Payload, expected: Expected) -> None:
         if missing := wanted - got:
             raise PayloadError(f"{kind} without {', '.join(map(repr, sorted(missing)))}")
         if surplus := got - wanted:
-            raise PayloadError(f"{kind} with {', '.join(map(repr, sorted(surplus)))}, which nobody asked for")
+            raise PayloadError(f"{kind} has {', '.join(map(repr, sorted(surplus)))}, which was not asked for")
     for kind, arrays in payload.by_kind():
         for name, tensor in arrays.items():
             shape, dtype, between, probabilities, counts = getattr(expected, kind)[name]
@@ -71,9 +71,9 @@ def _check_names(payload: Payload, expected: Expected) -> None:
                 want is None or want == have for want, have in zip(shape, tensor.shape, strict=True)
             )
             if not fits:
-                raise PayloadError(f"{kind} {name!r} has shape {tuple(tensor.shape)}, asked for was {shape}")
+                raise PayloadError(f"{kind} {name!r} has shape {tuple(tensor.shape)}, expected was {shape}")
             if tensor.dtype != dtype:
-                raise PayloadError(f"{kind} {name!r} has dtype {tensor.dtype}, asked for was {dtype}")
+                raise PayloadError(f"{kind} {name!r} has dtype {tensor.dtype}, expected was {dtype}")
             bounds = between or _range(probabilities, counts)
             if bounds is not None and tensor.numel():
                 (low, high), (least, most) = bounds, torch.aminmax(tensor)
@@ -84,7 +84,7 @@ def _check_names(payload: Payload, expected: Expected) -> None:
             if counts and int(tensor.sum(dtype=torch.float64)) > expected.most_images:
                 raise PayloadError(
                     f"{kind} {name!r} counts {int(tensor.sum(dtype=torch.float64))} images, "
-                    f"the node has {expected.most_images}"
+                    f"but the node has {expected.most_images}"
                 )
     for name, (low, high) in expected.numbers.items():
         high = min(high, expected.most_images) if (low, high) == IMAGES else high
@@ -100,7 +100,7 @@ def _range(probabilities: bool, counts: bool) -> tuple[float, float] | None:
 
 @dataclass
 class Arrival:
-    """What became of one request: the reply's payload, or why there is none; its size and the node's metrics."""
+    """The result of one request: the reply's payload or the failure, its size, and the node's metrics."""
 
     node: int
     payload: Payload | None = None
@@ -110,9 +110,9 @@ class Arrival:
 
 
 def arrive(reply: Message, expectation: Expectation, limits: Limits, copy: bool = True) -> Arrival:
-    """Check a reply before any strategy sees it; whatever is wrong with it becomes the failure of its node.
+    """Check a reply before any strategy sees it; any error in it becomes a failure of its node.
 
-    Without `copy`, its arrays may share memory with the reply's, and are to be read.
+    Without `copy`, the arrays may share memory with the reply's arrays and must not be changed.
     """
     node = reply.metadata.src_node_id
     if reply.has_error():
@@ -132,11 +132,11 @@ def arrive(reply: Message, expectation: Expectation, limits: Limits, copy: bool 
 
 
 def _metrics(report: object) -> dict[str, float]:
-    """Return what a node reports of itself. Raises PayloadError for names that are none, and for what is not finite."""
+    """Return the metrics that a node reports. Raises PayloadError for wrong names and values that are not finite."""
     if not isinstance(report, MetricRecord):
         return {}
     if len(report) > _MOST_METRICS:
-        raise PayloadError(f"{len(report)} metrics, {_MOST_METRICS} at most")
+        raise PayloadError(f"{len(report)} metrics; a reply may have {_MOST_METRICS} at most")
     metrics = {}
     for name, value in report.items():
         try:

@@ -1,7 +1,8 @@
-"""The one module that touches what Flower does not make public; its test fails when Flower changes.
+"""The only module that uses Flower's private names; its test fails when Flower changes them.
 
-Flower gives a message its sender from a process-wide identity that its own runtimes set, and an id in its SuperLink.
-An engine of ours has neither, so it sets both. On real sites, the core knows a node by its number in the federation.
+Flower takes a message's sender from an identity of the process, which Flower's runtimes set, and its id from the
+SuperLink. fedkd's engines have neither, so they set both here. On real sites, the core identifies a node by its number
+in the federation.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ RUN_ID = 1  # a process simulates one run at a time
 
 
 def be_the_server() -> None:
-    """Let `Message(...)` work in this process, as Flower's ServerApp runtime does."""
+    """Set the identity that `Message(...)` needs in this process, as Flower's ServerApp runtime does."""
     TaskIdentity.run_id = RUN_ID
     TaskIdentity.node_id = SUPERLINK_NODE_ID
     TaskIdentity.task_id = 1
@@ -31,7 +32,7 @@ def simulated_run() -> Run:
 
 
 def give_ids(messages: Iterable[Message]) -> list[str]:
-    """Number the messages within one exchange, as the SuperLink would, and return their ids."""
+    """Give the messages of one exchange their ids, as the SuperLink would, and return the ids."""
     ids = []
     for number, message in enumerate(messages):
         ids.append(f"{message.metadata.group_id}/{message.metadata.message_type}/{number}")
@@ -40,7 +41,7 @@ def give_ids(messages: Iterable[Message]) -> list[str]:
 
 
 def node_context(node: int, clients: int, state: RecordDict) -> Context:
-    """Return the context of a simulated node. Its id is its partition's."""
+    """Return the context of a simulated node. Its id is the number of its partition."""
     config: dict[str, bool | float | int | str] = {"partition-id": node, "num-partitions": clients}
     return Context(run_id=RUN_ID, node_id=node, node_config=config, state=state, run_config={})
 
@@ -56,16 +57,16 @@ def error_reply(message: Message, reason: str) -> Message:
 
 
 def renumber(reply: Message, node: int) -> Message:
-    """Let a reply come from a node's number in the federation, in place of its id in Flower; return it."""
+    """Replace the sender of a reply, a node's id in Flower, by its number in the federation; return the reply."""
     reply.metadata.__dict__["_src_node_id"] = node
     return reply
 
 
 def activations(grid: Grid) -> dict[int, str]:
-    """Return the ids of the nodes that are connected, and when each of them last was started."""
+    """Return the ids of the connected nodes, and the time of the last start of each."""
     return {node.node_id: node.last_activated_at for node in grid.get_nodes()}
 
 
 def has_stable_ids(grid: Grid) -> bool:
-    """Return whether a SuperNode keeps its id over restarts: where keys are checked, which takes TLS in Flower."""
+    """Return whether a SuperNode keeps its id after a restart: if keys are checked, for which Flower needs TLS."""
     return not getattr(grid, "_insecure", True)

@@ -1,4 +1,4 @@
-"""The byte ledger: how many bytes records are as they are sent, by kind and direction."""
+"""The byte ledger: the bytes of sent records, by kind and direction."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ Sizes = dict[str, dict[str, int]]  # "up" and "down": bytes by kind
 
 
 def no_bytes() -> Sizes:
-    """Return a ledger of no bytes."""
+    """Return an empty ledger."""
     return {"up": {}, "down": {}}
 
 
 def count_bytes(records: RecordDict) -> dict[str, int]:
-    """Return the bytes of records as they are sent, by kind: serialised arrays, 8 for a number, strings; names too.
+    """Return the bytes of records when sent, by kind: serialised arrays, 8 for each number, strings, and their names.
 
-    An array counts as Flower serialises it (npy: its data and a header of 128 bytes). What the core adds beside the
-    payload (the round, the metrics) is not counted.
+    An array counts as Flower serialises it (npy: its data and a header of 128 bytes). The records that the core adds
+    to the payload (the round, the metrics) are not counted.
     """
     sizes: dict[str, int] = {}
     for key, record in records.items():
@@ -36,7 +36,7 @@ def count_bytes(records: RecordDict) -> dict[str, int]:
 
 
 def array_bytes(array: Array) -> int:
-    """Return how many bytes an array is as Flower serialises it."""
+    """Return the number of bytes of an array when Flower serialises it."""
     return array.size() if isinstance(array, HeldArray) else len(array.data)
 
 
@@ -49,7 +49,7 @@ def _scalar_bytes(value: object) -> int:
 
 
 def count_sent(messages: list[Message], ledger: Sizes) -> None:
-    """Add the bytes of messages to nodes to a ledger, in place. Content that nodes share counts once for each node."""
+    """Add the bytes of messages to nodes to a ledger, in place. Shared content counts once for each node."""
     sizes: dict[int, dict[str, int]] = {}
     for message in messages:
         content = message.content

@@ -1,6 +1,6 @@
-"""Merging replies block by block, so that a sum of many models costs one, on whatever machine it is taken.
+"""Merges replies block by block, so that a sum of many models needs the memory of one, on any machine.
 
-Blocks are runs of `BLOCK` messages in the order of the cohort. They never depend on the number of workers: the same
+A block is `BLOCK` successive messages in the order of the cohort. It does not depend on the number of workers: the same
 sums in the same order give the same bytes everywhere.
 """
 
@@ -18,13 +18,13 @@ from .arrival import Arrival, Expectation, arrive
 from .payload import Payload
 
 BLOCK = 5  # replies that are merged together
-Merge = Callable[[Payload, Payload], Payload]  # folds the second into the first; may change only the first in place
+Merge = Callable[[Payload, Payload], Payload]  # merges the second into the first; may change only the first in place
 
 
 def weighted_mean(total: Payload, reply: Payload) -> Payload:
     """Merge two payloads into their mean, weighted by the number `examples`; in place in `total`.
 
-    Running form, m += (x - m) n_x / (n_m + n_x): the mean of equal arrays is exactly that array. Arrays of
+    It uses a running mean, m += (x - m) n_x / (n_m + n_x): the mean of equal arrays is exactly that array. Arrays of
     integers (counters of batch norm) are averaged in float64 and rounded. Raises PayloadError without `examples`.
     """
     if "examples" not in total.numbers or "examples" not in reply.numbers:
@@ -46,18 +46,18 @@ def weighted_mean(total: Payload, reply: Payload) -> Payload:
 
 @dataclass
 class Block:
-    """A merged run of replies: their fold (None where all failed), and an Arrival without payload for each."""
+    """A merged block of replies: the merged payload (None if all failed), and an Arrival without payload for each."""
 
     merged: RecordDict | None
     arrivals: list[Arrival]
 
 
 def merge_block(replies: Iterable[Message], merge: Merge, expectation: Expectation, limits: Limits) -> Block:
-    """Fold the good replies of one block, holding one at a time."""
+    """Merge the good replies of one block, with one reply in memory at a time."""
     merged: Payload | None = None
     arrivals = []
     for reply in replies:
-        # a mean reads the others into the first good one; another merge may keep what it gets
+        # `weighted_mean` only reads the second payload; another merge may keep it
         arrival = arrive(reply, expectation, limits, copy=merged is None or merge is not weighted_mean)
         arrivals.append(arrival)
         payload, arrival.payload = arrival.payload, None

@@ -10,15 +10,15 @@ from ..errors import on_one_line
 
 METRIC_NAME = re.compile(r"[a-z0-9_]{1,60}/[a-z0-9_]{1,60}")
 SERVER_SCOPES = re.compile(r"global(_\d+)?|aggregated|probe|knn|semi_\d+")  # scopes that only the server measures
-MOST_METRIC = 1e30  # so that means stay finite
+MOST_METRIC = 1e30  # larger values could make means infinite
 
 
 def checked_metric(name: str, value: SupportsFloat) -> float:
-    """Return a node's metric as a float. Raises ValueError, naming it, for what a node cannot report."""
+    """Return a node's metric as a float. Raises ValueError, which names the metric, for a wrong name or value."""
     if not METRIC_NAME.fullmatch(name):
         raise ValueError(f"metric {on_one_line(name, 80)!r} is not named scope/metric")
     if SERVER_SCOPES.fullmatch(name.split("/")[0]):
-        raise ValueError(f"metric {name!r} is the server's to report")
+        raise ValueError(f"metric {name!r} may only be reported by the server")
     try:
         number = float(value)
     except (TypeError, ValueError):

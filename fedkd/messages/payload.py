@@ -1,7 +1,7 @@
-"""What crosses between server and nodes: `Payload`, its Flower records, and what a reply must hold.
+"""The content of messages: `Payload`, its Flower records, and what a reply must contain.
 
-A payload is named arrays, sorted by kind, plus named numbers and strings. It maps one to one onto Flower's RecordDict:
-an ArrayRecord a kind, a MetricRecord `numbers`, a ConfigRecord `strings`.
+A payload contains named arrays, sorted by kind, named numbers and named strings. It maps one to one to Flower's
+RecordDict: an ArrayRecord for each kind, a MetricRecord `numbers`, a ConfigRecord `strings`.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from torch import Tensor
 from ..config import KINDS
 from .arrays import PayloadError, Tensors, array_record, tensors_of
 
-FLOWER_ARRAYS = "arrays"  # where Flower's own strategies keep the model's weights
-ROUND = "round"  # what the core sends to a node beside the payload
-NODE = "node"  # there, on real sites: the node's number
-REPORT = "report"  # a node's metrics, beside the payload: measurement, not part of the method
-SITE = "site"  # what a site reports of itself, beside the payload
+FLOWER_ARRAYS = "arrays"  # the record in which Flower's own strategies put the model's weights
+ROUND = "round"  # a record that the core adds to the payload of a request
+NODE = "node"  # in this record, on real sites: the node's number
+REPORT = "report"  # a record beside the payload: a node's metrics, which are not part of the method
+SITE = "site"  # a record beside the payload: what a site reports about itself
 OUTSIDE = (ROUND, REPORT, SITE)
-MOST_IMAGES = 2**31 - 1  # that a node can claim to have
+MOST_IMAGES = 2**31 - 1  # the largest number of images that a node may report
 IMAGES = (1.0, float(MOST_IMAGES))  # the range of a number of images
-ANY_NUMBER = (-math.inf, math.inf)  # the range of a number that may be any, such as a loss
-UNWEIGHTED = 1.0  # the number `examples` of each reply, where all nodes count alike in a mean
+ANY_NUMBER = (-math.inf, math.inf)  # the range of a number without limits, such as a loss
+UNWEIGHTED = 1.0  # the number `examples` of each reply if all nodes have the same weight in a mean
 
 
 @dataclass
@@ -49,13 +49,13 @@ class Payload:
     strings: dict[str, str] = field(default_factory=dict)
 
     def by_kind(self) -> Iterator[tuple[str, Tensors]]:
-        """Yield each kind that holds arrays, with its arrays."""
+        """Yield each kind that contains arrays, with its arrays."""
         for kind in KINDS:
             if arrays := getattr(self, kind):
                 yield kind, arrays
 
     def to_records(self, copy: bool = True) -> RecordDict:
-        """Return the payload as Flower records. Without `copy`, arrays on the CPU are the payload's own memory."""
+        """Return the payload as Flower records. Without `copy`, CPU arrays share memory with the payload."""
         records = RecordDict()
         for kind, arrays in self.by_kind():
             records[kind] = array_record(arrays, copy)
@@ -68,7 +68,7 @@ class Payload:
 
 class ArraySpec(NamedTuple):
     """What an array must look like: its shape (None: any length) and dtype; the closed range of its values, if any;
-    whether its rows are probabilities that sum to 1; whether it counts a node's images, by class or so.
+    whether its rows are probabilities that sum to 1; whether its values count a node's images, for example by class.
     """
 
     shape: tuple[int | None, ...]
@@ -80,9 +80,9 @@ class ArraySpec(NamedTuple):
 
 @dataclass(frozen=True)
 class Expected:
-    """What a reply must hold: arrays by kind, and numbers in a closed range; neither less nor more than this.
+    """What a reply must contain: exactly these arrays, by kind, and these numbers, each in a closed range.
 
-    `most_images`: how many images the node is known to have, at most: the bound of what counts them.
+    `most_images`: the largest number of images that the node can have, which limits arrays and numbers that count them.
     """
 
     weights: Mapping[str, ArraySpec] = field(default_factory=dict)
@@ -99,24 +99,24 @@ class Expected:
 
 
 def like(tensors: Mapping[str, Tensor]) -> dict[str, ArraySpec]:
-    """Return the specs of arrays that must look like these."""
+    """Return the specs for arrays with the names, shapes and dtypes of these."""
     return {name: ArraySpec(tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
 
 
 def expected_model(weights: Mapping[str, Tensor], *, unweighted: bool = False) -> Expected:
-    """Return what a reply with a trained model must hold: weights like these, the numbers `examples` and `loss`.
+    """Return what a reply with a trained model must contain: weights like these, the numbers `examples` and `loss`.
 
-    `examples`: the node's number of images, the weight of its model in a mean; 1 where the mean is `unweighted`.
+    `examples`: the node's number of images, the weight of its model in a mean; 1 if the mean is `unweighted`.
     """
     examples = (UNWEIGHTED, UNWEIGHTED) if unweighted else IMAGES
     return Expected(weights=like(weights), numbers={"examples": examples, "loss": ANY_NUMBER})
 
 
 def from_records(records: RecordDict, copy: bool = True) -> Payload:
-    """Return the payload that Flower records hold. Flower's own `arrays` are weights.
+    """Return the payload in Flower records. Flower's own record `arrays` becomes `weights`.
 
-    Without `copy`, arrays may share the records' memory, and are to be read. Raises PayloadError for records of another
-    kind and for damaged arrays.
+    Without `copy`, arrays may share memory with the records and must not be changed. Raises PayloadError for records of
+    another kind and for damaged arrays.
     """
     payload = Payload()
     for key, record in records.items():

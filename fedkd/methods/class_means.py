@@ -1,4 +1,4 @@
-"""Means by class of a model's outputs on labelled images (logits, features), on a node and over nodes."""
+"""Means of a model's outputs (logits, features) on the images of each class, on a node and over nodes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..messages.payload import ArraySpec, Expected, Payload
 
 
 class ClassMeans:
-    """Sums vectors by class. Counts start at 0, and a class without images has no mean: its row is 0, its count 0."""
+    """Sums vectors by class. Counts start at 0. A class without images has no mean: its row and its count are 0."""
 
     def __init__(self, classes: int) -> None:
         self.classes = classes
@@ -28,7 +28,10 @@ class ClassMeans:
         self.counts += torch.bincount(labels, minlength=self.classes)
 
     def payload(self, kind: str, *, counts: bool = False) -> Payload:
-        """Return the means, C x D, as arrays of a kind, and of which classes: a mask, or with `counts` numbers."""
+        """Return the means, C x D, as arrays of a kind, with a mask of the classes that have images, C.
+
+        With `counts`, the number of images of each class replaces the mask.
+        """
         assert self.sums is not None, "no batch was added"
         means = (self.sums / self.counts.clamp(min=1)[:, None]).float()
         which = {"counts": self.counts.int()} if counts else {"present": (self.counts > 0).to(torch.uint8)}
@@ -38,7 +41,7 @@ class ClassMeans:
 
 
 def expected_means(kind: str, classes: int, width: int, *, counts: bool = False) -> Expected:
-    """Return what `ClassMeans.payload` must look like on arrival."""
+    """Return the `Expected` of a `ClassMeans.payload`."""
     if counts:
         which = ArraySpec((classes,), torch.int32, counts=True)
     else:
@@ -48,9 +51,9 @@ def expected_means(kind: str, classes: int, width: int, *, counts: bool = False)
 
 
 def mean_over_nodes(means: Mapping[int, Tensor], weights: Mapping[int, Tensor]) -> tuple[Tensor, Tensor]:
-    """Return the weighted mean over nodes of each class's row, C x D, and which classes any node has, C (bool).
+    """Return the weighted mean over nodes of each class's row, C x D, and the classes that any node has, C (bool).
 
-    `weights`, C a node: 0 where the node lacks the class, so that what it sent for it counts for nothing.
+    `weights`: C for each node; 0 for a class that the node lacks, so that its row has no effect.
     """
     total = torch.stack([means[n].double() * weights[n].double()[:, None] for n in means]).sum(0)
     mass = torch.stack([weights[n].double() for n in means]).sum(0)

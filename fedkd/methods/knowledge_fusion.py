@@ -1,4 +1,4 @@
-"""Fusing knowledge by an N x N matrix of weights, one row for each receiver."""
+"""Fuses knowledge with an N x N matrix of weights, one row for each receiver."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ def fuse(weights: Tensor, knowledge: Tensor) -> Tensor:
 
 
 def effective_neighbours(weights: Tensor) -> Tensor:
-    """Return exp(H(W_n)) of each row: 1 where a node hears one node alone, N where it hears all alike."""
+    """Return exp(H(W_n)) of each row: 1 if the node uses one sender only, N if it uses all senders equally."""
     return entropy(weights.double()).exp()
 
 
 def log_weights(federation: Round, nodes: list[int], weights: Tensor) -> None:
-    """Log the nodes, the matrix, the mean weight on oneself and the mean effective number of neighbours."""
+    """Log the nodes, the matrix, the mean weight of the own knowledge and the mean effective number of neighbours."""
     federation.log("nodes", nodes)
     federation.log("weights", [[round(w, 6) for w in row] for row in weights.tolist()])
     federation.log("self_weight", float(weights.diagonal().mean()))

@@ -1,4 +1,4 @@
-"""Methods that exchange mean logits by label: the client half, the loss, and the tables."""
+"""Methods that exchange the mean logits of each label: the client half, the loss, and the tables."""
 
 from __future__ import annotations
 
@@ -19,10 +19,12 @@ from .class_means import ClassMeans
 
 
 class LabelLogitsClient(Client):
-    """Trains with a pull towards the table's row of each image's label; returns its own mean logits by label."""
+    """Trains with a loss term that pulls each image's logits towards the table's row of its label. Returns its own mean
+    logits of each label.
+    """
 
     def fit(self, request: Payload) -> Payload:
-        """Train on the node's images, keep the model; return its table, and which labels it has images of."""
+        """Train on the node's images, keep the model; return its table, and the labels of its images."""
         reply = self._train(request)
         self.keep_model()
         return reply
@@ -38,10 +40,10 @@ class LabelLogitsClient(Client):
 
 
 def label_logits_loss(request: Payload, gamma: float, means: ClassMeans | None) -> Loss:
-    """Return CE(z, y) + gamma H(softmax(t_y), softmax(z)), t_y being the table's row of the label.
+    """Return CE(z, y) + gamma H(softmax(t_y), softmax(z)). t_y is the table's row of the label.
 
     H is the cross-entropy of probabilities: logits are never targets themselves. An image whose label has no row adds
-    nothing to the second term, which is a mean over all images of the batch. `means` collects z by label on the way.
+    0 to the second term, which is a mean over all images of the batch. `means`, if given, collects z by label.
     """
     table = request.logits.get("table")
     present = request.statistics.get("present")
@@ -62,10 +64,10 @@ def label_logits_loss(request: Payload, gamma: float, means: ClassMeans | None) 
 
 @dataclass(kw_only=True)
 class LabelLogits(Strategy):
-    """What FD and FedDistill share: tables of mean logits by label. Models may differ.
+    """The common part of FD and FedDistill: tables of the mean logits of each label. Models may differ.
 
-    gamma: the weight of the pull. means_over: `training`, the outputs as they pass by in local training, while the
-    weights move (FD: over the local period), or `after`, one pass over the node's images after it.
+    gamma: the weight of the second loss term. means_over: `training`, the outputs during local training, while the
+    weights change (FD: over the local period), or `after`, one pass over the node's images after training.
     """
 
     gamma: NotNegative = 1.0
@@ -73,7 +75,7 @@ class LabelLogits(Strategy):
     tables: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict, init=False)
 
     def teachings(self, federation: Round) -> dict[int, Payload]:
-        """Return what goes down to each node of the cohort: the last round's table for it, once there is one."""
+        """Return the payload for each node of the cohort: the last round's table for it, if there is one."""
         shared: dict[int, Payload] = {}
         payloads = {}
         for node in federation.cohort:

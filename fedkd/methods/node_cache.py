@@ -1,4 +1,4 @@
-"""Large arrays that the server shares and nodes cache, so that they travel to each node once."""
+"""Large arrays that the server sends and nodes cache, so that each node gets them only once."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from ..messages.payload import Expected, Payload
 def ask_cached(
     federation: Round, action: str, without: Payload, complete: Payload, expect: Expected, cached: set[int]
 ) -> tuple[Payload, set[int]]:
-    """Ask the cohort, sending the shared arrays only to nodes that lack them; return the weighted mean and the cache.
+    """Ask the cohort, and send the arrays only to nodes that lack them; return the weighted mean and the new `cached`.
 
-    `without`: the request without the arrays, for nodes in `cached`; `complete`: with them, for all others. The second
-    result is the new `cached`: the nodes whose reply to a request with the newest arrays was good. A node that fails
-    may have lost them, and gets them in its next round; or at once where too few replies are good, as after a restart
-    of all sites. Raises RunError where that does not help.
+    `without`: the request without the arrays, for nodes in `cached`; `complete`: with them, for all others. The new
+    `cached` contains the nodes that have sent a good reply to a request with the newest arrays. A node that fails may
+    have lost them, and gets them in its next round. If too few replies are good, for example after a restart of all
+    sites, the cohort gets them immediately. Raises RunError if there are still too few good replies.
     """
     down = {node: without if node in cached else complete for node in federation.cohort}
     try:
@@ -26,7 +26,7 @@ def ask_cached(
         if not lost:
             raise
         merged = federation.ask(action, dict.fromkeys(lost, complete), expect=expect, merge=weighted_mean)
-        return merged, cached - set(federation.cohort)  # which of the cohort have them now is not known
+        return merged, cached - set(federation.cohort)  # it is not known which nodes of the cohort have them now
     return merged, (cached | set(federation.cohort)) - _failed(federation, action)
 
 

@@ -1,4 +1,4 @@
-"""Methods on the public set: nodes send knowledge on its images and learn from targets on them."""
+"""Methods on the public set: nodes send their knowledge on its images and learn from targets on these images."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class PublicSetClient(Client):
         return strategy
 
     def subset(self, request: Payload, name: str = _SUBSET) -> Images:
-        """Return the public images that the request's indices name, in their order; all where it names none."""
+        """Return the public images at the request's indices, in their order; all images if it has no indices."""
         indices = request.indices.get(name)
         return self.public if indices is None else self.public.take(indices.numpy())
 
@@ -46,9 +46,9 @@ class PublicSetClient(Client):
         return torch.softmax(self.predict(images) / temperature, dim=1)
 
     def distil(self, images: Images, targets: Tensor, loss: Loss) -> float:
-        """Fit the model to targets on public images as they stand, as the strategy's settings say.
+        """Train the model towards targets on public images, without augmentation, with the strategy's settings.
 
-        Reports `personal_after_distillation/accuracy` where the server wants this node's metrics. Returns the mean loss
+        Reports `personal_after_distillation/accuracy` if the server wants this node's metrics. Returns the mean loss
         of the last epoch.
         """
         value = self.train(
@@ -66,10 +66,10 @@ class PublicSetClient(Client):
 
 @dataclass(kw_only=True)
 class PublicSetStrategy(Strategy):
-    """What methods on the public set share. Models may differ. Images that are distilled on are never augmented.
+    """The common part of methods on the public set. Models may differ. Distillation never augments its images.
 
-    subset_size: images of the public set that a round uses, drawn anew each round and sent as indices; all by default.
-    distil_epochs, distil_batch_size: of the training towards the targets; the optimiser is `[train]`'s, afresh.
+    subset_size: public images per round, drawn again in each round and sent as indices; by default all.
+    distil_epochs, distil_batch_size: of the training towards the targets; it uses a new optimiser of `[train]`.
     """
 
     subset_size: Count | None = None
@@ -77,14 +77,16 @@ class PublicSetStrategy(Strategy):
     distil_batch_size: Count = 64
 
     def check(self, environment: Environment) -> None:
-        """Refuse a run without a public set that is large enough."""
+        """Raise InputError if there is no public set or it is too small."""
         public, name = environment.data.public, environment.config.strategy.name
         if public is None:
             raise InputError(
                 f"strategy {name} needs a public set: set data.public, such as public = {{ size = 2000 }}."
             )
         if self.subset_size is not None and self.subset_size > len(public.labels):
-            raise InputError(f"strategy.subset_size = {self.subset_size}: data.public.size is {len(public.labels)}.")
+            raise InputError(
+                f"strategy.subset_size = {self.subset_size}: data.public.size is only {len(public.labels)}."
+            )
 
     def size(self, environment: Environment) -> int:
         """Return the number of public images that a round uses."""
@@ -92,7 +94,7 @@ class PublicSetStrategy(Strategy):
         return self.subset_size or len(environment.data.public.labels)
 
     def draw_subset(self, federation: Round, name: str = _SUBSET) -> Tensors:
-        """Return this round's indices into the public set, as a payload's `indices`; none where all of it is used."""
+        """Return this round's indices into the public set, as a payload's `indices`; empty if all images are used."""
         if self.subset_size is None:
             return {}
         assert federation.environment.data.public is not None
@@ -101,9 +103,9 @@ class PublicSetStrategy(Strategy):
         return {name: order[: self.subset_size].int()}
 
     def expected(self, federation: Round, *, soft: bool) -> Expected:
-        """Return what `PublicSetClient.send_knowledge` must hold: knowledge, P x C, on the server's own public images.
+        """Return the `Expected` of `PublicSetClient.send_knowledge`: knowledge, P x C, on the same public images.
 
-        `soft`: it is probabilities, and is checked to be.
+        `soft`: whether the knowledge must be probabilities.
         """
         environment = federation.environment
         shape = (self.size(environment), len(environment.data.classes))
@@ -114,7 +116,7 @@ class PublicSetStrategy(Strategy):
         )
 
     def ask_knowledge(self, federation: Round, action: str, payload: Payload, *, soft: bool) -> dict[int, Tensor]:
-        """Ask the cohort for its knowledge; return it by node, P x C each."""
+        """Ask the cohort for its knowledge; return it by node, P x C for each."""
         replies = federation.ask(action, payload, expect=self.expected(federation, soft=soft))
         return {node: reply.logits["knowledge"] for node, reply in replies}
 
@@ -127,7 +129,7 @@ class Pretraining(PublicSetStrategy):
     private_epochs: Whole = 0
 
     def check(self, environment: Environment) -> None:
-        """Refuse, besides, pre-training on public images without labels."""
+        """Also raise InputError for pre-training on public images without labels."""
         super().check(environment)
         if self.public_epochs and not environment.data.public_labelled:
             raise InputError(

@@ -1,4 +1,4 @@
-"""Methods whose round is one request: the last round's targets go to the nodes, the next knowledge comes back."""
+"""Methods with one request per round: nodes get the last round's targets and return their new knowledge."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ NEXT = "next"
 
 
 class RelayClient(PublicSetClient):
-    """Distils what the last round left, trains on its own images, returns its soft labels on the next subset."""
+    """Distils the last round's targets, trains on its own images, returns its soft labels on the next subset."""
 
     def update(self, request: Payload) -> Payload:
-        """Distil, train, keep the model, predict: the probabilities on the next subset, P x C."""
+        """Distil, train, keep the model; return the probabilities on the next subset, P x C."""
         if request.logits:
             self.distil(self.subset(request), request.logits["targets"], self.distillation_loss())
         self.train_locally()
@@ -39,10 +39,10 @@ def distillation_kl(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor
 
 @dataclass(kw_only=True)
 class RelayStrategy(PublicSetStrategy):
-    """Methods whose round is one request: what was learnt on the last subset goes down, the next knowledge up.
+    """Methods with one request per round: the targets on the last subset go down, the new knowledge comes up.
 
-    `targets` are the last round's, one tensor a node; a node that has none (round 1, or new in the cohort) gets no
-    targets and only trains.
+    `targets` are those of the last round, one tensor for each node. A node without targets (in round 1, or because it
+    was not in the last cohort) only trains.
     """
 
     targets: Tensors = field(default_factory=dict, init=False)
@@ -53,7 +53,7 @@ class RelayStrategy(PublicSetStrategy):
         return self.targets.get(str(node), self.targets.get("all"))
 
     def relay(self, federation: Round) -> dict[int, Tensor]:
-        """Send the last targets and the next indices; return the knowledge on those, by node."""
+        """Send the last targets and the next indices; return the knowledge on the next subset, by node."""
         following = self.draw_subset(federation, NEXT)
         payloads: dict[int, Payload] = {}
         shared: dict[int, Payload] = {}

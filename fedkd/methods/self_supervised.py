@@ -1,4 +1,4 @@
-"""What the self-supervised bases share: the encoder, views of images, local training without labels, and the probes."""
+"""The common part of self-supervised bases: the encoder, views, local training without labels, and the probes."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ _POOLED_TEMPERATURE = 0.1
 
 _SEMI_BATCH = 128
 
-_MAPPED = 500  # test images of the feature map
+_MAPPED = 500  # test images in the feature map
 
 
 class Encoder(nn.Module):
-    """A backbone of `[model]` without its classifier, a projection head, and named prediction heads on top of that.
+    """A backbone of `[model]` without its classifier, a projection head, and named prediction heads on top of it.
 
     Heads: Linear(D, width) - ReLU - Linear(width, width), without batch norm (Han et al., 2022, their code).
     """
@@ -71,8 +71,8 @@ def _head(inputs: int, width: int) -> nn.Sequential:
 
 
 def whole_batches(count: int, size: int, order: torch.Generator) -> Iterator[np.ndarray]:
-    """Yield shuffled batches of positions over and over; those that do not fill a batch sit out the epoch. Of fewer
-    images than a batch takes, all are one batch.
+    """Yield shuffled batches of positions without end. The last images of an epoch that do not fill a batch are left
+    out. If there are fewer images than the batch size, all of them are one batch.
     """
     size = min(size, count)
     while True:
@@ -82,7 +82,7 @@ def whole_batches(count: int, size: int, order: torch.Generator) -> Iterator[np.
 
 
 class SelfSupervisedClient(Client):
-    """Trains the encoder on views of its images. A base writes `contrast`; labels are never read."""
+    """Trains the encoder on views of its images. A base implements `contrast`. Labels are never read."""
 
     @property
     def method(self) -> SelfSupervised:
@@ -91,7 +91,7 @@ class SelfSupervisedClient(Client):
         return strategy
 
     def fit(self, request: Payload) -> Payload:
-        """Train the received encoder for whole batches of `[train]`; return it, `examples` and `loss`."""
+        """Train the received encoder on whole batches of `[train]` size; return it, `examples` and `loss`."""
         encoder = self.method.encoder(self.environment)
         encoder.load_state_dict(request.weights)
         self.begin(encoder)
@@ -127,13 +127,13 @@ class SelfSupervisedClient(Client):
         return self.make_views(images, self.views)
 
     def begin(self, encoder: Encoder) -> None:
-        """Do what comes before local training; the encoder holds the received weights."""
+        """Prepare local training; the encoder has the received weights."""
 
     def begin_epoch(self) -> None:
-        """Do what comes before each pass over the node's images."""
+        """Prepare an epoch over the node's images."""
 
     def loss(self, encoder: Encoder, first: Tensor, second: Tensor) -> Tensor:
-        """Return the loss of a batch, of the images at `self.chosen`: two views, B images each."""
+        """Return the loss of a batch, the images at `self.chosen`: two views, B images each."""
         return self.contrast(encoder, (first, second), *encoder(torch.cat([first, second])).chunk(2))
 
     def contrast(self, encoder: Encoder, views: tuple[Tensor, Tensor], first: Tensor, second: Tensor) -> Tensor:
@@ -141,18 +141,20 @@ class SelfSupervisedClient(Client):
         raise NotImplementedError
 
     def after_step(self, encoder: Encoder) -> None:
-        """Do what follows each optimiser step, such as moving a target network."""
+        """Do the work after each optimiser step, such as the update of a target network."""
 
     def end(self, encoder: Encoder) -> None:
-        """Do what follows local training, such as keeping the node's state."""
+        """Do the work after local training, such as storing the node's state."""
 
     def evaluate(self, request: Payload) -> Payload:
-        """Report how far the node's model has been from the new global one, in degrees, on the global test images."""
+        """Report the angle between the features of the node's model and of the new global model, in degrees, on the
+        global test images.
+        """
         local = self.recall(_LOCAL)
         if local is not None:
             del self.state[_LOCAL]
             test, method = self.environment.data.test, self.method
-            if not len(test.labels):  # a real site does not hold the global test images
+            if not len(test.labels):  # a real site does not have the global test images
                 return Payload()
             mine = method.embeddings(self.environment, local, test)
             theirs = method.embeddings(self.environment, request.weights, test)
@@ -163,18 +165,19 @@ class SelfSupervisedClient(Client):
 
 @dataclass(kw_only=True)
 class SelfSupervised(Strategy):
-    """What the bases share. The server averages encoder and heads as FedAvg does, and measures frozen features.
+    """The common part of the bases. The server averages encoder and heads as FedAvg, and measures frozen features.
 
-    width: of the heads' outputs (256). aug: of views, see `fedkd.views`. pooled_steps: steps of SimCLR on all nodes'
-    images in one place before round 1, for experiments that need a common start beyond a random one; no federation can
-    do it. probe_epochs: of the linear probe (100 in the papers). The probes train on `data.validation`, the server's
-    own labelled images; without it on all training images, as the papers do. semi_epochs: of fine-tuning on 1 % and 10
-    % of those (200 in the papers; none by default, for it costs more than training).
+    width: of the heads' outputs (256). aug: of views, see `fedkd.learning.views`. pooled_steps: steps of SimCLR on the
+    images of all nodes together before round 1, for experiments that need a common start that is not random; no real
+    federation can do this. probe_epochs: of the linear probe (100 in the papers). The probes train on
+    `data.validation`, the server's own labelled images; without it on all training images, as in the papers.
+    semi_epochs: of fine-tuning on 1 % and 10 % of these images (200 in the papers; 0 by default, because it costs more
+    than training).
     """
 
     client: ClassVar[type[Client]] = SelfSupervisedClient
     classifies: ClassVar[bool] = False
-    predictors: tuple[str, ...] = field(default=(), init=False)  # prediction heads of the base, and of an add-on
+    predictors: tuple[str, ...] = field(default=(), init=False)  # prediction heads of the base and of a wrapper
     width: Count = 256
     aug: Augmentation = "official"
     pooled_steps: Whole = 0
@@ -182,12 +185,12 @@ class SelfSupervised(Strategy):
     probe_epochs: Count = 100
 
     def check(self, environment: Environment) -> None:
-        """Refuse models whose features have no known width."""
+        """Raise InputError for models whose features have no known width, and for too small data or batches."""
         name, data = environment.config.strategy.name, environment.data
         if not isinstance(environment.model(0).classifier, nn.Linear):
-            raise InputError(f"strategy {name} needs a model with a linear classifier.")
+            raise InputError(f"strategy {name} needs a model whose classifier is one linear layer.")
         if environment.config.train.batch_size < 2:
-            raise InputError(f"train.batch_size = 1: strategy {name} contrasts the images of a batch: set 2 or more.")
+            raise InputError(f"train.batch_size = 1: strategy {name} compares the images of a batch: set 2 or more.")
         if environment.config.data.sites is not None:
             self._check_sites(name, data)
             return
@@ -196,21 +199,23 @@ class SelfSupervised(Strategy):
         sizes = data.train_parts.lengths()
         if sizes.min() < 2:
             raise InputError(
-                f"data.partition: node {int(sizes.argmin())} holds one image; strategy {name} needs minimum = 2."
+                f"data.partition: node {int(sizes.argmin())} has only one image; strategy {name} needs minimum = 2."
             )
 
     def _check_sites(self, name: str, data: FederatedData) -> None:
-        """Refuse real sites where the server cannot probe, or should pool what it does not have."""
+        """Raise InputError for real sites if the server lacks images for the probes, or needs the sites' images."""
         if data.validation is None or not len(data.test.labels):
             raise InputError(
                 f"data.sites: {name} measures features on labelled images of the server's own: set "
                 "data.sites.server, a named set, and data.validation."
             )
         if self.pooled_steps:
-            raise InputError(f"strategy.pooled_steps = {self.pooled_steps}: the server has none of the sites' images.")
+            raise InputError(
+                f"strategy.pooled_steps = {self.pooled_steps}: the server does not have the sites' images; set 0."
+            )
 
     def encoder(self, environment: Environment) -> Encoder:
-        """Return this process's encoder object; its weights are whatever the last user left."""
+        """Return this process's encoder object; its weights are those of its last use."""
 
         def build() -> nn.Module:
             return Encoder(environment.new_model(0), self.width, self.predictors)
@@ -229,9 +234,9 @@ class SelfSupervised(Strategy):
         return copied(encoder.state_dict())
 
     def prepare(self, federation: Round) -> None:
-        """Train the common start on the pooled images, without labels, where the config asks for one.
+        """Train the common start on the pooled images, without labels, if `pooled_steps` is set.
 
-        SimCLR at temperature 0.1 for every base; prediction heads stay as they were born.
+        SimCLR at temperature 0.1 for every base; prediction heads keep their initial weights.
         """
         if not self.pooled_steps:
             return
@@ -257,7 +262,7 @@ class SelfSupervised(Strategy):
         self.weights = copied(encoder.state_dict())
 
     def embeddings(self, environment: Environment, weights: Tensors, images: Images) -> tuple[Tensor, Tensor]:
-        """Return what `embeddings_of` does, of an encoder with these weights."""
+        """Return the same as `embeddings_of`, for an encoder with these weights."""
         encoder = self.encoder(environment)
         encoder.load_state_dict(weights)
         return self.embeddings_of(environment, encoder, images)
@@ -299,11 +304,11 @@ class SelfSupervised(Strategy):
         return metrics
 
     def _fine_tune(self, federation: Round, known: Images, percent: int) -> float | None:
-        """Return the test accuracy of the whole encoder, fine-tuned on a share of the labelled images of each class.
+        """Return the test accuracy of the whole encoder after fine-tuning on `percent` of the images of each class.
 
-        The protocol of FedU2's and SSD's code: SGD with momentum 0.9, 0.001 for the encoder and 0.3 for the classifier,
-        batches of 128; `semi_epochs`, and the model after the last (theirs is the best on the test set). None where the
-        share is less than two images.
+        The protocol of FedU2's and SSD's code: SGD with momentum 0.9, learning rates 0.001 for the encoder and 0.3 for
+        the classifier, batches of 128, `semi_epochs`. It measures the model after the last epoch (their code: the best
+        model on the test set). None if there are fewer than two images.
         """
         assert self.weights is not None
         environment, stream = federation.environment, federation.stream(f"semi-{percent}")
@@ -325,7 +330,7 @@ class SelfSupervised(Strategy):
         encoder.train()
         for _ in federation.track(f"fine-tuning on {percent} %", range(self.semi_epochs)):
             for part in torch.randperm(len(labels), generator=stream).split(_SEMI_BATCH):
-                if len(part) > 1:  # batch norm
+                if len(part) > 1:  # batch norm needs two images
                     optimizer.zero_grad(set_to_none=True)
                     images = make_views(chosen.images[part.numpy()], stream)
                     F.cross_entropy(classifier(encoder.features(images)), labels[part]).backward()
@@ -336,7 +341,7 @@ class SelfSupervised(Strategy):
         return float((found == torch.from_numpy(environment.data.test.labels)).double().mean())
 
     def global_models(self) -> list[tuple[Architecture, Tensors]]:
-        """Return none: an encoder classifies nothing."""
+        """Return no models, because an encoder does not classify."""
         return []
 
 

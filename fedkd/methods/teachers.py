@@ -15,12 +15,12 @@ from ..messages.arrays import Tensors
 class Teachers:
     """K models of one architecture, frozen and in eval mode. Gradients pass through them to the images.
 
-    All K are one batched call on a GPU (`torch.func.vmap` over stacked weights) and a loop on a CPU, where the batched
-    one gains nothing and would take a copy of all weights: same results.
+    On a GPU all K run in one batched call (`torch.func.vmap` over stacked weights). On a CPU they run in a loop: there
+    the batched call is not faster and needs a copy of all weights. Both give the same results.
     """
 
     def __init__(self, model: nn.Module, weights: Sequence[Tensors], *, batched: bool | None = None) -> None:
-        """Take an object of the architecture, which is left as it is, and each teacher's weights."""
+        """Take an object of the architecture, which is not changed, and each teacher's weights."""
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
         device = next(self.model.parameters()).device
         self.batched = device.type == "cuda" if batched is None else batched

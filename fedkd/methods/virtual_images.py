@@ -1,7 +1,8 @@
-"""Methods whose nodes train on virtual images of their own: how the images start, and how they are kept.
+"""Methods whose nodes train on their own virtual images: how the images are made, and how they are kept.
 
-What all baselines of FedLGD (Huang et al., TMLR, arXiv:2303.02278) train on: the initial virtual images of each client,
-distilled before round 1 by distribution matching (Zhao and Bilen, WACV 2023, arXiv:2110.04181) and never refined.
+All baselines of FedLGD (Huang et al., TMLR, arXiv:2303.02278) train on these: the initial virtual images of each
+client, distilled before round 1 by distribution matching (Zhao and Bilen, WACV 2023, arXiv:2110.04181) and never
+refined.
 """
 
 from __future__ import annotations
@@ -27,26 +28,27 @@ from ..errors import InputError, RunError
 from ..messages.payload import ANY_NUMBER, ArraySpec, Expected, Payload
 from ..streams import default_stream
 
-_VIRTUAL = "virtual"  # where a node's state keeps its images
+_VIRTUAL = "virtual"  # the name of the images in a node's state
 
-_STEPS = "initial-steps"  # and how many initial steps these have taken
+_STEPS = "initial-steps"  # the name of their number of finished initial steps
 
 _CHUNK = 100  # steps of the initial distillation in one request
 
-_SHOWN = 20  # classes whose images a run shows
+_SHOWN = 20  # the largest number of classes in a figure
 
 
 @dataclass(kw_only=True)
 class VirtualImages:
-    """What methods on virtual images share: how each client's images come to be before round 1.
+    """The common part of methods on virtual images: how each client's images are made before round 1.
 
-    `ipc`: images a class that the client has; classes without images are skipped. They start from pixels ~ N(mean,
-    deviation) of the client's own class and channel (`normal`) or from random real images (`real`; a class with fewer
-    repeats its own), and take `initial_steps` steps of DM, each under a new random network of the run's architecture
-    (the paper's code takes 10,000, and its ConvNet whatever the model is). 0 steps and `real`: plain random real
+    `ipc`: images per class; classes of which the client has no images are skipped. The images start from pixels
+    ~ N(mean, deviation) of the client's own class and channel (`normal`), or from random real images (`real`; a class
+    with fewer real images repeats them). Then they take `initial_steps` steps of DM, each under a new random network of
+    the run's architecture (the paper's code: 10,000 steps, always under its ConvNet). 0 steps and `real`: random real
     images, the control. `real_batch`, `pixel_lr`, `pixel_momentum`, `augment`: of DM.
 
-    `show_local`: keep pictures of the cohort's first node's images in the run's figures; they leave the node for it.
+    `show_local`: show the images of the cohort's first node in the run's figures; for this, they are sent to the
+    server.
     """
 
     ipc: Count = 10
@@ -59,19 +61,19 @@ class VirtualImages:
     show_local: bool = False
 
     def check_images(self, environment: Environment) -> None:
-        """Refuse augmentation that would pass virtual images by."""
+        """Raise InputError for `data.augment`, which virtual images do not use."""
         if environment.config.data.augment != "none":
             raise InputError(
-                f"data.augment = {environment.config.data.augment!r}: virtual images are trained on as they are; set "
-                '"none" (the augmentation of the distillation is strategy.augment).'
+                f"data.augment = {environment.config.data.augment!r}: training on virtual images uses no augmentation; "
+                'set "none" (the augmentation of the distillation is strategy.augment).'
             )
 
     def most_images(self, images: int, environment: Environment) -> int:
-        """Return the number of virtual images, where that is larger: they are what a node trains on."""
+        """Return the number of virtual images, on which a node trains, if it is larger than `images`."""
         return max(images, self.ipc * len(environment.data.classes))
 
     def distil(self, federation: Round, nodes: list[int]) -> None:
-        """Let nodes that have first images distil them, some steps per request, so that progress can be shown."""
+        """Ask the nodes that have first images to distil them, with some steps per request to show the progress."""
         starts = range(0, self.initial_steps, _CHUNK)
         for first in federation.track("initial distillation", starts):
             steps = Payload(numbers={"end": min(first + _CHUNK, self.initial_steps)})
@@ -82,7 +84,7 @@ class VirtualImages:
             federation.log("distillation_loss", sum(losses) / len(losses))
 
     def show_images(self, federation: Round) -> None:
-        """Keep pictures of the first node's images where the config asks for it and the round is measured."""
+        """Show the images of the cohort's first node in the figures, if `show_local` is set and this round measured."""
         if self.show_local and federation.due:
             node = federation.cohort[0]
             shape = federation.environment.data.image_shape
@@ -92,21 +94,21 @@ class VirtualImages:
                     "labels": ArraySpec((None,), torch.int64, between=(0, len(federation.environment.data.classes) - 1))
                 },
             )
-            with contextlib.suppress(RunError):  # a picture is no reason to end a run; the failure is recorded
+            with contextlib.suppress(RunError):  # a missing figure does not end a run; the failure is recorded
                 for _, reply in federation.ask("reveal", {node: Payload()}, expect=expect):
                     images, labels = reply.images["virtual"], reply.indices["labels"]
                     show_by_class(federation, f"local-{node}", images.numpy(), labels.numpy())
 
 
 def show_by_class(federation: Round, name: str, pixels: np.ndarray, labels: np.ndarray) -> None:
-    """Keep the first image (uint8) of each class for the run's figures."""
+    """Show the first image (uint8) of each class in the run's figures."""
     classes, first = np.unique(labels, return_index=True)
     names = federation.environment.data.classes
     federation.show(name, pixels[first[:_SHOWN]], [names[label] for label in classes[:_SHOWN]])
 
 
 class VirtualImagesClient(Client):
-    """A client whose training images are virtual ones of its own, kept in its state; `real` are the images it has."""
+    """A client that trains on its own virtual images, which its state contains. `real` are its real images."""
 
     @property
     def about(self) -> VirtualImages:
@@ -115,12 +117,12 @@ class VirtualImagesClient(Client):
 
     @cached_property
     def real(self) -> RealImages:
-        """Return the node's own images."""
+        """Return the node's real images."""
         return RealImages(self.environment.data.train_of(self.node), self.environment.preprocess)
 
     @cached_property
     def virtual(self) -> Virtual:
-        """Return the node's virtual images; of a node that was not there when they were made, its first ones."""
+        """Return the node's virtual images. If the node missed the request that makes them, make the first ones."""
         kept = self.recall(_VIRTUAL)
         return self._first_images() if kept is None else Virtual.of(kept, self.environment.device)
 
@@ -131,13 +133,13 @@ class VirtualImagesClient(Client):
         return self.virtual.as_data()
 
     def catch_up(self) -> None:
-        """Make the images, or take the initial steps, that the node missed when all others did."""
+        """Make the images, or take the initial steps, if the node missed the requests for them."""
         self.virtual  # noqa: B018
         if self._steps_done() < self.about.initial_steps:
             self._distil_up_to(self.about.initial_steps)
 
     def keep_virtual(self) -> None:
-        """Put the virtual images into the node's lasting state. Raises ValueError where they have diverged."""
+        """Store the virtual images in the node's state. Raises ValueError if they have diverged."""
         self._keep_images(self.virtual)
 
     def _keep_images(self, virtual: Virtual) -> None:
@@ -146,7 +148,7 @@ class VirtualImagesClient(Client):
         self.keep(_VIRTUAL, virtual.tensors())
 
     def begin(self, request: Payload) -> Payload:
-        """Make the first virtual images of the node's own class statistics or images; return their number."""
+        """Make the first virtual images from the node's class statistics or real images; return their number."""
         self.virtual = self._first_images()
         return Payload(numbers={"examples": len(self.virtual.labels)})
 
@@ -171,11 +173,13 @@ class VirtualImagesClient(Client):
         self.keep(_STEPS, {"done": torch.tensor(done)})
 
     def class_statistics(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return mean and deviation of the node's pixels a class and channel, and which classes it has."""
+        """Return mean and deviation of the node's pixels for each class and channel, and the classes that it has."""
         return class_statistics(self.real.data, self.environment.preprocess, len(self.environment.data.classes))
 
     def distil(self, request: Payload) -> Payload:
-        """Take the initial steps of distribution matching up to one, missed ones too; return their mean loss."""
+        """Take the initial steps of distribution matching up to the requested one, also missed ones; return their mean
+        loss.
+        """
         losses = self._distil_up_to(int(request.numbers["end"]))
         return Payload(numbers={"loss": sum(losses) / max(len(losses), 1)})
 
@@ -196,6 +200,6 @@ class VirtualImagesClient(Client):
         return losses
 
     def reveal(self, request: Payload) -> Payload:
-        """Return the virtual images, as pixels, and their labels: for pictures of a run that asks for them."""
+        """Return the virtual images, as pixels, and their labels, for the figures of the run."""
         pixels = self.environment.preprocess.pixels(self.virtual.images.clone())
         return Payload(images={"virtual": torch.from_numpy(pixels)}, indices={"labels": self.virtual.labels.cpu()})

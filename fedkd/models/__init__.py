@@ -1,6 +1,6 @@
 """Architectures.
 
-* `build`: from a name to a model that was tried on the run's images.
+* `build`: makes a model from its name, and tries it on images of the run's shape.
 * `zoo`: the model zoo: mlp, cnn, lenet5, convnet, resnets.
-* `adapter`: torchvision's models.
+* `adapter`: makes torchvision's models usable.
 """

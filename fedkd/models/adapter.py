@@ -1,4 +1,4 @@
-"""The adapter to other people's models: torchvision's."""
+"""The adapter to torchvision's models."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def torchvision_builder(name: str, key: str) -> Callable[..., nn.Module]:
         trunk = zoo.get_model(name, weights=None)
         path = [p for p, module in trunk.named_modules() if isinstance(module, nn.Linear)]
         if not path:
-            raise ValueError("its last layer is not linear, so it has no features under a linear classifier")
+            raise ValueError("its last layer is not linear, so it has no features before a linear classifier")
         width = trunk.get_submodule(path[-1]).in_features
         assert isinstance(width, int)
         trunk.set_submodule(path[-1], nn.Identity())
@@ -33,7 +33,7 @@ def torchvision_builder(name: str, key: str) -> Callable[..., nn.Module]:
 
 
 class _ThreeChannels(nn.Module):
-    """Grey images as colour images, for models that were made for those."""
+    """Converts grey images to colour images, for models that need three channels."""
 
     def forward(self, images: Tensor) -> Tensor:
         return images.expand(-1, 3, -1, -1)

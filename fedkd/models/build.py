@@ -1,4 +1,4 @@
-"""From a name and its options to a model that was tried on images of the run's shape."""
+"""Makes a model from its name and options, and tries it on images of the run's shape."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .zoo import Shape
 
 
 def build(name: str, table: dict[str, Any], shape: Shape, classes: int, key: str = "model.name") -> nn.Module:
-    """Return a new model for images of this shape; `table` holds the builder's options.
+    """Return a new model for images of this shape; `table`: the builder's options.
 
     `name`: an entry point, `torchvision:<name>`, or `path.py:function`. Raises InputError for an unknown name, wrong
     options, a model without `features` and `classifier`, or one that cannot take images of this size.
@@ -50,10 +50,10 @@ def build(name: str, table: dict[str, Any], shape: Shape, classes: int, key: str
 
 
 def _tried(model: nn.Module, shape: Shape) -> tuple[nn.Module, Any]:
-    """Return a model with its weights in channels-last order, and its logits of two black images.
+    """Return a model with its weights in channels-last order, and its logits for two black images.
 
-    Convolutions are fastest in that order. A model that cannot do with it, because it views images as vectors without
-    `flatten` or `reshape`, keeps torch's usual one.
+    Convolutions are fastest in this order. A model that cannot use it, because it views images as vectors without
+    `flatten` or `reshape`, keeps torch's usual order.
     """
     with torch.no_grad():
         try:
@@ -65,10 +65,10 @@ def _tried(model: nn.Module, shape: Shape) -> tuple[nn.Module, Any]:
 
 
 def fill(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Copy weights and buffers into a model, as `load_state_dict` does, which raises where they do not fit."""
+    """Copy weights and buffers into a model, as `load_state_dict` does. Raises RuntimeError if they do not fit."""
     own = model.state_dict()
     if own.keys() != weights.keys() or any(own[name].shape != weights[name].shape for name in own):
-        model.load_state_dict(weights)  # says what does not fit
+        model.load_state_dict(weights)  # its error message names what does not fit
     with torch.no_grad():
         torch._foreach_copy_(list(own.values()), [weights[name] for name in own])
 

@@ -1,4 +1,4 @@
-"""The model zoo. Each has `features(x)` and a linear `classifier`; its output is `classifier(features(x))`."""
+"""The model zoo. Each model has `features(x)` and a linear `classifier`; its output is `classifier(features(x))`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Classifier(nn.Module):
         self.classifier = nn.Linear(width, classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return logits, B x C, of images, B x channels x height x width."""
+        """Return the logits, B x C, of images, B x channels x height x width."""
         logits: Tensor = self.classifier(self.features(images))
         return logits
 
@@ -90,7 +90,7 @@ def convnet(
 def _conv_norm(kind: ConvNorm, channels: int) -> nn.Module:
     if kind == "batch":
         return nn.BatchNorm2d(channels)
-    return nn.GroupNorm(channels, channels)  # a group a channel: instance norm with parameters
+    return nn.GroupNorm(channels, channels)  # one group per channel: instance norm with parameters
 
 
 def _width(trunk: nn.Module, shape: Shape) -> int:
@@ -112,9 +112,9 @@ def resnet20(shape: Shape, classes: int, *, norm: Norm = "batch") -> nn.Module:
 
 
 def resnet18_cifar(shape: Shape, classes: int, *, norm: Literal["batch", "instance"] = "batch") -> nn.Module:
-    """Return ResNet-18 with a 3 x 3 first convolution of stride 1 and no max-pooling: MOON's and FedX's, for CIFAR.
+    """Return ResNet-18 with a 3 x 3 first convolution of stride 1 and no max-pooling, as in MOON and FedX, for CIFAR.
 
-    With instance norm (with parameters) dataset distillation's and FedLGD's, for images of up to 32 pixels.
+    With instance norm (with parameters), as in dataset distillation and FedLGD, for images of up to 32 pixels.
     """
     from torchvision import models as zoo
 

@@ -1,4 +1,4 @@
-"""Charts of a page: SVG that takes its colours from the page's style sheet, so that it follows light and dark."""
+"""Charts of the report page: SVG with the colours of the page's style sheet, so that it follows light and dark mode."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-COLOURS = 8  # that the page's style sheet gives to series, as --series-0 to --series-7
+COLOURS = 8  # the series colours of the page's style sheet, --series-0 to --series-7
 
-# of a curve after so many series: lengths of line and gap in widths of the curve; none for a whole line
+# dashes of the curves after each COLOURS series: lengths of line and gap, in widths of the curve; none: a solid line
 _DASHES = ((), (5, 2), (1.5, 1.5), (6, 2, 1.5, 2), (10, 3))
 
-# drawn in colours that nothing else has, and then replaced by the style sheet's
+# series are drawn in colours that nothing else has; these are then replaced by the style sheet's
 _INK, _FAINT = "#010203", "#040506"
-_BLUE = "#2f6fd0"  # of heat maps
+_BLUE = "#2f6fd0"  # the colour of heat maps
 _STANDINS = {_INK: "var(--ink)", _FAINT: "var(--faint)"} | {
     f"#0a0b{number:02x}": f"var(--series-{number})" for number in range(COLOURS)
 }
 _STYLE: Any = {
-    "text.parse_math": False,  # names may hold a $
+    "text.parse_math": False,  # names may contain a $
     "svg.fonttype": "none",  # text stays text: it can be read aloud, searched and copied
     "svg.hashsalt": "fedkd",
     "font.family": "sans-serif",
@@ -46,7 +46,7 @@ _STYLE: Any = {
 
 @dataclass(frozen=True)
 class Series:
-    """A curve with a band: number (of its colour), name; for each point x, y, and where the band begins and ends."""
+    """A curve with a band: number (for its colour), name; for each point x, y, and the two ends of the band."""
 
     number: int
     name: str
@@ -59,7 +59,7 @@ class Series:
 def curves(series: Sequence[Series], x_label: str, y_label: str, title: str, about: str, *, whole: bool = False) -> str:
     """Return curves as SVG; each is in a group of class `series-<number>`. `whole`: x are whole numbers.
 
-    `title` and `about` are what a screen reader says of the picture.
+    `title` and `about`: the texts for screen readers.
     """
 
     def draw(axes: Axes) -> None:
@@ -93,7 +93,7 @@ def heat_map(
     texts: Sequence[Sequence[str]] | None = None,
     most: float = 1.0,
 ) -> str:
-    """Return a matrix of values from 0 to `most` as SVG, with the texts of its cells where they have room."""
+    """Return a matrix of values from 0 to `most` as SVG, with the texts of its cells if there is room."""
     values = np.asarray(values, float)
     height, width = values.shape
     size = (float(np.clip(0.34 * width + 1.1, 3.2, 7.5)), float(np.clip(0.24 * height + 0.9, 2.0, 7.5)))
@@ -101,7 +101,7 @@ def heat_map(
     def draw(axes: Axes) -> None:
         shade = np.empty((height, width, 4))
         shade[...] = matplotlib.colors.to_rgba(_BLUE)
-        shade[..., 3] = np.clip(values / most, 0, 1)  # over light and dark paper alike
+        shade[..., 3] = np.clip(values / most, 0, 1)  # transparency works in light and dark mode
         axes.imshow(shade, interpolation="none", aspect="auto")
         for (row, column), value in np.ndenumerate(values):
             if texts is not None and texts[row][column]:
@@ -121,7 +121,7 @@ def heat_map(
 
 
 def strips(rows: Sequence[tuple[int, str, Sequence[float]]], x_label: str, title: str, about: str) -> str:
-    """Return a row of dots for each (number, name, values) as SVG: each node a dot, their mean a bar."""
+    """Return a row of dots for each (number, name, values) as SVG: one dot per node, and a bar for their mean."""
 
     def draw(axes: Axes) -> None:
         for place, (number, _, values) in enumerate(rows):
@@ -139,7 +139,7 @@ def strips(rows: Sequence[tuple[int, str, Sequence[float]]], x_label: str, title
 
 
 def points(xy: np.ndarray, labels: np.ndarray, classes: Sequence[str], title: str, about: str) -> str:
-    """Return a map of points in two dimensions as SVG, a colour a class, its name at its middle."""
+    """Return a two-dimensional map of points as SVG: one colour per class, with its name at its centre."""
 
     def draw(axes: Axes) -> None:
         for label in np.unique(labels):
@@ -153,7 +153,7 @@ def points(xy: np.ndarray, labels: np.ndarray, classes: Sequence[str], title: st
 
 
 def legend(number: int) -> str:
-    """Return a line like the curve of a series as SVG, to stand beside its name."""
+    """Return a line like the curve of a series as SVG, for the legend."""
     lengths = " ".join(f"{2.5 * length:g}" for length in _dash(number)) or "none"
     return (
         '<svg class="swatch" width="34" height="8" aria-hidden="true"><line x1="0" y1="4" x2="34" y2="4" '
@@ -170,7 +170,7 @@ def _colour(number: int) -> str:
 
 
 def _svg(size: tuple[float, float], draw: Callable[[Axes], None], title: str, about: str, names: dict[int, str]) -> str:
-    """Draw a picture; return it as an `svg` element with a title and a description."""
+    """Draw a figure; return it as an `svg` element with a title and a description."""
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=size, layout="constrained")
         figure.patch.set_alpha(0)
@@ -184,7 +184,7 @@ def _svg(size: tuple[float, float], draw: Callable[[Axes], None], title: str, ab
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r' id="series-(\d+)(?:-band)?"', r' class="series-\1"', svg)
     svg = re.sub(r'(<g class="series-(\d+)">)', lambda m: f"{m[1]}<title>{html.escape(names[int(m[2])])}</title>", svg)
-    # several pictures are on one page, and each names its parts
+    # a page has several figures, so the ids of their parts need different names
     name = "picture-" + hashlib.blake2b(f"{title}{about}{svg}".encode(), digest_size=6).hexdigest()
     svg = re.sub(r' id="([^"]+)"', rf' id="{name}-\1"', svg)
     svg = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", svg)

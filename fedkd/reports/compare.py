@@ -23,13 +23,13 @@ from ..runs.results import (
     worst_decile,
 )
 
-_LEVEL = 0.95  # of confidence intervals
+_LEVEL = 0.95  # the level of confidence intervals
 
 
 class Estimate(NamedTuple):
     """A mean over seeds, its standard deviation (n - 1) and Student's 95 % interval.
 
-    NaN where there is one seed alone, and all of it where a value is not finite.
+    Deviation and interval are NaN with only one seed; all are NaN if a value is not finite.
     """
 
     mean: float
@@ -40,9 +40,9 @@ class Estimate(NamedTuple):
 
 
 class Paired(NamedTuple):
-    """Differences to the baseline on matched seeds, on how many they are gains, and the p of Student's paired test.
+    """Differences to the baseline on matched seeds, the number of gains, and the p of Student's paired test.
 
-    `p` is two-sided and adjusted for the number of arms (Holm, 1979); None with fewer than two matched seeds, and where
+    `p` is two-sided and adjusted for the number of arms (Holm, 1979); None with fewer than two matched seeds, and if
     all differences are equal.
     """
 
@@ -52,7 +52,7 @@ class Paired(NamedTuple):
 
 
 class Reached(NamedTuple):
-    """Means over the runs that reached a target: rounds, megabytes, seconds; and how many did."""
+    """Means over the runs that have reached a target: rounds, megabytes, seconds; and the number of these runs."""
 
     rounds: float
     megabytes: float
@@ -68,7 +68,7 @@ class Row:
     final: Estimate
     best: Estimate
     paired: Paired | None  # None for the baseline itself
-    worst_decile: float | None  # over nodes, of the last measurement; means over seeds. None where nodes have no values
+    worst_decile: float | None  # over nodes, at the last measurement; mean over seeds. None if nodes have no values
     spread: float | None  # the standard deviation over nodes
     reached: Reached | None  # None without a target
     megabytes: float
@@ -78,7 +78,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Arms that differ in their strategy only, or in keys that were given, compared by one metric."""
+    """Arms that differ only in their strategy, or also in given keys, compared by one metric."""
 
     metric: str
     title: str
@@ -100,7 +100,7 @@ def estimate(values: Sequence[float]) -> Estimate:
 
 
 def paired_p(differences: Sequence[float]) -> float | None:
-    """Return the two-sided p of Student's paired test that the mean difference is 0; None where it has none."""
+    """Return the two-sided p of Student's paired test that the mean difference is 0; None if it is not defined."""
     from scipy.special import stdtr
 
     if len(differences) < 2 or not all(map(math.isfinite, differences)) or stdev(differences) == 0:
@@ -110,7 +110,7 @@ def paired_p(differences: Sequence[float]) -> float | None:
 
 
 def holm(ps: Sequence[float | None]) -> list[float | None]:
-    """Return p values adjusted for their number (Holm, 1979): max over smaller ones of (m - rank) p, 1 at most."""
+    """Return p values adjusted for their number (Holm, 1979): max over smaller ones of (m - rank) p, at most 1."""
     order = sorted((i for i, p in enumerate(ps) if p is not None), key=lambda i: ps[i] or 0.0)
     adjusted: list[float | None] = [None] * len(ps)
     running = 0.0
@@ -123,8 +123,8 @@ def holm(ps: Sequence[float | None]) -> list[float | None]:
 def split(runs: Sequence[Run], by: Sequence[str], across: Sequence[str]) -> dict[str, list[Run]]:
     """Return comparable groups of runs under their titles: one for each combination of values of the keys `by`.
 
-    Raises InputError where runs of a group differ in a key that is neither the strategy's, nor among `across`; and for
-    keys that no run has.
+    Raises InputError if runs of a group differ in a key that is neither the strategy's nor in `across`, and for keys
+    that no run has.
     """
     known = {key for run in runs for key in flattened(run.config)}
     for option, keys in (("--by", by), ("--across", across)):
@@ -152,14 +152,14 @@ def _refuse_unlike(runs: Sequence[Run], across: Sequence[str]) -> None:
             f"{key} is " + " or ".join("unset" if v is None else repr(v) for v in values)
             for key, values in refused.items()
         )
-        parts = sorted({".".join(key.split(".")[:2]) for key in refused})  # a partition's keys differ together
+        parts = sorted({".".join(key.split(".")[:2]) for key in refused})  # the keys of a partition belong together
         by, all_the_same = ("".join(f"{option} {part} " for part in parts) for option in ("--by", "--across"))
         raise InputError(
             f"These runs are not alike in more than their strategies: {values_of}. "
             f"{by}makes a table of each; {all_the_same}compares them all the same."
         )
     if any(key.startswith("data.") for key in found) or "data" in across:
-        return  # because --across says so
+        return  # --across allows different data
     if (pair := other_data(runs)) is not None:
         raise InputError(
             f"{pair[0].path} and {pair[1].path}: the same data and seed in their configs, but not the same images or "
@@ -175,10 +175,10 @@ def compare(
     baseline: str | None = None,
     title: str = "",
 ) -> Comparison:
-    """Compare comparable runs (see `split`) by a metric, by default the first that all have.
+    """Compare comparable runs (see `split`) by a metric, by default the first that all runs have.
 
-    `baseline`: the arm, or the strategy, that differences are taken to; by default the first. Runs without the metric
-    are left out, and named. Raises InputError for a metric that no run has and for an unknown baseline.
+    `baseline`: the arm or the strategy of the differences; by default the first. Runs without the metric are left out
+    and reported. Raises InputError for a metric that no run has and for an unknown baseline.
     """
     arms, problems = arms_of(runs)
     if metric is None:
@@ -231,7 +231,7 @@ def final_value(run: Run, metric: str) -> float:
 
 
 def best_value(run: Run, metric: str) -> float:
-    """Return the best finite value of a metric that a run has measured; NaN where there is none."""
+    """Return the best finite value of a metric in a run; NaN if there is none."""
     values = [v for i in run.measured(metric) if math.isfinite(v := run.lines[i]["metrics"][metric])]
     return float((min if lower_is_better(metric) else max)(values, default=math.nan))
 

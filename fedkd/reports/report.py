@@ -1,4 +1,4 @@
-"""One page of HTML on runs, which needs no network: curves, tables, partitions, nodes, and what methods show."""
+"""The report: one HTML page on runs, which needs no network: curves, tables, partitions, nodes, methods' figures."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ from .charts import Series
 from .compare import Row, compare, estimate
 from .tables import caption, table
 
-_MOST_IMAGES = 8  # rounds of a series of images
-_MOST_ROWS = 100  # of a heat map with a table of its own
+_MOST_IMAGES = 8  # the largest number of rounds in a series of images
+_MOST_ROWS = 100  # the largest number of rows of a heat map with its own table
 _SUFFIX = "/accuracy"
 
 
 def report(paths: Sequence[Path], out: Path, title: str | None = None) -> list[str]:
-    """Write the page on all runs in folders; return what is wrong with those that are left out.
+    """Write the page on all runs in folders; return a line about each run that is left out.
 
-    Raises InputError where no run can be shown, and for an output that is a folder.
+    Raises InputError if no run can be shown, and for an output that is a folder.
     """
     if out.is_dir():
-        raise InputError(f"--output {out}: that is a folder; name a file, such as report.html.")
+        raise InputError(f"--output {out}: this is a folder; name a file, such as report.html.")
     runs, problems = find_runs(paths)
     page, problems = render(runs, problems, title or f"fedkd: {', '.join(path.resolve().name for path in paths)}")
     try:
@@ -50,10 +50,10 @@ def report(paths: Sequence[Path], out: Path, title: str | None = None) -> list[s
 def render(
     runs: Sequence[Run], problems: Sequence[str], title: str, *, live: str = "", version: str = ""
 ) -> tuple[str, list[str]]:
-    """Return the page, and what is left out of it or wrong with it.
+    """Return the page, and lines about what is left out or wrong.
 
-    Runs that have not been completed are left out, and named; where there are no others, shown.
-    `live`: how far a run is that goes on; the page then looks for changes of `version` by itself.
+    Incomplete runs are left out and reported; if there are no others, they are shown.
+    `live`: the progress of a current run; the page then checks `version` for changes and updates itself.
     """
     problems, groups = list(problems), []
     for number, (name, members) in enumerate(_alike(runs).items()):
@@ -95,7 +95,7 @@ def render(
 
 
 def _alike(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """Sort runs into groups that differ in their strategies alone, under a title that distinguishes the groups."""
+    """Sort runs into groups whose runs differ only in their strategies, by a title that distinguishes the groups."""
     keys = list(differing(runs))
     groups: dict[str, list[Run]] = {}
     for run in runs:
@@ -134,7 +134,7 @@ def _metric(metric: str, arms: list[Arm]) -> tuple[dict[str, Any], list[str]]:
     figures = []
     for what, label in (
         ("rounds", "round"),
-        ("megabytes", "megabytes sent, both ways"),
+        ("megabytes", "megabytes sent, both directions"),
         ("seconds", "seconds of rounds"),
     ):
         series = [_series(arm, metric, what, numbers[arm.name], scale) for arm in having]
@@ -159,7 +159,7 @@ def _metric(metric: str, arms: list[Arm]) -> tuple[dict[str, Any], list[str]]:
 
 
 def _series(arm: Arm, metric: str, what: str, number: int, scale: float) -> Series:
-    """Return an arm's mean over seeds at each round that is measured in some run, with one deviation."""
+    """Return an arm's mean over seeds at each round that any run has measured, with one deviation."""
     at: dict[int, list[tuple[float, float]]] = {}
     for run in arm.runs:
         for i in run.measured(metric):
@@ -175,7 +175,7 @@ def _series(arm: Arm, metric: str, what: str, number: int, scale: float) -> Seri
 
 
 def _nodes(metric: str, rows: list[Row], numbers: dict[str, int], scale: float, unit: str) -> dict[str, Any] | None:
-    """Return the chart of each node's value with each seed, best mean first: node 3 of another seed is another node."""
+    """Return the chart of each node's value for each seed, best mean first. Node 3 of another seed is another node."""
     dots = []
     for row in rows:
         values = [
@@ -214,10 +214,10 @@ def _partition(arms: list[Arm]) -> dict[str, Any] | None:
     svg = charts.heat_map(
         shares, "class", "node", "Images of each class at each node", text, columns=classes, texts=texts
     )
-    about = f"Seed {run.seed}. Shade: the share of the node's images{'; number: how many' if few else ''}."
+    about = f"Seed {run.seed}. Shade: the share of the node's images{'; number: its number of images' if few else ''}."
     each = f"{sizes.min()} to {sizes.max()}" if sizes.min() < sizes.max() else f"{sizes.max()}"
     figure = {"svg": _safe(svg), "caption": f"{len(counts)} nodes, {each} images each."}
-    return {"title": "Who holds what", "about": about, "figures": [{**figure, "wide": len(counts) > 40}]}
+    return {"title": "Partition", "about": about, "figures": [{**figure, "wide": len(counts) > 40}]}
 
 
 def _last_logged(run: Run, *keys: str) -> dict[str, Any] | None:
@@ -225,14 +225,14 @@ def _last_logged(run: Run, *keys: str) -> dict[str, Any] | None:
 
 
 def _of_each(arms: list[Arm], *keys: str) -> list[tuple[Arm, Run, dict[str, Any]]]:
-    """Return arms whose first run logged these, with that run and the last line that has them."""
+    """Return arms whose first run has logged these keys, with this run and the last line that has them."""
     return [(arm, arm.runs[0], line) for arm in arms if (line := _last_logged(arm.runs[0], *keys)) is not None]
 
 
 def _weights(arms: list[Arm]) -> dict[str, Any] | None:
-    figures = _matrices(arms, "weights", "nodes", "node that is heard", "node that hears", square=True)
-    about = "Each row: with what weight a node hears the others."
-    return {"title": "Who hears whom", "about": about, "figures": figures} if figures else None
+    figures = _matrices(arms, "weights", "nodes", "sender", "receiver", square=True)
+    about = "Each row: the weights of all senders for one receiver."
+    return {"title": "Fusion weights", "about": about, "figures": figures} if figures else None
 
 
 def _ensembles(arms: list[Arm]) -> dict[str, Any] | None:
@@ -244,13 +244,13 @@ def _ensembles(arms: list[Arm]) -> dict[str, Any] | None:
 def _matrices(
     arms: list[Arm], key: str, nodes_key: str, x_label: str, y_label: str, *, square: bool
 ) -> list[dict[str, Any]]:
-    """Return the last matrix that each arm's first run logged; its columns, and rows of a square one, are nodes."""
+    """Return the last matrix that each arm's first run has logged. Columns are nodes; rows of a square one are too."""
     figures = []
     for arm, run, line in _of_each(arms, key, nodes_key):
         weights, nodes = np.array(line["log"][key]), [str(node) for node in line["log"][nodes_key]]
         rows = nodes if square else [str(row) for row in range(len(weights))]
         text = "; ".join(
-            f"row {name}: most is {row.max():.2f}, of node {nodes[int(np.argmax(row))]}"
+            f"row {name}: the largest is {row.max():.2f}, of node {nodes[int(np.argmax(row))]}"
             for name, row in list(zip(rows, weights, strict=True))[:_MOST_ROWS]
         )
         texts = [[f"{weight:.2f}" if weight >= 0.005 else "" for weight in row] for row in weights.tolist()]
@@ -287,13 +287,13 @@ def _images(arms: list[Arm]) -> tuple[dict[str, Any] | None, list[str]]:
             for path in [found[i] for i in places] if found else []:
                 try:
                     rows.append(_image(path, folder.name))
-                except (OSError, ValueError) as error:  # such as a file that a crash cut off
+                except (OSError, ValueError) as error:  # such as an incomplete file after a crash
                     problems.append(f"{path}: cannot be shown: {error}")
             if rows:
                 figures.append(
                     {"images": rows, "caption": f"{arm.name}: {folder.name}, seed {run.seed}.", "wide": True}
                 )
-    about = "As they are: generated on the server, or distilled; first and last round among them."
+    about = "Images that the server generated or that were distilled, unchanged; with the first and the last round."
     return ({"title": "Images over rounds", "about": about, "figures": figures} if figures else None), problems
 
 
@@ -310,7 +310,7 @@ def _image(path: Path, name: str) -> dict[str, str]:
 
 
 def _options(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Return each strategy's options, once each; and which of them differ among its runs."""
+    """Return each strategy's options, each once; and which of them differ between its runs."""
     tables: dict[str, list[dict[str, Any]]] = {}
     for run in runs:
         table = {key: value for key, value in run.settings.items() if key.startswith("strategy.")}
@@ -330,7 +330,7 @@ def _options(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 
 def _safe(svg: str) -> Any:
-    """Mark a picture as markup: what it holds of names and values was escaped when it was drawn."""
+    """Mark an SVG as safe markup: its names and values were escaped when it was drawn."""
     from markupsafe import Markup
 
     return Markup(svg)

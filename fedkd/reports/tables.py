@@ -56,7 +56,7 @@ def table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
 
 
 def caption(comparison: Comparison) -> str:
-    """Return what a reader of the table needs to know, in words."""
+    """Return the caption of a table: metric, statistics, baseline and target."""
     unit = " in percent" if comparison.metric.endswith("/accuracy") else ""
     base = next((row for row in comparison.rows if row.paired is None), comparison.rows[0])
     target = (
@@ -64,7 +64,7 @@ def caption(comparison: Comparison) -> str:
     )
     return (
         f"{comparison.title + ': ' if comparison.title else ''}{comparison.metric}{unit}, mean ± standard deviation "
-        f"over seeds. Differences to {base.arm.name} on matched seeds; p: Student's paired test, adjusted for the "
+        f"over seeds. Differences to {base.arm.name} are on matched seeds; p: Student's paired test, adjusted for the "
         f"number of strategies (Holm). Worst decile and deviation are over nodes, at the last measurement.{target}"
     )
 
@@ -125,7 +125,7 @@ def _latex(text: str) -> str:
 
 
 def to_csv(comparisons: Sequence[Comparison]) -> str:
-    """Return the comparisons as CSV, a line an arm, numbers in full; what there is not stays empty."""
+    """Return the comparisons as CSV, one line per arm, numbers in full precision; missing values are empty."""
     lines: list[dict[str, Any]] = []
     for one in comparisons:
         for row in one.rows:

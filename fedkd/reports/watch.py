@@ -26,12 +26,12 @@ _HEADERS = {
 
 
 def make_app(path: Path) -> FastAPI:
-    """Return the web application that shows a run's folder. Raises InputError where there is no run.
+    """Return the web application that shows a run folder. Raises InputError if there is no run.
 
-    It answers requests for the loopback's own names only, so that no page of another site can read it.
+    It only answers requests for names of the loopback address, so that no page of another site can read it.
     """
     read_run(path)
-    lock = threading.Lock()  # requests come in threads, and charts are drawn under settings of the whole process
+    lock = threading.Lock()  # requests run in threads, but the settings of charts are shared by the process
     kept = {"version": "", "page": ""}
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=[_LOOPBACK, "localhost"])
@@ -43,7 +43,7 @@ def make_app(path: Path) -> FastAPI:
             if kept["version"] != version:
                 try:
                     run = read_run(path)
-                except InputError as error:  # such as a folder that was deleted meanwhile
+                except InputError as error:  # such as a folder that has been deleted
                     return Response(f"{error}\n", 503, _HEADERS, "text/plain")
                 title = f"fedkd: {path.resolve().name}"
                 kept["page"], _ = render([run] if run.lines else [], [], title, live=_told(run), version=version)
@@ -58,7 +58,7 @@ def make_app(path: Path) -> FastAPI:
 
 
 def version_of(path: Path) -> str:
-    """Return a word that changes when a run's files do."""
+    """Return a text that changes when a run's files change."""
     seen = []
     for name in (METRICS, SUMMARY):
         try:
@@ -75,12 +75,12 @@ def _told(run: Run) -> str:
 
 
 def listen(port: int) -> socket.socket:
-    """Return a socket of the loopback on this port, or on a free one for 0. Raises InputError where it is taken."""
+    """Return a socket on this port of the loopback address; 0: on a free port. Raises InputError if it is in use."""
     listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((_LOOPBACK, port))
-        listening.listen()  # who comes before the server is up waits for it
+        listening.listen()  # clients that connect before the server has started wait for it
     except OSError as error:
         listening.close()
         raise InputError(f"--port {port}: cannot be listened on: {error.strerror}; 0 takes a free one.") from error

@@ -1,4 +1,4 @@
-"""Checkpoints: the server's and the nodes' state after a round, in safetensors and JSON, whole or not at all."""
+"""Checkpoints: the state of the server and the nodes after a round, in safetensors and JSON. Writing is atomic."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def save(folder: Path, number: int, server: State, nodes: Iterable[tuple[int, Re
 
 
 def save_node(path: Path, state: RecordDict) -> None:
-    """Write a node's state into a file."""
+    """Write a node's state to a file."""
     tensors: Tensors = {}
     others: dict[str, Any] = {}
     for key, record in state.items():
@@ -58,7 +58,7 @@ def save_node(path: Path, state: RecordDict) -> None:
 
 
 def _save(path: Path, tensors: Tensors, others: dict[str, Any]) -> None:
-    """Write tensors and records. The format sorts its tensors, so their order is written beside them."""
+    """Write tensors and records. The format sorts its tensors, so their order is written separately."""
     about = json.dumps({"names": list(tensors), "records": others})
     save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, path, metadata={"about": about})
 
@@ -73,9 +73,9 @@ def _load(path: Path) -> tuple[Tensors, dict[str, Any]]:
 
 
 def latest(folder: Path, on_event: Callable[[str], None] = lambda text: None) -> tuple[int, Path]:
-    """Return the newest checkpoint that is whole, and its round; `on_event` gets a line on each newer one.
+    """Return the newest complete checkpoint, and its round; `on_event` gets a line about each newer, damaged one.
 
-    Raises InputError where there is none, naming what is damaged.
+    Raises InputError if there is none. The message names damaged files.
     """
     damaged = []
     for path in reversed(_all(folder)):
@@ -96,7 +96,7 @@ def _all(folder: Path) -> list[Path]:
 
 
 def _objection(checkpoint: Path) -> str | None:
-    """Return what is wrong with a checkpoint, if anything: files that are missing, or not what was written."""
+    """Return the error of a checkpoint, if any: files are missing, or differ from what was written."""
     try:
         digests = json.loads((checkpoint / _ABOUT).read_text())["files"]
         for name, digest in digests.items():
@@ -113,7 +113,7 @@ def _digest(path: Path) -> str:
 
 
 def load_server(checkpoint: Path) -> State:
-    """Return the server's state. Raises InputError naming a damaged file, and for one of an earlier version."""
+    """Return the server's state. Raises InputError, which names the file, for a damaged file or an earlier version."""
     tensors, records = _load(checkpoint / _SERVER)
     if "state" not in records:
         raise InputError(
@@ -124,13 +124,13 @@ def load_server(checkpoint: Path) -> State:
 
 
 def load_nodes(checkpoint: Path) -> Iterator[tuple[int, RecordDict]]:
-    """Yield the nodes' states, by node. Raises InputError naming a damaged file."""
+    """Yield the nodes' states, by node. Raises InputError, which names the file, for a damaged file."""
     for path in sorted((checkpoint / _NODES).glob("*.safetensors"), key=lambda path: int(path.stem)):
         yield int(path.stem), load_node(path)
 
 
 def load_node(path: Path) -> RecordDict:
-    """Return the node's state in a file. Raises InputError naming a damaged one."""
+    """Return the node's state in a file. Raises InputError, which names the file, if it is damaged."""
     tensors, others = _load(path)
     records: dict[str, Tensors] = {}
     for key, tensor in tensors.items():

@@ -1,4 +1,4 @@
-"""Distillation of one named set by itself: from a config to a folder of virtual images, and on after a crash."""
+"""Distillation of one named set without a federation: from a config to a folder of virtual images, with resume."""
 
 from __future__ import annotations
 
@@ -33,22 +33,22 @@ from .run_folder import CONFIG, RunFolder, alone_in, refuse_used
 
 VIRTUAL = "virtual.safetensors"
 
-OnIteration = Callable[[int, dict[str, float]], None]  # iterations done, and what was measured
+OnIteration = Callable[[int, dict[str, float]], None]  # the number of finished iterations, and the metrics
 
 
 class Distillation:
-    """One distillation: its data, its distiller, its virtual images, and the network that they are matched under.
+    """One distillation: its data, its distiller, its virtual images, and the network under which they are matched.
 
-    Making it raises InputError for whatever is wrong with the config.
+    The constructor raises InputError for any error in the config.
     """
 
     def __init__(self, config: DistillConfig) -> None:
         kind = find("distillers", config.distiller.name, "distiller.name")
         if not (isinstance(kind, type) and issubclass(kind, Distiller)):
-            raise InputError(f"distiller.name = {config.distiller.name!r} is no Distiller.")
+            raise InputError(f"distiller.name = {config.distiller.name!r} is not a Distiller.")
         self.distiller: Distiller = kind(**options(kind, config.distiller.options, "distiller"))
         if config.model.names is not None:
-            raise InputError("model.names: a distillation takes one architecture, model.name.")
+            raise InputError("model.names: a distillation uses one architecture; set model.name.")
         if self.distiller.truth == "gradient" and self.distiller.fresh_networks:
             raise InputError(
                 f"distiller.name = {config.distiller.name!r}: to match a gradient, set fresh_networks = False."
@@ -88,8 +88,8 @@ class Distillation:
         return Virtual(images.to(self.device), labels.to(self.device))
 
     def iterate(self, number: int) -> float:
-        """Run iteration `number`, counted from 1; return the distiller's loss. Raises RunError where it diverges."""
-        with default_stream(self.stream(number, "default")):  # of networks with dropout
+        """Run iteration `number`, counted from 1; return the distiller's loss. Raises RunError if it diverges."""
+        with default_stream(self.stream(number, "default")):  # for networks with dropout
             if self.distiller.fresh_networks:
                 self.network = self.new_network(self.stream(number, "network"))
             elif (number - 1) % self.config.network_every == 0:
@@ -100,10 +100,10 @@ class Distillation:
         return value
 
     def _next_state(self, number: int) -> None:
-        """Go on to the network's next state, a round of `[train]`; a gradient to match is that of the round to come.
+        """Train the network for one round of `[train]`. A gradient to match is the gradient of the next round.
 
-        So one node of FedLGD has it: images are matched under the model that trains on them (IDM), or with the change
-        that training on real images makes of a model (FGM).
+        This corresponds to one node of FedLGD: images are matched under the model that trains on them (IDM), or with
+        the change of a model that trains on real images (FGM).
         """
         settings = self._settings(number)
         self.virtual.rest()
@@ -127,7 +127,7 @@ class Distillation:
         train_as(self._settings(number), network, data, preprocess=self.preprocess, order=order)
 
     def measure(self, number: int) -> dict[str, float]:
-        """Return the test accuracy of fresh networks that were trained on the virtual images: mean and deviation."""
+        """Return the test accuracy of new networks that are trained on the virtual images: mean and deviation."""
         settings = self.config.evaluate
         found = []
         for trial in range(settings.networks):
@@ -145,22 +145,22 @@ class Distillation:
         return {"test/accuracy": float(np.mean(found)), "test/deviation": float(np.std(found))}
 
     def picture(self) -> np.ndarray:
-        """Return the virtual images as uint8, as far as pixels can hold them."""
+        """Return the virtual images as uint8, clipped to the range of pixels."""
         return self.preprocess.pixels(self.virtual.images.detach().clone())
 
     def classes(self) -> np.ndarray:
-        """Return the class of each virtual image, of soft labels the likeliest."""
+        """Return the class of each virtual image; for soft labels, the most likely class."""
         labels = self.virtual.labels
         return (labels.argmax(1) if labels.dim() > 1 else labels).cpu().numpy()
 
     def state(self) -> State:
-        """Return what must be kept to go on later."""
+        """Return the state that is needed to resume."""
         truth = None if isinstance(self.truth, RealImages) else list(self.truth)
         network = None if self.distiller.fresh_networks else dict(self.network.state_dict())
         return pack({"virtual": self.virtual.tensors(), "network": network, "truth": truth}, "the distillation")
 
     def restore(self, state: State) -> None:
-        """Take back what `state` returned."""
+        """Restore what `state` returned."""
         kept = unpack(state)
         self.virtual = Virtual.of(kept["virtual"], self.device)
         if kept["network"] is not None:
@@ -174,9 +174,9 @@ def distill(
 ) -> dict[str, Any]:
     """Distil a named set into a new folder; return the summary. Nothing is written before all input is accepted.
 
-    The folder holds the resolved config, `metrics.jsonl`, checkpoints, figures and `virtual.safetensors`: `images`
-    (float32, normalised) and `labels`. `on_iteration` is called after each iteration. Raises
-    InputError for input that is refused.
+    The folder contains the config with all values, `metrics.jsonl`, checkpoints, figures and `virtual.safetensors`:
+    `images` (float32, normalised) and `labels`. `on_iteration` is called after each iteration. Raises InputError for
+    input that is refused.
     """
     refuse_used(out)
     work = Distillation(config)
@@ -189,7 +189,7 @@ def distill(
 def resume(path: Path, on_iteration: OnIteration = lambda number, metrics: None) -> dict[str, Any]:
     """Continue the distillation in a folder from its newest checkpoint; return the summary.
 
-    Ends with the same images as one that was never interrupted. Raises InputError like `distill`.
+    The images are the same as without the interruption. Raises InputError like `distill`.
     """
     folder = RunFolder(path)
     if not (path / CONFIG).is_file():
@@ -251,7 +251,7 @@ def _run(work: Distillation, folder: RunFolder, done: int, on_iteration: OnItera
 
 
 def _show(work: Distillation, folder: RunFolder, number: int) -> None:
-    """Keep the first virtual image of each class."""
+    """Write the first virtual image of each class to the folder, for the figures."""
     labels = work.classes()
     classes, first = np.unique(labels, return_index=True)
     captions = tuple(work.data.classes[label] for label in classes)

@@ -1,4 +1,4 @@
-"""Pictures of a run: its curves, the label heat map of a partition, and what methods show."""
+"""Figures of a run: its curves, the label heat map of a partition, and the images and matrices of methods."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _INK = "#333333"
 
 
 def draw_curves(lines: list[dict[str, Any]], title: str, path: Path) -> Path | None:
-    """Draw every accuracy of a run against rounds, with the band of one deviation over nodes. Returns the path."""
+    """Draw all accuracies of a run over rounds, with a band of one deviation over nodes. Returns the path."""
     names = sorted({name for line in lines for name in line["metrics"] if name.endswith("accuracy")})
     if not names:
         return None
@@ -55,7 +55,7 @@ def draw_curves(lines: list[dict[str, Any]], title: str, path: Path) -> Path | N
 
 
 def draw_partition(data: FederatedData, title: str, path: Path) -> Path:
-    """Draw the nodes x classes heat map of training images: shade, the share of the node's images; bars, its size."""
+    """Draw the nodes x classes heat map of training images. Shade: the share of the node's images; bars: its size."""
     counts = data.label_counts()
     shares = counts / counts.sum(1, keepdims=True)
     few = len(counts) <= 30 and len(data.node_classes) <= 20
@@ -83,7 +83,7 @@ def draw_partition(data: FederatedData, title: str, path: Path) -> Path:
 
 
 def draw_weights(lines: list[dict[str, Any]], title: str, path: Path) -> Path | None:
-    """Draw the last N x N matrix of weights that a run logged; None where it logged none. Returns the path."""
+    """Draw the last N x N matrix of weights that a run has logged. Returns the path; None if there is no matrix."""
     logged = [line for line in lines if {"weights", "nodes"} <= line["log"].keys()]
     if not logged:
         return None
@@ -98,14 +98,14 @@ def draw_weights(lines: list[dict[str, Any]], title: str, path: Path) -> Path | 
             if weight >= 0.005:
                 colour = "white" if weight > 0.6 else _INK
                 axes.text(sender, receiver, f"{weight:.2f}", ha="center", va="center", fontsize=6.5, color=colour)
-    axes.set(xlabel="node that is heard", ylabel="node that hears", title=f"{title}, round {logged[-1]['round']}")
+    axes.set(xlabel="sender", ylabel="receiver", title=f"{title}, round {logged[-1]['round']}")
     figure.colorbar(image, ax=axes, label="weight")
     return _save(figure, path)
 
 
 def draw_ensemble(lines: list[dict[str, Any]], classes: tuple[str, ...], title: str, path: Path) -> Path | None:
-    """Draw the label distribution p_t(y) over rounds, and the last weight of each teacher for each class; None where a
-    run did not log the second. Returns the path.
+    """Draw the label distribution p_t(y) over rounds, and the last weight of each teacher for each class. Returns the
+    path; None if the run has logged no such weights.
     """
     logged = [line for line in lines if "label_distribution" in line["log"]]
     weighed = [line for line in logged if {"ensemble_weights", "teachers"} <= line["log"].keys()]
@@ -115,7 +115,7 @@ def draw_ensemble(lines: list[dict[str, Any]], classes: tuple[str, ...], title: 
     left, right = figure.subplots(1, 2)
     rounds = [line["round"] for line in logged]
     shares = np.array([line["log"]["label_distribution"] for line in logged]).T
-    most = max(float(shares.max()), 2 / len(classes))  # an even share is half-way
+    most = max(float(shares.max()), 2 / len(classes))  # a uniform share is in the middle of the scale
     edges = (rounds[0] - 0.5, rounds[-1] + 0.5, len(classes) - 0.5, -0.5)
     image = left.imshow(shares, cmap="Blues", vmin=0, vmax=most, aspect="auto", interpolation="nearest", extent=edges)
     left.set(xlabel="round", ylabel="class", title="$p_t(y)$: labels of the cohort")
@@ -139,7 +139,7 @@ def draw_ensemble(lines: list[dict[str, Any]], classes: tuple[str, ...], title: 
 
 
 def draw_features(lines: list[dict[str, Any]], classes: tuple[str, ...], title: str, path: Path) -> Path | None:
-    """Draw the last map of features in two dimensions that a run logged, a colour a class; None without one."""
+    """Draw the last two-dimensional feature map that a run has logged, one colour per class; None if there is none."""
     logged = [line for line in lines if "feature_map" in line["log"]]
     if not logged:
         return None
@@ -162,7 +162,7 @@ def draw_features(lines: list[dict[str, Any]], classes: tuple[str, ...], title: 
 def draw_virtual(
     images: np.ndarray, labels: np.ndarray, classes: tuple[str, ...], title: str, path: Path, rows: int = 10
 ) -> Path:
-    """Draw virtual images (uint8, N x C x H x W), a column a class, `rows` of each at most. Returns the path."""
+    """Draw virtual images (uint8, N x C x H x W), one column per class, at most `rows` of each. Returns the path."""
     held = np.unique(labels)
     tiles = [images[labels == label][:rows] for label in held]
     deep = max(len(tile) for tile in tiles)
@@ -181,8 +181,8 @@ def draw_virtual(
 
 
 def draw_images(folder: Path, title: str, rows: int = 8, unit: str = "round") -> Path | None:
-    """Draw the rows of images that a run kept in a folder, one round below the other; `rows` of them, first and last
-    among them. Returns the path of the picture beside the folder; None for an empty folder.
+    """Draw the rows of images in a run's folder, one row for each round, at most `rows`, with the first and the last.
+    Returns the path of the figure next to the folder; None for an empty folder.
     """
     files = sorted(folder.glob("round-*.png"))
     if not files:
@@ -225,7 +225,7 @@ def draw(environment: Environment, folder: RunFolder) -> list[Path]:
     named = ", ".join(sets) if len(sets) < 3 else f"{sets[0]} and {len(sets) - 1} sets more"  # titles are short
     about = f"{config.strategy.name} on {named}, seed {config.seed}"
     curves = draw_curves(folder.lines(), about, folder.figures / "curves.png")
-    heat = None  # nobody knows who holds what on real sites
+    heat = None  # with real sites, the partition is not known
     if config.data.partition is not None and environment.data.clients <= MOST_ROWS:
         heat = draw_partition(
             environment.data, f"{partition_name(config)}, seed {config.seed}", folder.figures / "partition.png"
@@ -238,7 +238,7 @@ def draw(environment: Environment, folder: RunFolder) -> list[Path]:
 
 
 def partition_name(config: Config) -> str:
-    """Return the partition in words, such as `dirichlet (clients 20, alpha 0.1)`."""
+    """Return the partition as text, such as `dirichlet (clients 20, alpha 0.1)`."""
     partition = config.data.partition
     assert partition is not None, "a run has one"
     return _in_words({"scheme": partition.scheme, **(partition.model_extra or {})})

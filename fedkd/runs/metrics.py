@@ -1,4 +1,4 @@
-"""A round's record as a line of metrics.jsonl, and a run's lines as its summary."""
+"""Makes a line of metrics.jsonl from a round's record, and a run's summary from its lines."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..core.record import Record
 
 
 def lower_is_better(metric: str) -> bool:
-    """Return whether less of a metric is better: of losses, and of angles by which models drift apart."""
+    """Return whether lower values of a metric are better: for losses, and for angles between models."""
     return metric.endswith(("/loss", "_angle"))
 
 
@@ -93,7 +93,7 @@ def summarise(
 
 
 def surroundings() -> dict[str, Any]:
-    """Return what a run stood on: versions and hardware."""
+    """Return the versions and the hardware of a run."""
     packages = ("fedkd", "flwr", "ray", "torch", "torchvision", "numpy")
     versions = {"python": platform.python_version(), **{name: version(name) for name in packages}}
     return {"versions": versions, "hardware": _hardware()}

@@ -9,13 +9,13 @@ if TYPE_CHECKING:
     from ..core.environment import Environment
     from ..core.record import Record
 
-_QUIET_SECONDS = 10.0  # between two lines about the same round
+_QUIET_SECONDS = 10.0  # the shortest time between two lines about the same round
 
 
 class ManyRuns:
-    """Several runs at a time: a bar for all, and one for each that runs; plain lines where there is no terminal.
+    """The progress of several runs: one bar for all, and one for each current run; plain lines without a terminal.
 
-    What fails is a line that stays.
+    The line of a failed run stays visible.
     """
 
     def __init__(self, stream: TextIO, total: int) -> None:
@@ -23,7 +23,7 @@ class ManyRuns:
         self._total = total
         self._done = 0
         self._begin = time.monotonic()
-        self._last_line: dict[str, tuple[float, int]] = {}  # of each run: when it was written, at which round
+        self._last_line: dict[str, tuple[float, int]] = {}  # for each run: the time and the round of its last line
         self._rounds: dict[str, int] = {}
         self._bar: Any = None
         self._all: Any = None
@@ -34,7 +34,7 @@ class ManyRuns:
             from rich.progress import TextColumn
             from rich.table import Column
 
-            shown = Column(no_wrap=True, overflow="ellipsis", ratio=1)  # what gives way on a narrow terminal
+            shown = Column(no_wrap=True, overflow="ellipsis", ratio=1)  # this column shrinks on a narrow terminal
             self._bar = _bar(self._stream, TextColumn("{task.fields[shown]}", table_column=shown))
             self._bar.start()
             self._all = self._bar.add_task("runs", total=self._total, shown="")
@@ -52,7 +52,7 @@ class ManyRuns:
             self._tasks[name] = self._bar.add_task(name, total=rounds, shown="")
 
     def update(self, name: str, number: int, metrics: dict[str, float]) -> None:
-        """Show how far a run is."""
+        """Show the progress of a run."""
         shown = _accuracies(metrics)
         when, before = self._last_line[name]
         if self._bar is not None:
@@ -62,7 +62,7 @@ class ManyRuns:
             self.line(f"{name}  round {number}/{self._rounds[name]}  {shown}".rstrip())
 
     def end(self, name: str, reason: str | None, *, finished: bool) -> None:
-        """Show that a run has ended, and why, where it failed; without `finished` it will run again."""
+        """Show that a run has ended, with the reason if it failed. Without `finished` it will run again."""
         self._done += finished
         if self._bar is not None:
             self._bar.remove_task(self._tasks.pop(name))
@@ -103,7 +103,7 @@ def _accuracies(metrics: dict[str, float]) -> str:
 
 
 class Progress:
-    """A bar with the current metrics and the time left; plain lines where the output is no terminal."""
+    """A bar with the current metrics and the remaining time; plain lines if the output is not a terminal."""
 
     def __init__(self, stream: TextIO, unit: str = "round") -> None:
         self._stream = stream
@@ -128,13 +128,13 @@ class Progress:
             self._bar.stop()
 
     def update(self, record: Record, environment: Environment) -> None:
-        """Show the round that has ended."""
+        """Show the finished round."""
         for failure in record.failures:
             self.line(f"round {record.number}: node {failure['node']}, {failure['action']}: {failure['reason']}")
         self.advance(record.number, environment.config.rounds, record.metrics)
 
     def advance(self, number: int, total: int, metrics: dict[str, float]) -> None:
-        """Show that so many are done; of those that nothing was measured in, a line every ten seconds at most."""
+        """Show the number of finished rounds. If nothing was measured, at most one line every ten seconds."""
         if self._first is None:
             self._first, self._begin = number, time.monotonic()
         shown = _accuracies(metrics)
@@ -151,7 +151,7 @@ class Progress:
         self.line(text + (f"  left {left:.0f} s" if done and number < total else ""))
 
     def step(self, number: int, what: str, done: int, total: int) -> None:
-        """Show how far long work on the server is: a second bar, or a line every ten seconds."""
+        """Show the progress of long work on the server: a second bar, or a line every ten seconds."""
         if self._bar is not None:
             if self._step_task is None:
                 self._step_task = self._bar.add_task(what, total=total)

@@ -1,4 +1,4 @@
-"""Runs as they are in their folders: reading them, sorting them into arms that differ in their seeds alone."""
+"""Reads runs from their folders, and sorts them into arms: runs that differ in their seeds only."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from ..errors import InputError, on_one_line, unknown
 from .metrics import lower_is_better
 from .run_folder import CONFIG, METRICS, PARTITION, SUMMARY, whole_lines
 
-NO_RESULT = ("engine.", "checkpoint.", "trackers", "data.root", "data.download")  # keys that change none
+NO_RESULT = ("engine.", "checkpoint.", "trackers", "data.root", "data.download")  # keys that do not change results
 
 
 class _Line(BaseModel):
-    """What is read of a line of metrics.jsonl."""
+    """The fields that are read from a line of metrics.jsonl."""
 
     round: int
     cohort: list[int]
@@ -37,13 +37,13 @@ class _Line(BaseModel):
 
 
 class _Strategy(BaseModel):
-    """What is read of a config's strategy by its name."""
+    """The fields that are read from a config's strategy."""
 
     name: str
 
 
 class _Config(BaseModel):
-    """What is read of a config.toml by its name."""
+    """The fields that are read from a config.toml."""
 
     seed: int
     rounds: int
@@ -52,7 +52,7 @@ class _Config(BaseModel):
 
 
 class _Summary(BaseModel):
-    """What is read of a summary.json by its name."""
+    """The fields that are read from a summary.json."""
 
     status: str
     versions: dict[str, str]
@@ -60,7 +60,7 @@ class _Summary(BaseModel):
 
 @dataclass(frozen=True)
 class Run:
-    """A run's folder, read: its config as plain tables, its rounds, and its summary (None where it never ended)."""
+    """The content of a run folder: its config as plain tables, its rounds, and its summary (None if not ended)."""
 
     path: Path
     config: dict[str, Any]
@@ -74,26 +74,26 @@ class Run:
 
     @property
     def status(self) -> str:
-        """Return `completed`, `failed`, `interrupted`, or `unfinished` for a run that goes on or was cut off."""
+        """Return `completed`, `failed`, `interrupted`, or `unfinished` for a run that still runs or was killed."""
         return "unfinished" if self.summary is None else str(self.summary["status"])
 
     @property
     def reached(self) -> int:
-        """Return the last round that has ended."""
+        """Return the last finished round."""
         return int(self.lines[-1]["round"]) if self.lines else 0
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """Return all keys of the config that can change a result, dotted, but the seed."""
+        """Return all keys of the config that can change results, dotted, except the seed."""
         return {key: value for key, value in flattened(self.config).items() if not key.startswith(("seed", *NO_RESULT))}
 
     @property
     def arm(self) -> str:
-        """Return the settings as text: the same for runs that differ in their seeds alone."""
+        """Return the settings as text: equal for runs that differ in their seeds only."""
         return json.dumps(self.settings, sort_keys=True, default=str)
 
     def metrics(self) -> list[str]:
-        """Return the names of all metrics that some round has."""
+        """Return the names of all metrics that any round has."""
         return sorted({name for line in self.lines for name in line["metrics"]})
 
     def measured(self, metric: str) -> list[int]:
@@ -102,21 +102,21 @@ class Run:
 
     @cached_property
     def megabytes(self) -> list[float]:
-        """Return the method's traffic up to and with each line, both ways, in 10^6 bytes."""
+        """Return the method's total traffic up to each line, included, in both directions, in 10^6 bytes."""
         return list(accumulate(sum(sum(way.values()) for way in line["bytes"].values()) / 1e6 for line in self.lines))
 
     @cached_property
     def seconds(self) -> list[float]:
-        """Return the seconds of rounds up to and with each line, without evaluation."""
+        """Return the total seconds of rounds up to each line, included, without evaluation."""
         return list(accumulate(line["seconds"]["round"] for line in self.lines))
 
     def of_nodes(self, metric: str) -> dict[int, float]:
-        """Return each node's value of a metric when it was last measured; empty where nodes have none."""
+        """Return each node's last value of a metric; empty if nodes do not have it."""
         rows = [line["nodes"][metric] for line in self.lines if metric in line["nodes"]]
         return {int(node): value for node, value in rows[-1].items()} if rows else {}
 
     def partition(self) -> dict[str, Any] | None:
-        """Return who held what: `classes`, and `counts`, nodes x classes; None where it was not kept."""
+        """Return which node has which images: `classes`, and `counts`, nodes x classes; None if it was not stored."""
         try:
             kept: dict[str, Any] = json.loads((self.path / PARTITION).read_text())
         except (OSError, ValueError):
@@ -126,14 +126,14 @@ class Run:
 
 @dataclass(frozen=True)
 class Arm:
-    """Runs that differ in their seeds alone, by seed, under a name of their own."""
+    """Runs that differ in their seeds only, ordered by seed, with a name."""
 
     name: str
     runs: list[Run]
 
 
 def read_run(path: Path) -> Run:
-    """Read a run's folder, also while the run goes on.
+    """Read a run folder, also during the run.
 
     Raises InputError for a folder without a run, one of `fedkd distill`, and one whose files this version cannot read.
     """
@@ -142,7 +142,7 @@ def read_run(path: Path) -> Run:
     try:
         config = tomllib.loads((path / CONFIG).read_text())
         if "distiller" in config:
-            raise InputError(f"{path}: that is a distillation, not a federation; it has no rounds to compare.")
+            raise InputError(f"{path}: this is a distillation, not a federation; it has no rounds to compare.")
         lines = whole_lines(path / METRICS)
         summary = json.loads((path / SUMMARY).read_text()) if (path / SUMMARY).is_file() else None
     except (OSError, ValueError) as error:
@@ -158,15 +158,15 @@ def read_run(path: Path) -> Run:
     rounds = [line["round"] for line in lines]
     if rounds != list(range(len(rounds))):
         number = next(i for i, found in enumerate(rounds) if found != i)
-        raise InputError(f"{path}: {METRICS} has round {rounds[number]} in the place of round {number}.")
+        raise InputError(f"{path}: {METRICS} has round {rounds[number]} instead of round {number}.")
     if summary is not None and summary["status"] == "completed" and len(rounds) != config["rounds"] + 1:
-        ends = f"ends with round {rounds[-1]} of {config['rounds']}" if rounds else "holds no round"
+        ends = f"ends with round {rounds[-1]} of {config['rounds']}" if rounds else "has no round"
         raise InputError(f"{path}: completed, but its {METRICS} {ends}; lines were lost.")
     return Run(path, config, lines, summary)
 
 
 def _wrong(form: type[BaseModel], found: Any, where: str) -> list[str]:
-    """Return which parts of what was read are missing or of another type; none of a summary that is not there."""
+    """Return the fields that are missing or have another type; empty for a missing summary."""
     if found is None and form is _Summary:
         return []
     try:
@@ -181,9 +181,9 @@ def _wrong(form: type[BaseModel], found: Any, where: str) -> list[str]:
 
 
 def find_runs(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
-    """Return the runs in folders, each a run or a folder of runs, by path; and what is wrong with others there.
+    """Return the runs in folders, each a run or a folder of runs, by path; and the problems of other runs there.
 
-    Raises InputError where no run is left.
+    Raises InputError if no run can be read.
     """
     runs: list[Run] = []
     problems: list[str] = []
@@ -215,13 +215,13 @@ def find_runs(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
 
 
 def _folders(path: Path) -> tuple[list[Path], list[str]]:
-    """Return the run folders in a folder, links to some included; and which folders cannot be read, and why."""
+    """Return the run folders in a folder, including links to them; and a line about each unreadable folder."""
     unread: list[str] = []
 
     def on_error(error: OSError) -> None:
         unread.append(f"{error.filename}: cannot be read: {error.strerror}.")
 
-    if os.path.isfile(path / CONFIG):  # Path.is_file raises where it may not look
+    if os.path.isfile(path / CONFIG):  # Path.is_file raises an error for a folder without permissions
         return [path], unread
     found, seen = [], set()
     for home, within, names in os.walk(path, onerror=on_error, followlinks=True):
@@ -236,7 +236,7 @@ def _folders(path: Path) -> tuple[list[Path], list[str]]:
 
 
 def completed(runs: Iterable[Run]) -> tuple[list[Run], list[str]]:
-    """Return the runs that came to their end, and a line on each other one."""
+    """Return the completed runs, and a line about each other run."""
     runs = list(runs)
     others = [run for run in runs if run.status != "completed"]
     problems = [
@@ -246,16 +246,16 @@ def completed(runs: Iterable[Run]) -> tuple[list[Run], list[str]]:
 
 
 def differing(runs: Sequence[Run]) -> dict[str, list[Any]]:
-    """Return the keys, but the strategy's, in which runs differ, each with its values: None where it is unset."""
+    """Return the keys, except the strategy's, in which runs differ, each with its values: None if it is not set."""
     keys = sorted({key for run in runs for key in run.settings if not key.startswith("strategy.")})
     values = {key: _unique(run.settings.get(key) for run in runs) for key in keys}
     return {key: found for key, found in values.items() if len(found) > 1}
 
 
 def arms_of(runs: Sequence[Run]) -> tuple[list[Arm], list[str]]:
-    """Sort runs into arms, in the order in which they come; and name runs that are there twice.
+    """Sort runs into arms, in the order of the runs; also return a line about each run that exists twice.
 
-    An arm is named after its strategy, and what else distinguishes it from the others.
+    The name of an arm is its strategy, with the keys that distinguish it from the others.
     """
     groups: dict[str, list[Run]] = {}
     for run in runs:
@@ -277,7 +277,7 @@ def arms_of(runs: Sequence[Run]) -> tuple[list[Arm], list[str]]:
         parts = [f"{key.removeprefix('strategy.')} {shown(first.settings.get(key))}" for key in (*own, *elsewhere)]
         short = name.rsplit(":", 1)[-1]
         if len({other for m in members if (other := m.settings["strategy.name"]).rsplit(":", 1)[-1] == short}) > 1:
-            short = name  # classes of one name in several files
+            short = name  # several files have classes with this name
         arms.append(
             Arm(
                 f"{short} ({', '.join(parts)})" if parts else short,
@@ -288,13 +288,13 @@ def arms_of(runs: Sequence[Run]) -> tuple[list[Arm], list[str]]:
 
 
 def shared_metrics(arms: Sequence[Arm]) -> list[str]:
-    """Return the metrics that all arms have, those first that say most."""
+    """Return the metrics that all arms have, the most informative first."""
     found = [{metric for run in arm.runs for metric in run.metrics()} for arm in arms]
     return in_order(set.intersection(*found) if found else set())
 
 
 def in_order(metrics: Iterable[str]) -> list[str]:
-    """Return metrics, those first that say most, then the other accuracies."""
+    """Return metrics ordered: the most informative first, then the other accuracies."""
     first = ("personal/accuracy", "global/accuracy", "probe/accuracy")
 
     def place(name: str) -> tuple[int, bool, str]:
@@ -304,14 +304,14 @@ def in_order(metrics: Iterable[str]) -> list[str]:
 
 
 def check_metric(metric: str, arms: Sequence[Arm]) -> None:
-    """Raise InputError where no arm has a metric."""
+    """Raise InputError if no arm has a metric."""
     known = {name for arm in arms for run in arm.runs for name in run.metrics()}
     if metric not in known:
         raise unknown("--metric", metric, known)
 
 
 def target_reached(run: Run, metric: str, target: float) -> tuple[int, float, float] | None:
-    """Return round, megabytes and seconds at which a metric was first measured at a target or beyond it, if ever."""
+    """Return round, megabytes and seconds at which a metric first reached a target, or None."""
     for i in run.measured(metric):
         value = run.lines[i]["metrics"][metric]
         if value <= target if lower_is_better(metric) else value >= target:
@@ -320,16 +320,16 @@ def target_reached(run: Run, metric: str, target: float) -> tuple[int, float, fl
 
 
 def worst_decile(values: Iterable[float], metric: str) -> float:
-    """Return the mean of the worst tenth of nodes' values of a metric, of one node at least; NaN where one is none."""
+    """Return the mean of the worst tenth of nodes' values of a metric, at least one node; NaN if any value is NaN."""
     ordered = sorted(values, reverse=lower_is_better(metric))
     worst = ordered[: max(1, math.ceil(len(ordered) / 10))]
     return sum(worst) / len(worst) if all(map(math.isfinite, ordered)) else math.nan
 
 
 def other_data(runs: Sequence[Run]) -> tuple[Run, Run] | None:
-    """Return two runs of one seed that trained on other images or another partition, if there are any.
+    """Return two runs with the same seed that trained on different images or partitions, if there are any.
 
-    By the fingerprints in their summaries, also where configs agree.
+    It compares the fingerprints in their summaries, which can differ even if the configs agree.
     """
     first: dict[int, Run] = {}
     for run in runs:
@@ -346,7 +346,7 @@ def _unique(values: Iterable[Any]) -> list[Any]:
 
 
 def shown(value: Any) -> str:
-    """Return a value of a config's key in few words."""
+    """Return the value of a config key as short text."""
     if isinstance(value, list):
         return ", ".join(map(shown, value)) or "none"
     if value is None:

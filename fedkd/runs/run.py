@@ -1,4 +1,4 @@
-"""A run from start to end: environment, engine, strategy, run folder; and how it goes on after a crash."""
+"""A run from start to end: environment, engine, strategy, run folder; and its resume after a crash."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _log = logging.getLogger("fedkd")
 
 
 def make_engine(setup: Setup) -> Engine:
-    """Return the engine that the config names. Raises InputError for an unknown one or wrong options."""
+    """Return the engine that the config names. Raises InputError for an unknown engine or wrong options."""
     table = setup.environment.config.engine
     engine = find("engines", table.name, "engine.name")
     made: Engine = engine(setup, **options(engine, table.options, "engine"))
@@ -47,9 +47,9 @@ def run(
 ) -> dict[str, Any]:
     """Run a config into a new folder; return the summary. Nothing is written before all input is accepted.
 
-    `on_round` is called after each round, `on_step` on the progress of long work on the server (see `run_rounds`),
-    `on_event` with a line on what the run survives. Raises InputError for input that is refused, RunError for a run
-    that cannot go on; what ends a run early is written into its summary first.
+    `on_round` is called after each round, `on_step` for the progress of long work on the server (see `run_rounds`),
+    `on_event` with a line about each problem that does not end the run. Raises InputError for input that is refused,
+    RunError for a run that cannot continue. The reason for an early end is first written to the summary.
     """
     refuse_used(out)
     _refuse_sites(config)
@@ -70,12 +70,11 @@ def resume(
     on_event: Callable[[str], None] = lambda text: None,
     engine: NamedTable | None = None,
 ) -> dict[str, Any]:
-    """Continue the run in a folder from its newest checkpoint that is whole; return the summary.
+    """Continue the run in a folder from its newest complete checkpoint; return the summary.
 
-    Ends with the same metrics and weights as a run that was never interrupted; one that ended before its first
-    checkpoint begins again. `on_event` hears of damaged checkpoints. `engine`: another than it began with, which
-    changes no result. Raises like `run`, and InputError for a folder
-    without a run, or whose checkpoints are all damaged.
+    Metrics and weights are the same as without the interruption. A run that ended before its first checkpoint starts
+    again. `on_event` gets a line about each damaged checkpoint. `engine`: another engine than before, which does not
+    change results. Raises like `run`, and InputError for a folder without a run, or if all checkpoints are damaged.
     """
     folder = RunFolder(path)
     if not (path / CONFIG).is_file():
@@ -102,7 +101,7 @@ def _simulate(
     on_step: OnStep | None,
     on_event: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Run to the end; where nodes' states are lost with a machine, again from the last checkpoint, on what is left."""
+    """Run to the end. If nodes' states are lost with a machine, resume from the last checkpoint on the other ones."""
     data = setup.environment.data
     if data.clients <= MOST_ROWS:
         folder.keep_partition(data.node_classes, data.label_counts())
@@ -110,7 +109,7 @@ def _simulate(
         try:
             return run_with(setup, engine, folder, trackers, first_round, on_round, on_step)
         except StatesLost as error:
-            on_event(f"{error} The run goes on from its last checkpoint.")
+            on_event(f"{error} The run continues from its last checkpoint.")
             fresh, _ = make_strategy(setup.environment.config.strategy)
             setup = Setup(fresh, setup.environment)
             setup.check()
@@ -118,7 +117,7 @@ def _simulate(
 
 
 def _back_to_checkpoint(setup: Setup, engine: Engine, folder: RunFolder, on_event: Callable[[str], None]) -> int:
-    """Take the server and the nodes back to the last checkpoint, if there is one; return the round to go on with."""
+    """Restore the server and the nodes from the last checkpoint, if there is one; return the next round."""
     number = -1
     if checkpoints.there_are_none(folder.checkpoints):
         engine.restore(())
@@ -127,7 +126,7 @@ def _back_to_checkpoint(setup: Setup, engine: Engine, folder: RunFolder, on_even
         restore_state(setup.strategy, checkpoints.load_server(checkpoint))
         engine.restore(checkpoints.load_nodes(checkpoint))
     folder.rewind(number)
-    engine.events()  # of a round that will be run again
+    engine.events()  # drops the events of a round that will run again
     return number + 1
 
 
@@ -145,11 +144,11 @@ def run_with(
     on_round: OnRound | None,
     on_step: OnStep | None,
 ) -> dict[str, Any]:
-    """Run the rounds into a folder; return the summary, which is written however the run ends."""
+    """Run the rounds and write to a folder; return the summary, which is written for any end of the run."""
     environment, config = setup.environment, setup.environment.config
     begin = time.perf_counter()
     trackers.begin(config, folder.path, first_round)
-    ended: _Ended | None = None  # the last whole round: the method may have gone on from it when the run is interrupted
+    ended: _Ended | None = None  # the state after the last finished round: an interrupt may come during a later round
 
     def keep(record: Record) -> None:
         nonlocal ended
@@ -173,8 +172,8 @@ def run_with(
         if ended is not None:
             try:
                 checkpoint(ended.number)
-            except (StatesLost, OSError) as failed:  # there is the one before, and what ended the run is the news
-                _log.warning("round %d could not be kept: %s", ended.number, failed)
+            except (StatesLost, OSError) as failed:  # an older checkpoint exists, and the first error is more important
+                _log.warning("the checkpoint of round %d could not be written: %s", ended.number, failed)
         seconds = time.perf_counter() - begin
         data = environment.data.fingerprint
         summary = summarise(config, folder.lines(), status=status, seconds=seconds, data=data, error=error)
@@ -189,20 +188,20 @@ def run_with(
         end("interrupted")
         raise
     except StatesLost as error:
-        ended = None  # its states are among those that are lost
+        ended = None  # its states are lost too
         end("failed", f"{type(error).__name__}: {error}")
         raise
     except Exception as error:
         end("failed", f"{type(error).__name__}: {error}")
         raise
-    from .figures import draw  # matplotlib, which the run itself can do without
+    from .figures import draw  # imports matplotlib, which the run itself does not need
 
     draw(environment, folder)
     return end("completed")
 
 
 class _Ended(NamedTuple):
-    """What a checkpoint of a round holds."""
+    """The content of a round's checkpoint."""
 
     number: int
     server: State

@@ -20,11 +20,11 @@ from ..core.record import Captioned
 from ..errors import InputError
 
 CONFIG, METRICS, SUMMARY, PARTITION = "config.toml", "metrics.jsonl", "summary.json", "partition.json"
-MOST_ROWS = 1000  # nodes whose label counts are kept and drawn
+MOST_ROWS = 1000  # the largest number of nodes whose label counts are stored and drawn
 
 
 class RunFolder:
-    """One run's folder. A line is on disk as soon as its round has ended."""
+    """The folder of one run. A line is written to disk when its round ends."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -32,14 +32,14 @@ class RunFolder:
         self.figures = path / "figures"
 
     def create(self, config: Config | DistillConfig) -> None:
-        """Make the folder and write the resolved config. Raises InputError where something else is there."""
+        """Make the folder and write the config with all values. Raises InputError if the folder has other content."""
         refuse_used(self.path)
         for folder in (self.path, self.checkpoints, self.figures):
             make_folder(folder)
         (self.path / METRICS).touch()
         partial = self.path / f".{CONFIG}.partial"
         partial.write_text(tomli_w.dumps(to_table(config)))
-        os.replace(partial, self.path / CONFIG)  # last: with it the folder is a run that can be continued
+        os.replace(partial, self.path / CONFIG)  # last, because with it the folder is a run that can be continued
 
     def append(self, line: dict[str, Any]) -> None:
         """Add a line to metrics.jsonl."""
@@ -49,17 +49,17 @@ class RunFolder:
             os.fsync(file.fileno())
 
     def lines(self) -> list[dict[str, Any]]:
-        """Return the lines of metrics.jsonl, up to the first that is damaged."""
+        """Return the lines of metrics.jsonl before the first damaged line."""
         return _read_lines(self.path / METRICS)[0]
 
     def keep_partition(self, classes: Sequence[str], counts: np.ndarray) -> None:
-        """Write who holds what: the classes, and how many images of each a node has, nodes x classes."""
+        """Write which node has which images: the classes, and the number of images of each, nodes x classes."""
         (self.path / PARTITION).write_text(json.dumps({"classes": list(classes), "counts": counts.tolist()}) + "\n")
 
     def keep_images(self, name: str, number: int, row: Captioned) -> None:
-        """Write a round's row of images as one PNG, as they are, side by side; captions as its text.
+        """Write a round's row of images side by side as one PNG, without scaling; captions are the PNG's text.
 
-        Of images with neither 1 nor 3 channels the first channel is shown.
+        For images with neither 1 nor 3 channels, the first channel is shown.
         """
         home = self.figures / name
         home.mkdir(parents=True, exist_ok=True)
@@ -71,13 +71,13 @@ class RunFolder:
         os.replace(partial, final)
 
     def image_folders(self) -> list[Path]:
-        """Return the folders of figures/ that hold images of rounds."""
+        """Return the folders in figures/ that contain images of rounds."""
         return sorted(path for path in self.figures.iterdir() if path.is_dir())
 
     def rewind(self, number: int, unit: str = "round") -> None:
-        """Drop the summary, and lines of rounds (or iterations) after `number`: a continued run writes them again.
+        """Drop the summary, and lines of rounds (or iterations) after `number`: a resumed run writes them again.
 
-        Raises InputError where lines up to there are missing or damaged.
+        Raises InputError if earlier lines are missing or damaged.
         """
         kept = [line for line in self.lines() if line[unit] <= number]
         if number >= 0 and (not kept or kept[-1][unit] != number):
@@ -99,9 +99,9 @@ class RunFolder:
 
 
 def whole_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a metrics.jsonl; the last may be cut off, or just be written.
+    """Return the lines of a metrics.jsonl without an incomplete last line, which may be in the process of writing.
 
-    Raises ValueError where another one is damaged.
+    Raises ValueError if another line is damaged.
     """
     lines, count = _read_lines(path)
     if len(lines) < count - 1:
@@ -110,7 +110,7 @@ def whole_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """Return the lines up to the first that is damaged, and how many lines the file has."""
+    """Return the lines before the first damaged line, and the number of lines of the file."""
     texts = path.read_text().splitlines() if path.is_file() else []
     lines = []
     for text in texts:
@@ -122,32 +122,32 @@ def _read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder for output, where it is not there. Raises InputError where nothing can be written into it."""
+    """Make a folder for output, if it does not exist. Raises InputError if it cannot be made or is not writable."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"--out {path}: that folder cannot be made: {error.strerror}.") from error
+        raise InputError(f"--out {path}: the folder cannot be made: {error.strerror}.") from error
     if not os.access(path, os.W_OK | os.X_OK):
-        raise InputError(f"--out {path}: that folder cannot be written into.")
+        raise InputError(f"--out {path}: the folder is not writable.")
 
 
 @contextlib.contextmanager
 def alone_in(path: Path) -> Iterator[None]:
-    """Hold a folder for this process. Raises InputError where another one is at work in it."""
+    """Lock a folder for this process. Raises InputError if another process uses it."""
     handle = os.open(path, os.O_RDONLY)
     try:
-        with contextlib.suppress(OSError):  # file systems without locks
+        with contextlib.suppress(OSError):  # for file systems without locks
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # which ends with the process, however it ends
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the lock always ends with the process
             except BlockingIOError:
-                raise InputError(f"{path}: another process is at work there.") from None
+                raise InputError(f"{path}: another process uses this folder.") from None
         yield
     finally:
         os.close(handle)
 
 
 def is_unborn(path: Path) -> bool:
-    """Return whether a folder holds nothing but what a run makes before it has a config: it was cut off at once."""
+    """Return whether a folder has only what a run makes before its config: the run was killed right after its start."""
     if (path / CONFIG).exists():
         return False
     made = {METRICS, "checkpoints", "figures", f".{CONFIG}.partial"}
@@ -157,12 +157,12 @@ def is_unborn(path: Path) -> bool:
 
 
 def refuse_used(path: Path) -> None:
-    """Raise InputError where `path` is a file, or a folder that holds anything."""
+    """Raise InputError if `path` is a file, or a folder that is not empty."""
     if path.exists() and not path.is_dir():
-        raise InputError(f"--out {path}: that is a file.")
+        raise InputError(f"--out {path}: this is a file; name a folder.")
     if path.is_dir() and any(path.iterdir()):
         what = "another run" if (path / CONFIG).exists() else "other files"
-        raise InputError(f"--out {path}: the folder holds {what}; name a new one, or continue a run with --resume.")
+        raise InputError(f"--out {path}: the folder contains {what}; name a new one, or continue a run with --resume.")
 
 
 def free_folder(parent: Path, name: str) -> Path:
@@ -174,6 +174,6 @@ def free_folder(parent: Path, name: str) -> Path:
 
 
 def run_folder_of(config: Config) -> Path:
-    """Return a free folder in `runs/` that is named after a config."""
+    """Return a new folder in `runs/` that is named after a config."""
     name = f"{config.strategy.name.rsplit(':', 1)[-1]}-{config.data.set_names[0].rsplit('/', 1)[-1]}"
     return free_folder(Path("runs"), f"{name.replace(':', '-')}-seed{config.seed}")

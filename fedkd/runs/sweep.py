@@ -1,4 +1,4 @@
-"""A grid of runs: which values of which keys, which seeds, which folders; what of it is there already."""
+"""A grid of runs: the values of its keys, its seeds, its folders, and the runs that exist already."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .results import NO_RESULT, read_run
 from .run_folder import CONFIG, is_unborn
 from .trackers import make_trackers
 
-_LONGEST = 255  # bytes of a folder's name
+_LONGEST = 255  # the largest number of bytes of a folder's name
 
 _MOST_SEEDS = 10_000
 
@@ -37,27 +37,27 @@ class Job:
 
 @dataclass(frozen=True)
 class Plan:
-    """The runs of a grid: those to start, those to continue from a checkpoint, and how many are finished."""
+    """The runs of a grid: those to start, those to continue from a checkpoint, and the number of finished ones."""
 
     jobs: list[Job]
     finished: int
     varied: list[str]  # keys that have several values
-    first: str | None  # the first strategy, where others are compared with it
+    first: str | None  # the first strategy, if others are compared with it
 
 
 def plan(configs: Sequence[Path], overrides: Sequence[str], vary: Sequence[str], seeds: str, out: Path) -> Plan:
     """Return the grid of all combinations of configs, values of the keys in `vary` (`key=value,value`) and seeds.
 
-    Each combination is validated as `fedkd run` does before it loads images. Runs that are in `out` with the same
-    config are kept or go on. Raises InputError for what is wrong with a config, a key, a value or a seed, for two runs
-    of one name, and for a folder in `out` that holds another run.
+    Each combination is checked as in `fedkd run` before images are loaded. Runs in `out` with the same config are kept
+    or continued. Raises InputError for errors in a config, a key, a value or a seed, for two runs with the same name,
+    and for a folder in `out` that contains another run.
     """
     if out.exists() and not out.is_dir():
-        raise InputError(f"--out {out}: that is a file.")
+        raise InputError(f"--out {out}: this is a file; name a folder.")
     axes = [_axis(text) for text in vary]
     keys = [key for key, _ in axes]
     if twice := [key for key in keys if keys.count(key) > 1]:
-        raise InputError(f"--vary {twice[0]}: give its values once.")
+        raise InputError(f"--vary {twice[0]}: the key is given twice; give its values once.")
     if any(text.partition("=")[0] == "seed" for text in [*overrides, *vary]):
         raise InputError("seed: give seeds by --seeds, such as --seeds 0..4.")
     stems = [config.stem for config in configs]
@@ -70,7 +70,7 @@ def plan(configs: Sequence[Path], overrides: Sequence[str], vary: Sequence[str],
         words = [label] if len(configs) > 1 else []
         words += [f"{_short(key, keys)}={word}" for key, (_, word) in zip(keys, chosen, strict=True)]
         changes = [*overrides, *(f"{key}={value}" for key, (value, _) in zip(keys, chosen, strict=True))]
-        changes.sort(key=lambda text: text.partition("=")[0].count("."))  # a table before what changes a key in it
+        changes.sort(key=lambda text: text.partition("=")[0].count("."))  # set a table before a key in it
         parsed = _resolved(read_config(config, changes))
         for seed in seeds_of(seeds):
             name = ",".join([*words, f"seed={seed}"])
@@ -90,9 +90,9 @@ def plan(configs: Sequence[Path], overrides: Sequence[str], vary: Sequence[str],
 
 
 def check(jobs: Sequence[Job]) -> None:
-    """Refuse what `fedkd run` would: images that are missing, models, what strategies need; each config once.
+    """Check each config as `fedkd run` does: missing images, models, the needs of strategies; each config once.
 
-    Data are loaded for one seed of each. Raises InputError naming the run.
+    Data are loaded for one seed of each config. Raises InputError, which names the run.
     """
     unlike = {json.dumps({**to_table(job.config), "seed": 0}, sort_keys=True): job for job in reversed(jobs)}
     by_data = sorted(unlike.values(), key=lambda job: job.config.data.model_dump_json())
@@ -110,14 +110,14 @@ def check(jobs: Sequence[Job]) -> None:
 
 
 def _resolved(config: Config) -> Config:
-    """Return the config as a run folder keeps it. Raises InputError for wrong options of the strategy."""
+    """Return the config as in a run folder. Raises InputError for wrong options of the strategy."""
     if config.data.sites is not None:
         raise InputError("data.sites: there are no images to simulate with; such a config is for `flwr run`.")
     return config.model_copy(update={"strategy": make_strategy(config.strategy)[1]})
 
 
 def seeds_of(text: str) -> list[int]:
-    """Return the seeds in a text such as `0..4` or `0,1,7`. Raises InputError where there are none."""
+    """Return the seeds in a text such as `0..4` or `0,1,7`. Raises InputError if there are none."""
     seeds: list[int] = []
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d+)(?:\.\.(\d+))?\s*", part)
@@ -125,7 +125,7 @@ def seeds_of(text: str) -> list[int]:
             raise InputError(f"--seeds {text!r}: write seeds as 0..4 or 0,1,7.")
         first, last = int(match[1]), int(match[2] or match[1])
         if last < first:
-            raise InputError(f"--seeds {text!r}: {part.strip()} holds no seed; the smaller one comes first.")
+            raise InputError(f"--seeds {text!r}: {part.strip()} has no seeds; write the smaller one first.")
         if len(seeds) + last - first >= _MOST_SEEDS:
             raise InputError(f"--seeds {text!r}: more than {_MOST_SEEDS} seeds.")
         seeds += range(first, last + 1)
@@ -141,7 +141,7 @@ def _axis(text: str) -> tuple[str, list[str]]:
 
 
 def _split(text: str) -> list[str]:
-    """Split at the commas outside of brackets and quotation marks."""
+    """Split at commas outside brackets and quotation marks."""
     parts, depth, quote = [""], 0, ""
     for character in text:
         if quote:
@@ -158,13 +158,13 @@ def _split(text: str) -> list[str]:
 
 
 def _short(key: str, keys: Sequence[str]) -> str:
-    """Return the last part of a key, or all of it where another key ends so too."""
+    """Return the last part of a key, or the whole key if another key has the same last part."""
     last = key.rsplit(".", 1)[-1]
     return key if sum(other.rsplit(".", 1)[-1] == last for other in keys) > 1 else last
 
 
 def _words(values: Sequence[str]) -> list[str]:
-    """Return values as they can stand in a folder's name: files without their folders, where they stay different."""
+    """Return values in a form for a folder's name: files without their folders, if they are still different."""
     short = [_word(value.rsplit("/", 1)[-1]) for value in values]
     return short if len(set(short)) == len(short) else [_word(value) for value in values]
 
@@ -175,7 +175,7 @@ def _word(value: str) -> str:
 
 
 def _is_finished(job: Job) -> bool:
-    """Return whether a job's run is there and has ended."""
+    """Return whether a job's run exists and has ended."""
     if not job.path.exists():
         return False
     if not job.path.is_dir():
@@ -183,14 +183,14 @@ def _is_finished(job: Job) -> bool:
     if is_unborn(job.path):
         return False
     if not (job.path / CONFIG).is_file():
-        raise InputError(f"--out: {job.path} holds other files than a run's.")
+        raise InputError(f"--out: {job.path} contains other files than a run's.")
     try:
         kept = tomllib.loads((job.path / CONFIG).read_text())
         if (other := difference(kept, to_table(job.config), NO_RESULT)) is not None:
-            raise InputError(f"--out: {job.path} holds a run with another config: {other}; name a new folder.")
+            raise InputError(f"--out: {job.path} contains a run with another config: {other}; name a new folder.")
     except (OSError, ValueError) as error:
         raise InputError(f"--out: {job.path / CONFIG} cannot be read: {error}; name a new folder.") from error
     try:
         return read_run(job.path).status == "completed"
     except InputError:
-        return False  # going on mends it, or says of this run alone what is wrong
+        return False  # continuing repairs it, or reports the error for this run only

@@ -1,4 +1,4 @@
-"""Trackers: callbacks that send a run's metrics to TensorBoard, MLflow or Weights & Biases as its rounds end."""
+"""Trackers: callbacks that send a run's metrics to TensorBoard, MLflow or Weights & Biases after each round."""
 
 from __future__ import annotations
 
@@ -17,33 +17,34 @@ from ..registry import find, options
 
 _log = logging.getLogger("fedkd")
 
-# MLflow itself would hold up a run for minutes where its server is away
+# by default, MLflow blocks a run for minutes if its server does not answer
 _MLFLOW_PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
 
-_IDENTITY = "tracker-{name}.txt"  # of a run with a tracker, in the run's folder, so that a resumed one goes on there
+_IDENTITY = "tracker-{name}.txt"  # a file in the run folder with the tracker's id of the run, for a resumed run
 
 
 class Tracker(ABC):
-    """Hears of a run: `begin` before its first round, `note` of each line of metrics.jsonl, `end` of its summary.
+    """Gets the events of a run: `begin` before its first round, `note` for each line of metrics.jsonl, `end` with its
+    summary.
 
-    Subclasses take their options as keyword-only parameters: the keys of its table in `trackers`.
+    Subclasses have their options as keyword-only parameters: the keys of their table in `trackers`.
     """
 
     @abstractmethod
     def begin(self, config: Config, folder: Path, first_round: int) -> None:
-        """Begin, or go on from `first_round` in a folder whose later rounds are run again."""
+        """Begin, or continue from `first_round` in a folder whose later rounds run again."""
 
     @abstractmethod
     def note(self, line: dict[str, Any]) -> None:
-        """Take a round's line."""
+        """Handle the line of a round."""
 
     @abstractmethod
     def end(self, summary: dict[str, Any]) -> None:
-        """Take the summary; the run has ended, one way or another."""
+        """Handle the summary; the run has ended, successfully or not."""
 
 
 def scalars(line: dict[str, Any]) -> dict[str, float]:
-    """Return what of a line is a number of its own: metrics, bytes by direction, seconds, failures, logged numbers."""
+    """Return the single numbers of a line: metrics, bytes by direction, seconds, failures, logged numbers."""
     found: dict[str, float] = dict(line["metrics"])
     found |= {f"bytes/{way}": float(sum(kinds.values())) for way, kinds in line["bytes"].items()}
     found |= {f"seconds/{name}": value for name, value in line["seconds"].items()}
@@ -53,14 +54,14 @@ def scalars(line: dict[str, Any]) -> dict[str, float]:
 
 
 class TensorBoard(Tracker):
-    """TensorBoard's event files, in the run's folder under `tensorboard/`."""
+    """TensorBoard's event files, in the folder `tensorboard/` of the run folder."""
 
     def __init__(self) -> None:
         self._writer: Any = None
         need("tensorboard", "tensorboard")
 
     def begin(self, config: Config, folder: Path, first_round: int) -> None:
-        """Open the event file; what it says of rounds from `first_round` on is void."""
+        """Open the event file; its old entries from `first_round` on become invalid."""
         from torch.utils.tensorboard import SummaryWriter
 
         self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_round)
@@ -89,7 +90,7 @@ class MLflow(Tracker):
         self._id = ""
 
     def begin(self, config: Config, folder: Path, first_round: int) -> None:
-        """Create the run, or reopen that of this folder."""
+        """Create the run, or reopen the run of this folder."""
         self._client = self._mlflow.MlflowClient(tracking_uri=self.uri)
         kept = folder / _IDENTITY.format(name="mlflow")
         if kept.is_file():
@@ -115,7 +116,7 @@ class MLflow(Tracker):
 
 
 class WandB(Tracker):
-    """A Weights & Biases run; `mode = "offline"` keeps it in the run's folder, for `wandb sync`."""
+    """A Weights & Biases run; `mode = "offline"` stores it in the run folder, for `wandb sync`."""
 
     def __init__(self, *, project: str = "fedkd", mode: Literal["online", "offline"] = "online") -> None:
         self.project = project
@@ -124,7 +125,7 @@ class WandB(Tracker):
         self._run: Any = None
 
     def begin(self, config: Config, folder: Path, first_round: int) -> None:
-        """Start the run, or go on with that of this folder."""
+        """Start the run, or continue the run of this folder."""
         kept = folder / _IDENTITY.format(name="wandb")
         name = kept.read_text().strip() if kept.is_file() else None
         self._run = self._wandb.init(
@@ -143,7 +144,7 @@ class WandB(Tracker):
 
 
 def need(package: str, extra: str) -> ModuleType:
-    """Import what a tracker stands on. Raises InputError that names the extra to install."""
+    """Import the package of a tracker. Raises InputError, which names the extra to install."""
     try:
         return importlib.import_module(package)
     except ImportError as error:
@@ -154,7 +155,7 @@ def need(package: str, extra: str) -> ModuleType:
 
 
 def make_trackers(config: Config) -> Trackers:
-    """Return a config's trackers. Raises InputError for an unknown one, wrong options, a missing package."""
+    """Return a config's trackers. Raises InputError for an unknown tracker, wrong options, a missing package."""
     made = []
     for number, table in enumerate(config.trackers):
         key = f"trackers.{number}"
@@ -164,27 +165,27 @@ def make_trackers(config: Config) -> Trackers:
 
 
 class Trackers:
-    """A run's trackers. One that fails, such as a server that is away, is reported once and does not end the run."""
+    """A run's trackers. A failing tracker, for example without a server, is reported once and does not end the run."""
 
     def __init__(self, named: Sequence[tuple[str, Tracker]]) -> None:
         self._named = list(named)
 
     def begin(self, config: Config, folder: Path, first_round: int) -> None:
-        """Let all begin."""
+        """Call `begin` of all trackers."""
         self._each(lambda tracker: tracker.begin(config, folder, first_round))
 
     def note(self, line: dict[str, Any]) -> None:
-        """Tell all of a round."""
+        """Call `note` of all trackers."""
         self._each(lambda tracker: tracker.note(line))
 
     def end(self, summary: dict[str, Any]) -> None:
-        """Let all end."""
+        """Call `end` of all trackers."""
         self._each(lambda tracker: tracker.end(summary))
 
     def _each(self, call: Callable[[Tracker], None]) -> None:
         for name, tracker in list(self._named):
             try:
                 call(tracker)
-            except Exception as error:  # whatever a third party's service raises is no reason to lose a run
-                _log.warning("tracker %s is left out from here on: %s: %s", name, type(error).__name__, error)
+            except Exception as error:  # an error of a third party's service must not end the run
+                _log.warning("tracker %s failed and is not used any more: %s: %s", name, type(error).__name__, error)
                 self._named.remove((name, tracker))

@@ -14,8 +14,8 @@ from fedkd.cli import app
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--out", "file"], "--out file: that folder cannot be made: File exists"),
-        (["--out", "file/deeper"], "--out file/deeper: that folder cannot be made: Not a directory"),
+        (["--out", "file"], "--out file: the folder cannot be made: File exists"),
+        (["--out", "file/deeper"], "--out file/deeper: the folder cannot be made: Not a directory"),
         (["--out", "full"], "--out full: compare.md cannot be written: Is a directory"),
         (["--target", "nan"], "--target nan: give a number"),
         (["--metric", "no", "--out", "unmade"], "--metric: unknown 'no'"),

@@ -79,7 +79,7 @@ def test_a_used_folder_is_refused_and_left_alone(config: Path, tmp_path: Path) -
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     result = RUNNER.invoke(app, ["run", str(config), "--out", str(out)])
     assert result.exit_code == 2
-    assert "holds another run" in result.stderr
+    assert "contains another run" in result.stderr
     assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     assert RUNNER.invoke(app, ["run", str(config), "--out", str(config)]).exit_code == 2  # a file
 

@@ -22,7 +22,7 @@ from fedkd.runs.run import run
         ({"strategy.name": "fedmd"}, "fedmd needs a public set: set data.public"),
         (
             {"strategy": {"name": "knfu", "subset_size": 500}, "data.public": {"size": 300}},
-            "subset_size = 500: data.public.size is 300",
+            "subset_size = 500: data.public.size is only 300",
         ),
         (
             {"strategy": {"name": "fedmd"}, "data.public": {"size": 300}},
@@ -40,7 +40,7 @@ from fedkd.runs.run import run
         ),
         (
             {"strategy.name": "fedproto", "model": {"names": ["mlp", "cnn"]}},
-            "fedproto needs features of one width, and they have mlp 200, cnn 512",
+            "fedproto needs features of one width, but they have mlp 200, cnn 512",
         ),
         ({"strategy": {"name": "fml", "meme": {"name": "lenet5"}}}, "strategy = 'lenet5' cannot be built"),
         ({"strategy": {"name": "knfu", "betta": 1.0}, "data.public": {"size": 9}}, "did you mean 'beta'"),

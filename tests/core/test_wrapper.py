@@ -55,7 +55,7 @@ def test_wrong_bases_and_options_are_refused_by_name(tiny: Make) -> None:
     refuse({"name": "weight_ema", "decay": 1.0}, "strategy.decay = 1.0")
     refuse({"name": "fedftg", "base": {"name": "fedftg"}}, "strategy.base.name: one FedFTG wraps another")
     refuse({"name": "weight_ema", "base": {"name": "weight_ema"}}, "one WeightEMA wraps another")
-    refuse({"name": "fedftg", "base": {"name": "weight_ema"}}, "turn the two round")
+    refuse({"name": "fedftg", "base": {"name": "weight_ema"}}, "swap the two")
     deep = {"name": "weight_ema", "base": {"name": "fedftg", "base": {"name": "fedporx"}}}
     refuse(deep, "strategy.base.base.name: unknown 'fedporx'; did you mean 'fedprox'")
     refuse(

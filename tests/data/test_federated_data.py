@@ -38,5 +38,5 @@ def test_a_million_nodes_share_images_and_a_run_asks_few(tiny: Callable[..., Con
     data = federate(config.data, config.seed)
     assert len(data.train_of(999_999).labels) == 16
     assert set(data.test_of(5).labels) <= set(data.train_of(5).labels)
-    with pytest.raises(InputError, match="nodes share images, and the strategy pools them"):
+    with pytest.raises(InputError, match="nodes share images, but the strategy pools"):
         run(tiny({**changes, "strategy": "central"}), tmp_path / "central")

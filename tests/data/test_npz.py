@@ -43,7 +43,7 @@ def test_arrays_of_ones_own(tmp_path: Path) -> None:
         ({"x_test": None}, "lacks x_test"),
         ({"x_train": np.zeros((30, 6, 6), np.float32)}, "x_train .* is float32"),
         ({"x_train": np.zeros((30, 6, 6, 4), np.uint8)}, "30 x 6 x 6 x 4"),
-        ({"y_train": np.zeros(29, np.int64)}, "y_train .* one whole number an image"),
+        ({"y_train": np.zeros(29, np.int64)}, "y_train .* one whole number for each image"),
         ({"y_train": np.zeros(30)}, "y_train .* one whole number"),
         ({"y_test": np.full(9, -1)}, "label -1; labels count from 0"),
         ({"classes": np.array(["cat"])}, "names 1 classes, but has the label 2"),

@@ -148,7 +148,7 @@ def test_allocate_meets_the_size_within_what_is_there(prior: list, available: li
         ({"scheme": "iid", "clients": 2.5}, "data.partition.clients = 2.5: .*integer"),
         ({"scheme": "dirichlet", "clients": 20, "alpha": 0.05, "minimum": 90}, "minimum = 90: the smallest node got"),
         ({"scheme": "client_dirichlet", "clients": 20, "alpha": 1.0, "size": 101}, "size = 101: 20 clients need 2020"),
-        ({"scheme": "classes_per_client", "clients": 3, "classes": 11}, "classes = 11: the data has 10 classes"),
+        ({"scheme": "classes_per_client", "clients": 3, "classes": 11}, "classes = 11: the data has only 10 classes"),
     ],
 )
 def test_bad_partitions_are_refused_by_key(table: dict, message: str) -> None:
@@ -192,7 +192,7 @@ def test_drawn_nodes_are_drawn_when_asked_and_always_alike() -> None:
     assert (shares.max(1) > 0.5).mean() > 0.5  # alpha = 0.2 is skewed
     with pytest.raises(IndexError):
         parts[1_000_000]
-    with pytest.raises(InputError, match="data.partition.size = 5000: there are 1803 images"):
+    with pytest.raises(InputError, match="data.partition.size = 5000: there are only 1803 images"):
         split(images, {**table, "size": 5000}, numpy_stream(0, 0, "server", "partition"))
 
 

@@ -17,8 +17,8 @@ from fedkd.messages.arrays import PayloadError
     ("payload", "message"),
     [
         ({"strings": {"name": "../../x"}}, "string 'name' is '../../x'"),
-        ({"strings": {"classes": "[" * 5000}}, "string 'classes' is no list of names"),
-        ({"strings": {"classes": "[1, 2]"}}, "string 'classes' is no list of names"),
+        ({"strings": {"classes": "[" * 5000}}, "string 'classes' is not a list of names"),
+        ({"strings": {"classes": "[1, 2]"}}, "string 'classes' is not a list of names"),
         ({"numbers": {"images": -1.0}}, "number 'images' is -1.0"),
         ({"numbers": {"images": math.nan}}, "number 'images' is nan"),
         ({"numbers": {"more": 1.0}}, "numbers has 'more', which was not asked for"),

@@ -30,7 +30,7 @@ def test_the_folder_has_what_its_readme_speaks_of(tmp_path: Path) -> None:
     words = ["deploy", "init", str(out), "--config", str(KNFU), "--sites", "3", "--host", "fl.example.org"]
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 0, result.output
-    assert f"Go on with {out / 'README.md'}" in result.output.replace("\n", "")
+    assert f"Next: follow {out / 'README.md'}" in result.output.replace("\n", "")
     text = (out / "README.md").read_text()
     steps = [line for line in text.splitlines() if line[:2] in {f"{n}." for n in range(9)}]
     assert len(steps) == 5
@@ -119,7 +119,7 @@ def test_a_plug_in_travels_with_the_app(tmp_path: Path, monkeypatch: pytest.Monk
         (["--sites", "2"], "--sites 2: data.sites.count in .* is 3"),
         (["--sites", "3", "--host", "https://x"], "--host 'https://x': give a name or an address"),
         (["--sites", "0"], "0 is not in the range"),
-        (["--sites", "3", "--config", "no.toml"], "There is no config no.toml"),
+        (["--sites", "3", "--config", "no.toml"], "There is no config file no.toml"),
     ],
 )
 def test_what_cannot_be_deployed_is_refused(tmp_path: Path, words: list[str], message: str) -> None:
@@ -131,7 +131,7 @@ def test_what_cannot_be_deployed_is_refused(tmp_path: Path, words: list[str], me
 
 def test_a_folder_in_use_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine")
-    with pytest.raises(InputError, match="there is something already"):
+    with pytest.raises(InputError, match="this exists already"):
         provision(tmp_path, KNFU, 3, "127.0.0.1", 9443, insecure=False)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 

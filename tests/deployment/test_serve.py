@@ -180,7 +180,7 @@ def test_only_the_run_that_was_begun_is_continued(tiny: Make, tmp_path: Path) ->
     with pytest.raises(InputError, match="there is no run of real sites to continue"):
         start(config, partitioned(config), tmp_path / "run", resume=True)
     start(config, partitioned(config), tmp_path / "run")
-    with alone_in(tmp_path / "run"), pytest.raises(InputError, match="another process is at work there"):
+    with alone_in(tmp_path / "run"), pytest.raises(InputError, match="another process uses this folder"):
         start(config, partitioned(config), tmp_path / "run", resume=True)
     with pytest.raises(InputError, match="another run"):
         start(config, partitioned(config), tmp_path / "run")

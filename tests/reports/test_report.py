@@ -21,7 +21,7 @@ def test_the_page_is_whole_by_itself_and_escapes_what_it_shows(page_file: Path, 
     assert "data:image/png;base64," in text  # generated images
     ids = re.findall(r' id="([^"]+)"', text)
     assert len(ids) == len(set(ids))
-    for part in ("Who holds what", "Who hears whom", "Images over rounds", "Teachers of the server", "Configs"):
+    for part in ("Partition", "Fusion weights", "Images over rounds", "Teachers of the server", "Configs"):
         assert f">{part}</h" in text, part
     again = CliRunner().invoke(app, ["report", str(runs), "-o", str(page_file.parent / "again.html")])
     assert again.exit_code == 0

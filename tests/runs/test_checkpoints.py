@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from helpers import Make, checkpoint_bytes, lines, server_state
 from fedkd.core.state import pack
 from fedkd.errors import InputError
 from fedkd.messages.arrays import array_record
-from fedkd.runs.checkpoints import latest, load_nodes, save
+from fedkd.runs.checkpoints import _digest, _save, latest, load_nodes, load_server, save
 from fedkd.runs.results import read_run
 from fedkd.runs.run import resume, run
 
@@ -101,3 +102,16 @@ def test_a_run_that_goes_on_has_no_summary_of_what_it_was(tiny: Make, tmp_path: 
     resume(out, lambda record, environment: seen.append(read_run(out).status))
     assert seen == ["unfinished", "unfinished"]
     assert read_run(out).status == "completed"
+
+
+def test_a_checkpoint_of_an_earlier_version_is_refused_by_name(tiny: Make, tmp_path: Path) -> None:
+    """Earlier versions wrote tensors alone; which fields they were is not in the file."""
+    run(tiny(), tmp_path / "run")
+    newest = tmp_path / "run" / "checkpoints" / "round-000002"
+    tensors = load_server(newest).tensors
+    _save(newest / "server.safetensors", tensors, {})
+    about = json.loads((newest / "checkpoint.json").read_text())
+    about["files"]["server.safetensors"] = _digest(newest / "server.safetensors")
+    (newest / "checkpoint.json").write_text(json.dumps(about))
+    with pytest.raises(InputError, match="round-000002 was written by an earlier version of fedkd.*in a new folder"):
+        resume(tmp_path / "run")

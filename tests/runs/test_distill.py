@@ -55,7 +55,7 @@ def test_interrupted_and_resumed_is_the_whole(tmp_path: Path, name: str) -> None
     with pytest.raises(KeyboardInterrupt):
         distill(config(distiller=table), tmp_path / "halves", stop)
     assert json.loads((tmp_path / "halves" / "summary.json").read_text())["status"] == "interrupted"
-    with alone_in(tmp_path / "halves"), pytest.raises(InputError, match="another process is at work there"):
+    with alone_in(tmp_path / "halves"), pytest.raises(InputError, match="another process uses this folder"):
         resume(tmp_path / "halves")
     resume(tmp_path / "halves")
     assert lines(tmp_path / "halves") == lines(tmp_path / "whole")
@@ -138,7 +138,7 @@ def test_the_command_runs_and_lists(tmp_path: Path) -> None:
         ({"distiller": {"name": "dmm"}}, "distiller.name: unknown 'dmm'"),
         ({"distiller": {"name": "dm", "lr": -1.0}}, "distiller.lr = -1.0"),
         ({"distiller": {"name": "dm", "augment": ["colour"]}}, "distiller.augment.0 = 'colour'"),
-        ({"distiller": {"name": "fedkd.models.zoo:lenet5"}}, "is no Distiller"),
+        ({"distiller": {"name": "fedkd.models.zoo:lenet5"}}, "is not a Distiller"),
         ({"model": {"names": ["cnn", "mlp"]}}, "one architecture"),
         ({"data": {"name": "nothing"}}, "data.name"),
     ],

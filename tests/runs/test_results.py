@@ -46,9 +46,9 @@ def test_partial_foreign_and_old_folders_are_told_and_the_rest_works(write: Writ
     for name, why in [
         ("going-on", "unfinished after round 1 of 1; left out"),
         ("stopped", "interrupted after round 1 of 1; left out"),
-        ("distillation", "that is a distillation"),
+        ("distillation", "this is a distillation"),
         ("old", "not a run of this version of fedkd (it says 0.0.1): without cohort, without nodes"),
-        ("empty", "completed, but its metrics.jsonl holds no round; lines were lost"),
+        ("empty", "completed, but its metrics.jsonl has no round; lines were lost"),
         ("broken", "its files cannot be read"),
     ]:
         assert f"{folder / name}: {why}" in told
@@ -76,7 +76,7 @@ def test_a_line_that_a_crash_cut_off_is_passed_over(write: Write) -> None:
     [
         (lambda lines: lines[:2], "completed, but its metrics.jsonl ends with round 1 of 3; lines were lost"),
         (lambda lines: [lines[0], lines[1][:9], *lines[2:]], "line 2 of metrics.jsonl is damaged"),
-        (lambda lines: [*lines[:3], lines[2], lines[3]], "metrics.jsonl has round 2 in the place of round 3"),
+        (lambda lines: [*lines[:3], lines[2], lines[3]], "metrics.jsonl has round 2 instead of round 3"),
         (lambda lines: [lines[0].replace('"metrics": {}', '"metrics": null'), *lines[1:]], "metrics is None"),
         (lambda lines: [*lines[:3], lines[3].replace(": 0.8}", ': "0.8"}')], "metrics.personal/accuracy is '0.8'"),
     ],

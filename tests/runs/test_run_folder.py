@@ -28,6 +28,6 @@ def test_one_process_at_a_time_writes_into_a_run_folder(config: Path, tmp_path: 
     before = (out / "metrics.jsonl").read_text()
     with alone_in(out):
         refused = RUNNER.invoke(app, ["run", "--resume", str(out)])
-    assert (refused.exit_code, f"{out}: another process is at work there" in refused.stderr) == (2, True)
+    assert (refused.exit_code, f"{out}: another process uses this folder" in refused.stderr) == (2, True)
     assert (out / "metrics.jsonl").read_text() == before
     assert (out / "summary.json").is_file()

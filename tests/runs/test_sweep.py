@@ -64,7 +64,7 @@ def test_values_of_one_ending_have_folders_of_their_own(config: Path, tmp_path: 
 
 
 def test_two_sweeps_do_not_share_a_folder(tmp_path: Path) -> None:
-    with alone_in(tmp_path), pytest.raises(InputError, match="another process is at work there"), alone_in(tmp_path):
+    with alone_in(tmp_path), pytest.raises(InputError, match="another process uses this folder"), alone_in(tmp_path):
         pass
     with alone_in(tmp_path):
         pass
@@ -94,7 +94,7 @@ def test_keys_with_one_ending_are_told_apart(config: Path, tmp_path: Path) -> No
 def test_seeds_are_lists_and_ranges() -> None:
     assert seeds_of("0..4") == [0, 1, 2, 3, 4]
     assert seeds_of("7, 1..2, 1") == [7, 1, 2]
-    for text, message in [("", "write seeds as"), ("4..0", "holds no seed"), ("a", "write seeds as"), ("-1", "write"),
+    for text, message in [("", "write seeds as"), ("4..0", "has no seeds"), ("a", "write seeds as"), ("-1", "write"),
                           ("0..99999999999", "more than 10000 seeds")]:  # fmt: skip
         with pytest.raises(InputError, match=message):
             seeds_of(text)
@@ -109,10 +109,10 @@ def test_seeds_are_lists_and_ranges() -> None:
         (["--vary", "rounds=0,2"], "rounds = 0"),
         (["--vary", "strategy"], "write key=value,value"),
         (["--vary", "strategy=local,,fedavg"], "write key=value,value"),
-        (["--vary", "rounds=1", "--vary", "rounds=2"], "--vary rounds: give its values once"),
+        (["--vary", "rounds=1", "--vary", "rounds=2"], "--vary rounds: the key is given twice"),
         (["--vary", "rounds=1,1"], "Two runs would be called 'rounds=1,seed=0'"),
         (["--vary", "seed=1,2"], "give seeds by --seeds"),
-        (["--seeds", "3..1"], "holds no seed"),
+        (["--seeds", "3..1"], "has no seeds"),
         (["--vary", "strategy=local,knfu"], "strategy=knfu,seed=0: strategy knfu needs a public set"),
         (["--vary", "data.name=digits,mnist"], "name=mnist,seed=0: data.name: the files of 'mnist' are not"),
         (["--vary", "data.partition.clients=6,2000"], "clients=2000,seed=0: data.partition"),
@@ -160,7 +160,7 @@ def test_a_sweep_runs_shows_the_failed_keeps_the_finished_and_goes_on(config: Pa
     assert result.exit_code == 1, result.output
     assert "4 of 6 runs have ended well, 2 failed" in result.stdout
     assert "strategy=fail.py-Fail,seed=1: OSError: no space left" in result.stderr
-    assert f"strategy=local,seed=0: tracker {plugin}:Away is left out from here on: ConnectionError" in result.stderr
+    assert f"strategy=local,seed=0: tracker {plugin}:Away failed and is not used any more" in result.stderr
     assert f"fedkd compare {out}" in result.stdout
     # as the same run by itself, to the byte
     alone = RUNNER.invoke(app, ["run", str(config), "--set", "seed=1", "--out", str(tmp_path / "alone")])
@@ -180,7 +180,7 @@ def test_a_sweep_runs_shows_the_failed_keeps_the_finished_and_goes_on(config: Pa
     assert "local" in compared.stdout
     other = RUNNER.invoke(app, [*command, "--set", "train.batch_size=4"])
     assert other.exit_code == 2
-    assert "holds a run with another config: train.batch_size was 8, is 4" in other.stderr
+    assert "contains a run with another config: train.batch_size was 8, is 4" in other.stderr
 
 
 def test_foreign_files_in_the_folder_are_refused(config: Path, tmp_path: Path) -> None:
@@ -190,14 +190,14 @@ def test_foreign_files_in_the_folder_are_refused(config: Path, tmp_path: Path) -
         kept.write_text("years of work")
         result = RUNNER.invoke(app, ["sweep", str(config), "--out", str(tmp_path / name.replace("/", "-"))])
         assert result.exit_code == 2
-        assert "holds other files" in result.stderr
+        assert "contains other files" in result.stderr
         assert kept.read_text() == "years of work"
     (tmp_path / "plain").mkdir()
     (tmp_path / "plain" / "seed=0").touch()
     result = RUNNER.invoke(app, ["sweep", str(config), "--out", str(tmp_path / "plain")])
     assert (result.exit_code, "seed=0 is a file" in result.stderr) == (2, True)
     result = RUNNER.invoke(app, ["sweep", str(config), "--out", str(config)])
-    assert (result.exit_code, "that is a file" in result.stderr) == (2, True)
+    assert (result.exit_code, "this is a file" in result.stderr) == (2, True)
 
 
 @pytest.mark.slow
@@ -212,7 +212,7 @@ def test_ctrl_c_keeps_checkpoints_and_the_sweep_goes_on(config: Path, tmp_path: 
     subprocess.run(f"tail -n +4 -F '{first}' 2>/dev/null | head -1", shell=True, check=True, timeout=90)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=90)
-    assert (process.returncode, "the same command goes on" in said) == (130, True), said
+    assert (process.returncode, "repeat the command to continue" in said) == (130, True), said
     ended = [json.loads(path.read_text()) for path in sorted(out.glob("*/summary.json"))]
     assert "interrupted" in [summary["status"] for summary in ended]
     assert list(out.glob("*/checkpoints/round-*"))

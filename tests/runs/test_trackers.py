@@ -84,7 +84,7 @@ def test_a_server_that_is_away_is_not_waited_for_and_the_users_own_patience_coun
     summary = run(tiny({"trackers": [{"name": "mlflow", "uri": "http://127.0.0.1:9"}]}), tmp_path / "run")
     assert summary["status"] == "completed"
     assert [record.getMessage()[:38] for record in caplog.records if "tracker" in record.getMessage()] == [
-        "tracker mlflow is left out from here o"
+        "tracker mlflow failed and is not used "
     ]
     assert mlflow.environment_variables.MLFLOW_HTTP_REQUEST_MAX_RETRIES.get() == 1
     assert mlflow.environment_variables.MLFLOW_HTTP_REQUEST_TIMEOUT.get() == 3
@@ -173,4 +173,4 @@ def test_one_s_own_tracker_hears_all_and_a_failing_one_costs_nothing(
     assert (tmp_path / "run" / "heard-1.txt").read_text() == "0 0 0 1 2 completed"
     assert (tmp_path / "run" / "heard1.txt").read_text() == "0 0 0"
     (said,) = [record.getMessage() for record in caplog.records if "tracker" in record.getMessage()]
-    assert said == f"tracker {name} is left out from here on: ConnectionError: nobody there"
+    assert said == f"tracker {name} failed and is not used any more: ConnectionError: nobody there"

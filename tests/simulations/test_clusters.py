@@ -55,7 +55,7 @@ cluster.shutdown()
 """
 
 
-@pytest.mark.parametrize(("hidden", "told"), [(16, []), (400, ["has lost its state with the machine"])])
+@pytest.mark.parametrize(("hidden", "told"), [(16, []), (400, ["was lost with the machine"])])
 def test_a_machine_that_is_lost_in_a_round_changes_no_result(hidden: int, told: list[str], tmp_path: Path) -> None:
     """Small states are the driver's own; large ones go with the machine, and the run back to its last checkpoint."""
     marker = tmp_path / "marker"
@@ -165,7 +165,7 @@ def test_out_of_memory_halves_the_packing_once_and_tries_again(strategy: str, tm
     changes = {"strategy": f"{plugin}:Run", "rounds": 3, "evaluate.every": 9}
     engine = {"name": "ray", "workers": 4, "gpus_per_worker": 0.25, "device": "cpu"}
     ended = in_a_process(OUT_OF_MEMORY, merged(TINY, {**changes, "engine": engine}), tmp_path / "run")
-    assert ended.stderr.count("2 workers go on in place of 4") == 1
+    assert ended.stderr.count("continuing with 2 workers instead of 4") == 1
     found = lines(tmp_path / "run")
     assert [len(line["failures"]) for line in found] == [0, 0, 0, 1]
     assert "whatever the share" in found[3]["failures"][0]["reason"]

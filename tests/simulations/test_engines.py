@@ -167,7 +167,7 @@ def test_flowers_own_interface_works(tiny: Make) -> None:
 @pytest.mark.usefixtures("cluster")
 def test_more_workers_than_fit_are_refused_before_anything_is_written(tiny: Make, tmp_path: Path) -> None:
     for engine, message in [
-        ({"workers": 3}, "engine.workers = 3: 2 fit; the cluster has 2 CPUs and 0 GPUs"),
+        ({"workers": 3}, "engine.workers = 3: only 2 fit; the cluster has 2 CPUs and 0 GPUs"),
         ({"gpus_per_worker": 0.5}, "no worker fits: the cluster has 2 CPUs and 0 GPUs"),
         ({"workers": 0}, "engine.workers"),
     ]:

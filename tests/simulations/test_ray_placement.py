@@ -44,10 +44,10 @@ def test_a_worker_fits_on_one_machine(cpus: float, gpus: float, machines: list, 
 @pytest.mark.parametrize(
     ("workers", "cpus", "gpus", "message"),
     [
-        (5, 1.0, 0.0, "engine.workers = 5: 4 fit; the cluster has 4 CPUs and 1 GPUs"),
+        (5, 1.0, 0.0, "engine.workers = 5: only 4 fit; the cluster has 4 CPUs and 1 GPUs"),
         ("auto", 8.0, 0.0, "no worker fits"),
         ("auto", 1.0, 2.0, "no worker fits"),
-        ("auto", 1.0, 1.5, "gpus_per_worker = 1.5: a worker has a fraction of one GPU, or whole GPUs"),
+        ("auto", 1.0, 1.5, "gpus_per_worker = 1.5: set a fraction of one GPU, or a whole number of GPUs"),
         ("auto", 0.0, 0.0, "both 0"),
     ],
 )
@@ -58,5 +58,5 @@ def test_impossible_packings_are_refused(workers, cpus, gpus, message) -> None: 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "nowhere"])
 def test_an_address_without_a_cluster_is_refused_at_once(address: str) -> None:
-    with pytest.raises(InputError, match=f"engine.address = '{address}': no Ray cluster answers there"):
+    with pytest.raises(InputError, match=f"engine.address = '{address}': no Ray cluster answers at this address"):
         connect(address)

@@ -139,7 +139,7 @@ def test_what_fedx_cannot_go_over_is_refused(tiny: Make) -> None:
         with pytest.raises(InputError, match=message):
             make_setup(tiny({**SSL, "strategy": strategy})).check()
 
-    refuse({"name": "fedx", "base": "fedavg"}, "strategy.base.name = 'fedavg': fedx goes over a self-supervised base")
+    refuse({"name": "fedx", "base": "fedavg"}, "strategy.base.name = 'fedavg': fedx needs a self-supervised base")
     refuse({"name": "fedftg", "base": "simclr"}, "strategy.base.name = 'simclr': the base of fedftg must be a method")
     refuse(
         {"name": "weight_ema", "base": "fedx"}, "strategy.base.name = 'fedx': the base of weight_ema must be a method"
