@@ -48,21 +48,20 @@ Ten nodes; all take part in each round. 300 training images per class (digits: a
 Before the split, 300 images are removed as the unlabelled public set of the methods that need one. The model is the
 small `cnn` (8 and 16 channels, 64 hidden units). 20 rounds of ten local steps, batch size 32, SGD with learning rate
 0.05 without momentum (tried on CIFAR-10 at α = 0.1, seed 10: FedAvg is 3 points better with 0.1, but SCAFFOLD
-diverges). The work is equal: each strategy has the same number of local steps per round, and `central` has the steps of
-all nodes together. So
-FedNova, which corrects unequal numbers of steps, has nothing to correct. The additional work of a method (distillation,
-generators, second models, two views of each image) is part of its seconds, below. Strategies have their default values,
-except that the sizes of public batches, generators, queues and virtual images are reduced to this budget; their configs
-show the values. Other changes: FedGen's two weights of the generator's samples are 1 instead of 10 (the best of four
-pairs that were tried on seed 10), and its generator trains 20 steps at 3e-3 instead of 50 at 3e-4. Virtual images start
-from real images instead of noise, because 50 steps hardly change noise (seed 10), and are not flipped. FedMD has no
-pre-training, because this would be additional work. FedFTG's student has the nodes' learning rate. The weight EMA has
-the decay 0.5.
+diverges). The work is equal: each strategy has the same number of local steps per round, and `central` has the steps
+of all nodes together. So FedNova, which corrects unequal numbers of steps, has nothing to correct. The additional
+work of a method (distillation, generators, second models, two views of each image) is part of its seconds, below.
+Strategies have their default values, except that the sizes of public batches, generators, queues and virtual images
+are reduced to this budget; their configs show the values. Other changes: FedGen's two weights of the generator's
+samples are 1 instead of 10 (the best of four pairs that were tried on seed 10), and its generator trains 20 steps at
+3e-3 instead of 50 at 3e-4. Virtual images start from real images instead of noise, because 50 steps hardly change
+noise (seed 10), and are not flipped. FedMD has no pre-training, because this would be additional work. FedFTG's
+student has the nodes' learning rate. The weight EMA has the decay 0.5.
 
-The tables show means ± standard deviations over seeds 0, 1 and 2, in percent, after the last round. The best mean of a
-column is bold; with three seeds this is seldom more than a tie. [leaderboard.csv](leaderboard.csv) has the paired
-differences to `fedavg` (for self-supervised methods: to `simclr`) with p values, fairness over nodes, and cost. A cell
-links to its run's config; run it with its column's `--set data.name=... --set data.partition.alpha=...` and with
+The tables show means ± standard deviations over seeds 0, 1 and 2, in percent, after the last round. The best mean of
+a column is bold; with three seeds this is seldom more than a tie. [leaderboard.csv](leaderboard.csv) has the paired
+differences to `fedavg` (for self-supervised methods: to `simclr`) with p values, fairness over nodes, and cost. A
+cell links to its run's config; run it with its column's `--set data.name=... --set data.partition.alpha=...` and with
 `--set seed=...`.
 
 The leaderboard ranks the methods at this small budget. With more training, the ranking may differ: published settings
