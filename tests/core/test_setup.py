@@ -48,7 +48,7 @@ from fedkd.runs.run import run
         ({"data.validation": {"size": 5000}}, "data.validation.size = 5000: there are only"),
         (
             {"data.partition": {"scheme": "groups", "clients": 3, "groups": 4, "alpha": 1.0, "size": 9}},
-            "groups = 4: there are 3 clients",
+            "groups = 4: there are only 3 clients",
         ),
         (
             {"strategy": {"name": "flwr.serverapp.strategy:FedAvg", "fraction_train": 0.5}},

@@ -69,7 +69,7 @@ def test_a_site_cannot_speak_over_the_servers_metrics(tiny: Make, tmp_path: Path
         "1 0 fit: bad reply: metric 'global/accuracy' may only be reported by the server",
         "1 1 fit: bad reply: metric 'personal/loss' is inf",
         "1 2 fit: bad reply: metric '[2J/x' is not named scope/metric",
-        "1 3 fit: bad reply: 101 metrics, 100 at most",
+        "1 3 fit: bad reply: 101 metrics; a reply may have 100 at most",
         "1 4 fit: bad reply: metric 'personal/accuracy' is 1.5, out of range",
     ]
 
