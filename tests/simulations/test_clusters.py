@@ -113,7 +113,7 @@ def test_without_an_address_a_cluster_of_somebody_else_is_left_alone(tmp_path: P
 GPUS = """
 ray.init(address="local", num_cpus=8, num_gpus=4, log_to_driver=False, logging_level="ERROR")
 setup = make_setup(read_config(Path(sys.argv[1])))
-with make_engine(environment) as grid:
+with make_engine(setup) as grid:
     seen = lambda worker: sorted(int(number) for number in ray.get_gpu_ids())
     where = ray.get([slot.actor.__ray_call__.remote(seen) for slot in grid.pool.slots])
 print(json.dumps(where))
