@@ -32,6 +32,14 @@ def tiny() -> Callable[..., Config]:
     return make
 
 
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    """Return the path of a file with the tiny config."""
+    path = tmp_path / "run.toml"
+    path.write_text(tomli_w.dumps(TINY))
+    return path
+
+
 @pytest.fixture(scope="session")
 def mnist_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a data root with plain MNIST, USPS and SVHN."""

@@ -1,4 +1,4 @@
-"""The registry: what a file of one's own lacks is told."""
+"""The registry: what a file of one's own lacks is reported."""
 
 from __future__ import annotations
 

@@ -20,13 +20,6 @@ from fedkd.cli import app
 RUNNER = CliRunner()
 
 
-@pytest.fixture
-def config(tmp_path: Path) -> Path:
-    path = tmp_path / "run.toml"
-    path.write_text(tomli_w.dumps(TINY))
-    return path
-
-
 def test_a_run_leaves_its_folder_and_prints_the_summary_last(config: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     result = RUNNER.invoke(app, ["run", str(config), "--out", str(out), "--json", "--set", "rounds=3"])

@@ -34,8 +34,8 @@ def test_evaluation_happens_every_so_often_and_at_the_end(tiny: Make, tmp_path: 
 
 
 def test_long_work_on_the_server_tells_its_progress(tiny: Make) -> None:
-    told: list[tuple[int, str, int, int]] = []
+    reported: list[tuple[int, str, int, int]] = []
     setup = make_setup(tiny({"strategy": {"name": "fedftg", **SMALL}}))
     with make_engine(setup) as engine:
-        run_rounds(setup, engine, on_step=lambda *step: told.append(step))
-    assert told == [(n, "server distillation", done, 3) for n in (1, 2) for done in range(4)]
+        run_rounds(setup, engine, on_step=lambda *step: reported.append(step))
+    assert reported == [(n, "server distillation", done, 3) for n in (1, 2) for done in range(4)]

@@ -41,7 +41,7 @@ def written(state: State) -> State:
 @given(VALUES)
 def test_plain_values_come_back_as_they_were(value: Any) -> None:
     back = unpack(written(pack(value, "a test")))
-    assert json.dumps(pack(back, "a test").form) == json.dumps(pack(value, "a test").form)  # which tells NaN and -0.0
+    assert json.dumps(pack(back, "a test").form) == json.dumps(pack(value, "a test").form)  # NaN and -0.0 too
     assert type(back) is type(value)
 
 

@@ -1,4 +1,4 @@
-"""Named sets: from files beside and through torchvision; and what is missing is told."""
+"""Named sets: from files beside and through torchvision; and what is missing is reported."""
 
 from __future__ import annotations
 

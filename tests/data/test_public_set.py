@@ -67,8 +67,8 @@ def test_labels_of_another_set_may_be_classes_of_their_own(tiny: Make, tmp_path:
     state = dict(load_nodes(latest(tmp_path / "run" / "checkpoints")[1]))[0]
     model = environment.model(0)
     model.load_state_dict(tensors_of(state["model"]))  # type: ignore[arg-type]
-    told = predict(model, data.public, environment.preprocess).argmax(1)
-    assert (told == torch.from_numpy(data.public.labels)).float().mean() > 0.9
+    predicted = predict(model, data.public, environment.preprocess).argmax(1)
+    assert (predicted == torch.from_numpy(data.public.labels)).float().mean() > 0.9
 
 
 @pytest.mark.parametrize("wrong", [{"labelled": True}, {"name": "digits"}])

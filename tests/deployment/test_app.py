@@ -112,7 +112,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def comparable(folder: Path) -> list[dict[str, Any]]:
-    """Return a run's lines without what is told of real sites, in words of their own or not at all."""
+    """Return a run's lines without what is reported of real sites, in words of their own or not at all."""
     found = []
     for line in lines(folder):
         metrics, nodes, spread = (
@@ -240,7 +240,7 @@ def strangers_get_nowhere(shell: Shell, tmp_path: Path, port: str) -> None:
         environment = f"DATA=digits RUNTIME_PORT={free_ports(1)[0]}"
         shell.does(f"{environment} timeout 20 {command} > {name}.log 2>&1 && exit 1 || true")
     logs = {name: (tmp_path / f"{name}.log").read_text() for name in tries}
-    assert not any("SuperNode ID" in log for log in logs.values()), logs  # it is told one when it is let in
+    assert not any("SuperNode ID" in log for log in logs.values()), logs  # it is given one when it is let in
     reasons = {
         "site-1": "Failed to activate SuperNode",
         "site-2": "CERTIFICATE_VERIFY_FAILED|certificate verify failed",
@@ -250,8 +250,8 @@ def strangers_get_nowhere(shell: Shell, tmp_path: Path, port: str) -> None:
         assert re.search(reason, logs[name]), f"{name}: {logs[name]}"
     for name in ("site-1", "site-2", "site-3"):  # the same scripts, with registered keys
         wait_for(tmp_path / f"federation/{name}.log", "SuperNode ID")
-    told = shell.does("federation/server/flwr.sh supernode list --format json")
-    assert [node["status"] for node in json.loads(told[told.index("{") :])["nodes"]] == ["online"] * 3, told
+    listed = shell.does("federation/server/flwr.sh supernode list --format json")
+    assert [node["status"] for node in json.loads(listed[listed.index("{") :])["nodes"]] == ["online"] * 3, listed
 
 
 @pytest.mark.skipif(shutil.which("nginx") is None, reason="nginx is not installed")

@@ -39,5 +39,5 @@ def test_bad_introductions_are_refused(payload: dict[str, dict[str, Any]], messa
 
 
 def test_names_of_classes_and_models_arrive_as_they_are_however_odd() -> None:
-    told = Introduction("a", -1, "y" * 300, 1, 1, ("x" * 300, "two\nlines", " "), (1, 8, 8), "1")
-    assert introduction_of(told.to_payload().to_records(), Limits(10**6, {})) == told
+    reported = Introduction("a", -1, "y" * 300, 1, 1, ("x" * 300, "two\nlines", " "), (1, 8, 8), "1")
+    assert introduction_of(reported.to_payload().to_records(), Limits(10**6, {})) == reported

@@ -52,7 +52,7 @@ def test_a_federation_cannot_be_named_out_of_a_sites_state_folder(tiny: Make, tm
     config = tiny()
     grid = partitioned(config)
     grid.sites[5] = {"partition-id": 1, "state": str(tmp_path / "state")}
-    told = ConfigRecord({"federation": "../../etc", "node": 1, "first_round": 0})
-    reply = grid.app(Message(RecordDict({"round": told}), 5, "train.fit", group_id="1"), grid._fresh(5))
+    metrics_of = ConfigRecord({"federation": "../../etc", "node": 1, "first_round": 0})
+    reply = grid.app(Message(RecordDict({"round": metrics_of}), 5, "train.fit", group_id="1"), grid._fresh(5))
     assert reply.has_error()
     assert "which is no name of one" in reply.error.reason

@@ -10,7 +10,7 @@ import pytest
 import torch
 from flwr.app import ConfigRecord, Message, MetricRecord
 from helpers import Make
-from helpers.federations import IDS, failures, partitioned, start, told
+from helpers.federations import IDS, failures, metrics_of, partitioned, start
 
 from fedkd.messages.arrays import array_record
 from fedkd.runs.run import run
@@ -93,7 +93,7 @@ def test_what_a_stock_strategy_gets_is_what_was_checked(tiny: Make, tmp_path: Pa
 
     grid.tampered = tampered
     start(config, grid, tmp_path / "run")
-    assert told(tmp_path / "run") == told(tmp_path / "simulated")
+    assert metrics_of(tmp_path / "run") == metrics_of(tmp_path / "simulated")
     grid = partitioned(config)
 
     def lists(message: Message, reply: Message) -> Message:
@@ -111,7 +111,7 @@ def test_fednovas_steps_are_bounded_by_the_images(tiny: Make, tmp_path: Path) ->
     run(config, tmp_path / "simulated")
     grid = partitioned(config)
     start(config, grid, tmp_path / "sites")
-    assert told(tmp_path / "sites") == told(tmp_path / "simulated")
+    assert metrics_of(tmp_path / "sites") == metrics_of(tmp_path / "simulated")
     grid = partitioned(config)
 
     def tampered(message: Message, reply: Message) -> Message:

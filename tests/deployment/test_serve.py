@@ -17,10 +17,10 @@ from helpers.federations import (
     after_round,
     events,
     failures,
+    metrics_of,
     partitioned,
     sites_config,
     start,
-    told,
     with_own_data,
 )
 from helpers.loopback import Loopback
@@ -58,7 +58,7 @@ def test_sites_with_any_ids_and_replies_in_any_order_give_the_simulations_number
     config = tiny({"strategy": {"name": strategy}, **changes})
     run(config, tmp_path / "simulated")
     start(config, partitioned(config), tmp_path / "sites")
-    assert told(tmp_path / "sites") == told(tmp_path / "simulated")
+    assert metrics_of(tmp_path / "sites") == metrics_of(tmp_path / "simulated")
     server = {p: b for p, b in checkpoint_bytes(tmp_path / "simulated").items() if "server" in p}
     assert {p: b for p, b in checkpoint_bytes(tmp_path / "sites").items() if "server" in p} == server
     assert server
@@ -71,7 +71,7 @@ def test_sites_with_data_and_models_of_their_own_give_the_simulations_numbers(ti
     run(simulated, tmp_path / "simulated")
     config, sites = with_own_data(simulated, tmp_path / "sets", {**public, **MIXED})
     start(config, Loopback(config, sites), tmp_path / "sites")
-    for mine, theirs in zip(told(tmp_path / "sites"), told(tmp_path / "simulated"), strict=True):
+    for mine, theirs in zip(metrics_of(tmp_path / "sites"), metrics_of(tmp_path / "simulated"), strict=True):
         known = {name: value for name, value in theirs["metrics"].items() if "global_test" not in name}
         assert mine["metrics"] == known
         assert mine["bytes"] == theirs["bytes"]
@@ -91,7 +91,7 @@ def test_sites_train_on_public_labels_of_other_classes_as_the_simulation_does(ti
     run(tiny(changes), tmp_path / "simulated")
     config, sites = with_own_data(tiny(changes), tmp_path / "sets", changes)
     start(config, Loopback(config, sites), tmp_path / "sites")
-    for mine, theirs in zip(told(tmp_path / "sites"), told(tmp_path / "simulated"), strict=True):
+    for mine, theirs in zip(metrics_of(tmp_path / "sites"), metrics_of(tmp_path / "simulated"), strict=True):
         assert mine["metrics"] == {name: v for name, v in theirs["metrics"].items() if "global_test" not in name}
         assert mine["bytes"] == theirs["bytes"]
         assert mine["failures"] == []
@@ -169,7 +169,7 @@ def test_a_server_that_goes_on_from_its_checkpoint_ends_as_if_it_had_not_stopped
     with pytest.raises(Crash):
         start(config, grids[0], tmp_path / "run", on_round=after_round(3, crash))
     start(config, grids[1], tmp_path / "run", resume=True)
-    assert told(tmp_path / "run") == told(tmp_path / "whole")
+    assert metrics_of(tmp_path / "run") == metrics_of(tmp_path / "whole")
     assert not [event for event in events(tmp_path / "run") if "joined" not in event and "is back" not in event]
     server = {p: b for p, b in checkpoint_bytes(tmp_path / "whole").items() if "server" in p}
     assert {p: b for p, b in checkpoint_bytes(tmp_path / "run").items() if "server" in p} == server

@@ -17,9 +17,9 @@ from helpers.federations import (
     after_round,
     events,
     failures,
+    metrics_of,
     partitioned,
     start,
-    told,
     with_own_data,
 )
 from helpers.loopback import Loopback
@@ -42,11 +42,11 @@ def test_a_site_with_a_state_folder_loses_nothing_by_a_restart(
             grid.sites[id]["state"] = str(tmp_path / name / f"state-{n}")
         action = (lambda grid=grid: grid.restart(IDS[2])) if restarted else (lambda: None)
         start(config, grid, tmp_path / f"{name}-run", on_round=after_round(2, action))
-        results[name] = told(tmp_path / f"{name}-run")
+        results[name] = metrics_of(tmp_path / f"{name}-run")
     assert results["whole"] == results["restarted"]
     assert events(tmp_path / "restarted-run")[6:] == ["3 partition-2: is back: 24 training images"]
     run(config, tmp_path / "simulated")
-    assert results["whole"] == told(tmp_path / "simulated")
+    assert results["whole"] == metrics_of(tmp_path / "simulated")
     kept = sorted(p.name for p in (tmp_path / "whole/state-2").rglob("*.safetensors"))
     assert kept == ["round-000003.safetensors", "round-000004.safetensors"]
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from flwr.app import Message
 from helpers import Make, lines
-from helpers.federations import IDS, after_round, events, failures, partitioned, start, told
+from helpers.federations import IDS, after_round, events, failures, metrics_of, partitioned, start
 from helpers.loopback import Clock
 
 from fedkd import RunError
@@ -65,7 +65,7 @@ def test_too_few_replies_end_the_run_and_keep_what_there_is(
     grid = partitioned(config, run=8)
     start(config, grid, tmp_path / "run", resume=True)
     run(config, tmp_path / "simulated")
-    assert told(tmp_path / "run") == told(tmp_path / "simulated")
+    assert metrics_of(tmp_path / "run") == metrics_of(tmp_path / "simulated")
 
 
 def test_a_site_that_leaves_fails_by_name_and_takes_part_when_it_is_back(tiny: Make, tmp_path: Path) -> None:
@@ -162,7 +162,7 @@ def test_a_reply_is_known_by_what_was_asked_and_not_by_what_it_says(tiny: Make, 
 
     grid.tampered = tampered
     start(config, grid, tmp_path / "run")
-    assert told(tmp_path / "run") == told(tmp_path / "simulated")
+    assert metrics_of(tmp_path / "run") == metrics_of(tmp_path / "simulated")
     pull = grid.pull_messages
 
     def unreadable(message_ids: Iterable[str]) -> list[Message]:

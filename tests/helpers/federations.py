@@ -52,8 +52,8 @@ def start(config: Config, grid: Loopback, path: Path, **more: Any) -> dict[str, 
     return serve(grid, config, path, **{"resume": False, **more})
 
 
-def told(folder: Path) -> list[dict[str, Any]]:
-    """Return a run's metrics without what tells of real sites."""
+def metrics_of(folder: Path) -> list[dict[str, Any]]:
+    """Return a run's metrics without the events of real sites."""
     return [{key: value for key, value in line.items() if key != "events"} for line in lines(folder)]
 
 

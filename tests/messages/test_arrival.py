@@ -84,10 +84,10 @@ def test_counts_of_images_are_bounded_by_what_the_node_has() -> None:
         statistics={"counts": ArraySpec((2,), torch.int32, counts=True)}, numbers={"examples": IMAGES}, most_images=10
     )
 
-    def told(counts: list[int], examples: float) -> Payload:
+    def reported(counts: list[int], examples: float) -> Payload:
         return Payload(statistics={"counts": torch.tensor(counts, dtype=torch.int32)}, numbers={"examples": examples})
 
-    assert receive(told([4, 6], 10).to_records(), expected, LIMIT)
+    assert receive(reported([4, 6], 10).to_records(), expected, LIMIT)
     for counts, examples, message in (
         ([5, 6], 10, "statistics 'counts' counts 11 images, but the node has 10"),
         ([-1, 6], 10, "statistics 'counts' has values outside 0.0 to"),
@@ -95,4 +95,4 @@ def test_counts_of_images_are_bounded_by_what_the_node_has() -> None:
         ([5, 5], 0, "number 'examples' is 0, valid is 1.0 to 10"),
     ):
         with pytest.raises(PayloadError, match=message):
-            receive(told(counts, examples).to_records(), expected, LIMIT)
+            receive(reported(counts, examples).to_records(), expected, LIMIT)

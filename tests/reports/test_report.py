@@ -76,8 +76,8 @@ def test_options_in_which_runs_of_one_strategy_differ_are_bold(runs: Path, tmp_p
 def test_nodes_stand_best_strategy_first(page_file: Path) -> None:
     text = page_file.read_text()
     for metric, best in (("personal/accuracy", max), ("personal/loss", min)):
-        told = re.findall(f">{metric} of each node</title><desc[^>]*>(.*?)</desc>", text)
-        rows = [[float(mean) for mean in re.findall(r"mean (\d+\.?\d*)", one)] for one in told]
+        reported = re.findall(f">{metric} of each node</title><desc[^>]*>(.*?)</desc>", text)
+        rows = [[float(mean) for mean in re.findall(r"mean (\d+\.?\d*)", one)] for one in reported]
         assert max(map(len, rows)) == 3
         assert all(means == sorted(means, reverse=best is max) for means in rows), metric
 

@@ -45,10 +45,10 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(tmp_path: Path, f
         content = bytearray(broken.read_bytes())
         content[-3] ^= 1
         broken.write_bytes(content if how == "one bit" else content[:-3])
-    told: list[str] = []
-    assert latest(tmp_path, told.append) == (1, paths[1])
-    assert len(told) == 1
-    assert told[0].startswith(f"The checkpoint {paths[2]} is damaged: ")
+    reported: list[str] = []
+    assert latest(tmp_path, reported.append) == (1, paths[1])
+    assert len(reported) == 1
+    assert reported[0].startswith(f"The checkpoint {paths[2]} is damaged: ")
 
 
 def test_where_none_is_whole_each_is_named(tmp_path: Path) -> None:
@@ -65,9 +65,9 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one_to_the_same_end(
     (tmp_path / "half/checkpoints/round-000004/server.safetensors").write_bytes(b"nonsense")
     config = tmp_path / "half/config.toml"
     config.write_text(config.read_text().replace("rounds = 4", "rounds = 6"))
-    told: list[str] = []
-    resume(tmp_path / "half", on_event=told.append)
-    assert "round-000004 is damaged" in told[0]
+    reported: list[str] = []
+    resume(tmp_path / "half", on_event=reported.append)
+    assert "round-000004 is damaged" in reported[0]
     assert lines(tmp_path / "half") == lines(tmp_path / "whole")
     assert checkpoint_bytes(tmp_path / "half") == checkpoint_bytes(tmp_path / "whole")
 

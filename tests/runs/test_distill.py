@@ -133,7 +133,7 @@ def test_the_command_runs_and_lists(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "reported"),
     [
         ({"distiller": {"name": "dmm"}}, "distiller.name: unknown 'dmm'"),
         ({"distiller": {"name": "dm", "lr": -1.0}}, "distiller.lr = -1.0"),
@@ -143,8 +143,8 @@ def test_the_command_runs_and_lists(tmp_path: Path) -> None:
         ({"data": {"name": "nothing"}}, "data.name"),
     ],
 )
-def test_bad_input_is_refused_before_anything_is_written(tmp_path: Path, changes: dict, told: str) -> None:
-    with pytest.raises(InputError, match=told):
+def test_bad_input_is_refused_before_anything_is_written(tmp_path: Path, changes: dict, reported: str) -> None:
+    with pytest.raises(InputError, match=reported):
         distill(config(**changes), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

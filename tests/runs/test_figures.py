@@ -1,4 +1,4 @@
-"""Partitions are told in words."""
+"""Partitions are described in words."""
 
 from __future__ import annotations
 

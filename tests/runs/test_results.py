@@ -42,7 +42,7 @@ def test_partial_foreign_and_old_folders_are_told_and_the_rest_works(write: Writ
     runs, problems = find_runs([folder])
     runs, others = completed(runs)
     assert len(runs) == 7
-    told = "\n".join(problems + others)
+    reported = "\n".join(problems + others)
     for name, why in [
         ("going-on", "unfinished after round 1 of 1; left out"),
         ("stopped", "interrupted after round 1 of 1; left out"),
@@ -51,7 +51,7 @@ def test_partial_foreign_and_old_folders_are_told_and_the_rest_works(write: Writ
         ("empty", "completed, but its metrics.jsonl has no round; lines were lost"),
         ("broken", "its files cannot be read"),
     ]:
-        assert f"{folder / name}: {why}" in told
+        assert f"{folder / name}: {why}" in reported
     (tmp_path / "nothing").mkdir()
     with pytest.raises(InputError, match="There is no run to show.*there is no run in it"):
         find_runs([tmp_path / "nothing"])

@@ -4,22 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-import tomli_w
-from helpers import TINY
 from typer.testing import CliRunner
 
 from fedkd.cli import app
 from fedkd.runs.run_folder import alone_in
 
 RUNNER = CliRunner()
-
-
-@pytest.fixture
-def config(tmp_path: Path) -> Path:
-    path = tmp_path / "run.toml"
-    path.write_text(tomli_w.dumps(TINY))
-    return path
 
 
 def test_one_process_at_a_time_writes_into_a_run_folder(config: Path, tmp_path: Path) -> None:

@@ -22,13 +22,6 @@ from fedkd.runs.sweep import plan, seeds_of
 RUNNER = CliRunner()
 
 
-@pytest.fixture
-def config(tmp_path: Path) -> Path:
-    path = tmp_path / "run.toml"
-    path.write_text(tomli_w.dumps(TINY))
-    return path
-
-
 def test_a_plan_has_each_combination_with_each_seed(config: Path, tmp_path: Path) -> None:
     vary = ["strategy=local,{name='fedprox',mu=0.5}", "data.partition.alpha=0.1,1.0"]
     found = plan([config], ["rounds=1"], vary, "3,0..1", tmp_path / "out")

@@ -47,16 +47,16 @@ cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "_system_
 cluster.add_node(num_cpus=1)
 ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
 Path(sys.argv[3]).write_text(ray.get_runtime_context().get_node_id())
-told = []
-run(read_config(Path(sys.argv[1])), out, on_event=told.append)
-print(json.dumps({"told": told, "machines": sum(node["Alive"] for node in ray.nodes())}))
+reported = []
+run(read_config(Path(sys.argv[1])), out, on_event=reported.append)
+print(json.dumps({"reported": reported, "machines": sum(node["Alive"] for node in ray.nodes())}))
 ray.shutdown()
 cluster.shutdown()
 """
 
 
-@pytest.mark.parametrize(("hidden", "told"), [(16, []), (400, ["was lost with the machine"])])
-def test_a_machine_that_is_lost_in_a_round_changes_no_result(hidden: int, told: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("hidden", "reported"), [(16, []), (400, ["was lost with the machine"])])
+def test_a_machine_that_is_lost_in_a_round_changes_no_result(hidden: int, reported: list[str], tmp_path: Path) -> None:
     """Small states are the driver's own; large ones go with the machine, and the run back to its last checkpoint."""
     marker = tmp_path / "marker"
     strategy = {"name": f"{PLUGINS / 'lose_node.py'}:LoseNode", "marker": str(marker)}
@@ -70,8 +70,8 @@ def test_a_machine_that_is_lost_in_a_round_changes_no_result(hidden: int, told: 
     assert not marker.exists()
     found = json.loads(next(line for line in ended.stdout.splitlines() if line.startswith("{")))
     assert found["machines"] == 1
-    assert len(found["told"]) == len(told)
-    assert all(expected in text for expected, text in zip(told, found["told"], strict=True))
+    assert len(found["reported"]) == len(reported)
+    assert all(expected in text for expected, text in zip(reported, found["reported"], strict=True))
     assert lines(tmp_path / "lost") == lines(tmp_path / "whole")
     assert checkpoint_bytes(tmp_path / "lost") == checkpoint_bytes(tmp_path / "whole")
 

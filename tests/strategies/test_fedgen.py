@@ -132,8 +132,8 @@ def test_two_rounds_of_fedgen_follow_the_algorithm(tiny: Make, tmp_path: Path) -
                     return 0.0
                 drawn, head = torch.multinomial(s, 12, replacement=True, generator=stream), hand.model.classifier
                 taught = F.cross_entropy(head(frozen(torch.randn(12, 3, generator=stream).double(), drawn)), drawn)
-                told = head(frozen(torch.randn(len(y), 3, generator=stream).double(), y)).softmax(1).detach()
-                kept = (told * (told.log() - hand.model(x).log_softmax(1))).sum(1).mean()
+                targets = head(frozen(torch.randn(len(y), 3, generator=stream).double(), y)).softmax(1).detach()
+                kept = (targets * (targets.log() - hand.model(x).log_softmax(1))).sum(1).mean()
                 return 3.0 * f * 12 / 32 * taught + 2.0 * f * kept
 
             models.append(hand.train(number, k, w, lambda n, g, v: g, extra)[0])

@@ -62,6 +62,6 @@ def test_fednova_with_equal_clients_is_fedavg(tiny: Make, tmp_path: Path) -> Non
 
 
 def test_one_step_counts_as_one_whatever_the_rounding() -> None:
-    """A node that told less was refused as impossible, with momentum 0.99 and others."""
+    """A node that reported less was refused as impossible, with momentum 0.99 and others."""
     for momentum in (n / 1000 for n in range(1000)):
         assert 1 <= normaliser(1, momentum) <= 1 + 1e-9

@@ -151,7 +151,7 @@ def test_every_node_gets_what_its_row_of_the_matrix_says(tiny: Make, tmp_path: P
     strategy = {"name": "knfu", "beta": 3.0, "fuse_space": space, "public_cross_entropy": 0.5}
     setup = make_setup(tiny({**changes, "strategy": strategy}))
     sent: dict[int, Tensor] = {}
-    told: dict[int, Tensor] = {}
+    reported: dict[int, Tensor] = {}
 
     class Watching(type(setup.strategy)):  # type: ignore[misc]
         def run_round(self, federation: object) -> None:
@@ -162,7 +162,7 @@ def test_every_node_gets_what_its_row_of_the_matrix_says(tiny: Make, tmp_path: P
                     sent.update({n: p.logits["targets"] for n, p in payload.items()})  # type: ignore[attr-defined]
                     return ask(action, payload, **more)
                 replies = list(ask(action, payload, **more))
-                told.update({node: reply.logits["knowledge"] for node, reply in replies})
+                reported.update({node: reply.logits["knowledge"] for node, reply in replies})
                 return replies
 
             federation.ask = watch  # type: ignore[attr-defined]
@@ -171,11 +171,11 @@ def test_every_node_gets_what_its_row_of_the_matrix_says(tiny: Make, tmp_path: P
     setup.strategy.__class__ = Watching
     with make_engine(setup) as engine:
         run_rounds(setup, engine)
-    q = {n: torch.softmax(k.double(), 1) if space == "logit" else k.double() for n, k in told.items()}
+    q = {n: torch.softmax(k.double(), 1) if space == "logit" else k.double() for n, k in reported.items()}
     epd = {n: p.mean(0) for n, p in q.items()}
     for n in range(6):
         scores = [np.exp(-3.0 * float((epd[n] * (epd[n] / epd[m]).log()).sum())) for m in range(6)]
-        right = sum(s / sum(scores) * told[m].double() for m, s in enumerate(scores))
+        right = sum(s / sum(scores) * reported[m].double() for m, s in enumerate(scores))
         torch.testing.assert_close(sent[n].double(), right, atol=1e-5, rtol=1e-4)
 
 
@@ -189,10 +189,10 @@ def test_a_node_with_another_transfer_set_is_a_named_failure(tiny: Make, tmp_pat
     from fedkd.messages.arrival import receive
     from fedkd.messages.payload import Expected, Payload
 
-    told = Payload(numbers={"transfer_set": float(other.public_fingerprint)}).to_records()
+    reported = Payload(numbers={"transfer_set": float(other.public_fingerprint)}).to_records()
     wanted = Expected(numbers={"transfer_set": (float(fingerprint), float(fingerprint))})
     with pytest.raises(PayloadError, match="number 'transfer_set' is"):
-        receive(told, wanted, Limits(10**6, {}))
+        receive(reported, wanted, Limits(10**6, {}))
 
 
 def test_knowledge_that_is_no_probability_is_its_nodes_failure() -> None:
