@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class InputError(Exception):
@@ -32,6 +32,17 @@ def on_one_line(text: str, most: int = 400) -> str:
     plain = "".join(c if c.isprintable() else " " for c in text)
     plain = " ".join(plain.split())
     return plain if len(plain) <= most else f"{plain[: most - 3]}..."
+
+
+def described(error: BaseException) -> str:
+    """Return an error of foreign code on one line: its type and its text, shortened."""
+    return on_one_line(f"{type(error).__name__}: {error}", 400).removesuffix(":").removesuffix(".")
+
+
+def some(names: Sequence[str], most: int = 10) -> str:
+    """Return names as text: the first `most` of them, and how many there are if that is not all."""
+    shown = ", ".join(on_one_line(name, 60) for name in names[:most])
+    return f"{shown}, ... ({len(names)})" if len(names) > most else shown
 
 
 class StatesLost(RunError):

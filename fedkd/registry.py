@@ -7,9 +7,11 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import os
 import sys
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
@@ -17,7 +19,7 @@ from typing import Any
 
 import pydantic
 
-from .errors import InputError, unknown
+from .errors import InputError, RunError, described, on_one_line, unknown
 
 
 def names(group: str) -> list[str]:
@@ -47,8 +49,10 @@ def find(group: str, name: str, key: str) -> Any:
 def _load_module(name: str, key: str) -> ModuleType:
     try:
         return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        raise InputError(f"{key}: cannot import {name!r}: {error}.") from error
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        raise InputError(f"{key}: cannot import {on_one_line(name, 100)!r}: {described(error)}.") from error
 
 
 _plugin_folders: list[Path] = []
@@ -61,6 +65,7 @@ def look_for_plugins_in(folder: Path) -> None:
 
 
 def _load_file(path: Path, key: str) -> ModuleType:
+    path = path.expanduser()
     path = next((f / path for f in _plugin_folders if (f / path).is_file()), path).resolve()
     # one name for each path: what is pickled by reference here is found again in another process with the same file
     name = "fedkd_file_" + hashlib.blake2b(str(path).encode(), digest_size=8).hexdigest()
@@ -73,12 +78,45 @@ def _load_file(path: Path, key: str) -> ModuleType:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
+    _find_neighbours_of(path)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except BaseException as error:
         del sys.modules[name]
-        raise InputError(f"{key}: {path} cannot be loaded: {type(error).__name__}: {error}") from error
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        raise InputError(f"{key}: {path} cannot be loaded: {described(error)}.") from error
     return module
+
+
+_neighbourhoods: list[str] = []  # the folders of loaded files: the last entries of sys.path, the newest first
+
+
+def _find_neighbours_of(path: Path) -> None:
+    """Let a file import its neighbours, as `python file.py` does; installed modules come first."""
+    folder = str(path.parent)
+    if folder in _neighbourhoods:
+        return
+    for name, module in list(sys.modules.items()):  # a neighbour of another file with the same name is another module
+        home = os.path.dirname(getattr(module, "__file__", None) or "")
+        if home in _neighbourhoods and (path.parent / f"{name}.py").is_file():
+            del sys.modules[name]
+    sys.path.insert(len(sys.path) - len(_neighbourhoods), folder)
+    _neighbourhoods.insert(0, folder)
+
+
+@contextmanager
+def errors_of(name: str, key: str) -> Iterator[None]:
+    """Turn what a file or package of the user raises inside the `with` block into an InputError that names it.
+
+    So `sys.exit` in such a file is an error of that file. `key`: the config key whose value is `name`.
+    """
+    try:
+        yield
+    except (InputError, RunError, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        raise InputError(f"{key} = {on_one_line(name, 100)!r} raised {described(error)}.") from error
 
 
 def options(function: Callable[..., Any], table: Mapping[str, Any], key: str) -> dict[str, Any]:

@@ -61,7 +61,7 @@ class SetsConfig(Table):
     @property
     def folder(self) -> Path:
         """Return the folder of the sets: `data.root`, or else $FEDKD_DATA, or else `data`."""
-        return Path(self.root or os.environ.get("FEDKD_DATA") or "data")
+        return Path(self.root or os.environ.get("FEDKD_DATA") or "data").expanduser()
 
 
 class RealSites(Table):

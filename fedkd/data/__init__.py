@@ -4,6 +4,8 @@
 * `datasets`: named sets, from a file or through torchvision.
 * `npz`: sets in NumPy files.
 * `folders`: sets in folders of images.
+* `pictures`: the reader of image files.
+* `classes`: maps classes by name.
 * `cifar10c`: CIFAR-10 under a corruption, as a named set.
 * `corruptions`: the 19 corruptions.
 * `named_sets`: a named set in the form that a config asks for.

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
-from ..registry import find, names
+from ..registry import errors_of, find, names
 from ..streams import numpy_stream
 from .folders import from_folders
-from .images import KEY, PIXEL_MAX, Dataset, Images, reshape
+from .images import KEY, PIXEL_MAX, Dataset, Images, checked, reshape
 from .npz import channels_first, from_npz
 
 
@@ -28,9 +28,9 @@ def load(name: str, root: Path, *, download: bool, size: int | None, channels: i
     Raises InputError if the set is unknown, its files are missing or wrong, or its images differ in size.
     """
     if name.startswith("npz:"):
-        dataset = from_npz(root / name.removeprefix("npz:"))
+        dataset = from_npz(_in(root, name.removeprefix("npz:")))
     elif name.startswith("images:"):
-        dataset = from_folders(root / name.removeprefix("images:"), size)
+        dataset = from_folders(_in(root, name.removeprefix("images:")), size)
     elif name.startswith("cifar10c:"):
         from .cifar10c import cifar10c
 
@@ -44,8 +44,14 @@ def load(name: str, root: Path, *, download: bool, size: int | None, channels: i
     else:
         if ":" not in name and name not in names("datasets"):
             _refuse_unknown(name, root)
-        dataset = find("datasets", name, KEY)(root=root, download=download)
-    return reshape(dataset, size, channels)
+        with errors_of(name, KEY):
+            dataset = find("datasets", name, KEY)(root=root, download=download)
+    return reshape(checked(dataset, name), size, channels)
+
+
+def _in(root: Path, name: str) -> Path:
+    """Return the path that a name means: in `root`, absolute, or in the home folder (`~`)."""
+    return root / Path(name).expanduser()
 
 
 def _refuse_unknown(name: str, root: Path) -> None:
@@ -102,7 +108,8 @@ def _torchvision(name: str, root: Path, download: bool, make: Callable[[bool], A
             images = images.transpose(0, 2, 1)
         parts[train] = Images(np.ascontiguousarray(images) if name == "svhn" else channels_first(images), labels)
     count = 1 + int(max(part.labels.max() for part in parts.values()))
-    classes = tuple(map(str, getattr(source, "classes", None) or range(count)))
+    # torchvision calls MNIST's classes "0 - zero", ...; the digits of all sets must have the same names
+    classes = tuple(str(one).split(" - ")[0] for one in getattr(source, "classes", None) or range(count))
     mean, deviation = STATISTICS[name]
     return Dataset(parts[True], parts[False], classes, mean, deviation)
 

@@ -10,6 +10,7 @@ import numpy as np
 from ..config import DataConfig
 from ..errors import InputError
 from ..streams import numpy_stream
+from .classes import same_classes
 from .federated_data import FederatedData, Ragged
 from .images import Images
 from .named_sets import first_of_each, load_set, pixel_statistics
@@ -37,17 +38,10 @@ def federate(config: DataConfig, seed: int) -> FederatedData:
                 f"data.names: {config.set_names[0]} and {name} have images of {shapes} (channels x height x width); "
                 "set data.size and data.channels to give them the same shape."
             )
-        folders = name.startswith("images:") and config.set_names[0].startswith("images:")
-        if folders and other.classes != first.classes:
-            raise InputError(
-                f"data.names: {config.set_names[0]} has the classes {', '.join(first.classes)} and {name} "
-                f"{', '.join(other.classes)}; all folders of a federation must have the same class folders."
-            )
-        if len(other.classes) != len(first.classes):
-            raise InputError(
-                f"data.names: {config.set_names[0]} has {len(first.classes)} classes and {name} {len(other.classes)}; "
-                "all domains of a federation must have the same classes."
-            )
+    sets = same_classes(sets, config.set_names)
+    first = sets[0]
+    if len(first.classes) < 2:
+        raise InputError(f"data: {config.set_names[0]} has only one class, {first.classes[0]}; it needs at least two.")
     train, domains = _pool([s.train for s in sets])
     test, test_domains = _pool([s.test for s in sets])
 

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from ..errors import InputError
+
 KEY = "data.name"
 PIXEL_MAX = 255  # the largest pixel value of a uint8 image
 
@@ -38,9 +40,40 @@ class Dataset:
     deviation: tuple[float, ...] = (0.5,)
 
 
+def checked(dataset: object, name: str) -> Dataset:
+    """Return a set of which all parts fit together. Raises InputError, which names the set `name`, if they do not."""
+    if not isinstance(dataset, Dataset):
+        raise InputError(f"{KEY} = {name!r}: it returns {type(dataset).__name__}, not a fedkd.Dataset.")
+    for part in ("train", "test"):
+        images, labels, _ = getattr(dataset, part)
+        if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.ndim != 4 or 0 in images.shape[1:]:
+            have = f"{getattr(images, 'dtype', type(images).__name__)}, {getattr(images, 'shape', '')}"
+            raise InputError(f"{KEY} = {name!r}: {part} images are {have}; they must be uint8, N x C x H x W.")
+        if not isinstance(labels, np.ndarray) or labels.dtype != np.int64 or labels.shape != (len(images),):
+            raise InputError(f"{KEY} = {name!r}: {part} labels must be int64, one for each of {len(images)} images.")
+        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(dataset.classes):
+            raise InputError(
+                f"{KEY} = {name!r}: {part} labels are {labels.min()} to {labels.max()}, but there are "
+                f"{len(dataset.classes)} classes."
+            )
+    return dataset
+
+
 def reshape(dataset: Dataset, size: int | None, channels: int | None) -> Dataset:
-    """Return the set with images of `size` x `size` pixels and `channels` channels; None changes nothing."""
+    """Return the set with images of `size` x `size` pixels and `channels` channels; None changes nothing.
+
+    Raises InputError if training and test images are of unlike shapes and the config gives no common one.
+    """
     mean, deviation = dataset.mean, dataset.deviation
+    shapes = [part.images.shape[1:] for part in (dataset.train, dataset.test)]
+    unlike = [("data.size", size is None and shapes[0][1:] != shapes[1][1:]),
+              ("data.channels", channels is None and shapes[0][0] != shapes[1][0])]  # fmt: skip
+    if keys := [key for key, differs in unlike if differs]:
+        have = " and ".join("x".join(map(str, shape)) for shape in shapes)
+        raise InputError(
+            f"{KEY}: training and test images are {have} (channels x height x width); set {' and '.join(keys)} to give "
+            "them the same shape."
+        )
     wanted = channels or dataset.train.images.shape[1]
     if len(mean) != wanted:
         mean, deviation = ((m[0] if len(set(m)) == 1 else sum(m) / len(m),) * wanted for m in (mean, deviation))

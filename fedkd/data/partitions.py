@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import Field
 
 from ..errors import InputError
-from ..registry import find, options
+from ..registry import errors_of, find, options
 
 Clients = Annotated[int, Field(ge=1)]
 
@@ -82,7 +82,8 @@ def split(pool: Pool, table: dict[str, Any], rng: np.random.Generator) -> Split:
     Raises InputError for an unknown scheme, wrong options, more clients than images, or a minimum that is not reached.
     """
     table = dict(table)
-    scheme = find("partitions", table.pop("scheme"), f"{KEY}.scheme")
+    name = table.pop("scheme")
+    scheme = find("partitions", name, f"{KEY}.scheme")
     minimum = table.pop("minimum")
     chosen = options(scheme, table, KEY)
     clients = chosen.get("clients")
@@ -93,9 +94,13 @@ def split(pool: Pool, table: dict[str, Any], rng: np.random.Generator) -> Split:
         )
     best = 0
     for _ in range(_DRAWS):
-        found: Split = scheme(pool, rng, **chosen)
+        with errors_of(name, f"{KEY}.scheme"):
+            found: Split = scheme(pool, rng, **chosen)
+        if not isinstance(found, Split):
+            raise InputError(f"{KEY}.scheme = {name!r} returns {type(found).__name__}, not a fedkd.Split.")
         if isinstance(found.parts, Drawn):
             return found
+        _check_positions(found, pool, name)
         smallest = min(len(part) for part in found.parts)
         if smallest >= minimum:
             return Split([np.sort(part) for part in found.parts], found.priors)
@@ -104,6 +109,33 @@ def split(pool: Pool, table: dict[str, Any], rng: np.random.Generator) -> Split:
         f"{KEY}.minimum = {minimum}: the smallest node got {best} images in the best of {_DRAWS} draws. "
         "Lower the minimum or the number of clients, or make the partition less skewed."
     )
+
+
+def _check_positions(found: Split, pool: Pool, name: str) -> None:
+    """Raise InputError, which names the node, for positions that are not those of images, or that occur twice."""
+    key, count = f"{KEY}.scheme = {name!r}", len(pool.labels)
+    if not isinstance(found.parts, list) or not found.parts:
+        raise InputError(f"{key}: it returns no list of positions with an array for each node.")
+    owner = np.full(count, -1)
+    for node, part in enumerate(found.parts):
+        if not isinstance(part, np.ndarray) or part.ndim != 1 or (part.dtype.kind not in "iu" and len(part)):
+            have = f"{part.dtype}, {part.ndim}-D" if isinstance(part, np.ndarray) else type(part).__name__
+            raise InputError(f"{key}: node {node} has {have}; positions must be a list of whole numbers, np.int64.")
+        if not len(part):
+            continue
+        if not 0 <= int(part.min()) <= int(part.max()) < count:
+            wrong = part.min() if part.min() < 0 else part.max()
+            raise InputError(f"{key}: node {node} has the position {wrong}; valid are 0 to {count - 1}.")
+        if len(np.unique(part)) < len(part):
+            values, times = np.unique(part, return_counts=True)
+            raise InputError(f"{key}: node {node} has the position {values[times > 1][0]} twice.")
+        if (before := owner[part]).max() >= 0:
+            place = int(before.argmax())
+            raise InputError(f"{key}: nodes {before[place]} and {node} both have the position {part[place]}.")
+        owner[part] = node
+    wanted = (len(found.parts), len(pool.classes))
+    if found.priors is not None and (np.shape(found.priors) != wanted or not np.isfinite(found.priors).all()):
+        raise InputError(f"{key}: priors must be finite, nodes x classes = {wanted}, not {np.shape(found.priors)}.")
 
 
 def iid(pool: Pool, rng: np.random.Generator, *, clients: Clients) -> Split:

@@ -9,6 +9,7 @@ import numpy as np
 from ..config import DataConfig
 from ..errors import InputError
 from ..streams import numpy_stream
+from .classes import in_classes
 from .images import Images
 from .named_sets import load_set
 from .partitions import allocate
@@ -37,11 +38,10 @@ def take_public_set(
             first_class = len(classes)
             short = Path(config.public.name.removeprefix("npz:").removeprefix("images:")).name  # equal on all sites
             classes += tuple(f"{short}:{name}" for name in other.classes)
-        elif config.public.labelled and len(other.classes) != len(classes):
-            raise InputError(
-                f"data.public.labelled: {config.public.name!r} has {len(other.classes)} classes, the federation "
-                f"{len(classes)}; set own_classes = true to give its classes separate outputs."
-            )
+        elif config.public.labelled:
+            key = f"data.public.name = {config.public.name!r}: it"
+            fix = "set own_classes = true to give its classes separate outputs"
+            source = in_classes(other, classes, key, "the nodes", fix).train
     size = config.public.size
     limit = len(source.labels) if config.public.name is not None else len(source.labels) - 1
     if size > limit:

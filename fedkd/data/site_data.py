@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..config import DataConfig, RealSites
-from ..errors import InputError
+from ..errors import InputError, some
+from .classes import in_classes
 from .federated_data import FederatedData, Ragged
 from .images import Dataset, Images
 from .named_sets import first_of_each, load_set, pixel_statistics
@@ -35,7 +36,9 @@ def site_data(config: DataConfig, name: str, seed: int) -> SiteData:
 
     The server checks at the first contact whether they fit the federation.
     """
-    own = _in_classes(first_of_each(load_set(config, name), config), config.sites)
+    own = first_of_each(load_set(config, name), config)
+    if config.sites is not None and set(own.classes) <= set(config.sites.classes):  # else the server refuses the site
+        own = _of_federation(own, config.sites, f"data = {name!r}")
     if len(own.train.labels) == 0 or len(own.test.labels) == 0:
         raise InputError(f"data = {name!r}: a site needs training and test images.")
     public, _, classes = take_public_set(config, own.train, seed, own.classes)
@@ -65,13 +68,10 @@ def neutral(dataset: Dataset) -> Dataset:
     return dataclasses.replace(dataset, mean=half, deviation=half)
 
 
-def _in_classes(own: Dataset, sites: RealSites | None) -> Dataset:
-    """Return a site's set with the federation's classes. A site may lack some classes, but must use the same names."""
-    if sites is None or not set(own.classes) <= set(sites.classes):
-        return own
-    labels = np.array([sites.classes.index(name) for name in own.classes])
-    train, test = (Images(part.images, labels[part.labels]) for part in (own.train, own.test))
-    return dataclasses.replace(own, train=train, test=test, classes=tuple(sites.classes))
+def _of_federation(own: Dataset, sites: RealSites, key: str) -> Dataset:
+    """Return a set with the federation's classes. It may lack some of them, but must use the same names."""
+    fix = "rename its classes, or add them to data.sites.classes at the server and at all sites"
+    return in_classes(own, sites.classes, key, "data.sites.classes", fix)
 
 
 def without_images(config: DataConfig, sites: RealSites, seed: int) -> FederatedData:
@@ -79,7 +79,7 @@ def without_images(config: DataConfig, sites: RealSites, seed: int) -> Federated
     empty = Images(np.empty((0, *sites.shape), np.uint8), np.empty(0, np.int64))
     test, validation = empty, None
     if sites.server is not None:
-        held = load_set(config, sites.server)
+        held = _of_federation(load_set(config, sites.server), sites, f"data.sites.server = {sites.server!r}")
         _refuse_unfit("data.sites.server", sites, held.classes, held.train.images.shape[1:])
         test, (validation, _) = held.test, take_validation(config, held.train, seed)
     public, _, classes = take_public_set(config, empty, seed, tuple(sites.classes))
@@ -111,7 +111,7 @@ def misfit(
     """
     wanted = wanted or tuple(sites.classes)
     if classes != wanted:
-        return f"its classes are {_some(classes)}; data.sites.classes are {_some(wanted)}"
+        return f"its classes are {some(classes)}; data.sites.classes are {some(wanted)}"
     if shape != tuple(sites.shape):
         have, want = ("x".join(map(str, one)) for one in (shape, sites.shape))
         return f"its images are {have} (channels x height x width), data.sites.shape is {want}"
@@ -121,7 +121,3 @@ def misfit(
 def _refuse_unfit(key: str, sites: RealSites, classes: tuple[str, ...], shape: tuple[int, ...]) -> None:
     if (reason := misfit(sites, classes, shape)) is not None:
         raise InputError(f"{key}: {reason}; set data.size and data.channels to give images the same shape.")
-
-
-def _some(names: tuple[str, ...]) -> str:
-    return ", ".join(names[:10]) + (f", ... ({len(names)})" if len(names) > 10 else "")

@@ -63,8 +63,8 @@ def test_what_is_missing_or_no_image_is_refused_by_name(tmp_path: Path) -> None:
         ("npz:text.npz", "not a NumPy archive"),
         ("npz:pickled.npz", "not a NumPy archive"),
         ("images:none", "there is no folder"),
-        ("images:one", "1 class folders"),
-        ("images:broken", "x0.png is not an image"),
+        ("images:one", "has no images in class folders; .* Found: the folders only"),
+        ("images:broken", "cannot be read: .*x0.png: cannot identify .* Another 9 images"),
         ("images:unequal", "is 9 x 9 pixels, .* is 8 x 8; set data.size"),
     ]:
         with pytest.raises(InputError, match=message):

@@ -43,7 +43,7 @@ def test_arrays_of_ones_own(tmp_path: Path) -> None:
         ({"x_test": None}, "lacks x_test"),
         ({"x_train": np.zeros((30, 6, 6), np.float32)}, "x_train .* is float32"),
         ({"x_train": np.zeros((30, 6, 6, 4), np.uint8)}, "30 x 6 x 6 x 4"),
-        ({"y_train": np.zeros(29, np.int64)}, "y_train .* one whole number for each image"),
+        ({"y_train": np.zeros(29, np.int64)}, "y_train .* one whole number or name for each image"),
         ({"y_train": np.zeros(30)}, "y_train .* one whole number"),
         ({"y_test": np.full(9, -1)}, "label -1; labels count from 0"),
         ({"classes": np.array(["cat"])}, "names 1 classes, but has the label 2"),
@@ -53,3 +53,52 @@ def test_wrong_arrays_are_refused(tmp_path: Path, changes: dict, message: str) -
     write_npz(tmp_path / "mine.npz", **changes)
     with pytest.raises(InputError, match=message):
         read("npz:mine.npz", tmp_path)
+
+
+def test_names_as_bytes_and_as_labels(tmp_path: Path) -> None:
+    write_npz(tmp_path / "mine.npz", classes=np.array([b"cat", b"dog", "été".encode()]))
+    assert read("npz:mine.npz", tmp_path).classes == ("cat", "dog", "été")
+    for kind in (str, bytes):
+        train = np.array([["dog", "cat"][i % 2] for i in range(30)]).astype("S" if kind is bytes else "U")
+        test = np.array([["cow", "dog", "cat"][i % 3] for i in range(9)])
+        write_npz(tmp_path / "mine.npz", y_train=train, y_test=test)
+        data = read("npz:mine.npz", tmp_path)
+        assert data.classes == ("cat", "cow", "dog")
+        assert data.train.labels[:4].tolist() == [2, 0, 2, 0]
+        assert data.test.labels[:3].tolist() == [1, 2, 0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"x_test": np.zeros((9, 8, 8), np.uint8)}, "1x6x6 and 1x8x8 .*; set data.size"),
+        ({"x_test": np.zeros((9, 6, 6, 3), np.uint8)}, "1x6x6 and 3x6x6 .*; set data.channels"),
+        ({"x_train": np.zeros((30, 0, 6), np.uint8)}, "train images are uint8, .*must be uint8"),
+        ({"y_train": np.full(30, 10**12)}, "label 1000000000000, and only 39 images"),
+        ({"y_train": np.full(30, 2**64 - 1, np.uint64)}, "label 18446744073709551615"),
+        ({"classes": np.array(["a", "b", "a"])}, "'a' twice"),
+        ({"classes": np.array([b"\xff", b"a", b"b"])}, "not UTF-8"),
+        ({"classes": np.array([["a", "b", "c"]])}, "must be a list of names"),
+        ({"y_test": np.array(["0"] * 9)}, "both have numbers, or both names"),
+        ({"y_train": np.array(["a"] * 30), "y_test": np.array(["b"] * 9), "classes": np.array(["a"])}, "label 'b'"),
+    ],
+)
+def test_more_wrong_arrays_are_refused(tmp_path: Path, changes: dict, message: str) -> None:
+    write_npz(tmp_path / "mine.npz", **changes)
+    with pytest.raises(InputError, match=message):
+        read("npz:mine.npz", tmp_path)
+
+
+def test_damaged_files_are_refused_by_name(tmp_path: Path) -> None:
+    write_npz(tmp_path / "whole.npz", notes=np.array([{"an": "object"}], dtype=object))
+    whole = (tmp_path / "whole.npz").read_bytes()
+    assert read("npz:whole.npz", tmp_path).classes == ("0", "1", "2")  # other arrays are not read
+    np.save(tmp_path / "one.npy", np.zeros(3))
+    damaged = {"cut": whole[: len(whole) // 2], "empty": b"", "text": b"<html>", "flipped": bytearray(whole)}
+    damaged["flipped"][600:700] = bytes(100)
+    for name, content in damaged.items():
+        (tmp_path / f"{name}.npz").write_bytes(content)
+        with pytest.raises(InputError, match=f"{name}.npz is not a NumPy archive of plain arrays, or is damaged: "):
+            read(f"npz:{name}.npz", tmp_path)
+    with pytest.raises(InputError, match="it is one array"):
+        read("npz:one.npy", tmp_path)
