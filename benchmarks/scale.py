@@ -86,7 +86,7 @@ def measure(
 
 
 def _resident(which: str) -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return int(next(line.split()[1] for line in lines if line.startswith(which))) / 1024
 
 

@@ -21,6 +21,8 @@ import pydantic
 
 from .errors import InputError, RunError, described, on_one_line, unknown
 
+_MOST_PROBLEMS = 10  # lines of one refusal
+
 
 def names(group: str) -> list[str]:
     """Return the names that the installed packages register under `fedkd.<group>`."""
@@ -65,14 +67,19 @@ def look_for_plugins_in(folder: Path) -> None:
 
 
 def _load_file(path: Path, key: str) -> ModuleType:
-    path = path.expanduser()
-    path = next((f / path for f in _plugin_folders if (f / path).is_file()), path).resolve()
+    said = on_one_line(str(path), 200)
+    try:
+        path = path.expanduser()
+        path = next((f / path for f in _plugin_folders if (f / path).is_file()), path).resolve()
+        there = path.is_file()
+    except (OSError, ValueError, RuntimeError) as error:  # such as a name that is too long, or no home folder
+        raise InputError(f"{key} = {said!r} cannot be read: {described(error)}.") from error
     # one name for each path: what is pickled by reference here is found again in another process with the same file
     name = "fedkd_file_" + hashlib.blake2b(str(path).encode(), digest_size=8).hexdigest()
     if name in sys.modules:
         return sys.modules[name]
-    if not path.is_file():
-        raise InputError(f"{key}: there is no file {path}.")
+    if not there:
+        raise InputError(f"{key}: there is no file {on_one_line(str(path), 200)}.")
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
@@ -132,7 +139,9 @@ def options(function: Callable[..., Any], table: Mapping[str, Any], key: str) ->
     keyword_only = [p for p in parameters if p.kind is p.KEYWORD_ONLY]
     chosen = keyword_only or [p for p in parameters if inspect.isclass(function) and p.kind is p.POSITIONAL_OR_KEYWORD]
     fields: dict[str, Any] = {p.name: (hints.get(p.name, Any), _default(function, p)) for p in chosen}
-    config = pydantic.ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True, protected_namespaces=())
+    config = pydantic.ConfigDict(
+        extra="forbid", strict=True, allow_inf_nan=False, arbitrary_types_allowed=True, protected_namespaces=()
+    )
     model = pydantic.create_model("Options", __config__=config, **fields)
     try:
         checked = model.model_validate(dict(table))
@@ -152,29 +161,42 @@ def _default(function: Any, parameter: inspect.Parameter) -> Any:
 
 def explain(error: pydantic.ValidationError, valid: Mapping[str, Any], key: str = "") -> str:
     """Return one line for each problem: the key, its value, the error, and for an unknown key the nearest valid one."""
-    lines = []
+    lines: dict[str, None] = {}
     for problem in error.errors():
-        path = [str(part) for part in problem["loc"]]
-        full = ".".join(([key] if key else []) + path)
-        if problem["type"] == "extra_forbidden":
-            lines.append(
-                str(unknown(full, path[-1], _keys_at(valid, path[:-1]))).replace("unknown ", "unknown key ", 1)
-            )
-        elif problem["type"] == "missing":
-            lines.append(f"{full}: is missing.")
+        path, siblings = _place_of(valid, [str(part) for part in problem["loc"] if part != "[key]"])
+        full = on_one_line(".".join(([key] if key else []) + path), 200)
+        kind, value = problem["type"], on_one_line(repr(problem["input"]), 100)
+        if kind == "extra_forbidden":
+            name = on_one_line(path[-1], 100)
+            line = str(unknown(full, name, siblings)).replace("unknown ", "unknown key ", 1)
+        elif kind == "missing":
+            line = f"{full}: is missing."
+        elif kind == "union_tag_not_found":
+            line = f"{full}.name: is missing."
+        elif kind == "union_tag_invalid":
+            line = f"{full}.name = {problem['ctx']['tag']!r}: valid: {problem['ctx']['expected_tags']}."
+        elif kind in ("model_type", "model_attributes_type", "dict_type"):
+            line = f"{full} = {value}: should be a table, such as {{ name = ... }}, or keys below [{full}]."
         else:
-            lines.append(f"{full} = {problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}.")
-    return "\n".join(lines)
+            line = f"{full} = {value}: {problem['msg'][0].lower()}{problem['msg'][1:]}."
+        lines.setdefault(line)
+    shown = list(lines)
+    more = [f"... and {len(shown) - _MOST_PROBLEMS} more."] if len(shown) > _MOST_PROBLEMS else []
+    return "\n".join(shown[:_MOST_PROBLEMS] + more)
 
 
-def _keys_at(valid: Mapping[str, Any], path: list[str]) -> list[str]:
-    """Return the valid keys of the table at `path`, following pydantic models."""
+def _place_of(valid: Mapping[str, Any], loc: list[str]) -> tuple[list[str], list[str]]:
+    """Return the keys to a problem, without the tags of unions that pydantic adds, and the valid last keys."""
     fields: Mapping[str, Any] = valid
-    for part in path:
-        field = fields.get(part)
-        annotation = getattr(field, "annotation", field)
-        candidates = [a for a in (annotation, *typing.get_args(annotation)) if hasattr(a, "model_fields")]
-        if not candidates:
-            continue  # pydantic adds the tag of a union to the path
-        fields = {name: f for model in candidates for name, f in model.model_fields.items()}
-    return list(fields)
+    path: list[str] = []
+    models: list[Any] = []
+    for number, part in enumerate(loc):
+        if len(models) > 1 and part not in fields and number < len(loc) - 1:
+            continue
+        path.append(part)
+        if number == len(loc) - 1:
+            break
+        annotation = getattr(fields.get(part), "annotation", fields.get(part))
+        models = [a for a in (annotation, *typing.get_args(annotation)) if hasattr(a, "model_fields")]
+        fields = {name: f for model in models for name, f in model.model_fields.items()}
+    return path, list(fields)

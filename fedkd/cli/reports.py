@@ -63,7 +63,7 @@ def compare(
                 ("csv", printed.to_csv(tables)),
             ):
                 try:
-                    (out / f"compare.{ending}").write_text(text)
+                    (out / f"compare.{ending}").write_text(text, encoding="utf-8")
                 except OSError as error:
                     raise InputError(f"--out {out}: compare.{ending} cannot be written: {error.strerror}.") from error
                 typer.echo(f"written: {out / f'compare.{ending}'}")

@@ -62,8 +62,8 @@ def new_strategy(
         path = Path(f"{re.sub(r'(?<=[a-z0-9])(?=[A-Z])', '_', kind).lower()}.py")
         if path.exists():
             raise InputError(f"{path} exists already; choose another name, or move the file.")
-        text = files("fedkd.cli").joinpath("new_strategy.py.txt").read_text()
-        path.write_text(text.replace("NewStrategy", kind))
+        text = files("fedkd.cli").joinpath("new_strategy.py.txt").read_text(encoding="utf-8")
+        path.write_text(text.replace("NewStrategy", kind), encoding="utf-8")
         typer.echo(f"written: {path}")
         typer.echo(f"check it: fedkd check {path}:{kind}")
         typer.echo(f"run it: fedkd run CONFIG --set strategy={path}:{kind}, with a config of yours or of configs/")

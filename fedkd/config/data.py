@@ -39,7 +39,7 @@ class ValidationConfig(Table):
 class PartitionConfig(Table):
     """`data.partition`: a scheme and its options; `seed` is by default the run's seed."""
 
-    model_config = ConfigDict(extra="allow", strict=True, frozen=True)
+    model_config = ConfigDict(extra="allow", strict=True, frozen=True, allow_inf_nan=False)
     scheme: str
     minimum: Count = 1
     seed: Annotated[int, Field(ge=0)] | None = None

@@ -80,7 +80,7 @@ class CheckpointConfig(Table):
 class ModelConfig(Table):
     """`[model]`: one architecture for all nodes, or several that the nodes have in turn; with the builder's options."""
 
-    model_config = ConfigDict(extra="allow", strict=True, frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="allow", strict=True, frozen=True, allow_inf_nan=False, protected_namespaces=())
     name: str | None = None
     names: Annotated[list[NamedTable], Field(min_length=1)] | None = None
 

@@ -39,13 +39,13 @@ class Limits(NamedTuple):
 class Table(BaseModel):
     """A table that refuses unknown keys and values of another type."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, protected_namespaces=())
 
 
 class NamedTable(Table):
     """A table with a name. Its other keys are options of the named object and are checked against it."""
 
-    model_config = ConfigDict(extra="allow", strict=True, frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="allow", strict=True, frozen=True, allow_inf_nan=False, protected_namespaces=())
     name: str
 
     @pydantic.model_validator(mode="before")

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import InputError
+from ..errors import InputError, on_one_line
 from ..registry import errors_of, find, names
 from ..streams import numpy_stream
 from .folders import from_folders
@@ -27,6 +27,16 @@ def load(name: str, root: Path, *, download: bool, size: int | None, channels: i
 
     Raises InputError if the set is unknown, its files are missing or wrong, or its images differ in size.
     """
+    try:
+        dataset = _found(name, root, download=download, size=size)
+    except OSError as error:  # such as a name that is too long, or a folder that may not be read
+        raise InputError(
+            f"{KEY} = {on_one_line(name, 100)!r} in {on_one_line(str(root), 100)}: {error.strerror}."
+        ) from error
+    return reshape(checked(dataset, name), size, channels)
+
+
+def _found(name: str, root: Path, *, download: bool, size: int | None) -> Dataset:
     if name.startswith("npz:"):
         dataset = from_npz(_in(root, name.removeprefix("npz:")))
     elif name.startswith("images:"):
@@ -46,7 +56,7 @@ def load(name: str, root: Path, *, download: bool, size: int | None, channels: i
             _refuse_unknown(name, root)
         with errors_of(name, KEY):
             dataset = find("datasets", name, KEY)(root=root, download=download)
-    return reshape(checked(dataset, name), size, channels)
+    return dataset
 
 
 def _in(root: Path, name: str) -> Path:

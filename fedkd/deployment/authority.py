@@ -20,7 +20,7 @@ def write_file(path: Path, text: str, mode: int = 0o644) -> None:
     """Write a new file with these permissions, and its folders."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # created with its mode, so that a key is never readable for others
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w") as file:
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w", encoding="utf-8") as file:
         file.write(text)
 
 

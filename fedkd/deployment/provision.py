@@ -118,11 +118,11 @@ def _write_app(folder: Path, config: Config) -> None:
             shutil.copyfile(match[1], target)
             owner[key] = f"{target.name}:{match[2]}"
     write_file(folder / "federation.toml", tomli_w.dumps(table))
-    about = app.joinpath("pyproject.toml").read_text()
+    about = app.joinpath("pyproject.toml").read_text(encoding="utf-8")
     line = re.search(r'^config = ".*?"', about, re.MULTILINE)
     assert line is not None
     write_file(folder / "pyproject.toml", about.replace(line[0], 'config = "federation.toml"'))
-    write_file(folder / "fedkd_app.py", app.joinpath("fedkd_app.py").read_text())
+    write_file(folder / "fedkd_app.py", app.joinpath("fedkd_app.py").read_text(encoding="utf-8"))
 
 
 def _strings(table: Any) -> Iterator[tuple[Any, Any, str]]:

@@ -31,7 +31,7 @@ class Roster:
     def read(cls, path: Path, first_round: int) -> Roster:
         """Return the roster in a file, for a run that continues with a round. Raises InputError if it is damaged."""
         try:
-            roster = cls(**json.loads(path.read_text()), path=path)
+            roster = cls(**json.loads(path.read_text(encoding="utf-8")), path=path)
         except (ValueError, TypeError) as error:
             raise InputError(f"{path} is damaged: {error}") from error
         roster.keeping = {name: since for name, since in roster.keeping.items() if since < first_round}
@@ -42,5 +42,5 @@ class Roster:
         if self.path is not None:
             table = {key: value for key, value in vars(self).items() if key != "path"}
             partial = self.path.with_name(f".{self.path.name}.partial")
-            partial.write_text(json.dumps(table, indent=2) + "\n")
+            partial.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
             os.replace(partial, self.path)

@@ -56,7 +56,7 @@ def recall_state(folder: Path, run: int, first_round: int) -> tuple[RecordDict, 
 def _is_of(folder: Path, run: int) -> bool:
     """Return whether the newest state was written in a run."""
     try:
-        return bool(json.loads((folder / _RUN).read_text())["run"] == run)
+        return bool(json.loads((folder / _RUN).read_text(encoding="utf-8"))["run"] == run)
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
@@ -64,7 +64,7 @@ def _is_of(folder: Path, run: int) -> bool:
 def _sign(folder: Path, run: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / f".{_RUN}.partial"
-    partial.write_text(json.dumps({"run": run}) + "\n")
+    partial.write_text(json.dumps({"run": run}) + "\n", encoding="utf-8")
     os.replace(partial, folder / _RUN)
 
 

@@ -41,7 +41,7 @@ def report(paths: Sequence[Path], out: Path, title: str | None = None) -> list[s
     page, problems = render(runs, problems, title or f"fedkd: {', '.join(path.resolve().name for path in paths)}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(page)
+        out.write_text(page, encoding="utf-8")
     except OSError as error:
         raise InputError(f"--output {out}: cannot be written: {error.strerror}.") from error
     return problems
@@ -70,7 +70,7 @@ def render(
         groups.append(group)
         problems += more
     template = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
-        files("fedkd.reports").joinpath("page.html").read_text()
+        files("fedkd.reports").joinpath("page.html").read_text(encoding="utf-8")
     )
     strategies = sorted({run.settings["strategy.name"] for run in runs})
     seeds = sorted({run.seed for run in runs})

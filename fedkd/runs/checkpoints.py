@@ -37,7 +37,9 @@ def save(folder: Path, number: int, server: State, nodes: Iterable[tuple[int, Re
         save_node(partial / _NODES / f"{node}.safetensors", state)
         count += 1
     digests = {str(path.relative_to(partial)): _digest(path) for path in sorted(partial.rglob("*.safetensors"))}
-    (partial / _ABOUT).write_text(json.dumps({"round": number, "nodes": count, "files": digests}) + "\n")
+    (partial / _ABOUT).write_text(
+        json.dumps({"round": number, "nodes": count, "files": digests}) + "\n", encoding="utf-8"
+    )
     shutil.rmtree(target, ignore_errors=True)
     os.replace(partial, target)
     for old in _all(folder)[:-keep]:
@@ -98,7 +100,7 @@ def _all(folder: Path) -> list[Path]:
 def _objection(checkpoint: Path) -> str | None:
     """Return the error of a checkpoint, if any: files are missing, or differ from what was written."""
     try:
-        digests = json.loads((checkpoint / _ABOUT).read_text())["files"]
+        digests = json.loads((checkpoint / _ABOUT).read_text(encoding="utf-8"))["files"]
         for name, digest in digests.items():
             if _digest(checkpoint / name) != digest:
                 return f"{name} is not what was written"

@@ -118,7 +118,7 @@ class Run:
     def partition(self) -> dict[str, Any] | None:
         """Return which node has which images: `classes`, and `counts`, nodes x classes; None if it was not stored."""
         try:
-            kept: dict[str, Any] = json.loads((self.path / PARTITION).read_text())
+            kept: dict[str, Any] = json.loads((self.path / PARTITION).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
         return kept
@@ -140,11 +140,11 @@ def read_run(path: Path) -> Run:
     if not os.path.isfile(path / CONFIG):  # Path.is_file raises where it may not look
         raise InputError(f"{path}: there is no run; its {CONFIG} is missing.")
     try:
-        config = tomllib.loads((path / CONFIG).read_text())
+        config = tomllib.loads((path / CONFIG).read_text(encoding="utf-8"))
         if "distiller" in config:
             raise InputError(f"{path}: this is a distillation, not a federation; it has no rounds to compare.")
         lines = whole_lines(path / METRICS)
-        summary = json.loads((path / SUMMARY).read_text()) if (path / SUMMARY).is_file() else None
+        summary = json.loads((path / SUMMARY).read_text(encoding="utf-8")) if (path / SUMMARY).is_file() else None
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: its files cannot be read: {on_one_line(str(error))}") from error
     wrong = [*_wrong(_Config, config, "config."), *_wrong(_Summary, summary, "summary.")]

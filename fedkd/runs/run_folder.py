@@ -38,12 +38,12 @@ class RunFolder:
             make_folder(folder)
         (self.path / METRICS).touch()
         partial = self.path / f".{CONFIG}.partial"
-        partial.write_text(tomli_w.dumps(to_table(config)))
+        partial.write_text(tomli_w.dumps(to_table(config)), encoding="utf-8")
         os.replace(partial, self.path / CONFIG)  # last, because with it the folder is a run that can be continued
 
     def append(self, line: dict[str, Any]) -> None:
         """Add a line to metrics.jsonl."""
-        with (self.path / METRICS).open("a") as file:
+        with (self.path / METRICS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
             file.flush()
             os.fsync(file.fileno())
@@ -54,7 +54,9 @@ class RunFolder:
 
     def keep_partition(self, classes: Sequence[str], counts: np.ndarray) -> None:
         """Write which node has which images: the classes, and the number of images of each, nodes x classes."""
-        (self.path / PARTITION).write_text(json.dumps({"classes": list(classes), "counts": counts.tolist()}) + "\n")
+        (self.path / PARTITION).write_text(
+            json.dumps({"classes": list(classes), "counts": counts.tolist()}) + "\n", encoding="utf-8"
+        )
 
     def keep_images(self, name: str, number: int, row: Captioned) -> None:
         """Write a round's row of images side by side as one PNG, without scaling; captions are the PNG's text.
@@ -88,13 +90,13 @@ class RunFolder:
             )
         (self.path / SUMMARY).unlink(missing_ok=True)
         partial = self.path / f".{METRICS}.partial"
-        partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
         os.replace(partial, self.path / METRICS)
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write summary.json."""
         partial = self.path / f".{SUMMARY}.partial"
-        partial.write_text(json.dumps(summary, indent=2) + "\n")
+        partial.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
         os.replace(partial, self.path / SUMMARY)
 
 
@@ -111,7 +113,7 @@ def whole_lines(path: Path) -> list[dict[str, Any]]:
 
 def _read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
     """Return the lines before the first damaged line, and the number of lines of the file."""
-    texts = path.read_text().splitlines() if path.is_file() else []
+    texts = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     lines = []
     for text in texts:
         try:

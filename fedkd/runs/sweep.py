@@ -185,7 +185,7 @@ def _is_finished(job: Job) -> bool:
     if not (job.path / CONFIG).is_file():
         raise InputError(f"--out: {job.path} contains other files than a run's.")
     try:
-        kept = tomllib.loads((job.path / CONFIG).read_text())
+        kept = tomllib.loads((job.path / CONFIG).read_text(encoding="utf-8"))
         if (other := difference(kept, to_table(job.config), NO_RESULT)) is not None:
             raise InputError(f"--out: {job.path} contains a run with another config: {other}; name a new folder.")
     except (OSError, ValueError) as error:

@@ -24,7 +24,7 @@ from fedkd.errors import InputError
         ({"rounds": "5"}, "rounds = '5': .*integer"),
         ({"rounds": 0}, "rounds = 0: .*greater than or equal to 1"),
         ({"seed": -1}, "seed = -1"),
-        ({"train.optimizer": {"name": "sgd", "lr": 0}}, "train.optimizer.sgd.lr = 0: .*greater than 0"),
+        ({"train.optimizer": {"name": "sgd", "lr": 0}}, "train.optimizer.lr = 0: .*greater than 0"),
         ({"train.optimizer": {"name": "sdg", "lr": 0.1}}, "'sgd', 'adam', 'adamw'"),
         ({"evaluate.fraction": 1.5}, "evaluate.fraction = 1.5"),
         ({"data.names": ["digits"]}, "set either name .* names .* or sites"),
