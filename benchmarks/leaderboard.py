@@ -143,18 +143,18 @@ def main() -> None:
         commit += " with changes"
     begin = time.perf_counter()
     grid = plan(configs, [], vary, SEEDS, arguments.out)
-    check(grid.jobs)
+    check(grid)
     make_folder(arguments.out)
     with alone_in(arguments.out), ManyRuns(sys.stderr, len(grid.jobs)) as view:
         failed = run_jobs(grid.jobs, view, memory=2 * 2**30)
     minutes = (time.perf_counter() - begin) / 60
     runs, problems = find_runs([arguments.out])
     runs, others = completed(runs)
-    groups = sorted(split(runs, BY, []).items(), key=lambda item: _place(item[1][0]))
+    groups = sorted(split(runs, BY, [])[0].items(), key=lambda item: _place(item[1][0]))
     made = (
         f"{len(configs)} strategies under one protocol, made by `python benchmarks/leaderboard.py` on "
         f"{datetime.date.today()} at commit {commit}: {len(grid.jobs)} runs in {minutes:.0f} minutes"
-        + (f" ({grid.finished} more were finished before)" if grid.finished else "")
+        + (f" ({len(grid.done)} more were finished before)" if grid.done else "")
         + f", as many at a time as fit on {os.cpu_count()} cores ({platform.machine()}, no GPU)."
     )
     parts, tables = ["# Leaderboard", "", made, "", *PROTOCOL.strip().splitlines()], []

@@ -66,16 +66,28 @@ def look_for_plugins_in(folder: Path) -> None:
         _plugin_folders.append(folder)
 
 
+_PREFIX = "fedkd_file_"
+
+
+def _file(path: Path) -> Path:
+    """Return the absolute path of a plug-in file."""
+    path = path.expanduser()
+    return next((f / path for f in _plugin_folders if (f / path).is_file()), path).resolve()
+
+
+def _module_name(path: Path) -> str:
+    """Return one name for each path: what is pickled by reference is found again in another process with this file."""
+    return _PREFIX + hashlib.blake2b(str(path).encode(), digest_size=8).hexdigest()
+
+
 def _load_file(path: Path, key: str) -> ModuleType:
     said = on_one_line(str(path), 200)
     try:
-        path = path.expanduser()
-        path = next((f / path for f in _plugin_folders if (f / path).is_file()), path).resolve()
+        path = _file(path)
         there = path.is_file()
     except (OSError, ValueError, RuntimeError) as error:  # such as a name that is too long, or no home folder
         raise InputError(f"{key} = {said!r} cannot be read: {described(error)}.") from error
-    # one name for each path: what is pickled by reference here is found again in another process with the same file
-    name = "fedkd_file_" + hashlib.blake2b(str(path).encode(), digest_size=8).hexdigest()
+    name = _module_name(path)
     if name in sys.modules:
         return sys.modules[name]
     if not there:
@@ -124,6 +136,48 @@ def errors_of(name: str, key: str) -> Iterator[None]:
         raise
     except BaseException as error:
         raise InputError(f"{key} = {on_one_line(name, 100)!r} raised {described(error)}.") from error
+
+
+def digests_of_files(table: Any) -> dict[str, str]:
+    """Return a hash of each code file that a config names, by its name in the config, and of the neighbours it imports.
+
+    `table`: nested tables and lists whose texts may be `path/to/file.py:Name` or `package.module:Name`.
+    """
+    digests: dict[str, str] = {}
+    for text in _texts(table):
+        where, sign, attribute = text.rpartition(":")
+        if not sign or not attribute.isidentifier():
+            continue
+        module = sys.modules.get(_module_name(_file(Path(where))) if where.endswith(".py") else where)
+        if module is None or module.__name__.split(".")[0] in ("fedkd", "flwr"):  # their versions are compared
+            continue
+        path = Path(module.__file__ or "")
+        for file in [path, *_imported_neighbours(path)]:
+            digests[where if file == path else f"{where}: {file.name}"] = _digest(file)
+    return digests
+
+
+def _imported_neighbours(path: Path) -> list[Path]:
+    if str(path.parent) not in _neighbourhoods:
+        return []
+    files = {Path(file) for module in list(sys.modules.values()) if (file := getattr(module, "__file__", None))}
+    plugins = {Path(m.__file__ or "") for name, m in list(sys.modules.items()) if name.startswith(_PREFIX)}
+    return sorted(file for file in files - plugins if file.parent == path.parent)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for one in value.values():
+            yield from _texts(one)
+    elif isinstance(value, list):
+        for one in value:
+            yield from _texts(one)
+
+
+def _digest(path: Path) -> str:
+    return hashlib.blake2b(path.read_bytes(), digest_size=12).hexdigest()
 
 
 def options(function: Callable[..., Any], table: Mapping[str, Any], key: str) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +32,9 @@ class ClientActor:
     """Runs the clients of messages in a separate process. It keeps its model objects between clients."""
 
     def __init__(self, config: Config, data: Any, threads: int, device: Device, gpu: bool) -> None:
+        # Ray's own handler raises SystemExit, which a running client would report as its failure: a killed worker must
+        # die, so that another one runs its client again
+        signal.signal(signal.SIGTERM, lambda number, frame: os._exit(128 + number))
         self.setup = make_setup(config, data, prepare_process(threads, device, gpu))
         self.app = make_client_app(self.setup.strategy, lambda: self.setup)
 

@@ -10,6 +10,7 @@ import ray
 from pydantic import Field
 
 from fedkd.errors import InputError
+from fedkd.stopping import retake
 
 Workers = Literal["auto"] | Annotated[int, Field(ge=1)]
 
@@ -70,5 +71,6 @@ def connect(address: str | None) -> None:
         ray.init(
             address=address or "local", include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING
         )
+        retake()  # Ray has taken SIGTERM
     except (OSError, ValueError) as error:
         raise InputError(f"engine.address = {address!r}: no Ray cluster answers at this address: {error}") from error

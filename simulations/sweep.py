@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import ray
 
 from fedkd.config import Config, NamedTable
-from fedkd.errors import InputError, RunError
+from fedkd.errors import InputError, RunError, described
 from fedkd.runs.progress import ManyRuns
 from fedkd.runs.run import resume, run
 from fedkd.runs.run_folder import CONFIG, METRICS, is_unborn, whole_lines
@@ -42,7 +42,13 @@ class _Running:
 
 
 def run_jobs(
-    jobs: Sequence[Job], view: ManyRuns, *, memory: float, gpus: float | None = None, at_once: int | None = None
+    jobs: Sequence[Job],
+    view: ManyRuns,
+    *,
+    memory: float,
+    gpus: float | None = None,
+    at_once: int | None = None,
+    accept_changes: bool = False,
 ) -> dict[str, str]:
     """Run jobs, or continue those that have a folder; return the error of each failed job, by name.
 
@@ -61,7 +67,7 @@ def run_jobs(
         waiting = deque(_Running(job, _share(job.config, gpus, memory, machines), 1) for job in jobs)
         # each job must fit; the largest share decides how many run at a time
         slots = [count_workers("auto", *one.share[:2], machines, len(jobs), one.share.memory) for one in waiting]
-        return _run_all(waiting, view, machines, min([*slots, at_once or len(jobs)]))
+        return _run_all(waiting, view, machines, min([*slots, at_once or len(jobs)]), accept_changes)
     finally:
         if started:
             ray.shutdown()
@@ -75,14 +81,16 @@ def _share(config: Config, gpus: float | None, memory: float, machines: list[dic
     return Share(float(options.get("threads", 1)), gpus, memory)
 
 
-def _run_all(waiting: deque[_Running], view: ManyRuns, machines: list[dict[str, float]], slots: int) -> dict[str, str]:
+def _run_all(
+    waiting: deque[_Running], view: ManyRuns, machines: list[dict[str, float]], slots: int, accept_changes: bool
+) -> dict[str, str]:
     running: dict[Any, _Running] = {}
     failed: dict[str, str] = {}
     try:
         while waiting or running:
             while waiting and len(running) < slots:
                 one = waiting.popleft()
-                running[_start(one)] = one
+                running[_start(one, accept_changes)] = one
                 view.begin(one.job.name, one.job.config.rounds)
             ready, _ = ray.wait(list(running), num_returns=1, timeout=_LOOK_SECONDS)
             for one in running.values():
@@ -108,12 +116,12 @@ def _run_all(waiting: deque[_Running], view: ManyRuns, machines: list[dict[str, 
     return failed
 
 
-def _start(one: _Running) -> Any:
+def _start(one: _Running, accept_changes: bool) -> Any:
     cpus, gpus, memory = one.share
     # a process that has used a GPU keeps GPU memory until it ends, so only other processes are used again
     calls = 1 if gpus else 0
     task: Any = ray.remote(num_cpus=cpus, num_gpus=gpus, memory=int(memory), max_retries=0, max_calls=calls)(_run_job)
-    return task.remote(_inline(one), str(one.job.path.resolve()))
+    return task.remote(_inline(one), str(one.job.path.resolve()), accept_changes)
 
 
 def _roomier(share: Share, machines: list[dict[str, float]]) -> Share:
@@ -149,14 +157,14 @@ def _look(job: Job, view: ManyRuns) -> None:
         view.update(job.name, lines[-1]["round"], shown)
 
 
-def _run_job(config: Config, folder: str) -> tuple[str | None, list[str]]:
+def _run_job(config: Config, folder: str, accept_changes: bool) -> tuple[str | None, list[str]]:
     """Start or continue one run in this worker; return the reason if it has failed, and its messages."""
     logging.getLogger("flwr").setLevel(logging.ERROR)
     path, notices = Path(folder), _Notices()
     logging.getLogger("fedkd").addHandler(notices)
     try:
         if (path / CONFIG).is_file():
-            resume(path, on_event=notices.texts.append, engine=config.engine)
+            resume(path, on_event=notices.texts.append, engine=config.engine, accept_changes=accept_changes)
         else:
             if path.exists() and is_unborn(path):
                 shutil.rmtree(path)
@@ -164,7 +172,7 @@ def _run_job(config: Config, folder: str) -> tuple[str | None, list[str]]:
     except (InputError, RunError) as error:
         return str(error), notices.texts
     except Exception as error:  # an error in a strategy: shown as the failure of this run
-        return f"{type(error).__name__}: {error}", notices.texts
+        return described(error), notices.texts
     finally:
         logging.getLogger("fedkd").removeHandler(notices)
     return None, notices.texts

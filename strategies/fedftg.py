@@ -242,7 +242,9 @@ class FedFTG(Wrapper):
         weights: alpha, C x K; labels: I x B; noise: I x B x nz; decay: the factor of the learning rates.
         """
         student_optimizer = torch.optim.SGD(
-            student.parameters(), lr=self.student_lr * decay, weight_decay=self.weight_decay
+            [p for p in student.parameters() if p.requires_grad],
+            lr=self.student_lr * decay,
+            weight_decay=self.weight_decay,
         )
         generator_optimizer = torch.optim.Adam(generator.parameters(), lr=self.generator_lr * decay)
         generator_losses: list[Tensor] = []

@@ -5,6 +5,7 @@
 * `reports`: `fedkd compare`, `report`, `watch`.
 * `write`: `fedkd list`, `new`, `check`.
 * `deploy`: `fedkd deploy init`.
+* `doctor`: `fedkd doctor`.
 * `tables`: the tables that commands print.
 """
 
@@ -15,6 +16,7 @@ from . import runs
 from . import reports
 from . import write
 from . import deploy
+from . import doctor
 # isort: on
 
-__all__ = ["app", "deploy", "reports", "runs", "write"]
+__all__ = ["app", "deploy", "doctor", "reports", "runs", "write"]

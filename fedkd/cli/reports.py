@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from ..errors import InputError
-from .common import RunFolders, app, exit_codes
+from .common import AcceptChanges, RunFolders, app, exit_codes
 from .tables import print_comparison
 
 
@@ -26,6 +26,7 @@ def compare(
     across: Annotated[
         list[str] | None, typer.Option(metavar="KEY", help="Also compare runs that differ in this key.")
     ] = None,
+    accept_changes: AcceptChanges = False,
     out: Annotated[Path | None, typer.Option(help="A folder for compare.md, compare.tex and compare.csv.")] = None,
 ) -> None:
     """Compare finished runs: means over seeds, paired differences, fairness over nodes, cost to a target."""
@@ -43,7 +44,9 @@ def compare(
         if not runs:
             raise InputError("No run has been completed. " + " ".join(problems))
         tables, refused = [], []
-        for title, group in comparing.split(runs, by or [], across or []).items():
+        groups, changes = comparing.split(runs, by or [], across or [], accept_changes=accept_changes)
+        problems += changes
+        for title, group in groups.items():
             try:
                 tables.append(comparing.compare(group, metric=metric, target=target, baseline=baseline, title=title))
             except InputError as error:  # the other groups can still be shown

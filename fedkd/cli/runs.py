@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from ..errors import InputError, RunError
-from .common import ConfigPath, Overrides, app, exit_codes
+from .common import AcceptChanges, ConfigPath, Overrides, app, exit_codes, how_to_resume
 from .tables import print_partition, print_summary
 
 
@@ -22,10 +22,12 @@ def run(
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option(help="The run folder; by default a new one in runs/.")] = None,
     resume: Annotated[Path | None, typer.Option(help="Continue the run in this folder.")] = None,
+    accept_changes: AcceptChanges = False,
     json: Annotated[bool, typer.Option("--json", help="Print summary.json as the last line.")] = False,
 ) -> None:
     """Run a federation from a config, or continue one after a crash."""
-    with exit_codes():
+    folder: Path | None = resume
+    with exit_codes(lambda: how_to_resume("run", folder)):
         _refuse_mixed(config, out, overrides, resume)
         _quiet()
         from ..config import read_config
@@ -44,7 +46,9 @@ def run(
             assert resume is not None
             folder = resume
             with progress:
-                summary = runs.resume(folder, progress.update, progress.step, progress.line)
+                summary = runs.resume(
+                    folder, progress.update, progress.step, progress.line, accept_changes=accept_changes
+                )
         print_summary(summary, folder)
         if json:
             typer.echo(json_module.dumps(summary))
@@ -56,10 +60,12 @@ def distill(
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option(help="The folder; by default a new one in runs/.")] = None,
     resume: Annotated[Path | None, typer.Option(help="Continue the distillation in this folder.")] = None,
+    accept_changes: AcceptChanges = False,
     json: Annotated[bool, typer.Option("--json", help="Print summary.json as the last line.")] = False,
 ) -> None:
     """Distil one named set into a few virtual images, or continue after a crash."""
-    with exit_codes():
+    folder: Path | None = resume
+    with exit_codes(lambda: how_to_resume("distill", folder)):
         _refuse_mixed(config, out, overrides, resume)
         from ..config import read_distill_config
         from ..runs import distill as distillations
@@ -81,7 +87,7 @@ def distill(
             if config is not None:
                 summary = distillations.distill(parsed, folder, on_iteration)
             else:
-                summary = distillations.resume(folder, on_iteration)
+                summary = distillations.resume(folder, on_iteration, accept_changes=accept_changes)
         accuracy = summary["final"]["test/accuracy"]
         typer.echo(
             f"{summary['distiller']}, {parsed.ipc} per class: test accuracy {accuracy:.4f} "
@@ -118,6 +124,7 @@ def sweep(
     gpus: Annotated[
         float | None, typer.Option(min=0, help="GPUs per run; by default those of its engine's workers.")
     ] = None,
+    accept_changes: AcceptChanges = False,
 ) -> None:
     """Run a grid of configs and seeds, several at a time. Repeat the command to continue an interrupted grid."""
     with exit_codes("repeat the command to continue"):
@@ -128,13 +135,15 @@ def sweep(
 
         folder = out or Path("runs") / f"sweep-{configs[0].stem}"
         grid = plan(configs, overrides or [], vary or [], seeds, folder)
-        check(grid.jobs)
+        check(grid, accept_changes=accept_changes)
         make_folder(folder)
         with alone_in(folder), ManyRuns(sys.stderr, len(grid.jobs)) as view:
-            failed = run_jobs(grid.jobs, view, memory=memory * 2**30, gpus=gpus, at_once=at_once)
-        total = len(grid.jobs) + grid.finished
+            failed = run_jobs(
+                grid.jobs, view, memory=memory * 2**30, gpus=gpus, at_once=at_once, accept_changes=accept_changes
+            )
+        total = len(grid.jobs) + len(grid.done)
         line = f"{total - len(failed)} of {total} runs have ended well"
-        line += f", of which {grid.finished} were there" if grid.finished else ""
+        line += f", of which {len(grid.done)} were there" if grid.done else ""
         typer.echo(line + (f", {len(failed)} failed" if failed else ""))
         by = "".join(f" --by {key}" for key in grid.varied if not key.startswith("strategy"))
         baseline = f" --baseline {grid.first}" if grid.first else ""
@@ -156,8 +165,12 @@ def partition(
     with exit_codes():
         from ..config import read_config
         from ..data.federation import federate, write_sets
-        from ..runs.figures import draw_partition, partition_name
+        from ..runs.figures import check_picture, draw_partition, partition_name
+        from ..runs.run_folder import make_folder
 
+        check_picture("--out", out)
+        if write is not None:
+            make_folder(write, "--write")
         parsed = read_config(config, overrides or [])
         if parsed.data.partition is None:
             raise InputError("data.sites: the images are at the sites; there is no partition to show.")

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from ..data.federated_data import FederatedData
 
 
 def print_partition(data: FederatedData) -> None:
     """Print which node has which images: one row for each node."""
-    from rich.console import Console
     from rich.table import Table
 
     counts = data.label_counts()
@@ -28,14 +29,13 @@ def print_partition(data: FederatedData) -> None:
         cells = [node, domain, counts[node].sum(), len(data.test_parts[node]), *counts[node, :20]]
         table.add_row(*(str(cell) if isinstance(cell, str) or cell else "·" for cell in cells[:1] + cells[1:]))
     # a table in a file is as wide as it needs to be
-    Console(width=None if sys.stdout.isatty() else 40 + 8 * min(len(data.node_classes), 20) + 20).print(table)
+    _console(None if sys.stdout.isatty() else 40 + 8 * min(len(data.node_classes), 20) + 20).print(table)
     public = "none" if data.public is None else f"{len(data.public.labels)} images"
     typer.echo(f"global test: {len(data.test.labels)} images; public set: {public}")
 
 
 def print_summary(summary: dict[str, Any], folder: Path) -> None:
     """Print a run's last and best metrics, its traffic, and the paths of its files."""
-    from rich.console import Console
     from rich.table import Table
 
     title = f"{summary['strategy']}, {summary['rounds']} rounds, seed {summary['seed']}"
@@ -44,26 +44,25 @@ def print_summary(summary: dict[str, Any], folder: Path) -> None:
         table.add_column(name, justify="left" if name == "metric" else "right")
     for name, value in summary["final"].items():
         table.add_row(name, f"{value:.4f}", f"{summary['best'][name]:.4f}")
-    console = Console()
+    console = _console()
     console.print(table)
     for way in ("up", "down"):
         kinds = ", ".join(f"{kind} {_human(size)}" for kind, size in summary["bytes"][way].items()) or "nothing"
-        console.print(f"sent {way}: {kinds}", highlight=False)
-    console.print(f"{summary['seconds']['total']:.1f} s, {summary['failures']} failures", highlight=False)
+        console.print(f"sent {way}: {kinds}")
+    console.print(f"{summary['seconds']['total']:.1f} s, {summary['failures']} failures")
     figures = sorted(str(path) for path in (folder / "figures").glob("*.png"))
-    console.print("figures: " + " ".join(figures), highlight=False, soft_wrap=True)
-    console.print(f"run folder: {folder}", highlight=False, soft_wrap=True)
+    console.print("figures: " + " ".join(figures), soft_wrap=True)
+    console.print(f"run folder: {folder}", soft_wrap=True)
 
 
 def print_comparison(header: list[str], rows: list[list[str]], caption: str) -> None:
     """Print a table; on a narrow terminal in several parts, each with the strategies' names."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     widths = [max(map(len, column)) + 3 for column in zip(header, *rows, strict=True)]
     # a table in a file is as wide as it needs to be
-    console = Console(width=None if sys.stdout.isatty() else max(sum(widths) + 1, 120))
+    console = _console(None if sys.stdout.isatty() else max(sum(widths) + 1, 120))
     parts: list[list[int]] = [[]]
     for number in range(1, len(header)):
         if parts[-1] and widths[0] + sum(widths[i] for i in parts[-1]) + widths[number] + 1 > console.width:
@@ -77,6 +76,13 @@ def print_comparison(header: list[str], rows: list[list[str]], caption: str) -> 
         for row in rows:
             table.add_row(*(Text(row[number]) for number in (0, *part)))
         console.print(table)
+
+
+def _console(width: int | None = None) -> Console:
+    """Return a console that shows names from outside as they are: brackets are no markup, colons no emoji."""
+    from rich.console import Console
+
+    return Console(width=width, markup=False, emoji=False, highlight=False)
 
 
 def _human(size: float) -> str:

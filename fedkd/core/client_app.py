@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import cast
 
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
+from ..errors import described
 from ..messages.arrays import array_record
 from ..messages.flower import error_reply
 from ..messages.payload import FLOWER_ARRAYS, NODE, REPORT, ROUND, Payload, from_records
+from ..stopping import Stopped, check
 from ..streams import default_stream
 from .client import actions
 from .setup import Setup
@@ -75,11 +78,16 @@ def call(app: ClientApp, message: Message, context: Context) -> Message:
 
     The reply's arrays may be those of a model that the next client changes: send, merge or copy them before that.
     """
+    check()  # a signal that the client before has swallowed
     before = RecordDict(dict(context.state))
     try:
         return app(message, context)
-    except Exception as error:  # any error of a client is a failure of its node only
+    except Stopped:
+        raise
+    except BaseException as error:  # any error of a client is a failure of its node only, also sys.exit
+        frames = traceback.extract_tb(error.__traceback__)
+        if isinstance(error, SystemExit) and frames and "/flwr/supercore/exit/" in frames[-1].filename:
+            raise  # Flower ends this process
         context.state = before
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        where = f"{frame.filename.rsplit('/', 1)[-1]}:{frame.lineno}"
-        return error_reply(message, f"{type(error).__name__}: {error} ({where})")
+        where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+        return error_reply(message, f"{described(error)}{where}")

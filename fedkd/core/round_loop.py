@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from ..messages.carrier import Carrier
+from ..stopping import check
 from ..streams import default_stream
 from .client_app import actions
 from .record import Record
@@ -40,6 +41,7 @@ def run_rounds(
     answers = actions(strategy.client_class())
     watch = StateWatch(strategy)
     for number in range(first_round, config.rounds + 1):
+        check()
         begin = time.perf_counter()
         nodes = carrier.nodes()
         cohort = sample_cohort(nodes, config, number) if number else _prepared_nodes(strategy, nodes)

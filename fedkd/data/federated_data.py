@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -13,6 +13,14 @@ from ..errors import InputError
 from .images import Images
 from .node_tests import DrawnTests
 from .partitions import Drawn
+
+
+def fingerprint_of(parts: Iterable[np.ndarray]) -> str:
+    """Return a hash of arrays."""
+    digest = hashlib.blake2b(digest_size=12)
+    for part in parts:
+        digest.update(np.ascontiguousarray(part).data)
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -59,6 +67,8 @@ class FederatedData:
     domain_names: tuple[str, ...]
     mean: tuple[float, ...]
     deviation: tuple[float, ...]
+    # of the sets as they were loaded, before seeds draw from them; empty where there are none
+    images_fingerprint: str = field(default="", kw_only=True)
 
     @property
     def clients(self) -> int:
@@ -89,19 +99,14 @@ class FederatedData:
     @cached_property
     def fingerprint(self) -> str:
         """Return a hash that is equal for federations with the same images, labels and partition."""
-        digest = hashlib.blake2b(digest_size=12)
-        for images in (self.train, self.test, self.public, self.validation):
-            if images is not None:
-                digest.update(np.ascontiguousarray(images.images).data)
-                digest.update(np.ascontiguousarray(images.labels).data)
+        images = [one for one in (self.train, self.test, self.public, self.validation) if one is not None]
+        arrays = [array for one in images for array in (one.images, one.labels)]
         for parts in (self.train_parts, self.test_parts):
             if isinstance(parts, Ragged):
-                digest.update(parts.values.data)
-                digest.update(np.ascontiguousarray(parts.offsets).data)
+                arrays += [parts.values, parts.offsets]
             else:  # they are drawn when they are needed, so only those of the first nodes are hashed
-                for node in range(min(len(parts), 10)):
-                    digest.update(np.ascontiguousarray(parts[node]).data)
-        return digest.hexdigest()
+                arrays += [parts[node] for node in range(min(len(parts), 10))]
+        return fingerprint_of(arrays)
 
     def pooled(self) -> np.ndarray:
         """Return the positions of all nodes' training images. Raises InputError if nodes share images."""

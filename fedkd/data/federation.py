@@ -13,7 +13,7 @@ from ..streams import numpy_stream
 from .classes import same_classes
 from .federated_data import FederatedData, Ragged
 from .images import Images
-from .named_sets import first_of_each, load_set, pixel_statistics
+from .named_sets import first_of_each, images_fingerprint, load_set, pixel_statistics
 from .node_tests import DrawnTests, draw_node_test
 from .partitions import Drawn, Pool, split
 from .public_set import take_public_set, take_validation
@@ -88,6 +88,7 @@ def federate(config: DataConfig, seed: int) -> FederatedData:
         domain_names=tuple(config.set_names),
         mean=mean,
         deviation=deviation,
+        images_fingerprint=images_fingerprint(sets),
     )
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
 from ..config import SetConfig, SetsConfig
 from ..errors import InputError
 from .datasets import load
+from .federated_data import fingerprint_of
 from .images import Dataset, Images
 
 
@@ -48,3 +50,10 @@ def pixel_statistics(config: SetsConfig, sets: list[Dataset]) -> tuple[tuple[flo
     neutral = (0.5,) * channels
     mean, deviation = (sets[0].mean, sets[0].deviation) if same else (neutral, neutral)
     return tuple(config.mean or mean), tuple(config.deviation or deviation)
+
+
+def images_fingerprint(sets: Sequence[Dataset]) -> str:
+    """Return a hash that is equal for the same images, labels and class names, whatever the seed draws from them."""
+    names = [np.frombuffer("\n".join(one.classes).encode(), np.uint8) for one in sets]
+    arrays = [array for one in sets for part in (one.train, one.test) for array in (part.images, part.labels)]
+    return fingerprint_of([*names, *arrays])

@@ -3,7 +3,7 @@
 The keys of the run config, set by `flwr run APP --run-config 'key="value"'`:
 `config`: a run file, in the app's folder or among those that come with fedkd. `set`: `key=value` overrides of it,
 separated by `;`. `out`: the run folder on the server; by default a new one in `runs/`. `resume`: whether to continue
-the run in `out`.
+the run in `out`; `accept-changes`: although images, files or versions have changed since it began.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 # Flower must not send telemetry from a site unless the site allows it.
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 
-KEYS = ("config", "set", "out", "resume")
+KEYS = ("config", "set", "out", "resume", "accept-changes")
 
 
 def read_run_config(app: Path, run_config: UserConfig) -> Config:
@@ -74,6 +74,7 @@ def server_app(app: Path) -> ServerApp:
                 config,
                 folder,
                 resume=bool(run_config.get("resume", False)),
+                accept_changes=bool(run_config.get("accept-changes", False)),
                 on_round=progress.update,
                 on_step=progress.step,
                 on_event=progress.line,

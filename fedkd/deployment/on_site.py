@@ -26,7 +26,7 @@ from ..core.client_app import call, make_client_app
 from ..core.environment import Environment, prepare_as_engine
 from ..core.setup import Setup, make_setup
 from ..data.site_data import SiteData, site_data
-from ..errors import InputError, on_one_line
+from ..errors import InputError, described, on_one_line
 from ..messages.arrays import serialised
 from ..messages.flower import error_reply
 from ..messages.payload import NODE, ROUND, SITE
@@ -63,7 +63,7 @@ class SiteApp(ClientApp):
             return reply
         except Exception as error:
             _log.error("%s", traceback.format_exc() if not isinstance(error, InputError) else error)
-            return error_reply(message, without_paths(f"{type(error).__name__}: {error}"))
+            return error_reply(message, without_paths(described(error)))
 
     def _answer(self, message: Message, context: Context) -> Message:
         about_round = message.content.config_records.get(ROUND, ConfigRecord())

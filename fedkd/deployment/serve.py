@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ from ..core.setup import make_setup
 from ..core.state import restore_state
 from ..errors import InputError
 from ..runs import checkpoints
-from ..runs.run import OnRound, OnStep, run_with
+from ..runs.origin import go_on
+from ..runs.run import OnRound, OnStep, origin_in, run_with
 from ..runs.run_folder import CONFIG, RunFolder, alone_in, refuse_used
 from ..runs.trackers import make_trackers
+from ..stopping import Stopped, stoppable
 from .roster import ROSTER, Roster
 from .sites import Sites
 
@@ -27,6 +30,7 @@ def serve(
     path: Path,
     *,
     resume: bool,
+    accept_changes: bool = False,
     on_round: OnRound | None = None,
     on_step: OnStep | None = None,
     on_event: Callable[[str], None] = lambda text: None,
@@ -44,9 +48,10 @@ def serve(
     setup = make_setup(config, device=prepare_as_engine(config))
     setup.check()
     trackers = make_trackers(config)
+    now = origin_in(setup.environment)
     first_round = 0
     if not resume:
-        folder.create(setup.environment.config)
+        folder.create(setup.environment.config, now)
     with alone_in(path):
         if resume:
             begun, wanted = to_table(read_config(path / CONFIG)), to_table(setup.environment.config)
@@ -54,10 +59,16 @@ def serve(
                 raise InputError(f"{path} was begun with another config: {other}.")
             number, checkpoint = checkpoints.latest(folder.checkpoints, on_event)
             restore_state(setup.strategy, checkpoints.load_server(checkpoint))
+            go_on(path, now, number + 1, accept_changes=accept_changes)
             folder.rewind(number)
             first_round, roster = number + 1, Roster.read(path / ROSTER, number + 1)
         else:
             roster = Roster(path=path / ROSTER)
             roster.write()
         sites = Sites(grid, setup, roster, first_round, on_event)
-        return run_with(setup, sites, folder, trackers, first_round, on_round, on_step)
+        try:
+            with stoppable():
+                return run_with(setup, sites, folder, trackers, first_round, on_round, on_step)
+        except Stopped:
+            signal.raise_signal(signal.SIGTERM)  # Flower has handlers of its own, which end its process in order
+            raise

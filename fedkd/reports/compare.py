@@ -15,9 +15,9 @@ from ..runs.results import (
     Arm,
     Run,
     arms_of,
+    changes_between,
     check_metric,
     differing,
-    other_data,
     shared_metrics,
     target_reached,
     worst_decile,
@@ -120,11 +120,14 @@ def holm(ps: Sequence[float | None]) -> list[float | None]:
     return adjusted
 
 
-def split(runs: Sequence[Run], by: Sequence[str], across: Sequence[str]) -> dict[str, list[Run]]:
+def split(
+    runs: Sequence[Run], by: Sequence[str], across: Sequence[str], *, accept_changes: bool = False
+) -> tuple[dict[str, list[Run]], list[str]]:
     """Return comparable groups of runs under their titles: one for each combination of values of the keys `by`.
 
-    Raises InputError if runs of a group differ in a key that is neither the strategy's nor in `across`, and for keys
-    that no run has.
+    The second value: changes of images, files or versions between runs, which `accept_changes` accepts. Raises
+    InputError for such a change otherwise, if runs of a group differ in a key that is neither the strategy's nor in
+    `across`, and for keys that no run has.
     """
     known = {key for run in runs for key in flattened(run.config)}
     for option, keys in (("--by", by), ("--across", across)):
@@ -139,12 +142,12 @@ def split(runs: Sequence[Run], by: Sequence[str], across: Sequence[str]) -> dict
             mine = {name: value for name, value in flat.items() if name == key or name.startswith(f"{key}.")}
             parts += [f"{name} = {value}" for name, value in sorted(mine.items())] or [f"{key} unset"]
         groups.setdefault(", ".join(parts), []).append(run)
-    for group in groups.values():
-        _refuse_unlike(group, across)
-    return groups
+    changes = [change for group in groups.values() for change in _refuse_unlike(group, across, accept_changes)]
+    return groups, changes
 
 
-def _refuse_unlike(runs: Sequence[Run], across: Sequence[str]) -> None:
+def _refuse_unlike(runs: Sequence[Run], across: Sequence[str], accept_changes: bool) -> list[str]:
+    """Return the accepted changes between the runs."""
     found = differing(runs)
     refused = {key: values for key, values in found.items() if not key.startswith(tuple(across))}
     if refused:
@@ -158,13 +161,14 @@ def _refuse_unlike(runs: Sequence[Run], across: Sequence[str]) -> None:
             f"These runs are not alike in more than their strategies: {values_of}. "
             f"{by}makes a table of each; {all_the_same}compares them all the same."
         )
-    if any(key.startswith("data.") for key in found) or "data" in across:
-        return  # --across allows different data
-    if (pair := other_data(runs)) is not None:
+    same_data = not any(key.startswith("data.") for key in found) and "data" not in across  # --across allows other data
+    changed = changes_between(runs, data=same_data)
+    if changed and not accept_changes:
         raise InputError(
-            f"{pair[0].path} and {pair[1].path}: the same data and seed in their configs, but not the same images or "
-            "partition: did a file of images change between them? --across data compares them all the same."
+            f"{changed[0]}. {f'So do {len(changed) - 1} more pairs. ' if len(changed) > 1 else ''}Their results are of "
+            "unlike things: run them again in a new folder, or compare them all the same with --accept-changes."
         )
+    return changed
 
 
 def compare(

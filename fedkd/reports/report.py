@@ -19,7 +19,7 @@ from PIL.PngImagePlugin import PngImageFile
 
 from ..errors import InputError
 from ..runs.metrics import lower_is_better
-from ..runs.results import Arm, Run, arms_of, completed, differing, find_runs, in_order, other_data, shown
+from ..runs.results import Arm, Run, arms_of, changes_between, completed, differing, find_runs, in_order, shown
 from . import charts
 from .charts import Series
 from .compare import Row, compare, estimate
@@ -61,11 +61,7 @@ def render(
         problems += others if whole else [line.replace("left out", "shown as far as it is") for line in others]
         arms, twice = arms_of(whole or members)
         problems += twice
-        if (pair := other_data(whole)) is not None:
-            problems.append(
-                f"{pair[0].path} and {pair[1].path} trained on other images or another partition, though their configs "
-                "agree: do not compare them."
-            )
+        problems += [f"{change}; do not compare them." for change in changes_between(whole)]
         group, more = _group(f"group-{number}", name, arms)
         groups.append(group)
         problems += more

@@ -15,8 +15,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ..core.state import State
-from ..errors import InputError
+from ..errors import InputError, RunError
 from ..messages.arrays import Tensors, array_record, tensors_of
+from ..messages.ledger import count_bytes
+from .run_folder import writing
 
 _SERVER = "server.safetensors"
 
@@ -26,22 +28,32 @@ _ABOUT = "checkpoint.json"
 
 
 def save(folder: Path, number: int, server: State, nodes: Iterable[tuple[int, RecordDict]], keep: int) -> Path:
-    """Write the checkpoint of a round under `folder`, and delete all but the newest `keep`. Returns its path."""
+    """Write the checkpoint of a round under `folder`, and delete all but the newest `keep`. Returns its path.
+
+    Raises RunError if it cannot be written; then the checkpoints before it stay.
+    """
     target = folder / f"round-{number:06d}"
     partial = folder / f".{target.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    (partial / _NODES).mkdir(parents=True)
-    _save(partial / _SERVER, server.tensors, {"state": server.form})
-    count = 0
-    for node, state in nodes:
-        save_node(partial / _NODES / f"{node}.safetensors", state)
-        count += 1
-    digests = {str(path.relative_to(partial)): _digest(path) for path in sorted(partial.rglob("*.safetensors"))}
-    (partial / _ABOUT).write_text(
-        json.dumps({"round": number, "nodes": count, "files": digests}) + "\n", encoding="utf-8"
-    )
-    shutil.rmtree(target, ignore_errors=True)
-    os.replace(partial, target)
+    needed = sum(tensor.nbytes for tensor in server.tensors.values())
+    try:
+        with writing(target, lambda: needed):
+            shutil.rmtree(partial, ignore_errors=True)
+            (partial / _NODES).mkdir(parents=True)
+            _save(partial / _SERVER, server.tensors, {"state": server.form})
+            count = 0
+            for node, state in nodes:
+                needed += sum(count_bytes(state).values())
+                save_node(partial / _NODES / f"{node}.safetensors", state)
+                count += 1
+            digests = {str(path.relative_to(partial)): _digest(path) for path in sorted(partial.rglob("*.safetensors"))}
+            (partial / _ABOUT).write_text(
+                json.dumps({"round": number, "nodes": count, "files": digests}) + "\n", encoding="utf-8"
+            )
+            shutil.rmtree(target, ignore_errors=True)
+            os.replace(partial, target)
+    except RunError:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     for old in _all(folder)[:-keep]:
         shutil.rmtree(old)
     return target

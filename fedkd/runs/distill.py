@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
+import os
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +19,24 @@ from torch import Tensor, nn
 from ..config import DistillConfig, TrainConfig, read_distill_config
 from ..core.record import Captioned
 from ..core.state import State, pack, unpack
-from ..data.named_sets import named_set
+from ..data.named_sets import images_fingerprint, named_set
 from ..distillation.distillers import Distiller, train_epoch
 from ..distillation.virtual_images import RealImages, Truth, Virtual, class_statistics, normal_images, real_images
-from ..errors import InputError, RunError
+from ..errors import InputError, RunError, described
 from ..learning.batches import Preprocess
 from ..learning.evaluation import evaluate
 from ..learning.optimizers import make_optimizer
 from ..learning.training import train_as
 from ..models.build import build
 from ..registry import find, options
+from ..stopping import deferred, stoppable
 from ..streams import default_stream, torch_stream
 from . import checkpoints
 from .metrics import surroundings
-from .run_folder import CONFIG, RunFolder, alone_in, refuse_used
+from .origin import Origin, accepted_changes, go_on, origin_of, refuse_changes
+from .run_folder import CONFIG, RunFolder, alone_in, refuse_used, writing
+
+_log = logging.getLogger("fedkd")
 
 VIRTUAL = "virtual.safetensors"
 
@@ -153,20 +160,40 @@ class Distillation:
         labels = self.virtual.labels
         return (labels.argmax(1) if labels.dim() > 1 else labels).cpu().numpy()
 
-    def state(self) -> State:
+    def origin(self) -> Origin:
+        """Return what this distillation begins with."""
+        return origin_of(self.config, images_fingerprint([self.data]))
+
+    def state(self, progress: _Progress) -> State:
         """Return the state that is needed to resume."""
         truth = None if isinstance(self.truth, RealImages) else list(self.truth)
         network = None if self.distiller.fresh_networks else dict(self.network.state_dict())
-        return pack({"virtual": self.virtual.tensors(), "network": network, "truth": truth}, "the distillation")
+        tensors = {"virtual": self.virtual.tensors(), "network": network, "truth": truth}
+        return pack({**tensors, "progress": dataclasses.asdict(progress)}, "the distillation")
 
-    def restore(self, state: State) -> None:
-        """Restore what `state` returned."""
+    def restore(self, state: State) -> _Progress:
+        """Restore what `state` returned; return the progress."""
         kept = unpack(state)
         self.virtual = Virtual.of(kept["virtual"], self.device)
         if kept["network"] is not None:
             self.network.load_state_dict(kept["network"])
         if kept["truth"] is not None:
             self.truth = [tensor.to(self.device) for tensor in kept["truth"]]
+        return _Progress(**kept["progress"])
+
+
+@dataclass
+class _Progress:
+    """How far a distillation is: the finished iterations, whether the last is to be measured, the losses since a line.
+
+    `line`: the iteration of the last line of metrics.jsonl. `seconds`: of the earlier parts.
+    """
+
+    done: int = -1
+    pending: bool = False
+    line: int = -1
+    losses: list[float] = field(default_factory=list)
+    seconds: float = 0.0
 
 
 def distill(
@@ -176,35 +203,55 @@ def distill(
 
     The folder contains the config with all values, `metrics.jsonl`, checkpoints, figures and `virtual.safetensors`:
     `images` (float32, normalised) and `labels`. `on_iteration` is called after each iteration. Raises InputError for
-    input that is refused.
+    input that is refused, `Stopped` after a signal.
     """
-    refuse_used(out)
-    work = Distillation(config)
-    folder = RunFolder(out)
-    folder.create(work.config)
-    with alone_in(out):
-        return _run(work, folder, -1, on_iteration)
+    with stoppable():
+        refuse_used(out)
+        work = Distillation(config)
+        folder = RunFolder(out)
+        folder.create(work.config, work.origin())
+        with alone_in(out):
+            return _run(work, folder, _Progress(), on_iteration)
 
 
-def resume(path: Path, on_iteration: OnIteration = lambda number, metrics: None) -> dict[str, Any]:
+def resume(
+    path: Path,
+    on_iteration: OnIteration = lambda number, metrics: None,
+    *,
+    accept_changes: bool = False,
+) -> dict[str, Any]:
     """Continue the distillation in a folder from its newest checkpoint; return the summary.
 
-    The images are the same as without the interruption. Raises InputError like `distill`.
+    The images are the same as without the interruption. `accept_changes` as in `fedkd.runs.run.resume`. Raises
+    InputError like `distill`, and if images, files or versions have changed.
     """
-    folder = RunFolder(path)
-    if not (path / CONFIG).is_file():
-        raise InputError(f"--resume {path}: there is no distillation; its {CONFIG} is missing.")
-    work = Distillation(read_distill_config(path / CONFIG))
-    with alone_in(path):
-        number, checkpoint = checkpoints.latest(folder.checkpoints)
-        work.restore(checkpoints.load_server(checkpoint))
-        folder.rewind(number, "iteration")
-        return _run(work, folder, number, on_iteration)
+    with stoppable():
+        folder = RunFolder(path)
+        if not (path / CONFIG).is_file():
+            raise InputError(f"--resume {path}: there is no distillation; its {CONFIG} is missing.")
+        work = Distillation(read_distill_config(path / CONFIG))
+        now = work.origin()
+        if not accept_changes:
+            refuse_changes(path, now)
+        with alone_in(path):
+            progress = _Progress()
+            if not checkpoints.there_are_none(folder.checkpoints):
+                _, checkpoint = checkpoints.latest(folder.checkpoints)
+                progress = work.restore(checkpoints.load_server(checkpoint))
+            go_on(path, now, progress.done + 1, accept_changes=accept_changes, unit="iteration")
+            folder.rewind(progress.line, "iteration")
+            return _run(work, folder, progress, on_iteration)
 
 
-def _run(work: Distillation, folder: RunFolder, done: int, on_iteration: OnIteration) -> dict[str, Any]:
-    config, begin = work.config, time.perf_counter()
-    losses: list[float] = []
+def _run(work: Distillation, folder: RunFolder, progress: _Progress, on_iteration: OnIteration) -> dict[str, Any]:
+    config, begin, before = work.config, time.perf_counter(), progress.seconds
+
+    def seconds() -> float:
+        return before + time.perf_counter() - begin
+
+    def checkpoint() -> None:
+        progress.seconds = seconds()
+        checkpoints.save(folder.checkpoints, max(progress.done, 0), work.state(progress), [], config.checkpoint.keep)
 
     def summary(status: str, error: str | None = None) -> dict[str, Any]:
         lines = [line for line in folder.lines() if line["metrics"]]
@@ -217,37 +264,56 @@ def _run(work: Distillation, folder: RunFolder, done: int, on_iteration: OnItera
             "initial": lines[0]["metrics"] if lines else {},
             "final": lines[-1]["metrics"] if lines else {},
             "best": {"test/accuracy": max((line["metrics"]["test/accuracy"] for line in lines), default=0.0)},
-            "seconds": {"total": time.perf_counter() - begin},
+            "seconds": {"total": seconds()},
+            "changes": accepted_changes(folder.path),
             **surroundings(),
         }
         folder.write_summary(found)
         return found
 
+    def end(status: str, error: str | None = None) -> None:
+        """Save what is there, as far as possible: the reason for the end is more important."""
+        try:
+            if progress.done >= 0:
+                checkpoint()
+            summary(status, error)
+        except (RunError, InputError) as failed:
+            _log.warning("%s", failed)
+
     try:
-        for number in range(done + 1, config.iterations + 1):
-            if number:
-                losses.append(work.iterate(number))
+        for number in range(progress.done + (not progress.pending), config.iterations + 1):
+            if number and not progress.pending:
+                with deferred():  # a signal waits until the images are whole again
+                    progress.losses.append(work.iterate(number))
+                    progress.done, progress.pending = number, True
             last = number == config.iterations
             metrics: dict[str, float] = {}
             if last or number % config.evaluate.every == 0:
                 metrics = work.measure(number)
-                _show(work, folder, number)
             keep = last or number % config.checkpoint.every == 0
-            if metrics or keep:
-                mean = {"loss": float(np.mean(losses))} if losses else {}
-                folder.append({"iteration": number, **mean, "metrics": metrics, "seconds": time.perf_counter() - begin})
-                losses = []
-            if keep:
-                checkpoints.save(folder.checkpoints, number, work.state(), [], config.checkpoint.keep)
+            with deferred():
+                if metrics:
+                    _show(work, folder, number)
+                if metrics or keep:
+                    mean = {"loss": float(np.mean(progress.losses))} if progress.losses else {}
+                    folder.append({"iteration": number, **mean, "metrics": metrics, "seconds": seconds()})
+                    progress.losses, progress.line = [], number
+                progress.done, progress.pending = number, False
+                if keep:
+                    checkpoint()
             on_iteration(number, metrics)
     except KeyboardInterrupt:
-        summary("interrupted")
+        end("interrupted")
         raise
-    except Exception as error:
-        summary("failed", f"{type(error).__name__}: {error}")
+    except BaseException as error:
+        end("failed", described(error))
+        if isinstance(error, SystemExit):
+            raise RunError(f"{config.distiller.name} has called sys.exit({error.code!r}).") from error
         raise
-    _write(work, folder)
-    return summary("completed")
+    _write_images(work, folder)
+    found = summary("completed")
+    _draw(work, folder)
+    return found
 
 
 def _show(work: Distillation, folder: RunFolder, number: int) -> None:
@@ -258,14 +324,23 @@ def _show(work: Distillation, folder: RunFolder, number: int) -> None:
     folder.keep_images("progress", number, Captioned(work.picture()[first], captions))
 
 
-def _write(work: Distillation, folder: RunFolder) -> None:
+def _write_images(work: Distillation, folder: RunFolder) -> None:
+    plain: dict[str, Tensor] = {"images": work.virtual.images.detach().cpu(), "labels": work.virtual.labels.cpu()}
+    with writing(folder.path / VIRTUAL, lambda: sum(tensor.nbytes for tensor in plain.values())):
+        partial = folder.path / f".{VIRTUAL}.partial"
+        save_file({name: tensor.contiguous() for name, tensor in plain.items()}, partial)
+        os.replace(partial, folder.path / VIRTUAL)
+
+
+def _draw(work: Distillation, folder: RunFolder) -> None:
     from . import figures
 
     config = work.config
-    plain: dict[str, Tensor] = {"images": work.virtual.images.detach().cpu(), "labels": work.virtual.labels.cpu()}
-    save_file({name: tensor.contiguous() for name, tensor in plain.items()}, folder.path / VIRTUAL)
     about = f"{config.distiller.name} on {config.data.name}, {config.ipc} a class, seed {config.seed}"
     labels = work.classes()
-    figures.draw_virtual(work.picture(), labels, work.data.classes, about, folder.figures / "virtual.png")
-    for path in folder.image_folders():
-        figures.draw_images(path, f"{path.name}: {about}", unit="iteration")
+    try:
+        figures.draw_virtual(work.picture(), labels, work.data.classes, about, folder.figures / "virtual.png")
+        for path in folder.image_folders():
+            figures.draw_images(path, f"{path.name}: {about}", unit="iteration")
+    except Exception as error:  # no figure may cost finished work
+        _log.warning("A figure cannot be drawn: %s.", described(error))

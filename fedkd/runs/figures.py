@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,8 @@ from ..config import Config
 from ..core.environment import Environment
 from ..data.federated_data import FederatedData
 from ..data.images import PIXEL_MAX
-from .run_folder import MOST_ROWS, RunFolder
+from ..errors import InputError, described
+from .run_folder import MOST_ROWS, RunFolder, make_folder
 
 _COLOURS = (
     "#0072B2",
@@ -28,8 +31,11 @@ _COLOURS = (
 )  # Okabe and Ito: safe for colour blindness
 
 _INK = "#333333"
+# names of classes and strategies are shown as they are: a dollar sign does not begin a formula
+_plain_text = matplotlib.rc_context({"text.parse_math": False})
 
 
+@_plain_text
 def draw_curves(lines: list[dict[str, Any]], title: str, path: Path) -> Path | None:
     """Draw all accuracies of a run over rounds, with a band of one deviation over nodes. Returns the path."""
     names = sorted({name for line in lines for name in line["metrics"] if name.endswith("accuracy")})
@@ -54,6 +60,7 @@ def draw_curves(lines: list[dict[str, Any]], title: str, path: Path) -> Path | N
     return _save(figure, path)
 
 
+@_plain_text
 def draw_partition(data: FederatedData, title: str, path: Path) -> Path:
     """Draw the nodes x classes heat map of training images. Shade: the share of the node's images; bars: its size."""
     counts = data.label_counts()
@@ -82,6 +89,7 @@ def draw_partition(data: FederatedData, title: str, path: Path) -> Path:
     return _save(figure, path)
 
 
+@_plain_text
 def draw_weights(lines: list[dict[str, Any]], title: str, path: Path) -> Path | None:
     """Draw the last N x N matrix of weights that a run has logged. Returns the path; None if there is no matrix."""
     logged = [line for line in lines if {"weights", "nodes"} <= line["log"].keys()]
@@ -103,6 +111,7 @@ def draw_weights(lines: list[dict[str, Any]], title: str, path: Path) -> Path | 
     return _save(figure, path)
 
 
+@_plain_text
 def draw_ensemble(lines: list[dict[str, Any]], classes: tuple[str, ...], title: str, path: Path) -> Path | None:
     """Draw the label distribution p_t(y) over rounds, and the last weight of each teacher for each class. Returns the
     path; None if the run has logged no such weights.
@@ -118,7 +127,7 @@ def draw_ensemble(lines: list[dict[str, Any]], classes: tuple[str, ...], title: 
     most = max(float(shares.max()), 2 / len(classes))  # a uniform share is in the middle of the scale
     edges = (rounds[0] - 0.5, rounds[-1] + 0.5, len(classes) - 0.5, -0.5)
     image = left.imshow(shares, cmap="Blues", vmin=0, vmax=most, aspect="auto", interpolation="nearest", extent=edges)
-    left.set(xlabel="round", ylabel="class", title="$p_t(y)$: labels of the cohort")
+    left.set(xlabel="round", ylabel="class", title="p_t(y): labels of the cohort")
     left.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.colorbar(image, ax=left)
     weights, nodes = np.array(weighed[-1]["log"]["ensemble_weights"]), weighed[-1]["log"]["teachers"]
@@ -138,6 +147,7 @@ def draw_ensemble(lines: list[dict[str, Any]], classes: tuple[str, ...], title: 
     return _save(figure, path)
 
 
+@_plain_text
 def draw_features(lines: list[dict[str, Any]], classes: tuple[str, ...], title: str, path: Path) -> Path | None:
     """Draw the last two-dimensional feature map that a run has logged, one colour per class; None if there is none."""
     logged = [line for line in lines if "feature_map" in line["log"]]
@@ -159,6 +169,7 @@ def draw_features(lines: list[dict[str, Any]], classes: tuple[str, ...], title: 
     return _save(figure, path)
 
 
+@_plain_text
 def draw_virtual(
     images: np.ndarray, labels: np.ndarray, classes: tuple[str, ...], title: str, path: Path, rows: int = 10
 ) -> Path:
@@ -180,6 +191,7 @@ def draw_virtual(
     return _save(figure, path)
 
 
+@_plain_text
 def draw_images(folder: Path, title: str, rows: int = 8, unit: str = "round") -> Path | None:
     """Draw the rows of images in a run's folder, one row for each round, at most `rows`, with the first and the last.
     Returns the path of the figure next to the folder; None for an empty folder.
@@ -211,30 +223,49 @@ def draw_images(folder: Path, title: str, rows: int = 8, unit: str = "round") ->
     return _save(figure, folder.with_suffix(".png"))
 
 
+def check_picture(option: str, path: Path) -> None:
+    """Raise InputError, which names the option, if no picture can be written to a path: a folder, an unknown ending."""
+    valid = sorted(Figure().canvas.get_supported_filetypes())
+    if path.suffix.lower().removeprefix(".") not in valid:
+        raise InputError(f"{option} {path}: a picture needs one of the endings .{', .'.join(valid)}.")
+    if path.is_dir():
+        raise InputError(f"{option} {path}: this is a folder; name a file, such as partition.png.")
+    make_folder(path.parent, option)
+
+
 def _save(figure: Figure, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with matplotlib.rc_context({"savefig.dpi": 144}):
-        figure.savefig(path, metadata={"Software": None})
+    with matplotlib.rc_context({"savefig.dpi": 144}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # names in scripts that the font lacks
+        figure.savefig(path, metadata={"Software": None} if path.suffix.lower() == ".png" else None)
     return path
 
 
-def draw(environment: Environment, folder: RunFolder) -> list[Path]:
-    """Draw the figures of a run; return their paths."""
-    config = environment.config
+def draw(environment: Environment, folder: RunFolder) -> list[str]:
+    """Draw the figures of a run; return a text on each that cannot be drawn."""
+    config, data = environment.config, environment.data
     sets = config.data.set_names
     named = ", ".join(sets) if len(sets) < 3 else f"{sets[0]} and {len(sets) - 1} sets more"  # titles are short
     about = f"{config.strategy.name} on {named}, seed {config.seed}"
-    curves = draw_curves(folder.lines(), about, folder.figures / "curves.png")
-    heat = None  # with real sites, the partition is not known
-    if config.data.partition is not None and environment.data.clients <= MOST_ROWS:
-        heat = draw_partition(
-            environment.data, f"{partition_name(config)}, seed {config.seed}", folder.figures / "partition.png"
-        )
-    weights = draw_weights(folder.lines(), about, folder.figures / "weights.png")
-    ensemble = draw_ensemble(folder.lines(), environment.data.classes, about, folder.figures / "ensemble.png")
-    features = draw_features(folder.lines(), environment.data.classes, about, folder.figures / "features.png")
-    shown = [draw_images(path, f"{path.name}: {about}") for path in folder.image_folders()]
-    return [path for path in (curves, heat, weights, ensemble, features, *shown) if path is not None]
+    home, problems = folder.figures, []
+    lines = folder.lines()
+    work: dict[str, Callable[[Path], Path | None]] = {
+        "curves": lambda path: draw_curves(lines, about, path),
+        "weights": lambda path: draw_weights(lines, about, path),
+        "ensemble": lambda path: draw_ensemble(lines, data.classes, about, path),
+        "features": lambda path: draw_features(lines, data.classes, about, path),
+    }
+    if config.data.partition is not None and data.clients <= MOST_ROWS:  # with real sites, the partition is not known
+        title = f"{partition_name(config)}, seed {config.seed}"
+        work["partition"] = lambda path: draw_partition(data, title, path)
+    for images in folder.image_folders():
+        work[images.name] = lambda path: draw_images(path.with_suffix(""), f"{path.stem}: {about}")
+    for name, draw_one in work.items():
+        try:
+            draw_one(home / f"{name}.png")
+        except Exception as error:  # no figure may cost a finished run
+            problems.append(f"The figure {name} cannot be drawn: {described(error)}.")
+    return problems
 
 
 def partition_name(config: Config) -> str:

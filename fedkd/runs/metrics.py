@@ -53,11 +53,17 @@ def _sorted(sizes: dict[str, dict[str, int]]) -> dict[str, dict[str, int]]:
 
 
 def summarise(
-    config: Config, lines: list[dict[str, Any]], *, status: str, seconds: float, data: str, error: str | None = None
+    config: Config,
+    lines: list[dict[str, Any]],
+    *,
+    status: str,
+    seconds: float,
+    origin: dict[str, Any],
+    error: str | None = None,
 ) -> dict[str, Any]:
     """Return the summary of a run: its last and best metrics, time, bytes by direction and kind, failures, versions.
 
-    `data`: the fingerprint of images and partition.
+    `seconds`: of all parts of the run. `origin`: what it began with (see `origin`), with accepted changes.
     """
     final: dict[str, float] = {}
     best: dict[str, float] = {}
@@ -78,7 +84,7 @@ def summarise(
         "rounds": max((line["round"] for line in lines), default=0),
         "seed": config.seed,
         "strategy": config.strategy.name,
-        "data": data,
+        "origin": {key: value for key, value in origin.items() if key != "versions"},
         "final": dict(sorted(final.items())),
         "best": dict(sorted(best.items())),
         "seconds": {
@@ -94,9 +100,13 @@ def summarise(
 
 def surroundings() -> dict[str, Any]:
     """Return the versions and the hardware of a run."""
+    return {"versions": versions(), "hardware": _hardware()}
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that results may depend on."""
     packages = ("fedkd", "flwr", "ray", "torch", "torchvision", "numpy")
-    versions = {"python": platform.python_version(), **{name: version(name) for name in packages}}
-    return {"versions": versions, "hardware": _hardware()}
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
 
 
 def _hardware() -> dict[str, Any]:

@@ -35,7 +35,7 @@ class ManyRuns:
             from rich.table import Column
 
             shown = Column(no_wrap=True, overflow="ellipsis", ratio=1)  # this column shrinks on a narrow terminal
-            self._bar = _bar(self._stream, TextColumn("{task.fields[shown]}", table_column=shown))
+            self._bar = _bar(self._stream, TextColumn("{task.fields[shown]}", table_column=shown, markup=False))
             self._bar.start()
             self._all = self._bar.add_task("runs", total=self._total, shown="")
         return self
@@ -85,10 +85,14 @@ def _bar(stream: TextIO, *more: Any) -> Any:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("left"), TimeRemainingColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
         *more,
-    )  # fmt: skip
-    return Progress(*columns, console=Console(file=stream), expand=bool(more))
+    )
+    return Progress(*columns, console=Console(file=stream, markup=False, emoji=False), expand=bool(more))
 
 
 def _line(bar: Any, stream: TextIO, text: str) -> None:

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ValidationError
 from ..config import flattened
 from ..errors import InputError, on_one_line, unknown
 from .metrics import lower_is_better
+from .origin import Origin, differences, read_origin
 from .run_folder import CONFIG, METRICS, PARTITION, SUMMARY, whole_lines
 
 NO_RESULT = ("engine.", "checkpoint.", "trackers", "data.root", "data.download")  # keys that do not change results
@@ -86,6 +87,14 @@ class Run:
     def settings(self) -> dict[str, Any]:
         """Return all keys of the config that can change results, dotted, except the seed."""
         return {key: value for key, value in flattened(self.config).items() if not key.startswith(("seed", *NO_RESULT))}
+
+    @cached_property
+    def origin(self) -> Origin:
+        """Return what the run began with; empty if it was not kept, or is damaged."""
+        try:
+            return read_origin(self.path) or {}
+        except InputError:
+            return {}
 
     @property
     def arm(self) -> str:
@@ -326,19 +335,33 @@ def worst_decile(values: Iterable[float], metric: str) -> float:
     return sum(worst) / len(worst) if all(map(math.isfinite, ordered)) else math.nan
 
 
-def other_data(runs: Sequence[Run]) -> tuple[Run, Run] | None:
-    """Return two runs with the same seed that trained on different images or partitions, if there are any.
+def changes_between(runs: Sequence[Run], *, data: bool = True) -> list[str]:
+    """Return what has changed between runs that should be comparable, as texts that name two runs and each change.
 
-    It compares the fingerprints in their summaries, which can differ even if the configs agree.
+    It compares what runs began with, which can differ even if the configs agree: images over all of them, partitions
+    for each seed, files and versions over the seeds of an arm. `data`: whether images and partitions must be equal.
     """
-    first: dict[int, Run] = {}
+    found: dict[str, None] = {}
+
+    def compare(groups: Iterable[Sequence[Run]], parts: Sequence[str]) -> None:
+        for group in groups:
+            known = [run for run in group if run.origin]
+            for run in known[1:]:
+                before, now = ({part: one.origin.get(part) for part in parts} for one in (known[0], run))
+                if changed := differences(before, now):
+                    found.setdefault(f"{known[0].path} and {run.path} differ: {'; '.join(changed)}")
+
+    seeds: dict[int, list[Run]] = {}
     for run in runs:
-        if run.summary is not None and "data" in run.summary:
-            before = first.setdefault(run.seed, run)
-            assert before.summary is not None
-            if before.summary["data"] != run.summary["data"]:
-                return before, run
-    return None
+        seeds.setdefault(run.seed, []).append(run)
+    if data:
+        compare([runs], ["images"])
+        compare(seeds.values(), ["images", "partition"])
+    compare([arm.runs for arm in arms_of(runs)[0]], ["files", "versions"])
+    for run in runs:
+        for change in run.origin.get("changes", []):
+            found.setdefault(f"{run.path} went on after a change: {on_one_line(json.dumps(change), 200)}")
+    return list(found)
 
 
 def _unique(values: Iterable[Any]) -> list[Any]:

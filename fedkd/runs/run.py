@@ -17,12 +17,14 @@ from ..core.round_loop import run_rounds
 from ..core.setup import Setup, make_setup
 from ..core.state import State, restore_state, state_of
 from ..core.wrapper import make_strategy
-from ..errors import InputError, StatesLost
+from ..errors import InputError, RunError, StatesLost, described
 from ..messages.carrier import Carrier, Engine
 from ..registry import find, options
+from ..stopping import stoppable
 from . import checkpoints
 from .metrics import summarise, to_line
-from .run_folder import CONFIG, MOST_ROWS, RunFolder, alone_in, refuse_used
+from .origin import Origin, accepted_changes, go_on, origin_of, refuse_changes
+from .run_folder import CONFIG, MOST_ROWS, NotWritten, RunFolder, alone_in, refuse_used
 from .trackers import Trackers, make_trackers
 
 OnRound = Callable[[Record, Environment], None]
@@ -49,18 +51,20 @@ def run(
 
     `on_round` is called after each round, `on_step` for the progress of long work on the server (see `run_rounds`),
     `on_event` with a line about each problem that does not end the run. Raises InputError for input that is refused,
-    RunError for a run that cannot continue. The reason for an early end is first written to the summary.
+    RunError for a run that cannot continue, `Stopped` after a signal. The reason for an early end is first written to
+    the summary.
     """
-    refuse_used(out)
-    _refuse_sites(config)
-    setup = make_setup(config)
-    setup.check()
-    trackers = make_trackers(config)
-    with make_engine(setup) as engine:
-        folder = RunFolder(out)
-        folder.create(setup.environment.config)
-        with alone_in(out):
-            return _simulate(setup, engine, folder, 0, trackers, on_round, on_step, on_event)
+    with stoppable():
+        refuse_used(out)
+        _refuse_sites(config)
+        setup = make_setup(config)
+        setup.check()
+        trackers = make_trackers(config)
+        with make_engine(setup) as engine:
+            folder = RunFolder(out)
+            folder.create(setup.environment.config, origin_in(setup.environment))
+            with alone_in(out):
+                return _simulate(setup, engine, folder, 0, trackers, on_round, on_step, on_event)
 
 
 def resume(
@@ -69,26 +73,42 @@ def resume(
     on_step: OnStep | None = None,
     on_event: Callable[[str], None] = lambda text: None,
     engine: NamedTable | None = None,
+    *,
+    accept_changes: bool = False,
 ) -> dict[str, Any]:
     """Continue the run in a folder from its newest complete checkpoint; return the summary.
 
     Metrics and weights are the same as without the interruption. A run that ended before its first checkpoint starts
     again. `on_event` gets a line about each damaged checkpoint. `engine`: another engine than before, which does not
-    change results. Raises like `run`, and InputError for a folder without a run, or if all checkpoints are damaged.
+    change results. `accept_changes`: go on although images, files or versions have changed since the run began, and
+    record it. Raises like `run`, and InputError for a folder without a run, for such a change, or if all checkpoints
+    are damaged.
     """
-    folder = RunFolder(path)
-    if not (path / CONFIG).is_file():
-        raise InputError(f"--resume {path}: there is no run; its {CONFIG} is missing.")
-    config = read_config(path / CONFIG)
-    if engine is not None:
-        config = config.model_copy(update={"engine": engine})
-    _refuse_sites(config)
-    setup = make_setup(config)
-    setup.check()
-    trackers = make_trackers(config)
-    with alone_in(path), make_engine(setup) as simulation:
-        first_round = _back_to_checkpoint(setup, simulation, folder, on_event)
-        return _simulate(setup, simulation, folder, first_round, trackers, on_round, on_step, on_event)
+    with stoppable():
+        folder = RunFolder(path)
+        if not (path / CONFIG).is_file():
+            raise InputError(f"--resume {path}: there is no run; its {CONFIG} is missing.")
+        config = read_config(path / CONFIG)
+        if engine is not None:
+            config = config.model_copy(update={"engine": engine})
+        _refuse_sites(config)
+        setup = make_setup(config)
+        setup.check()
+        now = origin_in(setup.environment)
+        if not accept_changes:
+            refuse_changes(path, now)
+        trackers = make_trackers(config)
+        with alone_in(path), make_engine(setup) as simulation:
+            first_round = _back_to_checkpoint(setup, simulation, folder, on_event)
+            for change in go_on(path, now, first_round, accept_changes=accept_changes):
+                on_event(f"accepted, from round {first_round} on: changed is {change}")
+            return _simulate(setup, simulation, folder, first_round, trackers, on_round, on_step, on_event)
+
+
+def origin_in(environment: Environment) -> Origin:
+    """Return what a run in this environment begins with."""
+    data = environment.data
+    return origin_of(environment.config, data.images_fingerprint, data.fingerprint)
 
 
 def _simulate(
@@ -147,6 +167,7 @@ def run_with(
     """Run the rounds and write to a folder; return the summary, which is written for any end of the run."""
     environment, config = setup.environment, setup.environment.config
     begin = time.perf_counter()
+    before = sum(sum(line["seconds"].values()) for line in folder.lines())  # of the run's earlier parts
     trackers.begin(config, folder.path, first_round)
     ended: _Ended | None = None  # the state after the last finished round: an interrupt may come during a later round
 
@@ -172,32 +193,44 @@ def run_with(
         if ended is not None:
             try:
                 checkpoint(ended.number)
-            except (StatesLost, OSError) as failed:  # an older checkpoint exists, and the first error is more important
+            except RunError as failed:  # an older checkpoint exists, and the first error is more important
                 _log.warning("the checkpoint of round %d could not be written: %s", ended.number, failed)
-        seconds = time.perf_counter() - begin
-        data = environment.data.fingerprint
-        summary = summarise(config, folder.lines(), status=status, seconds=seconds, data=data, error=error)
-        folder.write_summary(summary)
+        seconds = before + time.perf_counter() - begin
+        try:
+            origin = origin_in(environment) | {"changes": accepted_changes(folder.path)}
+            summary = summarise(config, folder.lines(), status=status, seconds=seconds, origin=origin, error=error)
+            folder.write_summary(summary)
+        except (RunError, InputError) as failed:
+            if status == "completed":
+                raise
+            if not isinstance(failed, NotWritten):  # the message of the run's end says what is wrong with the disk
+                _log.warning("%s", failed)
+            return {}
         trackers.end(summary)
         return summary
 
     hooks: dict[str, Any] = {} if on_step is None else {"on_step": on_step}
     try:
         run_rounds(setup, carrier, first_round=first_round, on_round=keep, on_checkpoint=checkpoint, **hooks)
-    except (KeyboardInterrupt, SystemExit):
+    except KeyboardInterrupt:
         end("interrupted")
         raise
-    except StatesLost as error:
-        ended = None  # its states are lost too
-        end("failed", f"{type(error).__name__}: {error}")
+    except (StatesLost, NotWritten) as error:
+        ended = None  # its states are lost too, or there is no place for them
+        end("failed", described(error))
         raise
-    except Exception as error:
-        end("failed", f"{type(error).__name__}: {error}")
+    except SystemExit as error:
+        end("failed", described(error))
+        raise RunError(f"{config.strategy.name} has called sys.exit({error.code!r}).") from error
+    except BaseException as error:
+        end("failed", described(error))
         raise
+    summary = end("completed")
     from .figures import draw  # imports matplotlib, which the run itself does not need
 
-    draw(environment, folder)
-    return end("completed")
+    for problem in draw(environment, folder):
+        _log.warning("%s", problem)
+    return summary
 
 
 class _Ended(NamedTuple):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,12 @@ import numpy as np
 import tomli_w
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from safetensors import SafetensorError
 
 from ..config import Config, DistillConfig, to_table
 from ..core.record import Captioned
-from ..errors import InputError
+from ..errors import InputError, RunError, on_one_line
+from .origin import ORIGIN, Origin, write_origin
 
 CONFIG, METRICS, SUMMARY, PARTITION = "config.toml", "metrics.jsonl", "summary.json", "partition.json"
 MOST_ROWS = 1000  # the largest number of nodes whose label counts are stored and drawn
@@ -31,22 +35,31 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.figures = path / "figures"
 
-    def create(self, config: Config | DistillConfig) -> None:
-        """Make the folder and write the config with all values. Raises InputError if the folder has other content."""
+    def create(self, config: Config | DistillConfig, origin: Origin) -> None:
+        """Make the folder, and write what the run begins with and the config with all values.
+
+        Raises InputError if the folder has other content, RunError if the files cannot be written.
+        """
         refuse_used(self.path)
         for folder in (self.path, self.checkpoints, self.figures):
             make_folder(folder)
-        (self.path / METRICS).touch()
-        partial = self.path / f".{CONFIG}.partial"
-        partial.write_text(tomli_w.dumps(to_table(config)), encoding="utf-8")
-        os.replace(partial, self.path / CONFIG)  # last, because with it the folder is a run that can be continued
+        with writing(self.path / CONFIG):
+            (self.path / METRICS).touch()
+            write_origin(self.path, origin)
+            partial = self.path / f".{CONFIG}.partial"
+            partial.write_text(tomli_w.dumps(to_table(config)), encoding="utf-8")
+            os.replace(partial, self.path / CONFIG)  # last, because with it the folder is a run that can be continued
 
     def append(self, line: dict[str, Any]) -> None:
-        """Add a line to metrics.jsonl."""
-        with (self.path / METRICS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        """Add a line to metrics.jsonl. Raises RunError if it cannot be written."""
+        path = self.path / METRICS
+        with writing(path):
+            if not path.is_file():
+                raise FileNotFoundError(errno.ENOENT, "the file was removed during the run")
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
 
     def lines(self) -> list[dict[str, Any]]:
         """Return the lines of metrics.jsonl before the first damaged line."""
@@ -88,16 +101,18 @@ class RunFolder:
                 f"{self.path / METRICS} {reached}, its checkpoint is of {unit} {number}: what was measured between "
                 "them is lost. Restore the file, or run the config again in a new folder."
             )
-        (self.path / SUMMARY).unlink(missing_ok=True)
-        partial = self.path / f".{METRICS}.partial"
-        partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-        os.replace(partial, self.path / METRICS)
+        with writing(self.path / METRICS):
+            (self.path / SUMMARY).unlink(missing_ok=True)
+            partial = self.path / f".{METRICS}.partial"
+            partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+            os.replace(partial, self.path / METRICS)
 
     def write_summary(self, summary: dict[str, Any]) -> None:
-        """Write summary.json."""
-        partial = self.path / f".{SUMMARY}.partial"
-        partial.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-        os.replace(partial, self.path / SUMMARY)
+        """Write summary.json. Raises RunError if it cannot be written."""
+        with writing(self.path / SUMMARY):
+            partial = self.path / f".{SUMMARY}.partial"
+            partial.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+            os.replace(partial, self.path / SUMMARY)
 
 
 def whole_lines(path: Path) -> list[dict[str, Any]]:
@@ -123,14 +138,42 @@ def _read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
     return lines, len(texts)
 
 
-def make_folder(path: Path) -> None:
-    """Make a folder for output, if it does not exist. Raises InputError if it cannot be made or is not writable."""
+class NotWritten(RunError):
+    """A file of a run that cannot be written: the disk is full, read-only, or its folder is gone."""
+
+
+@contextlib.contextmanager
+def writing(path: Path, size: Callable[[], int] = lambda: 0) -> Iterator[None]:
+    """Turn what goes wrong with a disk inside the `with` block into `NotWritten` with the path and the space.
+
+    `size`: a function that returns about how many bytes are needed; 0 if they are few.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or on_one_line(str(error))
+        home = next((folder for folder in (path, *path.parents) if folder.is_dir()), Path("/"))
+        space = f"{shutil.disk_usage(home).free / 1e6:.1f} MB are free there"
+        space += f", about {size() / 1e6:.1f} MB are needed" if size() else ""
+        raise NotWritten(
+            f"{path} cannot be written: {reason}; {space}. What was complete is kept: mend the disk or make space, "
+            "then continue with --resume."
+        ) from error
+
+
+def make_folder(path: Path, option: str = "--out") -> None:
+    """Make a folder for output, if it does not exist.
+
+    Raises InputError, which names the option, if it cannot be made or is not writable.
+    """
+    said = f"{option} {on_one_line(str(path), 200)}"
     try:
         path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--out {path}: the folder cannot be made: {error.strerror}.") from error
+    except (OSError, ValueError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise InputError(f"{said}: the folder cannot be made: {reason}.") from error
     if not os.access(path, os.W_OK | os.X_OK):
-        raise InputError(f"--out {path}: the folder is not writable.")
+        raise InputError(f"{said}: the folder is not writable.")
 
 
 @contextlib.contextmanager
@@ -152,7 +195,7 @@ def is_unborn(path: Path) -> bool:
     """Return whether a folder has only what a run makes before its config: the run was killed right after its start."""
     if (path / CONFIG).exists():
         return False
-    made = {METRICS, "checkpoints", "figures", f".{CONFIG}.partial"}
+    made = {METRICS, "checkpoints", "figures", ORIGIN, f".{ORIGIN}.partial", f".{CONFIG}.partial"}
     found = list(path.rglob("*"))
     within = {str(entry.relative_to(path)) for entry in found}
     return within <= made and not any(entry.name == METRICS and entry.stat().st_size for entry in found)
@@ -160,7 +203,12 @@ def is_unborn(path: Path) -> bool:
 
 def refuse_used(path: Path) -> None:
     """Raise InputError if `path` is a file, or a folder that is not empty."""
-    if path.exists() and not path.is_dir():
+    try:
+        there = path.exists()
+    except (OSError, ValueError) as error:  # such as a name that is too long
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise InputError(f"--out {on_one_line(str(path), 200)}: {reason}.") from error
+    if there and not path.is_dir():
         raise InputError(f"--out {path}: this is a file; name a folder.")
     if path.is_dir() and any(path.iterdir()):
         what = "another run" if (path / CONFIG).exists() else "other files"

@@ -17,6 +17,7 @@ from ..data.federated_data import FederatedData
 from ..data.federation import federate
 from ..errors import InputError
 from ..registry import find, options
+from .origin import origin_of, refuse_changes
 from .results import NO_RESULT, read_run
 from .run_folder import CONFIG, is_unborn
 from .trackers import make_trackers
@@ -37,10 +38,10 @@ class Job:
 
 @dataclass(frozen=True)
 class Plan:
-    """The runs of a grid: those to start, those to continue from a checkpoint, and the number of finished ones."""
+    """The runs of a grid: those to start, those to continue from a checkpoint (both `jobs`), and finished ones."""
 
     jobs: list[Job]
-    finished: int
+    done: list[Job]
     varied: list[str]  # keys that have several values
     first: str | None  # the first strategy, if others are compared with it
 
@@ -82,31 +83,39 @@ def plan(configs: Sequence[Path], overrides: Sequence[str], vary: Sequence[str],
     names = [job.name for job in jobs]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise InputError(f"Two runs would be called {twice[0]!r}; give each config and each value once.")
-    left = [job for job in jobs if not _is_finished(job)]
+    done = [job for job in jobs if _is_finished(job)]
+    left = [job for job in jobs if job not in done]
     varied = [key for key, values in axes if len(values) > 1]
     strategies = list({json.dumps(to_table(job.config)["strategy"]): job.config.strategy.name for job in jobs}.values())
     first = strategies[0] if len(strategies) > 1 and strategies.count(strategies[0]) == 1 else None
-    return Plan(left, len(jobs) - len(left), varied, first)
+    return Plan(left, done, varied, first)
 
 
-def check(jobs: Sequence[Job]) -> None:
+def check(grid: Plan, *, accept_changes: bool = False) -> None:
     """Check each config as `fedkd run` does: missing images, models, the needs of strategies; each config once.
 
-    Data are loaded for one seed of each config. Raises InputError, which names the run.
+    Data are loaded for one seed of each config. Runs that exist must have begun with the same images, files and
+    versions, unless `accept_changes`. Raises InputError, which names the run.
     """
-    unlike = {json.dumps({**to_table(job.config), "seed": 0}, sort_keys=True): job for job in reversed(jobs)}
-    by_data = sorted(unlike.values(), key=lambda job: job.config.data.model_dump_json())
-    for _, group in itertools.groupby(by_data, key=lambda job: job.config.data.model_dump_json()):
-        data: FederatedData | None = None
-        for job in group:
-            try:
-                engine = find("engines", job.config.engine.name, "engine.name")
-                options(engine, job.config.engine.options, "engine")
-                data = data or federate(job.config.data, job.config.seed)
-                make_setup(job.config, data).check()
-                make_trackers(job.config)
-            except InputError as error:
-                raise InputError(f"{job.name}: {error}") from error
+    groups: dict[str, list[Job]] = {}
+    for job in sorted([*grid.jobs, *grid.done], key=lambda job: job.config.data.model_dump_json()):
+        groups.setdefault(json.dumps({**to_table(job.config), "seed": 0}, sort_keys=True), []).append(job)
+    loaded: tuple[str, FederatedData] | None = None
+    for jobs in groups.values():
+        job, text = jobs[0], jobs[0].config.data.model_dump_json()
+        try:
+            engine = find("engines", job.config.engine.name, "engine.name")
+            options(engine, job.config.engine.options, "engine")
+            if loaded is None or loaded[0] != text:
+                loaded = (text, federate(job.config.data, job.config.seed))
+            make_setup(job.config, loaded[1]).check()
+            make_trackers(job.config)
+        except InputError as error:
+            raise InputError(f"{job.name}: {error}") from error
+        if not accept_changes:
+            now = origin_of(job.config, loaded[1].images_fingerprint)
+            for one in jobs:
+                refuse_changes(one.path, now)
 
 
 def _resolved(config: Config) -> Config:

@@ -29,7 +29,7 @@ def test_a_run_leaves_its_folder_and_prints_the_summary_last(config: Path, tmp_p
     assert (summary["status"], summary["rounds"], summary["strategy"], summary["seed"]) == ("completed", 3, "fedavg", 0)
     assert {"final", "best", "seconds", "bytes", "failures", "versions", "hardware"} <= set(summary)
     assert {path.name for path in out.iterdir()} == {
-        "config.toml", "metrics.jsonl", "summary.json", "partition.json", "checkpoints", "figures",
+        "config.toml", "metrics.jsonl", "origin.json", "summary.json", "partition.json", "checkpoints", "figures",
     }  # fmt: skip
     assert len((out / "metrics.jsonl").read_text().splitlines()) == 4
     assert "round 3/3" in result.stderr
@@ -138,7 +138,7 @@ def test_partition_prints_the_table_and_draws_the_heat_map(config: Path, tmp_pat
 
 
 def test_the_command_itself_without_a_terminal(config: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "fedkd.cli", "run", str(config), "--json", "--set", "rounds=1"]
+    command = [sys.executable, "-m", "fedkd", "run", str(config), "--json", "--set", "rounds=1"]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert json.loads(result.stdout.splitlines()[-1])["status"] == "completed"
     assert "\x1b" not in result.stdout + result.stderr  # plain lines
@@ -148,7 +148,7 @@ def test_the_command_itself_without_a_terminal(config: Path, tmp_path: Path) -> 
 def test_ctrl_c_exits_with_130_and_the_run_continues(config: Path, tmp_path: Path) -> None:
     config.write_text(tomli_w.dumps(merged(TINY, {"rounds": 4000, "checkpoint": {"every": 3000}})))
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "fedkd.cli", "run", str(config), "--out", str(out)]
+    command = [sys.executable, "-m", "fedkd", "run", str(config), "--out", str(out)]
     heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # also where the tests run in the background
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heed)
     assert process.stderr is not None
@@ -157,7 +157,7 @@ def test_ctrl_c_exits_with_130_and_the_run_continues(config: Path, tmp_path: Pat
             break
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 130
-    assert "continue with --resume" in process.stderr.read()
+    assert "continue with: fedkd run --resume" in process.stderr.read()
     assert json.loads((out / "summary.json").read_text())["status"] == "interrupted"
     reached = json.loads((out / "summary.json").read_text())["rounds"]
     saved = [int(path.name.removeprefix("round-")) for path in out.glob("checkpoints/round-*")]

@@ -237,7 +237,7 @@ def test_ctrl_c_ends_workers_and_cluster_and_writes_a_checkpoint(tmp_path: Path)
     changes = {"rounds": 100_000, "checkpoint": {"every": 90_000}, "engine": {"name": "ray", "workers": 2}}
     config, out = tmp_path / "run.toml", tmp_path / "run"
     config.write_text(tomli_w.dumps(merged(TINY, changes)))
-    command = [sys.executable, "-m", "fedkd.cli", "run", str(config), "--out", str(out)]
+    command = [sys.executable, "-m", "fedkd", "run", str(config), "--out", str(out)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     assert process.stderr is not None
     for line in process.stderr:

@@ -1,0 +1,74 @@
+"""The start of the command line: `fedkd` and `python -m fedkd`."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+
+
+def main() -> None:
+    """Run a command, and exit with its code: see `fedkd.cli.common`."""
+    _open_standard_streams()
+    _use_utf8()
+    from .stopping import Stopped, stoppable
+
+    try:
+        with stoppable():
+            from .cli import app
+
+            app(prog_name="fedkd")
+    except Stopped as stopped:  # before or after a command's own work
+        sys.exit(128 + stopped.number)
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+
+
+def _open_standard_streams() -> None:
+    """Open /dev/null for each standard stream that is closed (cron, daemons), and make streams forgiving.
+
+    Without this, the next file that is opened gets the number of the closed stream, and what is printed goes into it.
+    """
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one
+    for name, number in (("stdout", 1), ("stderr", 2)):
+        stream = getattr(sys, name)
+        if stream is None or isinstance(stream, io.TextIOWrapper):
+            encoding = "utf-8" if stream is None else stream.encoding
+            buffer = open(number, "wb", closefd=False)  # noqa: SIM115 - it lasts as long as the process
+            setattr(sys, name, _Forgiving(buffer, encoding, "backslashreplace", line_buffering=True))
+
+
+class _Forgiving(io.TextIOWrapper):
+    """A text stream whose reader may go away: what cannot be written is dropped, so that the work goes on."""
+
+    def write(self, text: str) -> int:
+        """Write a text, or drop it if the reader is gone or the disk is full."""
+        try:
+            return super().write(text)
+        except (OSError, ValueError):
+            return len(text)
+
+    def flush(self) -> None:
+        """Flush, if there is still a reader."""
+        try:
+            super().flush()
+        except (OSError, ValueError):
+            return
+
+
+def _use_utf8() -> None:
+    """Start Python again in its UTF-8 mode if the locale is ASCII: names of files and classes may have any letters."""
+    if sys.flags.utf8_mode or sys.getfilesystemencoding().lower().replace("-", "") == "utf8":
+        return
+    os.environ["PYTHONUTF8"] = "1"  # also for worker processes
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+if __name__ == "__main__":
+    main()

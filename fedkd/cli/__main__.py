@@ -1,5 +1,0 @@
-"""`python -m fedkd.cli`."""
-
-from . import app
-
-app()

@@ -1,0 +1,107 @@
+"""What a run began with: fingerprints of its images, partition, code files and versions, and what has changed since."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..config import Config, DistillConfig, to_table
+from ..errors import InputError
+from ..registry import digests_of_files
+from .metrics import versions
+
+ORIGIN = "origin.json"
+
+_CHANGES = "changes"  # accepted ones: from which round (or iteration) on, and what
+
+Origin = dict[str, Any]  # {"images": hash, "partition": hash, "files": {name: hash}, "versions": {package: version}}
+
+
+def origin_of(config: Config | DistillConfig, images: str, partition: str | None = None) -> Origin:
+    """Return what a run begins with. `images`: the fingerprint of its sets; `partition`: that of who has which images.
+
+    Files are those that the config names: strategies, models, partitions, and their neighbours that they import.
+    """
+    found: Origin = {"images": images, "files": digests_of_files(to_table(config)), "versions": _compared_versions()}
+    return found if partition is None else {**found, "partition": partition}
+
+
+def _compared_versions() -> dict[str, str]:
+    """Return the versions that can change results: no engine and no message format does."""
+    return {name: found for name, found in versions().items() if name in ("fedkd", "torch", "torchvision", "numpy")}
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return what has changed between two origins, as texts. Parts that one of them lacks are skipped."""
+    found = []
+    if before.get("images", now.get("images")) != now.get("images"):
+        found.append("the images or labels of its sets")
+    elif before.get("partition", now.get("partition")) != now.get("partition"):
+        found.append("the partition, the public set or the test images of nodes")
+    for part, text in (("files", "the file {0}"), ("versions", "{0} (it was {1}, is {2})")):
+        old, new = before.get(part), now.get(part)
+        if isinstance(old, dict) and isinstance(new, dict):
+            names = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
+            found += [text.format(name, old.get(name, "missing"), new.get(name, "missing")) for name in names]
+    return found
+
+
+def write_origin(folder: Path, origin: Origin) -> None:
+    """Write what a run begins with into its folder."""
+    partial = folder / f".{ORIGIN}.partial"
+    partial.write_text(json.dumps(origin, indent=2) + "\n", encoding="utf-8")
+    os.replace(partial, folder / ORIGIN)
+
+
+def read_origin(folder: Path) -> Origin | None:
+    """Return what the run in a folder began with; None for a run of a version that did not keep it.
+
+    Raises InputError for a damaged file.
+    """
+    path = folder / ORIGIN
+    if not path.is_file():
+        return None
+    try:
+        origin = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(origin, dict):
+            raise ValueError("it is not a table")
+        return origin
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} cannot be read: {error}.") from error
+
+
+def refuse_changes(folder: Path, now: Origin) -> None:
+    """Raise InputError, which names each change, if a run in a folder began with other things than are there now."""
+    changed = differences(read_origin(folder) or {}, now)
+    if changed:
+        raise InputError(
+            f"{folder}: changed since the run began: {'; '.join(changed)}. Its results would be of both: restore what "
+            "has changed, run the config again in a new folder, or go on with --accept-changes, which records it."
+        )
+
+
+def go_on(folder: Path, now: Origin, number: int, *, accept_changes: bool, unit: str = "round") -> list[str]:
+    """Compare a run's origin with what is there now, before it goes on from `number`; return the accepted changes.
+
+    An accepted change is recorded in the run's origin. Raises InputError, which names each change, if there is one and
+    it is not accepted.
+    """
+    before = read_origin(folder)
+    changed = differences(before or {}, now)
+    if changed and not accept_changes:
+        refuse_changes(folder, now)
+    accepted = accepted_changes(folder)
+    if changed:
+        accepted.append({f"from_{unit}": number, "what": changed})
+    if changed or before is None:
+        write_origin(folder, {**now, **({_CHANGES: accepted} if accepted else {})})
+    return changed
+
+
+def accepted_changes(folder: Path) -> list[dict[str, Any]]:
+    """Return the accepted changes of a run: from which round (or iteration) on, and what has changed."""
+    found = (read_origin(folder) or {}).get(_CHANGES, [])
+    return list(found) if isinstance(found, list) else []

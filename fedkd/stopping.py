@@ -1,0 +1,87 @@
+"""Signals that end work: Ctrl-C, SIGTERM (Slurm, docker stop) and SIGHUP (a closed terminal) all raise `Stopped`."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal has asked this process to end."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
+_received: int | None = None  # the first signal inside the outermost `stoppable`
+_depth = 0
+_deferring = False
+
+
+@contextlib.contextmanager
+def stoppable() -> Iterator[None]:
+    """Inside the `with` block, a signal raises `Stopped` in the main thread; a signal that is ignored stays ignored.
+
+    The first signal counts: later ones are ignored while the work saves what it has, but a second Ctrl-C ends that too.
+    Blocks may be nested.
+    """
+    global _received, _depth
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    if _depth == 0:
+        _received = None
+    _depth += 1
+    _take()
+    try:
+        yield
+    finally:
+        _depth -= 1
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def deferred() -> Iterator[None]:
+    """Let a signal wait until the end of the `with` block, which is short; a second Ctrl-C does not wait."""
+    global _deferring
+    before, _deferring = _deferring, True
+    try:
+        yield
+    finally:
+        _deferring = before
+    if not before:
+        check()
+
+
+def retake() -> None:
+    """Take the signals again, which a library such as Ray has taken at its start."""
+    if _depth and threading.current_thread() is threading.main_thread():
+        _take()
+
+
+def check() -> None:
+    """Raise `Stopped` if a signal has come, and code in between has swallowed the exception."""
+    if _depth and _received is not None and threading.current_thread() is threading.main_thread():
+        raise Stopped(_received)
+
+
+def _take() -> None:
+    for number in SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup, or in the background of a script
+            signal.signal(number, _on_signal)
+
+
+def _on_signal(number: int, frame: FrameType | None) -> None:
+    global _received
+    first = _received is None
+    _received = _received or number
+    if (first and not _deferring) or (not first and number == signal.SIGINT):
+        raise Stopped(number)
