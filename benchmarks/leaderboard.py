@@ -150,7 +150,7 @@ def main() -> None:
     minutes = (time.perf_counter() - begin) / 60
     runs, problems = find_runs([arguments.out])
     runs, others = completed(runs)
-    groups = sorted(split(runs, BY, [])[0].items(), key=lambda item: _place(item[1][0]))
+    groups = sorted(split(runs, BY, []).items(), key=lambda item: _place(item[1][0]))
     made = (
         f"{len(configs)} strategies under one protocol, made by `python benchmarks/leaderboard.py` on "
         f"{datetime.date.today()} at commit {commit}: {len(grid.jobs)} runs in {minutes:.0f} minutes"

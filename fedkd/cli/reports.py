@@ -44,9 +44,7 @@ def compare(
         if not runs:
             raise InputError("No run has been completed. " + " ".join(problems))
         tables, refused = [], []
-        groups, changes = comparing.split(runs, by or [], across or [], accept_changes=accept_changes)
-        problems += changes
-        for title, group in groups.items():
+        for title, group in comparing.split(runs, by or [], across or [], accept_changes=accept_changes).items():
             try:
                 tables.append(comparing.compare(group, metric=metric, target=target, baseline=baseline, title=title))
             except InputError as error:  # the other groups can still be shown

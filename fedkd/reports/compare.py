@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import NamedTuple
@@ -122,12 +122,11 @@ def holm(ps: Sequence[float | None]) -> list[float | None]:
 
 def split(
     runs: Sequence[Run], by: Sequence[str], across: Sequence[str], *, accept_changes: bool = False
-) -> tuple[dict[str, list[Run]], list[str]]:
+) -> dict[str, list[Run]]:
     """Return comparable groups of runs under their titles: one for each combination of values of the keys `by`.
 
-    The second value: changes of images, files or versions between runs, which `accept_changes` accepts. Raises
-    InputError for such a change otherwise, if runs of a group differ in a key that is neither the strategy's nor in
-    `across`, and for keys that no run has.
+    Raises InputError if runs of a group differ in a key that is neither the strategy's nor in `across`, if images,
+    files or versions have changed between them, unless `accept_changes`, and for keys that no run has.
     """
     known = {key for run in runs for key in flattened(run.config)}
     for option, keys in (("--by", by), ("--across", across)):
@@ -142,12 +141,12 @@ def split(
             mine = {name: value for name, value in flat.items() if name == key or name.startswith(f"{key}.")}
             parts += [f"{name} = {value}" for name, value in sorted(mine.items())] or [f"{key} unset"]
         groups.setdefault(", ".join(parts), []).append(run)
-    changes = [change for group in groups.values() for change in _refuse_unlike(group, across, accept_changes)]
-    return groups, changes
+    for group in groups.values():
+        _refuse_unlike(group, across, accept_changes)
+    return groups
 
 
-def _refuse_unlike(runs: Sequence[Run], across: Sequence[str], accept_changes: bool) -> list[str]:
-    """Return the accepted changes between the runs."""
+def _refuse_unlike(runs: Sequence[Run], across: Sequence[str], accept_changes: bool) -> None:
     found = differing(runs)
     refused = {key: values for key, values in found.items() if not key.startswith(tuple(across))}
     if refused:
@@ -161,14 +160,16 @@ def _refuse_unlike(runs: Sequence[Run], across: Sequence[str], accept_changes: b
             f"These runs are not alike in more than their strategies: {values_of}. "
             f"{by}makes a table of each; {all_the_same}compares them all the same."
         )
-    same_data = not any(key.startswith("data.") for key in found) and "data" not in across  # --across allows other data
-    changed = changes_between(runs, data=same_data)
-    if changed and not accept_changes:
+    changed = [] if accept_changes else changes_between(runs, data=_same_data(found) and "data" not in across)
+    if changed:
+        more = f" So do {len(changed) - 1} more pairs." if len(changed) > 1 else ""
         raise InputError(
-            f"{changed[0]}. {f'So do {len(changed) - 1} more pairs. ' if len(changed) > 1 else ''}Their results are of "
-            "unlike things: run them again in a new folder, or compare them all the same with --accept-changes."
+            f"{changed[0]}.{more} Run them again in a new folder, or compare them all the same with --accept-changes."
         )
-    return changed
+
+
+def _same_data(differing_keys: Iterable[str]) -> bool:
+    return not any(key.startswith("data.") for key in differing_keys)
 
 
 def compare(
@@ -185,6 +186,7 @@ def compare(
     and reported. Raises InputError for a metric that no run has and for an unknown baseline.
     """
     arms, problems = arms_of(runs)
+    problems += [f"{change}." for change in changes_between(runs, data=_same_data(differing(runs)))]
     if metric is None:
         shared = shared_metrics(arms)
         if not shared:

@@ -37,9 +37,12 @@ def _compared_versions() -> dict[str, str]:
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Return what has changed between two origins, as texts. Parts that one of them lacks are skipped."""
     found = []
-    if before.get("images", now.get("images")) != now.get("images"):
+    unlike = [
+        part for part in ("images", "partition") if before.get(part) and now.get(part) and before[part] != now[part]
+    ]
+    if "images" in unlike:
         found.append("the images or labels of its sets")
-    elif before.get("partition", now.get("partition")) != now.get("partition"):
+    elif unlike:
         found.append("the partition, the public set or the test images of nodes")
     for part, text in (("files", "the file {0}"), ("versions", "{0} (it was {1}, is {2})")):
         old, new = before.get(part), now.get(part)

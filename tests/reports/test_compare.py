@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import pytest
@@ -139,13 +140,36 @@ def test_other_rounds_are_refused_and_another_engine_or_seed_is_not(write: Write
         split(find_runs([folder])[0], [], [])
 
 
-def test_equal_configs_on_other_images_are_refused(write: Write) -> None:
+LOCAL = {"strategy": {"name": "local"}}
+
+
+@pytest.mark.parametrize(
+    ("seed", "changes", "origin", "message"),
+    [
+        (0, LOCAL, {"images": "other"}, "the images or labels"),
+        (0, LOCAL, {"partition": "other"}, "the partition, the public set"),
+        (1, LOCAL, {"images": "other"}, "the images or labels"),
+        (1, {}, {"files": {"mine.py": "other"}}, "the file mine.py"),
+        (1, {}, {"versions": {"torch": "3"}}, r"torch \(it was 2, is 3\)"),
+        (1, {}, {"changes": [{"from_round": 3, "what": ["the file mine.py"]}]}, "went on after a change"),
+        (1, LOCAL, {"files": {"mine.py": "other"}}, None),
+        (1, LOCAL, {"partition": "other"}, None),
+    ],
+)
+def test_what_has_changed_between_runs_is_refused_or_accepted(
+    write: Write, seed: int, changes: dict, origin: dict, message: str | None
+) -> None:
     first = write("a", 0, [0.5])
-    other = write("b", 0, [0.6], {"strategy": {"name": "local"}}, data="other images")
-    with pytest.raises(InputError) as refused:
-        split(find_runs([first.parent])[0], [], [])
-    assert str(first) in str(refused.value)
-    assert str(other) in str(refused.value)
+    write("b", seed, [0.6], changes, **origin)
+    runs = find_runs([first.parent])[0]
+    if message is None:
+        assert "differ" not in " ".join(compare(split(runs, [], [])[""]).problems)
+        return
+    with pytest.raises(InputError, match=message) as refused:
+        split(runs, [], [])
+    assert "--accept-changes" in str(refused.value)
+    problems = compare(split(runs, [], [], accept_changes=True)[""]).problems
+    assert any(re.search(message, problem) for problem in problems)
 
 
 def test_metrics_that_are_missing_are_told_and_the_rest_works(write: Write) -> None:

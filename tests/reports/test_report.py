@@ -96,11 +96,11 @@ def test_failed_runs_do_not_enter_means(runs: Path, tmp_path: Path) -> None:
 def test_other_images_under_equal_configs_are_told(runs: Path, tmp_path: Path) -> None:
     for name in ("fedmd-0", "knfu-0"):
         shutil.copytree(runs / name, tmp_path / "all" / name)
-    summary = tmp_path / "all" / "knfu-0" / "summary.json"
-    summary.write_text(re.sub(r'"data": "[0-9a-f]+"', '"data": "other"', summary.read_text()))
+    origin = tmp_path / "all" / "knfu-0" / "origin.json"
+    origin.write_text(re.sub(r'"partition": "[0-9a-f]+"', '"partition": "other"', origin.read_text()))
     out = tmp_path / "page.html"
     assert CliRunner().invoke(app, ["report", str(tmp_path / "all"), "-o", str(out)]).exit_code == 0
-    assert "trained on other images or another partition" in out.read_text()
+    assert "differ: the partition, the public set or the test images of nodes; do not compare them" in out.read_text()
 
 
 def test_bad_folders_are_told_and_the_rest_is_shown(runs: Path, tmp_path: Path) -> None:
