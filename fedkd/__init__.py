@@ -66,6 +66,7 @@ if TYPE_CHECKING:
     from .errors import RunError as RunError
     from .learning.batches import Preprocess as Preprocess
     from .learning.batches import batches as batches
+    from .learning.batches import shuffled as shuffled
     from .learning.evaluation import features as features
     from .learning.evaluation import predict as predict
     from .learning.losses import Metric as Metric
@@ -234,6 +235,7 @@ _HOMES = {
     "real_images": "distillation.virtual_images",
     "share_numbers": "methods.image_shares",
     "show_by_class": "methods.virtual_images",
+    "shuffled": "learning.batches",
     "stream_seed": "streams",
     "supervised_contrast": "learning.losses",
     "torch_stream": "streams",

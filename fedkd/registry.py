@@ -196,7 +196,14 @@ def options(function: Callable[..., Any], table: Mapping[str, Any], key: str) ->
     config = pydantic.ConfigDict(
         extra="forbid", strict=True, allow_inf_nan=False, arbitrary_types_allowed=True, protected_namespaces=()
     )
-    model = pydantic.create_model("Options", __config__=config, **fields)
+    try:
+        model = pydantic.create_model("Options", __config__=config, **fields)
+    except Exception as error:  # pydantic has several types for an annotation that it cannot check
+        what = ", ".join(p.name for p in chosen if p.default is p.empty) or "its parameters"
+        raise InputError(
+            f"{key}: {getattr(function, '__name__', function)} needs {what}, which a config cannot give; write a "
+            "file with a class that sets them."
+        ) from error
     try:
         checked = model.model_validate(dict(table))
     except pydantic.ValidationError as error:

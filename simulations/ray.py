@@ -18,7 +18,7 @@ from pydantic import Field
 from fedkd.config import Limits
 from fedkd.core.environment import Device, Threads, prepare_process
 from fedkd.core.setup import Setup
-from fedkd.errors import StatesLost
+from fedkd.errors import InputError, StatesLost
 from fedkd.messages.arrival import Expectation
 from fedkd.messages.flower import error_reply, without_content
 from fedkd.messages.merging import Block, Merge, merge_block
@@ -57,6 +57,8 @@ class RayGrid(SimulationGrid):
         try:
             cohort = environment.config.cohort or environment.data.clients
             machines = [machine["Resources"] for machine in ray.nodes() if machine["Alive"]]
+            if device == "cuda" and not any(machine.get("GPU", 0) for machine in machines):
+                raise InputError("engine.device = 'cuda': no machine of the cluster has a GPU; set 'auto' or 'cpu'.")
             count = count_workers(workers, cpus_per_worker, gpus_per_worker, machines, cohort)
             self._data = ray.put(environment.data)  # kept as long as a worker may have to start again
             arguments = (environment.config, self._data, threads, device, gpus_per_worker > 0)

@@ -30,6 +30,7 @@ from fedkd import (
     expected_model,
     kl_from_probabilities,
     predict,
+    shuffled,
     weighted_mean,
 )
 
@@ -191,4 +192,4 @@ class FedDF(Strategy):
 
 def _endless_batches(count: int, size: int, order: torch.Generator) -> Iterator[Tensor]:
     while True:
-        yield from torch.randperm(count, generator=order).split(size)
+        yield from shuffled(count, size, order)

@@ -10,7 +10,17 @@
 from .data import DataConfig, PartitionConfig, PublicConfig, RealSites, SetsConfig, ValidationConfig
 from .distill import DistillConfig, ProbeConfig, SetConfig
 from .reading import difference, flattened, overridden, parse_config, read_config, read_distill_config, to_table
-from .run import Adam, CheckpointConfig, Config, EvaluateConfig, FaultsConfig, ModelConfig, Sgd, TrainConfig
+from .run import (
+    Adam,
+    CheckpointConfig,
+    Config,
+    EvaluateConfig,
+    FaultsConfig,
+    ModelConfig,
+    Sgd,
+    TrainConfig,
+    batch_sizes,
+)
 from .tables import (
     GROUPS,
     KINDS,
@@ -58,6 +68,7 @@ __all__ = [
     "TrainConfig",
     "ValidationConfig",
     "Whole",
+    "batch_sizes",
     "difference",
     "flattened",
     "overridden",

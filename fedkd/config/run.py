@@ -49,7 +49,19 @@ class TrainConfig(Table):
 
     def batches(self, images: int) -> int:
         """Return the number of steps of local training on this number of images."""
-        return self.steps or self.epochs * -(-images // self.batch_size)
+        return self.steps or self.epochs * len(batch_sizes(images, self.batch_size))
+
+
+def batch_sizes(count: int, size: int) -> list[int]:
+    """Return the sizes of the batches of one epoch over `count` images.
+
+    The last batch may be smaller. If one single image would be left over, it joins the batch before: batch norm has no
+    statistics of one image.
+    """
+    whole, left = divmod(count, size)
+    if left == 1 and whole:
+        return [size] * (whole - 1) + [size + 1]
+    return [size] * whole + ([left] if left else [])
 
 
 class EvaluateConfig(Table):

@@ -17,6 +17,7 @@ from ..config import Architecture, Config
 from ..data.federated_data import FederatedData
 from ..data.federation import federate
 from ..data.images import Images
+from ..errors import InputError
 from ..learning.batches import Preprocess
 from ..learning.evaluation import evaluate
 from ..messages.arrays import copied
@@ -33,12 +34,17 @@ def prepare_process(threads: int, device: Device, gpu: bool) -> str:
     """Set the number of threads of a process that runs clients, and return its device.
 
     All engines use the same number of threads, because sums in torch may depend on it. `gpu`: whether `auto` means
-    the GPU.
+    the GPU. Raises InputError for a GPU that is not there.
     """
     torch.set_num_threads(threads)
     _keep_freed_memory()
     if device == "auto":
         return "cuda" if gpu and torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        built = (
+            f"torch {torch.__version__} finds none" if torch.version.cuda else f"torch {torch.__version__} is for CPUs"
+        )
+        raise InputError(f"engine.device = 'cuda': there is no GPU here ({built}); set 'auto' or 'cpu'.")
     return device
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, cast
 
@@ -10,7 +12,7 @@ from flwr.app import ConfigRecord, Message
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy as FlowerBase
 
-from ..errors import InputError, RunError
+from ..errors import InputError, RunError, described
 from ..messages.arrays import Tensors, array_record, tensors_of
 from ..messages.merging import weighted_mean
 from ..messages.payload import ANY_NUMBER, FLOWER_ARRAYS, IMAGES, Expected, Payload, like
@@ -68,9 +70,13 @@ class FlowerStrategy(Strategy):
         grid = cast(Grid, _CohortGrid(federation))
         if hasattr(self.base, "current_arrays"):
             self.base.current_arrays = None  # else FedAvgM would ignore a model that a wrapper has refined
-        messages = self.base.configure_train(federation.number, array_record(self.weights), ConfigRecord(), grid)
+        with self._errors(federation.number):
+            messages = list(
+                self.base.configure_train(federation.number, array_record(self.weights), ConfigRecord(), grid)
+            )
         replies = federation.exchange(messages, expect)
-        arrays, metrics = self.base.aggregate_train(federation.number, replies)
+        with self._errors(federation.number):
+            arrays, metrics = self.base.aggregate_train(federation.number, replies)
         if arrays is None:
             raise RunError(f"Round {federation.number}: {self.name} returned no model for {len(replies)} replies.")
         old, new = self.weights, tensors_of(arrays)
@@ -81,6 +87,17 @@ class FlowerStrategy(Strategy):
         self.kept = _arrays_of(self.base)
         if metrics is not None:
             federation.log("train", dict(metrics))
+
+    @contextmanager
+    def _errors(self, number: int) -> Iterator[None]:
+        """Turn what Flower's strategy raises into a RunError that names it."""
+        try:
+            yield
+        except Exception as error:
+            raise RunError(
+                f"Round {number}: {self.name} raised {described(error)}; fedkd gives it one model of named arrays from "
+                "each node."
+            ) from error
 
 
 def _mean_buffers(federation: Round, replies: list[Message]) -> Tensors:

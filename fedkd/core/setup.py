@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from ..config import Config
 from ..data.federated_data import FederatedData
 from ..errors import InputError
+from ..models.build import takes_one_image
 from .contract import check_requests
 from .environment import Environment
 from .strategy import Strategy
@@ -34,8 +35,18 @@ class Setup:
             raise InputError(
                 f"model.names = [{found}]: {config.strategy.name} needs equal models; set model.name to one of them."
             )
-        for number in range(len(architectures)):
-            self.environment.model(number)
+        fewest = data.fewest_images()
+        for number, architecture in enumerate(architectures):
+            model = self.environment.model(number)
+            if (config.train.batch_size == 1 or fewest == 1) and not takes_one_image(model, data.image_shape):
+                what = (
+                    "train.batch_size = 1" if config.train.batch_size == 1 else "data.partition: a node has one image"
+                )
+                fix = "train.batch_size" if config.train.batch_size == 1 else "data.partition.minimum"
+                raise InputError(
+                    f"{what}: {architecture.name} has batch norm of vectors, which needs two images in a batch; set "
+                    f"{fix} = 2 or more, or use another norm."
+                )
         if config.data.sites is not None and strategy.pooled:
             raise InputError(f"data.sites: {config.strategy.name} needs the sites' images, which the server lacks.")
         if strategy.pooled:

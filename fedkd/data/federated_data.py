@@ -89,6 +89,10 @@ class FederatedData:
         """Return a node's test images, which follow its own label distribution."""
         return self.test.take(self.test_parts[node])
 
+    def fewest_images(self) -> int:
+        """Return the smallest number of training images that a node has; 0 if it is not known, as with real sites."""
+        return int(self.train_parts.lengths().min(initial=len(self.train.labels)))
+
     def label_counts(self) -> np.ndarray:
         """Return the table of training images, nodes x their classes."""
         counts = np.zeros((self.clients, len(self.node_classes)), np.int64)

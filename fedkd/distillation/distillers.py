@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..config import GROUPS, Count, Group, Positive
+from ..learning.batches import shuffled
 from ..learning.optimizers import Optimizer
 from .matching import Distance, gradient_distance, gradient_of, mean_embedding_loss
 from .siamese import siamese_augment
@@ -204,7 +205,8 @@ def train_epoch(
     """Train a network for one epoch on virtual images. Each batch is changed by one group of `augment`, with separate
     parameters for each image.
     """
-    for chosen in torch.randperm(len(virtual.labels), generator=stream).to(virtual.images.device).split(batch_size):
+    for positions in shuffled(len(virtual.labels), batch_size, stream):
+        chosen = positions.to(virtual.images.device)
         images = siamese_augment(virtual.images[chosen], _seed(stream), augment, siamese=False)
         optimizer.zero_grad(set_to_none=True)
         F.cross_entropy(network(images), virtual.labels[chosen]).backward()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..config import batch_sizes
 from ..data.federated_data import FederatedData
 from ..data.images import PIXEL_MAX, Dataset, Images
 
@@ -84,14 +85,20 @@ def batches(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield (images, targets) batches, shuffled by `order`; with `augment` also augmented by it.
 
-    `targets`: one row for each image (labels, logits, probabilities). The last batch may be smaller. `most`: the
-    largest number of batches. Several batches are prepared together, with about a million values.
+    `targets`: one row for each image (labels, logits, probabilities). `most`: the largest number of batches. The last
+    batch of an epoch follows `batch_sizes`. Several batches are prepared together, with about a million values.
     """
     count = len(data.labels)
     positions = torch.randperm(count, generator=order) if order is not None else torch.arange(count)
-    if most is not None:
-        positions = positions[: most * size]
-    together = max(1, _VALUES // max(1, size * math.prod(data.images.shape[1:]))) * size
-    for chosen in positions.split(together) if len(positions) else ():
+    sizes = batch_sizes(count, size)[:most]
+    together = max(1, _VALUES // max(1, size * math.prod(data.images.shape[1:])))
+    for first in range(0, len(sizes), together):
+        these = sizes[first : first + together]
+        chosen = positions[first * size : first * size + sum(these)]
         images = preprocess.of(data.take(chosen.numpy()), order if augment else None)
-        yield from zip(images.split(size), targets[chosen].to(preprocess.device).split(size), strict=True)
+        yield from zip(images.split(these), targets[chosen].to(preprocess.device).split(these), strict=True)
+
+
+def shuffled(count: int, size: int, order: torch.Generator) -> Iterator[Tensor]:
+    """Yield the positions of the batches of one epoch over `count` samples, shuffled by `order` (see `batch_sizes`)."""
+    yield from torch.randperm(count, generator=order).split(batch_sizes(count, size))

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..streams import default_stream
+from .batches import shuffled
 
 
 def linear_probe(
@@ -31,7 +32,7 @@ def linear_probe(
         probe = nn.Linear(features.shape[1], classes)
     optimizer = torch.optim.Adam(probe.parameters(), lr=lr, weight_decay=weight_decay)
     for _ in range(epochs):
-        for chosen in torch.randperm(len(labels), generator=stream).split(batch_size):
+        for chosen in shuffled(len(labels), batch_size, stream):
             optimizer.zero_grad(set_to_none=True)
             F.cross_entropy(probe(features[chosen]), labels[chosen]).backward()
             optimizer.step()

@@ -22,6 +22,7 @@ from ..core.strategy import Strategy
 from ..data.federated_data import FederatedData
 from ..data.images import Images
 from ..errors import InputError
+from ..learning.batches import shuffled
 from ..learning.losses import nt_xent
 from ..learning.optimizers import make_optimizer
 from ..learning.probes import linear_probe, mean_angle, nearest_neighbours
@@ -329,7 +330,7 @@ class SelfSupervised(Strategy):
         make_views = views_of("fine_tuning", data.domain_names, data.image_shape, environment.preprocess)
         encoder.train()
         for _ in federation.track(f"fine-tuning on {percent} %", range(self.semi_epochs)):
-            for part in torch.randperm(len(labels), generator=stream).split(_SEMI_BATCH):
+            for part in shuffled(len(labels), _SEMI_BATCH, stream):
                 if len(part) > 1:  # batch norm needs two images
                     optimizer.zero_grad(set_to_none=True)
                     images = make_views(chosen.images[part.numpy()], stream)

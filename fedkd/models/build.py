@@ -46,7 +46,39 @@ def build(name: str, table: dict[str, Any], shape: Shape, classes: int, key: str
     if not isinstance(logits, Tensor) or tuple(logits.shape) != (2, classes):
         raise InputError(f"{key} = {name!r}: for 2 images the model must return logits of shape (2, {classes}).")
     built: nn.Module = model
+    if not any(parameter.requires_grad for parameter in built.parameters()):
+        raise InputError(f"{key} = {name!r}: the model has no parameter that can be trained: all are frozen.")
+    name_once(built)
     return built
+
+
+def name_once(model: nn.Module) -> None:
+    """Let `state_dict()` have one name for a tensor that a model uses under several (tied weights): the first one.
+
+    A server that changes some tensors, such as FedDyn's, would otherwise change it under one name, and the other name
+    would bring back the old values when a node loads the model.
+    """
+    first: dict[int, str] = {}
+    aliases: dict[str, str] = {}
+    named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    for name, tensor in named:
+        original = first.setdefault(id(tensor), name)
+        if original != name:
+            aliases[name] = original
+    if not aliases:
+        return
+
+    def drop(module: nn.Module, state: dict[str, Tensor], prefix: str, _: Any) -> None:
+        for alias in aliases:
+            state.pop(prefix + alias, None)
+
+    def restore(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+        for alias, original in aliases.items():
+            if prefix + original in state:
+                state.setdefault(prefix + alias, state[prefix + original])
+
+    model.register_state_dict_post_hook(drop)
+    model.register_load_state_dict_pre_hook(restore)
 
 
 def _tried(model: nn.Module, shape: Shape) -> tuple[nn.Module, Any]:
@@ -62,6 +94,18 @@ def _tried(model: nn.Module, shape: Shape) -> tuple[nn.Module, Any]:
             return model.to(memory_format=torch.channels_last), logits
         except RuntimeError:
             return model, copy.deepcopy(model).train()(torch.zeros(2, *shape))
+
+
+def takes_one_image(model: nn.Module, shape: Shape) -> bool:
+    """Return whether a model can be trained on a batch of one image; batch norm of vectors cannot."""
+    trial = copy.deepcopy(model).train()
+    device = next(trial.parameters()).device
+    try:
+        with torch.no_grad():
+            trial(torch.zeros(1, *shape, device=device))
+    except ValueError:  # batch norm: expected more than 1 value per channel
+        return False
+    return True
 
 
 def fill(model: nn.Module, weights: Mapping[str, Tensor]) -> None:

@@ -163,7 +163,7 @@ def test_what_has_changed_between_runs_is_refused_or_accepted(
     write("b", seed, [0.6], changes, **origin)
     runs = find_runs([first.parent])[0]
     if message is None:
-        assert "differ" not in " ".join(compare(split(runs, [], [])[""]).problems)
+        assert "differ:" not in " ".join(compare(split(runs, [], [])[""]).problems)
         return
     with pytest.raises(InputError, match=message) as refused:
         split(runs, [], [])
