@@ -10,6 +10,10 @@ class InputError(Exception):
     """Input that is refused before anything runs; the message names the key, the error and what is valid."""
 
 
+class MissingFiles(InputError):
+    """A set whose files are not on this machine. They may be on another one."""
+
+
 class RunError(Exception):
     """A run that cannot continue, for example after a round with fewer good replies than `min_replies`."""
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import InputError
+from ..errors import InputError, MissingFiles
 from .images import KEY, Dataset, Images
 from .npz import channels_first
 
@@ -18,7 +18,7 @@ def from_folders(folder: Path, size: int | None) -> Dataset:
     test. Images of different sizes need `size`. Raises InputError for missing, empty or unreadable folders.
     """
     if not folder.is_dir():
-        raise InputError(f"{KEY}: there is no folder {folder}.")
+        raise MissingFiles(f"{KEY}: there is no folder {folder}.")
     split = (folder / "train").is_dir() and (folder / "test").is_dir()
     home = folder / "train" if split else folder
     classes = tuple(sorted(p.name for p in home.iterdir() if p.is_dir()))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import InputError
+from ..errors import InputError, MissingFiles
 from .images import KEY, Dataset, Images
 
 
@@ -16,7 +16,7 @@ def from_npz(path: Path) -> Dataset:
     An optional array `classes` has the class names. Raises InputError for a missing or wrong file.
     """
     if not path.is_file():
-        raise InputError(f"{KEY}: there is no file {path}.")
+        raise MissingFiles(f"{KEY}: there is no file {path}.")
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {key: archive[key] for key in archive.files}
