@@ -217,6 +217,20 @@ def test_three_real_sites_with_tls_and_keys(shell: Shell, tmp_path: Path) -> Non
     assert {node for line in comparable(runs / "fedavg") for node, _ in line["failures"]} == {1}
 
 
+def test_run_sh_exits_with_1_for_a_run_that_failed_and_2_for_a_config_that_was_refused(
+    shell: Shell, tmp_path: Path
+) -> None:
+    (port,) = free_ports(1)
+    home = '"a federation"/server'
+    shell.does(f'fedkd deploy init "a federation" --config configs/knfu/sites.toml --sites 3 --port {port}')
+    shell.does(f"{home}/start.sh > server.log 2>&1 &")
+    wait_for(tmp_path / "server.log", "Uvicorn running")
+    for changes, code, said in (("strategy.beta=-1.0", 2, "strategy.beta = -1.0"), ("timeout=1.0", 1, "0 of 3 sites")):
+        output = shell.does(f"{home}/run.sh --run-config 'set=\"{changes}\"'; echo code $?")
+        assert output.endswith(f"code {code}\n"), output
+        assert said in output
+
+
 def wait_for(path: Path, text: str) -> None:
     """Wait until a file has this text."""
     waited = threading.Event()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import ssl
 import stat
@@ -178,6 +180,51 @@ def test_a_set_that_only_the_server_has_is_left_to_the_server_and_named(tmp_path
 def test_a_share_of_the_configs_images_needs_a_site(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"--sites 2: data.partition .* has 10 nodes"):
         provision(tmp_path / "fed", HOME / "configs/fedavg/quick.toml", 2, "127.0.0.1", 9443, insecure=True)
+
+
+def write_fake_flwr(folder: Path, status: str, details: str = "") -> None:
+    """Write a `flwr` that prints what Flower's own prints of a run that has ended with this status."""
+    folder.mkdir()
+    runs = [{"run-id": "17", "fab-id": "fedkd/fedkd-deploy", "status": status, "status-details": details}]
+    (folder / "ended.json").write_text(json.dumps({"success": True, "runs": runs}, indent=2))
+    (folder / "flwr").write_text(
+        """#!/bin/sh
+here=$(dirname "$0")
+for word in "$@"; do printf '<%s>' "$word"; done >> "$here/asked"; echo >> "$here/asked"
+case $1 in
+    run) [ ! -f "$here/down" ] || { echo "Error: no SuperLink" >&2; exit 1; }; echo "Successfully started run 17" ;;
+    log) echo "round 1/1" ;;
+    ls) cat "$here/ended.json" ;;
+esac
+"""
+    )
+    (folder / "flwr").chmod(0o755)
+
+
+@pytest.mark.parametrize(
+    ("status", "details", "code"),
+    [
+        ("finished:completed", "", 0),
+        ("finished:failed", "ServerApp failed with exception: round 2: 1 of 3 replies are good", 1),
+        ("finished:failed", "ServerApp failed with exception: refused: strategy.beta = -1.0", 2),
+        ("finished:stopped", 'a run with "status": "finished:completed" in its name', 1),
+        ("running", "", 1),
+    ],
+)
+def test_the_start_script_exits_with_the_code_of_the_run(tmp_path: Path, status: str, details: str, code: int) -> None:
+    home = tmp_path / "a folder of the hospital's"
+    provision(home, KNFU, 3, "127.0.0.1", 9443, insecure=False)
+    write_fake_flwr(tmp_path / "bin", status, details)
+    words = [str(home / "server/run.sh"), "--run-config", 'out="runs/a b"']
+    path = {**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
+    done = subprocess.run(words, cwd=tmp_path, env=path, capture_output=True, text=True, check=False)
+    assert done.returncode == code, done
+    assert done.stdout == "Successfully started run 17\nround 1/1\n"
+    assert ("flwr.sh log 17" in done.stderr) == (status == "running")
+    (asked, *_) = (tmp_path / "bin/asked").read_text().splitlines()
+    assert asked == f'<run><{home}/server/../app><federation><--run-config><out="runs/a b">'
+    (tmp_path / "bin/down").touch()
+    assert subprocess.run(words, env=path, capture_output=True, check=False).returncode == 1
 
 
 def test_a_folder_in_use_is_left_alone(tmp_path: Path) -> None:
