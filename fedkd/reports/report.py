@@ -18,11 +18,12 @@ from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
 from ..errors import InputError
+from ..messages.metric_names import metric_range
 from ..runs.metrics import lower_is_better
 from ..runs.results import Arm, Run, arms_of, completed, differing, find_runs, in_order, other_data, shown
 from . import charts
 from .charts import Series
-from .compare import Row, compare, estimate
+from .compare import LEAST_SEEDS, Row, compare, estimate
 from .tables import caption, table
 
 _MOST_IMAGES = 8  # the largest number of rounds in a series of images
@@ -140,7 +141,7 @@ def _metric(metric: str, arms: list[Arm]) -> tuple[dict[str, Any], list[str]]:
         series = [_series(arm, metric, what, numbers[arm.name], scale) for arm in having]
         text = "; ".join(f"{row.arm.name} ends at {scale * row.final.mean:.4g}" for row in comparison.rows)
         seeds = max(len(arm.runs) for arm in having)
-        band = "; the bands are one standard deviation over seeds" if seeds > 1 else ""
+        band = "; the bands are one standard deviation over seeds" if seeds >= LEAST_SEEDS else ""
         figures.append(
             {
                 "svg": _safe(
@@ -159,7 +160,7 @@ def _metric(metric: str, arms: list[Arm]) -> tuple[dict[str, Any], list[str]]:
 
 
 def _series(arm: Arm, metric: str, what: str, number: int, scale: float) -> Series:
-    """Return an arm's mean over seeds at each round that any run has measured, with one deviation."""
+    """Return an arm's mean over seeds at each round that any run has measured, with a band of one deviation."""
     at: dict[int, list[tuple[float, float]]] = {}
     for run in arm.runs:
         for i in run.measured(metric):
@@ -168,10 +169,11 @@ def _series(arm: Arm, metric: str, what: str, number: int, scale: float) -> Seri
     x = [fmean(place for place, _ in at[key]) for key in sorted(at)]
     values = [[value for _, value in at[key]] for key in sorted(at)]
     found = [estimate(one) for one in values]
-    half = [0.0 if math.isnan(one.deviation) else one.deviation for one in found]
-    low = [one.mean - d for one, d in zip(found, half, strict=True)]
-    high = [one.mean + d for one, d in zip(found, half, strict=True)]
-    return Series(number, arm.name, x, [one.mean for one in found], low, high)
+    means = np.array([one.mean for one in found])
+    half = np.array([0.0 if math.isnan(one.deviation) else one.deviation for one in found])
+    least, most = (scale * limit for limit in metric_range(metric))
+    low, high = np.clip(means - half, least, most), np.clip(means + half, least, most)
+    return Series(number, arm.name, x, means.tolist(), low.tolist(), high.tolist())
 
 
 def _nodes(metric: str, rows: list[Row], numbers: dict[str, int], scale: float, unit: str) -> dict[str, Any] | None:
