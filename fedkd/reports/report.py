@@ -21,6 +21,7 @@ from ..errors import InputError
 from ..messages.metric_names import metric_range
 from ..runs.metrics import lower_is_better
 from ..runs.results import Arm, Run, arms_of, completed, differing, find_runs, in_order, other_data, shown
+from ..runs.weight_matrices import last_matrix
 from . import charts
 from .charts import Series
 from .compare import LEAST_SEEDS, Row, compare, estimate
@@ -232,24 +233,32 @@ def _of_each(arms: list[Arm], *keys: str) -> list[tuple[Arm, Run, dict[str, Any]
 
 
 def _weights(arms: list[Arm]) -> dict[str, Any] | None:
-    figures = _matrices(arms, "weights", "nodes", "sender", "receiver", square=True)
+    found = [(arm, arm.runs[0], last_matrix(arm.runs[0].lines, arm.runs[0].path)) for arm in arms]
+    matrices = [(arm, run, *matrix) for arm, run, matrix in found if matrix is not None]
+    figures = _matrices(matrices, "sender", "receiver", square=True)
     about = "Each row: the weights of all senders for one receiver."
     return {"title": "Fusion weights", "about": about, "figures": figures} if figures else None
 
 
 def _ensembles(arms: list[Arm]) -> dict[str, Any] | None:
-    figures = _matrices(arms, "ensemble_weights", "teachers", "teacher (node)", "class", square=False)
+    matrices = [
+        (arm, run, line["round"], line["log"]["teachers"], np.array(line["log"]["ensemble_weights"]))
+        for arm, run, line in _of_each(arms, "ensemble_weights", "teachers")
+    ]
+    figures = _matrices(matrices, "teacher (node)", "class", square=False)
     about = "The weight of each teacher for each class."
     return {"title": "Teachers of the server", "about": about, "figures": figures} if figures else None
 
 
 def _matrices(
-    arms: list[Arm], key: str, nodes_key: str, x_label: str, y_label: str, *, square: bool
+    matrices: Sequence[tuple[Arm, Run, int, list[Any], np.ndarray]], x_label: str, y_label: str, *, square: bool
 ) -> list[dict[str, Any]]:
-    """Return the last matrix that each arm's first run has logged. Columns are nodes; rows of a square one are too."""
+    """Return the figures of matrices, each with its arm, run, round and nodes. Columns are nodes; rows of a square one
+    are too.
+    """
     figures = []
-    for arm, run, line in _of_each(arms, key, nodes_key):
-        weights, nodes = np.array(line["log"][key]), [str(node) for node in line["log"][nodes_key]]
+    for arm, run, number, numbers, weights in matrices:
+        nodes = [str(node) for node in numbers]
         rows = nodes if square else [str(row) for row in range(len(weights))]
         text = "; ".join(
             f"row {name}: the largest is {row.max():.2f}, of node {nodes[int(np.argmax(row))]}"
@@ -260,7 +269,7 @@ def _matrices(
             weights, x_label, y_label, f"Weights of {arm.name}, each row a {y_label}", text,
             columns=nodes, rows=rows, texts=texts if weights.size <= 256 else None,
         )  # fmt: skip
-        figures.append({"svg": _safe(svg), "caption": f"{arm.name}, seed {run.seed}, round {line['round']}."})
+        figures.append({"svg": _safe(svg), "caption": f"{arm.name}, seed {run.seed}, round {number}."})
     return figures
 
 

@@ -17,6 +17,7 @@ from ..core.environment import Environment
 from ..data.federated_data import FederatedData
 from ..data.images import PIXEL_MAX
 from .run_folder import MOST_ROWS, RunFolder
+from .weight_matrices import last_matrix
 
 _COLOURS = (
     "#0072B2",
@@ -82,12 +83,12 @@ def draw_partition(data: FederatedData, title: str, path: Path) -> Path:
     return _save(figure, path)
 
 
-def draw_weights(lines: list[dict[str, Any]], title: str, path: Path) -> Path | None:
+def draw_weights(folder: RunFolder, title: str, path: Path) -> Path | None:
     """Draw the last N x N matrix of weights that a run has logged. Returns the path; None if there is no matrix."""
-    logged = [line for line in lines if {"weights", "nodes"} <= line["log"].keys()]
-    if not logged:
+    logged = last_matrix(folder.lines(), folder.path)
+    if logged is None:
         return None
-    weights, nodes = np.array(logged[-1]["log"]["weights"]), logged[-1]["log"]["nodes"]
+    number, nodes, weights = logged
     figure = Figure(figsize=(6.2, 5.2), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(weights, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
@@ -98,7 +99,7 @@ def draw_weights(lines: list[dict[str, Any]], title: str, path: Path) -> Path | 
             if weight >= 0.005:
                 colour = "white" if weight > 0.6 else _INK
                 axes.text(sender, receiver, f"{weight:.2f}", ha="center", va="center", fontsize=6.5, color=colour)
-    axes.set(xlabel="sender", ylabel="receiver", title=f"{title}, round {logged[-1]['round']}")
+    axes.set(xlabel="sender", ylabel="receiver", title=f"{title}, round {number}")
     figure.colorbar(image, ax=axes, label="weight")
     return _save(figure, path)
 
@@ -230,7 +231,7 @@ def draw(environment: Environment, folder: RunFolder) -> list[Path]:
         heat = draw_partition(
             environment.data, f"{partition_name(config)}, seed {config.seed}", folder.figures / "partition.png"
         )
-    weights = draw_weights(folder.lines(), about, folder.figures / "weights.png")
+    weights = draw_weights(folder, about, folder.figures / "weights.png")
     ensemble = draw_ensemble(folder.lines(), environment.data.classes, about, folder.figures / "ensemble.png")
     features = draw_features(folder.lines(), environment.data.classes, about, folder.figures / "features.png")
     shown = [draw_images(path, f"{path.name}: {about}") for path in folder.image_folders()]
