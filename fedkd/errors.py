@@ -26,7 +26,7 @@ def unknown(what: str, name: str, valid: Iterable[str]) -> InputError:
 def nearest(name: str, valid: Iterable[str]) -> str:
     """Return the end of an error message: the nearest valid name, if one is similar, and all valid names."""
     names = sorted(valid)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(name, [other for other in names if other != name], n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else "."
     return f"{hint} Valid: {', '.join(names) or '(none)'}."
 

@@ -9,7 +9,7 @@ import importlib.util
 import inspect
 import sys
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
@@ -81,10 +81,13 @@ def _load_file(path: Path, key: str) -> ModuleType:
     return module
 
 
-def options(function: Callable[..., Any], table: Mapping[str, Any], key: str) -> dict[str, Any]:
+def options(
+    function: Callable[..., Any], table: Mapping[str, Any], key: str, common: Iterable[str] = ()
+) -> dict[str, Any]:
     """Check a config table against the keyword parameters of a function or class, and return them with defaults.
 
     The core sets parameters that can be given by position. For a Flower strategy, the config may set all parameters.
+    `common`: other keys of the table, which the caller has taken out; they are named among the valid ones.
     Raises InputError, which names the key, the value and what is valid.
     """
     # a dataclass inherits fields; their annotations must be evaluated in the modules of its base classes
@@ -99,7 +102,7 @@ def options(function: Callable[..., Any], table: Mapping[str, Any], key: str) ->
     try:
         checked = model.model_validate(dict(table))
     except pydantic.ValidationError as error:
-        raise InputError(explain(error, fields, key)) from error
+        raise InputError(explain(error, {**fields, **dict.fromkeys(common)}, key)) from error
     return {name: getattr(checked, name) for name in fields}
 
 
@@ -132,11 +135,13 @@ def explain(error: pydantic.ValidationError, valid: Mapping[str, Any], key: str 
 def _keys_at(valid: Mapping[str, Any], path: list[str]) -> list[str]:
     """Return the valid keys of the table at `path`, following pydantic models."""
     fields: Mapping[str, Any] = valid
+    candidates: list[Any] = []
     for part in path:
         field = fields.get(part)
         annotation = getattr(field, "annotation", field)
-        candidates = [a for a in (annotation, *typing.get_args(annotation)) if hasattr(a, "model_fields")]
-        if not candidates:
-            continue  # pydantic adds the tag of a union to the path
-        fields = {name: f for model in candidates for name, f in model.model_fields.items()}
+        found = [a for a in (annotation, *typing.get_args(annotation)) if hasattr(a, "model_fields")]
+        # pydantic adds the tag of a union to the path: the name of one of the models
+        candidates = found or [a for a in candidates if part in typing.get_args(a.model_fields["name"].annotation)]
+        if candidates:
+            fields = {name: f for model in candidates for name, f in model.model_fields.items()}
     return list(fields)

@@ -12,7 +12,7 @@ from helpers import TINY, merged
 
 from fedkd.config import Config, parse_config, read_config, to_table
 from fedkd.core.setup import make_setup
-from fedkd.errors import InputError
+from fedkd.errors import InputError, unknown
 
 
 @pytest.mark.parametrize(
@@ -39,6 +39,17 @@ from fedkd.errors import InputError
 def test_wrong_configs_are_refused_by_key(changes: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
         parse_config(merged(TINY, changes))
+
+
+def test_what_was_typed_is_never_proposed() -> None:
+    """Adam has no momentum; SGD has."""
+    with pytest.raises(InputError) as refused:
+        parse_config(merged(TINY, {"train.optimizer": {"name": "adam", "lr": 0.1, "momentum": 0.9}}))
+    text = str(refused.value)
+    assert "train.optimizer.adam.momentum: unknown key 'momentum'" in text
+    assert "did you mean 'momentum'" not in text
+    assert "Valid: lr, name, weight_decay." in text
+    assert "did you mean" not in str(unknown("key", "lr", ["lr", "name"]))
 
 
 def test_overrides_change_one_key(tmp_path: Path) -> None:
