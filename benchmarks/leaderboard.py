@@ -20,7 +20,7 @@ from math import isfinite, nan
 from pathlib import Path
 from statistics import fmean
 
-from fedkd.reports.compare import Comparison, Row, compare, split
+from fedkd.reports.compare import LEAST_SEEDS, Comparison, Row, compare, split
 from fedkd.reports.report import report
 from fedkd.reports.tables import to_csv
 from fedkd.runs.progress import ManyRuns
@@ -74,7 +74,7 @@ def cell(row: Row | None, best: float) -> str:
     if row is None:
         return "–"
     text = f"{100 * row.final.mean:.1f}"
-    if row.final.seeds > 1:
+    if row.final.seeds >= LEAST_SEEDS:
         text += f" ± {100 * row.final.deviation:.1f}"
     if row.final.seeds < len(seeds_of(SEEDS)):
         text += f" ({row.final.seeds} of {len(seeds_of(SEEDS))} seeds)"

@@ -90,7 +90,9 @@ if TYPE_CHECKING:
     from .learning.views import views_of as views_of
     from .messages.arrays import Tensors as Tensors
     from .messages.arrays import copied as copied
+    from .messages.arrays import on_cpu as on_cpu
     from .messages.arrays import parts_of as parts_of
+    from .messages.arrays import split_off as split_off
     from .messages.arrays import under as under
     from .messages.merging import weighted_mean as weighted_mean
     from .messages.payload import ANY_NUMBER as ANY_NUMBER
@@ -230,7 +232,9 @@ _HOMES = {
     "normalised": "learning.losses",
     "nt_xent": "learning.losses",
     "numpy_stream": "streams",
+    "on_cpu": "messages.arrays",
     "parts_of": "messages.arrays",
+    "split_off": "messages.arrays",
     "predict": "learning.evaluation",
     "real_images": "distillation.virtual_images",
     "share_numbers": "methods.image_shares",

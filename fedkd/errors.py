@@ -10,6 +10,10 @@ class InputError(Exception):
     """Input that is refused before anything runs; the message names the key, the error and what is valid."""
 
 
+class MissingFiles(InputError):
+    """A set whose files are not on this machine. They may be on another one."""
+
+
 class RunError(Exception):
     """A run that cannot continue, for example after a round with fewer good replies than `min_replies`."""
 
@@ -22,7 +26,7 @@ def unknown(what: str, name: str, valid: Iterable[str]) -> InputError:
 def nearest(name: str, valid: Iterable[str]) -> str:
     """Return the end of an error message: the nearest valid name, if one is similar, and all valid names."""
     names = sorted(valid)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(name, [other for other in names if other != name], n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else "."
     return f"{hint} Valid: {', '.join(names) or '(none)'}."
 

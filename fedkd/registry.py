@@ -10,7 +10,7 @@ import inspect
 import os
 import sys
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -180,10 +180,13 @@ def _digest(path: Path) -> str:
     return hashlib.blake2b(path.read_bytes(), digest_size=12).hexdigest()
 
 
-def options(function: Callable[..., Any], table: Mapping[str, Any], key: str) -> dict[str, Any]:
+def options(
+    function: Callable[..., Any], table: Mapping[str, Any], key: str, common: Iterable[str] = ()
+) -> dict[str, Any]:
     """Check a config table against the keyword parameters of a function or class, and return them with defaults.
 
     The core sets parameters that can be given by position. For a Flower strategy, the config may set all parameters.
+    `common`: other keys of the table, which the caller has taken out; they are named among the valid ones.
     Raises InputError, which names the key, the value and what is valid.
     """
     # a dataclass inherits fields; their annotations must be evaluated in the modules of its base classes
@@ -207,7 +210,7 @@ def options(function: Callable[..., Any], table: Mapping[str, Any], key: str) ->
     try:
         checked = model.model_validate(dict(table))
     except pydantic.ValidationError as error:
-        raise InputError(explain(error, fields, key)) from error
+        raise InputError(explain(error, {**fields, **dict.fromkeys(common)}, key)) from error
     return {name: getattr(checked, name) for name in fields}
 
 
@@ -252,12 +255,13 @@ def _place_of(valid: Mapping[str, Any], loc: list[str]) -> tuple[list[str], list
     path: list[str] = []
     models: list[Any] = []
     for number, part in enumerate(loc):
-        if len(models) > 1 and part not in fields and number < len(loc) - 1:
-            continue
-        path.append(part)
-        if number == len(loc) - 1:
-            break
-        annotation = getattr(fields.get(part), "annotation", fields.get(part))
-        models = [a for a in (annotation, *typing.get_args(annotation)) if hasattr(a, "model_fields")]
+        if len(models) > 1 and part not in fields and number < len(loc) - 1:  # the tag of a union: one model's name
+            models = [a for a in models if part in typing.get_args(a.model_fields["name"].annotation)]
+        else:
+            path.append(part)
+            if number == len(loc) - 1:
+                break
+            annotation = getattr(fields.get(part), "annotation", fields.get(part))
+            models = [a for a in (annotation, *typing.get_args(annotation)) if hasattr(a, "model_fields")]
         fields = {name: f for model in models for name, f in model.model_fields.items()}
     return path, list(fields)

@@ -40,6 +40,7 @@ from fedkd import (
     kl_divergence,
     like,
     parts_of,
+    under,
     weighted_mean,
 )
 
@@ -231,9 +232,7 @@ class FedGen(Strategy):
 
 def _moments(optimizer: torch.optim.Optimizer) -> Tensors:
     state = optimizer.state_dict()["state"]
-    return {
-        f"{number}/{name}": tensor.cpu().clone() for number, entry in state.items() for name, tensor in entry.items()
-    }
+    return {name: t for number, entry in state.items() for name, t in under(str(number), copied(entry)).items()}
 
 
 def _restore_moments(optimizer: torch.optim.Optimizer, moments: Tensors) -> None:

@@ -39,9 +39,9 @@ class FedMDClient(PublicSetClient):
 
     def _pretrain(self) -> None:
         method: Pretraining = self.strategy
-        if method.public_epochs:
+        if epochs := method.epochs_on_public(self.environment):
             labels = torch.from_numpy(self.public.labels)
-            self.train(self.public, labels, purpose="public-pretraining", epochs=method.public_epochs)
+            self.train(self.public, labels, purpose="public-pretraining", epochs=epochs)
         if method.private_epochs:
             self.train(self.data, self.labels, purpose="private-pretraining", epochs=method.private_epochs)
         self.keep_model()
@@ -93,7 +93,8 @@ class FedMD(Pretraining):
     digest: `mae`, the mean absolute error of logits (the authors' code), or `kl` at `temperature`, with the factor T^2.
     distil_epochs, distil_batch_size: of the digest (the code: 1 and 256). Revisit: `[train]` (the code: 4 epochs, batch
     size 5). public_epochs, private_epochs: pre-training before round 1 (the code: on the public set until convergence,
-    then 25 private epochs). Public labels are used for nothing else.
+    then 25 private epochs; by default 10 public ones if the public set has labels, otherwise none). Public labels are
+    used for nothing else.
 
     Both evaluation points are measured: `personal_after_distillation/accuracy`, and `personal_after_fit/accuracy` after
     the revisit, which ends the round: if all nodes take part, it equals `personal/accuracy`. With a cohort smaller than
@@ -104,7 +105,7 @@ class FedMD(Pretraining):
     distil_batch_size: Count = 256
     digest: Literal["mae", "kl"] = "mae"
     temperature: Positive = 1.0
-    public_epochs: Whole = 10
+    public_epochs: Whole | None = None
     private_epochs: Whole = 25
 
     def run_round(self, federation: Round) -> None:

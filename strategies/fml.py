@@ -27,6 +27,7 @@ from fedkd import (
     expected_model,
     kl_divergence,
     make_optimizer,
+    on_cpu,
     train_as,
     weighted_mean,
 )
@@ -66,8 +67,7 @@ class FMLClient(Client):
         )
         self.measure("personal_after_fit")
         self.keep_model()
-        weights = {name: tensor.detach().cpu() for name, tensor in meme.state_dict().items()}
-        return Payload(weights=weights, numbers={"examples": UNWEIGHTED, "loss": value})
+        return Payload(weights=on_cpu(meme.state_dict()), numbers={"examples": UNWEIGHTED, "loss": value})
 
 
 def mutual_loss(private: Tensor, meme: Tensor, labels: Tensor, alpha: float, beta: float) -> Tensor:

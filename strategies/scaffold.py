@@ -32,6 +32,7 @@ from fedkd import (
     like,
     mean_images,
     share_numbers,
+    split_off,
     under,
     weighted_mean,
 )
@@ -46,13 +47,14 @@ class ScaffoldClient(SharesClient):
     def fit(self, request: Payload) -> Payload:
         """Take K steps along g + c - c_k; then c_k <- c_k - c + (w - theta_k) / (K lr)."""
         method: Scaffold = self.strategy
-        model = self.load_model({n: t for n, t in request.weights.items() if not n.startswith(f"{_ANCHOR}/")})
+        weights, anchor = split_off(_ANCHOR, request.weights)
+        model = self.load_model(weights)
         device = self.environment.device
         control = {name: tensor.to(device) for name, tensor in request.control_variates.items()}
         own = self.recall(_CONTROL) or {name: torch.zeros_like(tensor) for name, tensor in control.items()}
         own = {name: tensor.to(device) for name, tensor in own.items()}
         share = self.share_of(request.numbers)
-        anchor = {n: request.weights[f"{_ANCHOR}/{n}" if method.official_quirks else n].to(device) for n in control}
+        anchor = {n: (anchor if method.official_quirks else weights)[n].to(device) for n in control}
         rate = (self.environment.config.train if method.official_quirks else self.settings).optimizer.lr
         steps = self.settings.batches(len(self.data.labels))
         loss = self.train_locally(corrected_loss({n: control[n] / share - own[n] for n in control}))

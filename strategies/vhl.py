@@ -34,7 +34,7 @@ from fedkd import (
     copied,
     default_stream,
     expected_model,
-    parts_of,
+    split_off,
     supervised_contrast,
     under,
 )
@@ -52,7 +52,7 @@ class VHLClient(GlobalModelClient):
     def fit(self, request: Payload) -> Payload:
         """Train the received weights, and with `labels` = "extra" the noise classifier; return both."""
         method: VHL = self.strategy
-        weights, kept_head = _split(request.weights)
+        weights, kept_head = split_off(_HEAD, request.weights)
         self.load_model(weights)
         if request.images:
             self.keep(_NOISE, {**request.images, **request.indices})
@@ -69,12 +69,6 @@ class VHLClient(GlobalModelClient):
         self.measure("personal_after_fit")
         trained_weights = self.weights() | ({} if head is None else under(_HEAD, copied(head.state_dict())))
         return Payload(weights=trained_weights, numbers={"examples": len(self.data.labels), "loss": value})
-
-
-def _split(weights: Tensors) -> tuple[Tensors, Tensors]:
-    """Split joint weights into those of the model and those of the noise classifier."""
-    head = {name: tensor for name, tensor in weights.items() if name.startswith(f"{_HEAD}/")}
-    return {name: tensor for name, tensor in weights.items() if name not in head}, parts_of(head).get(_HEAD, {})
 
 
 def virtual_homogeneity_loss(
@@ -178,7 +172,7 @@ class VHL(FedAvg):
         complete = Payload(weights=sent, images=images, indices=labels)
         expect = expected_model(sent)
         merged, self.cached = ask_cached(federation, "fit", without, complete, expect, self.cached)
-        self.weights, self.head = _split(merged.weights)
+        self.weights, self.head = split_off(_HEAD, merged.weights)
         federation.log("train_loss", merged.numbers["loss"])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,9 @@ from fedkd.config import Config, parse_config, to_table
 
 pytest.register_assert_rewrite("helpers")
 
-from helpers import SETS, TINY, merged  # noqa: E402
+from helpers import HOME, SETS, TINY, merged  # noqa: E402
 from helpers.runs_by_hand import Write, a_line  # noqa: E402
+from helpers.shell import Shell  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -97,3 +99,13 @@ def write(tmp_path: Path) -> Write:
         return folder
 
     return make
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Iterator[Shell]:
+    """Return a shell in a folder that looks like the project's."""
+    for name in ("configs", "deploy"):
+        shutil.copytree(HOME / name, tmp_path / name)
+    shell = Shell(tmp_path)
+    yield shell
+    shell.end()

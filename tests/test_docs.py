@@ -6,15 +6,24 @@ import json
 import re
 import shlex
 import shutil
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from helpers import HOME, lines
-from helpers.docs import blocks
+from helpers.docs import NEEDS, PAGES, blocks, commands_of
+from helpers.shell import Shell
 from typer.testing import CliRunner
 
 from fedkd.cli import app
+from fedkd.config import read_config, read_distill_config
+from fedkd.core.wrapper import make_strategy
 from fedkd.registry import names
+
+RUN = ["README.md", "docs/compare.md", "docs/distill.md", "docs/write-a-strategy.md"]
+# docs/deploy.md, whose commands need each other, is run by tests/deployment/test_app.py
+
+FEDMEAN = blocks("docs/write-a-strategy.md", "python")[0]  # what the page says to save as fedmean.py
 
 
 def test_the_strategy_of_the_guide_runs_and_is_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,9 +58,43 @@ def test_the_distiller_of_the_guide_runs(tmp_path: Path) -> None:
     assert final["test/accuracy"] > 0.6
 
 
-@pytest.mark.parametrize(
-    "page", ["README.md", "SECURITY.md", *(str(p.relative_to(HOME)) for p in sorted(HOME.glob("docs/**/*.md")))]
-)
+def test_what_no_test_runs_says_above_itself_what_it_needs() -> None:
+    for page in PAGES:
+        for block in commands_of(page):
+            assert block.commands, block
+            assert set(block.needs) <= NEEDS, block
+            assert block.needs or ("Needs" not in block.above and page in [*RUN, "docs/deploy.md"]), block
+
+
+def test_the_configs_and_overrides_of_all_commands_are_valid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(HOME / "configs", tmp_path / "configs")
+    (tmp_path / "fedmean.py").write_text(FEDMEAN)
+    monkeypatch.chdir(tmp_path)
+    read = 0
+    for command in (command for page in PAGES for block in commands_of(page) for command in block.commands):
+        words = shlex.split(command, comments=True)
+        if words[0] != "fedkd" or not (paths := [word for word in words if word.endswith(".toml")]):
+            continue
+        changes = [word for option, word in pairwise(words) if option == "--set"]
+        if words[1] == "distill":
+            read_distill_config(Path(paths[0]), changes)
+        else:
+            make_strategy(read_config(Path(paths[0]), changes).strategy)
+        read += 1
+    assert read > 10
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("ray")
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("page", RUN)
+def test_the_commands_of_a_page_run_as_they_stand(shell: Shell, page: str) -> None:
+    (shell.folder / "fedmean.py").write_text(FEDMEAN)
+    for command in (command for block in commands_of(page) if not block.needs for command in block.commands):
+        shell.does(command)
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_pages_link_to_files_that_exist(page: str) -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", (HOME / page).read_text()):
         if "://" not in target:

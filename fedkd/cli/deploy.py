@@ -28,7 +28,9 @@ def init(
     with exit_codes():
         from ..deployment.provision import provision
 
-        provision(folder, config, sites, host, port, insecure=insecure)
+        unchecked = provision(folder, config, sites, host, port, insecure=insecure)
+        if unchecked is not None:
+            typer.echo(f"Not checked here, the server checks it before a run: {unchecked}", err=True)
         typer.echo(f"{folder}: {sites} sites{', INSECURE' if insecure else ''}. Next: follow {folder / 'README.md'}.")
 
 

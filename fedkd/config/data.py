@@ -104,7 +104,26 @@ class DataConfig(SetsConfig):
             )
         if self.sites is not None and self.validation is not None and self.sites.server is None:
             raise ValueError("validation images come from the server's own set, which is missing; set sites.server")
+        if self.sites is not None:
+            self._fit(self.sites)
         return self
+
+    def _fit(self, sites: RealSites) -> None:
+        """Raise ValueError if the form to which images are converted is not the sites' form."""
+        channels, *pixels = sites.shape
+        has = f"has {channels} channel{'s' if channels > 1 else ''}"
+        for key, numbers in (("mean", self.mean), ("deviation", self.deviation)):
+            if numbers is not None and len(numbers) != channels:
+                raise ValueError(
+                    f"{key} = {numbers}, but sites.shape = {list(sites.shape)} {has}; give one number per channel"
+                )
+        if self.channels not in (None, channels):
+            raise ValueError(f"channels = {self.channels}, but sites.shape = {list(sites.shape)} {has}; set it to that")
+        if self.size is not None and pixels != [self.size] * 2:
+            raise ValueError(
+                f"size = {self.size}, but sites.shape = {list(sites.shape)} has {pixels[0]} x {pixels[1]} pixels; "
+                "set both to the same number"
+            )
 
     @property
     def set_names(self) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import pydantic
 
 from ..errors import InputError, on_one_line
-from ..registry import explain
+from ..registry import explain, find, options
 from .distill import DistillConfig
 from .run import Config
 from .tables import Table
@@ -23,15 +23,15 @@ _TableKind = TypeVar("_TableKind", bound=Table)
 
 def read_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     """Read a TOML run file and apply `key=value` overrides. Raises InputError for any error in one of them."""
-    return parse_config(_read_table(path, overrides), str(path))
+    return parse_config(_read_table(path), str(path), overrides)
 
 
 def read_distill_config(path: Path, overrides: Sequence[str] = ()) -> DistillConfig:
     """Read the TOML config file of a distillation, as `read_config` does."""
-    return _parsed(DistillConfig, _read_table(path, overrides), str(path))
+    return _parsed(DistillConfig, overridden(_read_table(path), overrides), str(path))
 
 
-def _read_table(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
+def _read_table(path: Path) -> dict[str, Any]:
     try:
         content = path.read_bytes()
     except FileNotFoundError:
@@ -42,10 +42,9 @@ def _read_table(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise InputError(f"{path} is in UTF-16, as PowerShell writes it; TOML is UTF-8: save it again as UTF-8.")
     try:
-        table = _parsed_toml(content.decode("utf-8-sig"))  # without the byte order mark of some editors
+        return _parsed_toml(content.decode("utf-8-sig"))  # without the byte order mark of some editors
     except ValueError as error:
         raise InputError(f"{path} is not a TOML file that fedkd can read: {on_one_line(str(error))}.") from error
-    return overridden(table, overrides)
 
 
 def _parsed_toml(text: str) -> dict[str, Any]:
@@ -90,9 +89,13 @@ def overridden(table: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any
     return table
 
 
-def parse_config(table: dict[str, Any], source: str = "config") -> Config:
-    """Return the config in a table. Raises InputError, which names each wrong key, its value and what is valid."""
-    return _parsed(Config, table, source)
+def parse_config(table: dict[str, Any], source: str = "config", overrides: Sequence[str] = ()) -> Config:
+    """Return the config in a table, with `key=value` overrides.
+
+    Raises InputError, which names each wrong key, its value and what is valid.
+    """
+    _refuse_odd_values(table, source)
+    return _parsed(Config, _with_strategy(dict(table), overrides, source), source)
 
 
 def _parsed(kind: type[_TableKind], table: dict[str, Any], source: str) -> _TableKind:
@@ -100,7 +103,50 @@ def _parsed(kind: type[_TableKind], table: dict[str, Any], source: str) -> _Tabl
     try:
         return kind.model_validate(table)
     except pydantic.ValidationError as error:
-        raise InputError(f"{source}: {explain(error, kind.model_fields)}") from error
+        valid = {**kind.model_fields, **({"strategies": None} if kind is Config else {})}
+        raise InputError(f"{source}: {explain(error, valid)}") from error
+
+
+def _with_strategy(table: dict[str, Any], overrides: Sequence[str], source: str) -> dict[str, Any]:
+    """Apply overrides to a run's table. The strategy that is chosen then has the options that the file gives for it.
+
+    These are in `[strategies.<name>]`, and in `[strategy]` if that has the same name. Overrides come before both, and
+    `[strategy]` before `[strategies.<name>]`.
+    """
+    of_tables = [override for override in overrides if override.startswith("strategies.")]
+    tables = overridden({"strategies": table.pop("strategies", {})}, of_tables)["strategies"]
+    try:
+        _check_strategies(tables)
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from error
+    own = _named(table.get("strategy"))
+
+    def choose(given: dict[str, Any]) -> None:
+        name = given.get("name")
+        table["strategy"] = {**tables.get(str(name), {}), **(own if own.get("name") == name else {}), **given}
+
+    choosing = [override for override in overrides if override.partition("=")[0] in ("strategy", "strategy.name")]
+    if own:
+        choose(own)
+    for override in choosing:
+        choose(_named(overridden({}, [override])["strategy"]))
+    return overridden(table, [one for one in overrides if one not in choosing and one not in of_tables])
+
+
+def _named(value: Any) -> dict[str, Any]:
+    """Return a strategy in a config as a table: its name alone is short for a table with this name."""
+    return dict(value) if isinstance(value, dict) else {} if value is None else {"name": value}
+
+
+def _check_strategies(tables: Any) -> None:
+    """Raise InputError for an unknown strategy in `[strategies]`, and for options that its class does not have."""
+    if not isinstance(tables, dict):
+        raise InputError(f"strategies = {tables!r}: write a table for each strategy, such as [strategies.fedmd].")
+    for name, table in tables.items():
+        key = f"strategies.{name}"
+        if not isinstance(table, dict):
+            raise InputError(f"{key} = {table!r}: write a table of the options of {name}.")
+        options(find("strategies", name, "strategies"), table, key)
 
 
 def _override(table: dict[str, Any], override: str) -> None:

@@ -15,7 +15,7 @@ from ..config import Adam, Sgd, TrainConfig
 from ..data.images import Images
 from ..learning import evaluation, training
 from ..learning.training import Loss, cross_entropy
-from ..messages.arrays import Tensors, array_record, is_finite, tensors_of
+from ..messages.arrays import Tensors, array_record, is_finite, on_cpu, tensors_of
 from ..messages.metric_names import checked_metric
 from ..messages.payload import Payload
 from ..models.build import fill
@@ -142,7 +142,7 @@ class Client:
 
     def weights(self) -> Tensors:
         """Return the model's weights and buffers as CPU tensors."""
-        return {name: tensor.detach().cpu() for name, tensor in self.model.state_dict().items()}
+        return on_cpu(self.model.state_dict())
 
     def keep_model(self) -> None:
         """Store the model's weights in the node's state, as its personal model."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +28,21 @@ DRAWN = {
 
 def plain_value(name: str, value: Any) -> Any:
     """Return a logged value in a form that JSON can store: numbers, texts, lists, dicts. Raises as `Round.log`."""
-    plain = _plain(name, value)
-    if name in DRAWN and not _is_drawable(name, plain):
-        raise RunError(
-            f"{_caller()}: log({name!r}, {_shown(value)}): the run's figures need {name!r} to be {DRAWN[name]}; "
-            "log other values under another name."
-        )
-    return plain
+    return _plain(name, value)
+
+
+def drawable(log: Mapping[str, Any], *names: str) -> bool:
+    """Return whether a round's log has all these names with values that the figures can draw."""
+    return all(name in log and _has_form(name, log[name]) for name in names)
+
+
+def undrawable(log: Mapping[str, Any]) -> list[str]:
+    """Return a text on each value of a round's log that has the name of a figure's values, but another form."""
+    return [
+        f"log({name!r}, {_shown(value)}) is not drawn: the figures need {name!r} to be {DRAWN[name]}"
+        for name, value in log.items()
+        if name in DRAWN and not _has_form(name, value)
+    ]
 
 
 def _plain(name: str, value: Any) -> Any:
@@ -53,7 +62,7 @@ def _plain(name: str, value: Any) -> Any:
     )
 
 
-def _is_drawable(name: str, plain: Any) -> bool:
+def _has_form(name: str, plain: Any) -> bool:
     if name == "feature_map":
         return isinstance(plain, dict) and {"points", "labels"} <= plain.keys()
     if not isinstance(plain, list):

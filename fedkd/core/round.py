@@ -88,8 +88,7 @@ class Round:
         """Write a value into this round's line of metrics.jsonl, under `log`.
 
         `value`: a finite number, a text, or lists and tables of them; tensors and arrays become lists. Raises RunError,
-        which names the calling line, for any other value. It also raises RunError if the figures read this name and
-        need a value of another form.
+        which names the calling line, for any other value.
         """
         self.record.log[name] = plain_value(name, value)
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..messages.arrays import Tensors
+from ..messages.arrays import Tensors, to_cpu
 from .strategy import Strategy
 
 
@@ -74,7 +74,7 @@ def pack(value: Any, what: str) -> State:
             while name in tensors:  # "a/b" may be one key, or the key "b" in the dict under "a"
                 name += "'"
             if isinstance(value, Tensor):
-                tensors[name] = value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+                tensors[name] = to_cpu(value, copy=True)
                 return {"tensor": name}
             tensors[name] = torch.from_numpy(np.array(value))
             return {"array": name}

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import InputError, on_one_line
+from ..errors import InputError, MissingFiles, on_one_line
 from ..registry import errors_of, find, names
 from ..streams import numpy_stream
 from .folders import from_folders
@@ -108,7 +108,7 @@ def _torchvision(name: str, root: Path, download: bool, make: Callable[[bool], A
         try:
             source = make(train)
         except (RuntimeError, FileNotFoundError, OSError) as error:
-            raise InputError(
+            raise MissingFiles(
                 f"{KEY}: the files of {name!r} are not under data.root = {root}: there is no {root / name}.npz, and "
                 f"torchvision says: {str(error).splitlines()[0]} Set data.download = true to download them."
             ) from error

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..errors import InputError, some
+from ..errors import InputError, MissingFiles, some
 from .images import KEY, Dataset, Images
 from .npz import channels_first
 from .pictures import ENDINGS, read_picture
@@ -41,7 +41,7 @@ def from_folders(folder: Path, size: int | None) -> Dataset:
     unreadable folders and images.
     """
     if not folder.is_dir():
-        raise InputError(f"{KEY}: there is no folder {folder}.")
+        raise MissingFiles(f"{KEY}: there is no folder {folder}.")
     home, home_of_tests = _parts_of(folder)
     skipped: Counter[str] = Counter()
     files = _files_of_classes(home, skipped)

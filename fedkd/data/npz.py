@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import InputError, on_one_line
+from ..errors import InputError, MissingFiles, on_one_line
 from .images import KEY, Dataset, Images
 
 _NEEDED = ("x_train", "y_train", "x_test", "y_test")
@@ -21,7 +21,7 @@ def from_npz(path: Path) -> Dataset:
     labels. Raises InputError for a missing, damaged or wrong file.
     """
     if not path.is_file():
-        raise InputError(f"{KEY}: there is no file {path}.")
+        raise MissingFiles(f"{KEY}: there is no file {path}.")
     arrays = _arrays(path)
     if missing := [key for key in _NEEDED if key not in arrays]:
         raise InputError(f"{KEY}: {path} lacks {', '.join(missing)}; it needs {', '.join(_NEEDED)}.")

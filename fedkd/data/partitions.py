@@ -85,7 +85,7 @@ def split(pool: Pool, table: dict[str, Any], rng: np.random.Generator) -> Split:
     name = table.pop("scheme")
     scheme = find("partitions", name, f"{KEY}.scheme")
     minimum = table.pop("minimum")
-    chosen = options(scheme, table, KEY)
+    chosen = options(scheme, table, KEY, common=("scheme", "minimum", "seed"))
     clients = chosen.get("clients")
     if scheme is not drawn and clients is not None and clients * minimum > len(pool.labels):
         raise InputError(

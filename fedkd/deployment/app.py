@@ -62,24 +62,27 @@ def server_app(app: Path) -> ServerApp:
         from .serve import serve
 
         run_config = context.run_config
-        config = read_run_config(app, run_config)
-        out = str(run_config.get("out", ""))
-        if run_config.get("resume", False) and not out:
-            raise InputError("--run-config 'resume=true': name the run folder to continue, out=\"runs/...\".")
-        folder = Path(out) if out else run_folder_of(config)
-        with Progress(sys.stderr) as progress:
-            progress.line(f"run folder: {folder.resolve()}")
-            summary = serve(
-                grid,
-                config,
-                folder,
-                resume=bool(run_config.get("resume", False)),
-                accept_changes=bool(run_config.get("accept-changes", False)),
-                on_round=progress.update,
-                on_step=progress.step,
-                on_event=progress.line,
-            )
-            progress.line(f"{summary['status']}: {summary['final']}")
+        try:
+            config = read_run_config(app, run_config)
+            out = str(run_config.get("out", ""))
+            if run_config.get("resume", False) and not out:
+                raise InputError("--run-config 'resume=true': name the run folder to continue, out=\"runs/...\".")
+            folder = Path(out) if out else run_folder_of(config)
+            with Progress(sys.stderr) as progress:
+                progress.line(f"run folder: {folder.resolve()}")
+                summary = serve(
+                    grid,
+                    config,
+                    folder,
+                    resume=bool(run_config.get("resume", False)),
+                    accept_changes=bool(run_config.get("accept-changes", False)),
+                    on_round=progress.update,
+                    on_step=progress.step,
+                    on_event=progress.line,
+                )
+                progress.line(f"{summary['status']}: {summary['final']}")
+        except InputError as error:  # Flower keeps only the text: by its first word run.sh knows what to exit with
+            raise InputError(f"refused: {error}") from None
 
     return flower_app
 

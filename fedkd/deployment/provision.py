@@ -12,8 +12,11 @@ from typing import Any
 import tomli_w
 
 from ..config import Config, read_config, to_table
+from ..core.environment import Environment, prepare_as_engine
+from ..core.setup import make_setup
 from ..core.wrapper import make_strategy
-from ..errors import InputError
+from ..errors import InputError, MissingFiles
+from ..runs.trackers import make_trackers
 from .authority import LOOPBACK, Authority, write_file, write_key
 from .templates import (
     BEHIND,
@@ -41,22 +44,21 @@ _PLUGIN = re.compile(r"(.+\.py):(\w+)")
 _HOST = re.compile(r"[A-Za-z0-9.:-]+")
 
 
-def provision(folder: Path, config_path: Path, sites: int, host: str, port: int, *, insecure: bool) -> None:
+def provision(folder: Path, config_path: Path, sites: int, host: str, port: int, *, insecure: bool) -> str | None:
     """Write a federation of `sites` sites into a new folder. `host`, `port`: the server's address for the sites.
 
     If the host is a loopback address, the SuperLink listens on it. Otherwise the SuperLink listens only on the loopback
-    address, and nginx forwards the sites. Raises InputError for an existing folder, and for a config that cannot be
-    deployed.
+    address, and nginx forwards the sites. Returns what could not be checked, because this machine lacks the files of a
+    set. Raises InputError for an existing folder, and for a config that the server would refuse.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder}: this exists already; name a new folder.")
     if not _HOST.fullmatch(host):
         raise InputError(f"--host {host!r}: give a name or an address, without a scheme or a port.")
     config = read_config(config_path)
-    make_strategy(config.strategy)
-    wanted = config.data.sites.count if config.data.sites is not None else None
-    if wanted is not None and wanted != sites:
-        raise InputError(f"--sites {sites}: data.sites.count in {config_path} is {wanted}.")
+    if config.data.sites is not None and config.data.sites.count != sites:
+        raise InputError(f"--sites {sites}: data.sites.count in {config_path} is {config.data.sites.count}.")
+    unchecked = _check_as_server(config, config_path, sites)
     direct = host in LOOPBACK
     listen = host if direct and ":" not in host else "[::1]" if direct else "127.0.0.1"
     bound = port if direct or insecure else _SUPERLINK_PORT
@@ -96,6 +98,31 @@ def provision(folder: Path, config_path: Path, sites: int, host: str, port: int,
     write_file(
         folder / "README.md", _fill(steps, {**texts, "config": config_path.name, "nginx": "" if direct else BEHIND})
     )
+    return unchecked
+
+
+def _check_as_server(config: Config, path: Path, sites: int) -> str | None:
+    """Check all that the server checks before a run, so that nobody finds it when all sites have started.
+
+    Returns what is missing if the files of a set are not on this machine; then only what needs no images is checked.
+    """
+    make_strategy(config.strategy)
+    make_trackers(config)
+    prepare_as_engine(config)
+    try:
+        setup = make_setup(config)
+    except MissingFiles as error:
+        if (real := config.data.sites) is not None:
+            own = {"sites": real.model_copy(update={"server": None}), "public": None, "validation": None}
+            without = Environment(config.model_copy(update={"data": config.data.model_copy(update=own)}))
+            for number in range(len(config.model.architectures)):
+                without.model(number)
+        return str(error)
+    nodes = setup.environment.data.clients
+    if nodes != sites:
+        raise InputError(f"--sites {sites}: data.partition in {path} has {nodes} nodes, and each site is one of them.")
+    setup.check()
+    return None
 
 
 def _fill(text: str, values: dict[str, str]) -> str:

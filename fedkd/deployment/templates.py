@@ -47,9 +47,24 @@ done
 """
 RUN = """#!/bin/sh
 # Starts a run and shows its output: ./run.sh --run-config 'out="runs/first"'. The run folder is in this folder.
+# Exit codes: 0 the run is done, 1 it failed, 2 its config was refused, 130 Ctrl-C, which does not stop the run.
 set -eu
-here=$(dirname "$0")
-exec "$here/flwr.sh" run "$here/../app" federation --stream "$@"
+here=$(cd "$(dirname "$0")" && pwd)
+goes_on() { echo "The run goes on. Its output: $here/flwr.sh log $run. To end it: $here/flwr.sh stop $run" >&2; }
+
+started=$("$here/flwr.sh" run "$here/../app" federation "$@")
+echo "$started"
+run=$(echo "$started" | sed -n 's/.*started run \\([0-9][0-9]*\\).*/\\1/p')
+trap 'goes_on; exit 130' INT
+"$here/flwr.sh" log "$run" federation || true
+ended=$("$here/flwr.sh" ls federation --run-id "$run" --format json)
+case $ended in
+*'"status": "finished:completed"'*) exit 0 ;;
+*'exception: refused: '*) exit 2 ;;
+*'"status": "finished:'*) exit 1 ;;
+esac
+goes_on  # the connection to the SuperLink was lost
+exit 1
 """
 SITE_ENV = """# The settings of this site. start.sh reads them; environment variables have priority.
 SITE="${SITE:-@name@}"                # the name of this site in the federation

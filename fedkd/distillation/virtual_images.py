@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..data.images import Images
 from ..learning.batches import Preprocess
-from ..messages.arrays import Tensors, parts_of, under
+from ..messages.arrays import Tensors, on_cpu, split_off, under
 
 VELOCITY = "velocity"
 
@@ -29,8 +29,7 @@ class Virtual:
 
     def tensors(self) -> Tensors:
         """Return the whole set as named tensors on the CPU."""
-        more = {name: tensor.cpu() for name, tensor in self.more.items()}
-        return {"images": self.images.cpu(), "labels": self.labels.cpu(), **under("more", more)}
+        return on_cpu({"images": self.images, "labels": self.labels, **under("more", self.more)})
 
     def rest(self) -> None:
         """Reset the velocity of the pixels to 0."""
@@ -39,9 +38,8 @@ class Virtual:
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor], device: torch.device) -> Virtual:
         """Return the set from named tensors, as `tensors` returned them."""
-        here = {name: tensor.to(device) for name, tensor in tensors.items()}
-        more = {name: tensor for name, tensor in here.items() if "/" in name}
-        return cls(here["images"], here["labels"], parts_of(more).get("more", {}))
+        here, more = split_off("more", {name: tensor.to(device) for name, tensor in tensors.items()})
+        return cls(here["images"], here["labels"], more)
 
     def as_data(self) -> Images:
         """Return images and labels as training data."""

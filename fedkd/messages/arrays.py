@@ -28,17 +28,30 @@ _HEADER = re.compile(
 Tensors = dict[str, Tensor]
 
 
+def to_cpu(tensor: Tensor, *, copy: bool) -> Tensor:
+    """Return a tensor on the CPU in the usual order of memory. Without `copy`, one that is there so is not copied."""
+    return tensor.detach().to("cpu", copy=copy, memory_format=torch.contiguous_format)
+
+
 def copied(tensors: Mapping[str, Tensor]) -> Tensors:
     """Return copies of tensors on the CPU, such as of a model's `state_dict()`. They share no memory."""
-    return {
-        name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
-        for name, tensor in tensors.items()
-    }
+    return {name: to_cpu(tensor, copy=True) for name, tensor in tensors.items()}
+
+
+def on_cpu(tensors: Mapping[str, Tensor]) -> Tensors:
+    """Return tensors on the CPU, to be sent or stored at once: those that are there may share memory."""
+    return {name: to_cpu(tensor, copy=False) for name, tensor in tensors.items()}
 
 
 def under(part: str, tensors: Mapping[str, Tensor]) -> Tensors:
     """Return the tensors with the names `part/<name>`, so that one flat dict can contain several groups."""
     return {f"{part}/{name}": tensor for name, tensor in tensors.items()}
+
+
+def split_off(part: str, tensors: Mapping[str, Tensor]) -> tuple[Tensors, Tensors]:
+    """Return a flat dict without the group `part`, and the group: the inverse of `tensors | under(part, group)`."""
+    rest = {name: tensor for name, tensor in tensors.items() if not name.startswith(f"{part}/")}
+    return rest, {name[len(part) + 1 :]: tensor for name, tensor in tensors.items() if name not in rest}
 
 
 def parts_of(state: Mapping[str, Tensor]) -> dict[str, Tensors]:
@@ -114,8 +127,7 @@ def array_record(tensors: Mapping[str, Tensor], copy: bool = True) -> ArrayRecor
     """Return the tensors as a Flower record. Without `copy`, CPU tensors share memory with the record."""
     record = ArrayRecord()
     for name, tensor in tensors.items():
-        held = tensor.detach().to("cpu", copy=copy, memory_format=torch.contiguous_format)
-        record[name] = HeldArray(held.contiguous().numpy())
+        record[name] = HeldArray(to_cpu(tensor, copy=copy).contiguous().numpy())
     return record
 
 

@@ -13,6 +13,13 @@ SERVER_SCOPES = re.compile(r"global(_\d+)?|aggregated|probe|knn|semi_\d+")  # sc
 MOST_METRIC = 1e30  # larger values could make means infinite
 
 
+def metric_range(name: str) -> tuple[float, float]:
+    """Return the smallest and the largest value that a metric can have."""
+    if name.endswith("/accuracy"):
+        return 0.0, 1.0
+    return (0.0 if name.endswith(("/loss", "_angle")) else -math.inf), math.inf
+
+
 def checked_metric(name: str, value: SupportsFloat) -> float:
     """Return a node's metric as a float. Raises ValueError, which names the metric, for a wrong name or value."""
     if not METRIC_NAME.fullmatch(name):

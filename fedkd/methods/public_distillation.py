@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +21,8 @@ from ..messages.payload import ArraySpec, Expected, Payload
 
 _SUBSET = "subset"
 _FINGERPRINT = "transfer_set"
+_PUBLIC_EPOCHS = 10  # of pre-training, if the config does not say
+_log = logging.getLogger("fedkd")
 
 
 class PublicSetClient(Client):
@@ -123,9 +126,12 @@ class PublicSetStrategy(Strategy):
 
 @dataclass(kw_only=True)
 class Pretraining(PublicSetStrategy):
-    """Pre-training before round 1: on the labelled public set, then on the node's own images; 0 epochs skip it."""
+    """Pre-training before round 1: on the labelled public set, then on the node's own images; 0 epochs skip it.
 
-    public_epochs: Whole = 0
+    public_epochs: None is 10 if the public set has labels, otherwise 0.
+    """
+
+    public_epochs: Whole | None = 0
     private_epochs: Whole = 0
 
     def check(self, environment: Environment) -> None:
@@ -137,7 +143,21 @@ class Pretraining(PublicSetStrategy):
                 "set data.public.labelled = true, or public_epochs = 0."
             )
 
+    def epochs_on_public(self, environment: Environment) -> int:
+        """Return the number of epochs on the public set."""
+        if self.public_epochs is None:
+            return _PUBLIC_EPOCHS if environment.data.public_labelled else 0
+        return self.public_epochs
+
     def prepare(self, federation: Round) -> None:
         """Pre-train every node's model."""
-        if self.public_epochs or self.private_epochs:
+        epochs = self.epochs_on_public(federation.environment)
+        if self.public_epochs is None and not epochs:
+            skipped = (
+                f"{federation.config.strategy.name}: no pre-training on the public set, because it has no labels; "
+                "data.public.labelled = true gives it labels."
+            )
+            _log.warning(skipped)
+            federation.log("skipped", skipped)
+        if epochs or self.private_epochs:
             federation.ask("pretrain", expect=Expected())

@@ -20,7 +20,7 @@ def torchvision_builder(name: str, key: str) -> Callable[..., nn.Module]:
         raise unknown(key, f"torchvision:{name}", [f"torchvision:{n}" for n in valid] + names("models"))
 
     def builder(shape: Shape, classes: int) -> nn.Module:
-        trunk = zoo.get_model(name, weights=None)
+        trunk = zoo.get_model(name, weights=None, **_OPTIONS.get(name, {}))
         path = [p for p, module in trunk.named_modules() if isinstance(module, nn.Linear)]
         if not path:
             raise ValueError("its last layer is not linear, so it has no features before a linear classifier")
@@ -30,6 +30,12 @@ def torchvision_builder(name: str, key: str) -> Callable[..., nn.Module]:
         return Classifier(nn.Sequential(_ThreeChannels(), trunk), width, classes)
 
     return builder
+
+
+# without the auxiliary classifiers of training, which return several outputs
+_OPTIONS: dict[str, dict[str, bool]] = {
+    name: {"aux_logits": False, "init_weights": True} for name in ("googlenet", "inception_v3")
+}
 
 
 class _ThreeChannels(nn.Module):

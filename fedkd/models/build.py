@@ -14,6 +14,8 @@ from ..registry import find, options
 from .adapter import torchvision_builder
 from .zoo import Shape
 
+_SIZES = (16, 32, 64, 128, 224, 299)  # pixels per side that are tried for a model that cannot take the run's images
+
 
 def build(name: str, table: dict[str, Any], shape: Shape, classes: int, key: str = "model.name") -> nn.Module:
     """Return a new model for images of this shape; `table`: the builder's options.
@@ -36,11 +38,13 @@ def build(name: str, table: dict[str, Any], shape: Shape, classes: int, key: str
                 raise InputError(f"{key} = {name!r}: a projection head needs a classifier that is one linear layer.")
             model = _Projected(model, projection, classes)
         model, logits = _tried(model, shape)
-    except (RuntimeError, ValueError, TypeError) as error:
-        size = "x".join(map(str, shape))
+    except (RuntimeError, ValueError, TypeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
+        if (size := _size_that_fits(lambda larger: builder(larger, classes, **chosen), shape)) is not None:
+            reason = f"it takes images of {shape[0]}x{size}x{size}; set data.size = {size} (the model says: {reason})"
+        images = "x".join(map(str, shape))
         raise InputError(
-            f"{key} = {name!r} cannot be built for images of {size} and {classes} classes: {reason}"
+            f"{key} = {name!r} cannot be built for images of {images} and {classes} classes: {reason}"
         ) from error
     _need_parts(model, name, key)
     if not isinstance(logits, Tensor) or tuple(logits.shape) != (2, classes):
@@ -106,6 +110,33 @@ def takes_one_image(model: nn.Module, shape: Shape) -> bool:
     except ValueError:  # batch norm: expected more than 1 value per channel
         return False
     return True
+
+
+def _size_that_fits(make: Callable[[Shape], nn.Module], shape: Shape) -> int | None:
+    """Return a number of pixels per side that a model can take, larger than the given; None if none is found.
+
+    For a model that takes all sizes from one on, it is the smallest. Models are made on torch's meta device, which has
+    shapes and no values.
+    """
+
+    def fits(size: int) -> bool:
+        larger = (shape[0], size, size)
+        try:
+            with torch.device("meta"), torch.no_grad():
+                make(larger).train()(torch.zeros(2, *larger))
+        except Exception:  # whatever the model says, this size does not help
+            return False
+        return True
+
+    below = max(shape[1:])
+    for size in _SIZES:
+        if size > below and fits(size):
+            while size - below > 1:
+                middle = (below + size) // 2
+                below, size = (below, middle) if fits(middle) else (middle, size)
+            return size
+        below = max(below, size)
+    return None
 
 
 def fill(model: nn.Module, weights: Mapping[str, Tensor]) -> None:

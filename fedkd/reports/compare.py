@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from ..config import flattened
 from ..errors import InputError
+from ..messages.metric_names import metric_range
 from ..runs.metrics import lower_is_better
 from ..runs.results import (
     Arm,
@@ -24,26 +25,32 @@ from ..runs.results import (
 )
 
 _LEVEL = 0.95  # the level of confidence intervals
+LEAST_SEEDS = 3  # with fewer, a deviation and an interval say nothing, so the values are shown
 
 
 class Estimate(NamedTuple):
-    """A mean over seeds, its standard deviation (n - 1) and Student's 95 % interval.
+    """A mean over seeds, its standard deviation (n - 1), Student's 95 % interval, and the values of the seeds.
 
-    Deviation and interval are NaN with only one seed; all are NaN if a value is not finite.
+    Deviation and interval are NaN with fewer than three seeds; all are NaN if a value is not finite.
     """
 
     mean: float
     deviation: float
     low: float
     high: float
-    seeds: int
+    values: tuple[float, ...]
+
+    @property
+    def seeds(self) -> int:
+        """Return the number of values."""
+        return len(self.values)
 
 
 class Paired(NamedTuple):
     """Differences to the baseline on matched seeds, the number of gains, and the p of Student's paired test.
 
-    `p` is two-sided and adjusted for the number of arms (Holm, 1979); None with fewer than two matched seeds, and if
-    all differences are equal.
+    Seeds with a value that is not finite are left out. `p` is two-sided and adjusted for the number of arms (Holm,
+    1979); None with fewer than two matched seeds, if a seed is left out, and if all differences are equal.
     """
 
     difference: Estimate
@@ -87,16 +94,20 @@ class Comparison:
     problems: list[str]
 
 
-def estimate(values: Sequence[float]) -> Estimate:
-    """Return the mean of values, their deviation, and the interval mean +- t(0.975, n - 1) s / sqrt(n)."""
+def estimate(values: Sequence[float], limits: tuple[float, float] = (-math.inf, math.inf)) -> Estimate:
+    """Return the mean of values, their deviation, and the interval mean +- t(0.975, n - 1) s / sqrt(n).
+
+    `limits`: the smallest and largest possible value; the interval ends there.
+    """
     from scipy.special import stdtrit  # Student's quantiles; scipy.stats takes a second to import
 
     mean = fmean(values) if all(map(math.isfinite, values)) else math.nan
-    if len(values) < 2 or math.isnan(mean):
-        return Estimate(mean, math.nan, math.nan, math.nan, len(values))
+    if len(values) < LEAST_SEEDS or math.isnan(mean):
+        return Estimate(mean, math.nan, math.nan, math.nan, tuple(values))
     deviation = stdev(values)
     half = float(stdtrit(len(values) - 1, 0.5 + _LEVEL / 2)) * deviation / math.sqrt(len(values))
-    return Estimate(mean, deviation, mean - half, mean + half, len(values))
+    low, high = limits
+    return Estimate(mean, deviation, max(low, mean - half), min(high, mean + half), tuple(values))
 
 
 def paired_p(differences: Sequence[float]) -> float | None:
@@ -199,7 +210,8 @@ def compare(
         having = [run for run in arm.runs if metric in run.metrics()]
         problems += [f"{run.path}: has no {metric}; left out." for run in arm.runs if run not in having]
         problems += [
-            f"{run.path}: {metric} ends as {value}, and so there is no mean of {arm.name}."
+            f"{run.path}: {metric} ends as {value}, so {arm.name} has no mean; its seed is not in differences "
+            "and gains."
             for run in having
             if not math.isfinite(value := final_value(run, metric))
         ]
@@ -209,12 +221,13 @@ def compare(
     sign = -1.0 if lower_is_better(metric) else 1.0
     paired: list[Paired | None] = []
     ps = [None if arm is base else paired_p(_differences(arm, base, metric)) for arm in kept]
+    low, high = metric_range(metric)
     for arm, p in zip(kept, holm(ps), strict=True):
-        differences = [] if arm is base else _differences(arm, base, metric)
+        differences = [] if arm is base else list(filter(math.isfinite, _differences(arm, base, metric)))
         wins = sum(sign * difference > 0 for difference in differences)
-        paired.append(Paired(estimate(differences), wins, p) if differences else None)
+        paired.append(Paired(estimate(differences, (low - high, high - low)), wins, p) if differences else None)
         if arm is not base and not differences:
-            problems.append(f"{arm.name}: no seed in common with {base.name}; no difference.")
+            problems.append(f"{arm.name}: no seed that ends with a number in common with {base.name}; no difference.")
     rows = [_row(arm, pair, metric, target) for arm, pair in zip(kept, paired, strict=True)]
     if title:
         problems = [f"{title}: {problem}" for problem in problems]
@@ -256,8 +269,8 @@ def _row(arm: Arm, paired: Paired | None, metric: str, target: float | None) -> 
         reached = Reached(means[0], means[1], means[2], len(there))
     return Row(
         arm,
-        final=estimate([final_value(run, metric) for run in arm.runs]),
-        best=estimate([best_value(run, metric) for run in arm.runs]),
+        final=estimate([final_value(run, metric) for run in arm.runs], metric_range(metric)),
+        best=estimate([best_value(run, metric) for run in arm.runs], metric_range(metric)),
         paired=paired,
         worst_decile=fmean(worst_decile(one, metric) for one in nodes) if nodes else None,
         spread=fmean(math.sqrt(fmean((v - fmean(one)) ** 2 for v in one)) for one in nodes) if nodes else None,

@@ -17,12 +17,15 @@ import tomli_w
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
+from ..core.log import drawable
 from ..errors import InputError
+from ..messages.metric_names import metric_range
 from ..runs.metrics import lower_is_better
 from ..runs.results import Arm, Run, arms_of, changes_between, completed, differing, find_runs, in_order, shown
+from ..runs.weight_matrices import last_matrix
 from . import charts
 from .charts import Series
-from .compare import Row, compare, estimate
+from .compare import LEAST_SEEDS, Row, compare, estimate
 from .tables import caption, table
 
 _MOST_IMAGES = 8  # the largest number of rounds in a series of images
@@ -136,7 +139,7 @@ def _metric(metric: str, arms: list[Arm]) -> tuple[dict[str, Any], list[str]]:
         series = [_series(arm, metric, what, numbers[arm.name], scale) for arm in having]
         text = "; ".join(f"{row.arm.name} ends at {scale * row.final.mean:.4g}" for row in comparison.rows)
         seeds = max(len(arm.runs) for arm in having)
-        band = "; the bands are one standard deviation over seeds" if seeds > 1 else ""
+        band = "; the bands are one standard deviation over seeds" if seeds >= LEAST_SEEDS else ""
         figures.append(
             {
                 "svg": _safe(
@@ -155,7 +158,7 @@ def _metric(metric: str, arms: list[Arm]) -> tuple[dict[str, Any], list[str]]:
 
 
 def _series(arm: Arm, metric: str, what: str, number: int, scale: float) -> Series:
-    """Return an arm's mean over seeds at each round that any run has measured, with one deviation."""
+    """Return an arm's mean over seeds at each round that any run has measured, with a band of one deviation."""
     at: dict[int, list[tuple[float, float]]] = {}
     for run in arm.runs:
         for i in run.measured(metric):
@@ -164,10 +167,11 @@ def _series(arm: Arm, metric: str, what: str, number: int, scale: float) -> Seri
     x = [fmean(place for place, _ in at[key]) for key in sorted(at)]
     values = [[value for _, value in at[key]] for key in sorted(at)]
     found = [estimate(one) for one in values]
-    half = [0.0 if math.isnan(one.deviation) else one.deviation for one in found]
-    low = [one.mean - d for one, d in zip(found, half, strict=True)]
-    high = [one.mean + d for one, d in zip(found, half, strict=True)]
-    return Series(number, arm.name, x, [one.mean for one in found], low, high)
+    means = np.array([one.mean for one in found])
+    half = np.array([0.0 if math.isnan(one.deviation) else one.deviation for one in found])
+    least, most = (scale * limit for limit in metric_range(metric))
+    low, high = np.clip(means - half, least, most), np.clip(means + half, least, most)
+    return Series(number, arm.name, x, means.tolist(), low.tolist(), high.tolist())
 
 
 def _nodes(metric: str, rows: list[Row], numbers: dict[str, int], scale: float, unit: str) -> dict[str, Any] | None:
@@ -217,7 +221,7 @@ def _partition(arms: list[Arm]) -> dict[str, Any] | None:
 
 
 def _last_logged(run: Run, *keys: str) -> dict[str, Any] | None:
-    return next((line for line in reversed(run.lines) if line["log"].keys() >= set(keys)), None)
+    return next((line for line in reversed(run.lines) if drawable(line["log"], *keys)), None)
 
 
 def _of_each(arms: list[Arm], *keys: str) -> list[tuple[Arm, Run, dict[str, Any]]]:
@@ -226,24 +230,32 @@ def _of_each(arms: list[Arm], *keys: str) -> list[tuple[Arm, Run, dict[str, Any]
 
 
 def _weights(arms: list[Arm]) -> dict[str, Any] | None:
-    figures = _matrices(arms, "weights", "nodes", "sender", "receiver", square=True)
+    found = [(arm, arm.runs[0], last_matrix(arm.runs[0].lines, arm.runs[0].path)) for arm in arms]
+    matrices = [(arm, run, *matrix) for arm, run, matrix in found if matrix is not None]
+    figures = _matrices(matrices, "sender", "receiver", square=True)
     about = "Each row: the weights of all senders for one receiver."
     return {"title": "Fusion weights", "about": about, "figures": figures} if figures else None
 
 
 def _ensembles(arms: list[Arm]) -> dict[str, Any] | None:
-    figures = _matrices(arms, "ensemble_weights", "teachers", "teacher (node)", "class", square=False)
+    matrices = [
+        (arm, run, line["round"], line["log"]["teachers"], np.array(line["log"]["ensemble_weights"]))
+        for arm, run, line in _of_each(arms, "ensemble_weights", "teachers")
+    ]
+    figures = _matrices(matrices, "teacher (node)", "class", square=False)
     about = "The weight of each teacher for each class."
     return {"title": "Teachers of the server", "about": about, "figures": figures} if figures else None
 
 
 def _matrices(
-    arms: list[Arm], key: str, nodes_key: str, x_label: str, y_label: str, *, square: bool
+    matrices: Sequence[tuple[Arm, Run, int, list[Any], np.ndarray]], x_label: str, y_label: str, *, square: bool
 ) -> list[dict[str, Any]]:
-    """Return the last matrix that each arm's first run has logged. Columns are nodes; rows of a square one are too."""
+    """Return the figures of matrices, each with its arm, run, round and nodes. Columns are nodes; rows of a square one
+    are too.
+    """
     figures = []
-    for arm, run, line in _of_each(arms, key, nodes_key):
-        weights, nodes = np.array(line["log"][key]), [str(node) for node in line["log"][nodes_key]]
+    for arm, run, number, numbers, weights in matrices:
+        nodes = [str(node) for node in numbers]
         rows = nodes if square else [str(row) for row in range(len(weights))]
         text = "; ".join(
             f"row {name}: the largest is {row.max():.2f}, of node {nodes[int(np.argmax(row))]}"
@@ -254,7 +266,7 @@ def _matrices(
             weights, x_label, y_label, f"Weights of {arm.name}, each row a {y_label}", text,
             columns=nodes, rows=rows, texts=texts if weights.size <= 256 else None,
         )  # fmt: skip
-        figures.append({"svg": _safe(svg), "caption": f"{arm.name}, seed {run.seed}, round {line['round']}."})
+        figures.append({"svg": _safe(svg), "caption": f"{arm.name}, seed {run.seed}, round {number}."})
     return figures
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
 from ..runs.metrics import lower_is_better
-from .compare import Comparison, Estimate
+from .compare import LEAST_SEEDS, Comparison, Estimate
 
 # Tables
 
@@ -19,11 +20,14 @@ def table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     fraction = comparison.metric.endswith("/accuracy")
     scale, digits = (100.0, 1) if fraction else (1.0, 4)
 
-    def number(value: float | None) -> str:
-        return "–" if value is None or math.isnan(value) else f"{scale * value:.{digits}f}"
+    def number(value: float | None, sign: str = "") -> str:
+        return "–" if value is None or math.isnan(value) else f"{scale * value:{sign}.{digits}f}"
 
-    def with_deviation(value: Estimate) -> str:
-        return number(value.mean) + ("" if math.isnan(value.deviation) else f" ± {number(value.deviation)}")
+    def of_seeds(value: Estimate, sign: str = "") -> str:
+        """Return mean and deviation, or the values of few seeds. `sign`: + for differences."""
+        if value.seeds < LEAST_SEEDS:
+            return ", ".join(number(one, sign) for one in value.values)
+        return number(value.mean, sign) + ("" if math.isnan(value.deviation) else f" ± {number(value.deviation)}")
 
     def interval(value: Estimate) -> str:
         return "–" if math.isnan(value.low) else f"{number(value.low)} to {number(value.high)}"
@@ -35,14 +39,13 @@ def table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     header += ["MB", "s", "failures"]
     rows = []
     for row in comparison.rows:
-        cells = [row.arm.name, str(row.final.seeds), with_deviation(row.final), interval(row.final),
-                 with_deviation(row.best)]  # fmt: skip
+        cells = [row.arm.name, str(row.final.seeds), of_seeds(row.final), interval(row.final),
+                 of_seeds(row.best)]  # fmt: skip
         if row.paired is None:
             cells += ["–", "–", "–"]
         else:
-            gain = with_deviation(row.paired.difference)
             cells += [
-                gain if gain.startswith("-") else f"+{gain}",
+                of_seeds(row.paired.difference, "+"),
                 f"{row.paired.wins} of {row.paired.difference.seeds}",
                 "–" if row.paired.p is None else f"{row.paired.p:.3f}" if row.paired.p >= 0.001 else "< 0.001",
             ]
@@ -64,8 +67,9 @@ def caption(comparison: Comparison) -> str:
     )
     return (
         f"{comparison.title + ': ' if comparison.title else ''}{comparison.metric}{unit}, mean ± standard deviation "
-        f"over seeds. Differences to {base.arm.name} are on matched seeds; p: Student's paired test, adjusted for the "
-        f"number of strategies (Holm). Worst decile and deviation are over nodes, at the last measurement.{target}"
+        f"over seeds; with fewer than three seeds, their values. Differences to {base.arm.name} are on matched seeds; "
+        "p: Student's paired test, adjusted for the number of strategies (Holm). Worst decile and deviation are over "
+        f"nodes, at the last measurement.{target}"
     )
 
 
@@ -116,12 +120,13 @@ def to_latex(comparisons: Sequence[Comparison]) -> str:
 
 _LATEX = str.maketrans(
     {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
-     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "–": "--", "<": "$<$", ">": "$>$"}
+     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "−": "$-$", "–": "--", "<": "$<$",
+     ">": "$>$"}
 )  # fmt: skip
 
 
 def _latex(text: str) -> str:
-    return text.translate(_LATEX)
+    return re.sub(r"(?<!\w)-(?=\d)", "−", text).translate(_LATEX)
 
 
 def to_csv(comparisons: Sequence[Comparison]) -> str:
@@ -133,6 +138,7 @@ def to_csv(comparisons: Sequence[Comparison]) -> str:
             line["seeds"] = " ".join(str(run.seed) for run in row.arm.runs)
             for name, value in (("final", row.final), ("best", row.best)):
                 line |= {f"{name}_{field}": getattr(value, field) for field in ("mean", "deviation", "low", "high")}
+                line[f"{name}_values"] = " ".join(str(one) if math.isfinite(one) else "-" for one in value.values)
             pair = row.paired
             difference = pair.difference if pair else None
             for field in ("mean", "deviation", "low", "high", "seeds"):

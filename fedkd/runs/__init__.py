@@ -4,6 +4,7 @@
 * `run_folder`: the files of a run.
 * `checkpoints`: the server's and the nodes' states on disk.
 * `metrics`: lines of metrics.jsonl, and the summary.
+* `weight_matrices`: the weights of each node for each other node, of many nodes in a file.
 * `figures`: the figures of a run.
 * `progress`: progress bars and lines during a run.
 * `trackers`: TensorBoard, MLflow, Weights & Biases.

@@ -16,10 +16,12 @@ from PIL import Image
 
 from ..config import Config
 from ..core.environment import Environment
+from ..core.log import drawable, undrawable
 from ..data.federated_data import FederatedData
 from ..data.images import PIXEL_MAX
 from ..errors import InputError, described
 from .run_folder import MOST_ROWS, RunFolder, make_folder
+from .weight_matrices import last_matrix
 
 _COLOURS = (
     "#0072B2",
@@ -90,12 +92,12 @@ def draw_partition(data: FederatedData, title: str, path: Path) -> Path:
 
 
 @_plain_text
-def draw_weights(lines: list[dict[str, Any]], title: str, path: Path) -> Path | None:
+def draw_weights(folder: RunFolder, title: str, path: Path) -> Path | None:
     """Draw the last N x N matrix of weights that a run has logged. Returns the path; None if there is no matrix."""
-    logged = [line for line in lines if {"weights", "nodes"} <= line["log"].keys()]
-    if not logged:
+    logged = last_matrix(folder.lines(), folder.path)
+    if logged is None:
         return None
-    weights, nodes = np.array(logged[-1]["log"]["weights"]), logged[-1]["log"]["nodes"]
+    number, nodes, weights = logged
     figure = Figure(figsize=(6.2, 5.2), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(weights, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
@@ -106,7 +108,7 @@ def draw_weights(lines: list[dict[str, Any]], title: str, path: Path) -> Path | 
             if weight >= 0.005:
                 colour = "white" if weight > 0.6 else _INK
                 axes.text(sender, receiver, f"{weight:.2f}", ha="center", va="center", fontsize=6.5, color=colour)
-    axes.set(xlabel="sender", ylabel="receiver", title=f"{title}, round {logged[-1]['round']}")
+    axes.set(xlabel="sender", ylabel="receiver", title=f"{title}, round {number}")
     figure.colorbar(image, ax=axes, label="weight")
     return _save(figure, path)
 
@@ -116,8 +118,8 @@ def draw_ensemble(lines: list[dict[str, Any]], classes: tuple[str, ...], title: 
     """Draw the label distribution p_t(y) over rounds, and the last weight of each teacher for each class. Returns the
     path; None if the run has logged no such weights.
     """
-    logged = [line for line in lines if "label_distribution" in line["log"]]
-    weighed = [line for line in logged if {"ensemble_weights", "teachers"} <= line["log"].keys()]
+    logged = [line for line in lines if drawable(line["log"], "label_distribution")]
+    weighed = [line for line in logged if drawable(line["log"], "ensemble_weights", "teachers")]
     if not weighed:
         return None
     figure = Figure(figsize=(11.5, 4.6), layout="constrained")
@@ -150,7 +152,7 @@ def draw_ensemble(lines: list[dict[str, Any]], classes: tuple[str, ...], title: 
 @_plain_text
 def draw_features(lines: list[dict[str, Any]], classes: tuple[str, ...], title: str, path: Path) -> Path | None:
     """Draw the last two-dimensional feature map that a run has logged, one colour per class; None if there is none."""
-    logged = [line for line in lines if "feature_map" in line["log"]]
+    logged = [line for line in lines if drawable(line["log"], "feature_map")]
     if not logged:
         return None
     points = np.array(logged[-1]["log"]["feature_map"]["points"])
@@ -247,11 +249,11 @@ def draw(environment: Environment, folder: RunFolder) -> list[str]:
     sets = config.data.set_names
     named = ", ".join(sets) if len(sets) < 3 else f"{sets[0]} and {len(sets) - 1} sets more"  # titles are short
     about = f"{config.strategy.name} on {named}, seed {config.seed}"
-    home, problems = folder.figures, []
-    lines = folder.lines()
+    home, lines = folder.figures, folder.lines()
+    problems = [f"{text}." for text in dict.fromkeys(text for line in lines for text in undrawable(line["log"]))][:3]
     work: dict[str, Callable[[Path], Path | None]] = {
         "curves": lambda path: draw_curves(lines, about, path),
-        "weights": lambda path: draw_weights(lines, about, path),
+        "weights": lambda path: draw_weights(folder, about, path),
         "ensemble": lambda path: draw_ensemble(lines, data.classes, about, path),
         "features": lambda path: draw_features(lines, data.classes, about, path),
     }

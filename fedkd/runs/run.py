@@ -26,6 +26,7 @@ from .metrics import summarise, to_line
 from .origin import Origin, accepted_changes, go_on, origin_of, refuse_changes
 from .run_folder import CONFIG, MOST_ROWS, NotWritten, RunFolder, alone_in, refuse_used
 from .trackers import Trackers, make_trackers
+from .weight_matrices import keep_apart
 
 OnRound = Callable[[Record, Environment], None]
 OnStep = Callable[[int, str, int, int], None]
@@ -176,6 +177,7 @@ def run_with(
         for name, row in record.images.items():
             folder.keep_images(name, record.number, row)
         line = to_line(record)
+        line["log"] = keep_apart(record.log, record.number, folder.path)
         folder.append(line)
         trackers.note(line)
         ended = _Ended(record.number, state_of(setup.strategy), carrier.states())

@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from helpers import Make
+from helpers import HOME, Make
 
 from fedkd import InputError
+from fedkd.config import parse_config, read_config
+from fedkd.core.setup import make_setup
+from fedkd.registry import names
 from fedkd.runs.run import run
 
 
@@ -25,7 +28,7 @@ from fedkd.runs.run import run
             "subset_size = 500: data.public.size is only 300",
         ),
         (
-            {"strategy": {"name": "fedmd"}, "data.public": {"size": 300}},
+            {"strategy": {"name": "fedmd", "public_epochs": 10}, "data.public": {"size": 300}},
             "public_epochs = 10: the public set has no labels",
         ),
         ({"strategy.name": "comet"}, "comet needs a public set: set data.public"),
@@ -65,3 +68,17 @@ def test_what_cannot_run_is_refused_before_anything_is_written(
     with pytest.raises(InputError, match=message):
         run(tiny(changes), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", names("strategies"))
+def test_the_defaults_of_each_strategy_run_with_the_defaults_of_all_else(name: str) -> None:
+    """`fedkd sweep --vary strategy=...` over a plain config with an unlabelled public set."""
+    partition = {"scheme": "dirichlet", "clients": 6, "alpha": 0.5}
+    plain = {"data": {"name": "digits", "partition": partition, "public": {"size": 300}}, "model": "cnn"}
+    make_setup(parse_config({**plain, "strategy": name})).check()
+
+
+def test_all_strategies_of_different_models_run_on_the_quick_config() -> None:
+    """FedProto is left out: it needs features of one width."""
+    for name in ("comet", "dsfl", "fd", "feddf", "feddistill", "fedmd", "fml", "knfu", "ktpfl", "local"):
+        make_setup(read_config(HOME / "configs/knfu/quick.toml", [f"strategy={name}"])).check()

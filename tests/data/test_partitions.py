@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from helpers import Make
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedkd.data.federation import federate
 from fedkd.data.partitions import Pool, allocate, deal, split
 from fedkd.errors import InputError
 from fedkd.streams import numpy_stream
@@ -141,7 +143,10 @@ def test_allocate_meets_the_size_within_what_is_there(prior: list, available: li
         ({"scheme": "dirichlet", "clients": 5, "alpha": 0}, r"data.partition.alpha = 0: .*greater than 0"),
         ({"scheme": "dirichlet", "clients": 5, "alpha": -1.0}, r"data.partition.alpha = -1.0: .*greater than 0"),
         ({"scheme": "dirichlet", "clients": 5, "alfa": 1.0}, "data.partition.alpha: is missing"),
-        ({"scheme": "iid", "clients": 5, "alfa": 1.0}, "data.partition.alfa: unknown key 'alfa'.*Valid: clients"),
+        (
+            {"scheme": "iid", "clients": 5, "alfa": 1.0},
+            "data.partition.alfa: unknown key 'alfa'.*Valid: clients, minimum, scheme, seed",
+        ),
         ({"scheme": "dirichle", "clients": 5}, "unknown 'dirichle'; did you mean 'dirichlet'"),
         ({"scheme": "iid", "clients": 2001}, "data.partition.clients = 2001: .*there are 2000"),
         ({"scheme": "iid", "clients": 0}, "data.partition.clients = 0"),
@@ -201,3 +206,11 @@ def test_the_partition_deals_as_published() -> None:
     priors = rng.dirichlet([0.3] * 5, size=4)
     counts = deal(priors, np.full(5, 20), np.full(4, 25), rng.uniform, rng.randint, 10**6)
     assert counts.tolist() == [[1, 12, 2, 2, 8], [8, 5, 0, 2, 10], [10, 3, 6, 4, 2], [1, 0, 12, 12, 0]]
+
+
+def test_an_unknown_key_of_a_partition_is_shown_all_keys(tiny: Make) -> None:
+    partition = {"scheme": "dirichlet", "clients": 3, "alpha": 0.5, "minimun": 2}
+    with pytest.raises(InputError) as refused:
+        federate(tiny({"data.partition": partition}).data, 0)
+    assert "data.partition.minimun: unknown key 'minimun'; did you mean 'minimum'?" in str(refused.value)
+    assert "Valid: alpha, capped, clients, minimum, scheme, seed." in str(refused.value)

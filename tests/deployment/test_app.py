@@ -9,17 +9,15 @@ import shutil
 import signal
 import socket
 import ssl
-import subprocess
-import sys
 import threading
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from helpers import HOME, PLUGINS, lines
 from helpers.docs import blocks
+from helpers.shell import Shell
 
 from fedkd.config import read_config
 from fedkd.runs.run import run
@@ -27,78 +25,11 @@ from fedkd.runs.run import run
 PAGE = [line.removeprefix("$ ") for block in blocks("docs/deploy.md", "console") for line in block.splitlines()]
 
 
-SECONDS = 900  # that a command may take on a busy machine
-
-
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.xdist_group("ray"),  # not beside clusters: both start many processes
     pytest.mark.timeout(1800),
 ]
-
-
-class Shell:
-    """An interactive shell in a folder. What it has started ends with it."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        environment = {
-            **os.environ,
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-            "FLWR_HOME": str(folder / "flower"),
-            "FLWR_TELEMETRY_ENABLED": "0",
-            "FLWR_DISABLE_UPDATE_CHECK": "1",
-            "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
-            "OMP_NUM_THREADS": "1",
-            "RAY_ADDRESS": "local",  # not the cluster of another test, or what is left of one
-        }
-        self.process = subprocess.Popen(
-            ["bash", "--noprofile", "--norc"], cwd=folder, env=environment, stdin=subprocess.PIPE, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
-        )  # fmt: skip
-        self.does("set -m")
-
-    def does(self, command: str) -> str:
-        """Run a command that must succeed; return its output."""
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        guard = threading.Timer(SECONDS, self.end)
-        guard.start()
-        self.process.stdin.write(f'{command}\necho "done: $?"\n')
-        self.process.stdin.flush()
-        output = ""
-        for line in self.process.stdout:
-            if line.startswith("done: "):
-                guard.cancel()
-                assert line == "done: 0\n", f"{command}\n{output}"
-                return output
-            output += line
-        raise AssertionError(f"{command} took more than {SECONDS} s, or ended the shell:\n{output}")
-
-    def jobs(self) -> list[int]:
-        """Return the process groups of what runs in the background."""
-        return [int(pid) for pid in self.does("jobs -p").split()]
-
-    def end(self) -> None:
-        """End everything that was started, also what has left the shell's session."""
-        for status in Path("/proc").glob("[0-9]*/environ"):
-            try:
-                ours = f"FLWR_HOME={self.folder}/".encode() in status.read_bytes()
-            except OSError:
-                continue
-            if ours and int(status.parent.name) != os.getpid():
-                os.kill(int(status.parent.name), signal.SIGKILL)
-        self.process.kill()
-
-
-@pytest.fixture
-def shell(tmp_path: Path) -> Iterator[Shell]:
-    """Return a shell in a folder that looks like the project's."""
-    for name in ("configs", "deploy"):
-        shutil.copytree(HOME / name, tmp_path / name)
-    shell = Shell(tmp_path)
-    yield shell
-    shell.end()
 
 
 def free_ports(count: int) -> list[int]:
@@ -215,6 +146,20 @@ def test_three_real_sites_with_tls_and_keys(shell: Shell, tmp_path: Path) -> Non
     run(averaged.model_copy(update={"data": data}), tmp_path / "averaged")
     assert comparable(runs / "fedavg")[:2] == comparable(tmp_path / "averaged")[:2]
     assert {node for line in comparable(runs / "fedavg") for node, _ in line["failures"]} == {1}
+
+
+def test_run_sh_exits_with_1_for_a_run_that_failed_and_2_for_a_config_that_was_refused(
+    shell: Shell, tmp_path: Path
+) -> None:
+    (port,) = free_ports(1)
+    home = '"a federation"/server'
+    shell.does(f'fedkd deploy init "a federation" --config configs/knfu/sites.toml --sites 3 --port {port}')
+    shell.does(f"{home}/start.sh > server.log 2>&1 &")
+    wait_for(tmp_path / "server.log", "Uvicorn running")
+    for changes, code, said in (("strategy.beta=-1.0", 2, "strategy.beta = -1.0"), ("timeout=1.0", 1, "0 of 3 sites")):
+        output = shell.does(f"{home}/run.sh --run-config 'set=\"{changes}\"'; echo code $?")
+        assert output.endswith(f"code {code}\n"), output
+        assert said in output
 
 
 def wait_for(path: Path, text: str) -> None:

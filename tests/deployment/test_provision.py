@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import ssl
 import stat
@@ -99,7 +101,7 @@ def test_a_plug_in_travels_with_the_app(tmp_path: Path, monkeypatch: pytest.Monk
     )
     text = (HOME / "configs/fedavg/quick.toml").read_text()
     Path("run.toml").write_text(text.replace('name = "fedavg"', 'name = "methods/mine.py:Mine"'))
-    provision(tmp_path / "fed", Path("run.toml"), 2, "127.0.0.1", 9443, insecure=False)
+    provision(tmp_path / "fed", Path("run.toml"), 10, "127.0.0.1", 9443, insecure=False)
     carried = tmp_path / "fed/app"
     assert sorted(path.name for path in carried.iterdir()) == [
         "federation.toml", "fedkd_app.py", "mine.py", "pyproject.toml",
@@ -127,6 +129,102 @@ def test_what_cannot_be_deployed_is_refused(tmp_path: Path, words: list[str], me
     assert result.exit_code == 2
     assert re.search(message, result.stderr.replace("\n", " "))
     assert not (tmp_path / "fed").exists()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("mean = [0.3053]", "mean = [0.3, 0.3, 0.3]", r"mean = \[0.3, 0.3, 0.3\].*sites.shape.* has 1 channel"),
+        ("deviation = [0.376]", "deviation = [0.4, 0.4]", r"deviation = \[0.4, 0.4\].*sites.shape.* has 1 channel"),
+        ("mean = [0.3053]", "channels = 3", r"channels = 3.*sites.shape.* has 1 channel"),
+        ("mean = [0.3053]", "size = 16", r"size = 16.*sites.shape.* has 8 x 8 pixels"),
+        ('"knfu"', '"knfu"\nbeta = -1.0', r"strategy.beta = -1.0"),
+        ('"knfu"', '"fedavg"', r"model.names = .* fedavg needs equal models"),
+        ('"resnet8"]', '"resnet9"]', r"model.names.2: unknown 'resnet9'; did you mean 'resnet8'"),
+        ('["mlp", "cnn", "resnet8"]', '["torchvision:inception_v3"]', r"cannot be built for images of 1x8x8"),
+        ('name = "digits"', 'name = "digitz"', r"unknown 'digitz'; did you mean 'digits'"),
+        ("size = 300", "size = 3000", r"data.public.size = 3000"),
+        ("public = ", "# public = ", r"needs a public set: set data.public"),
+        ("seed = 0", "seed = 0\ncohort = 4", r"cohort = 4: the federation has only 3 nodes"),
+        ("[train]", "[engine]\nname = 'inline'\nthreads = 0\n[train]", r"engine.threads = 0"),
+        ("seed = 0", 'seed = 0\ntrackers = ["tensorbord"]', r"unknown 'tensorbord'; did you mean 'tensorboard'"),
+    ],
+)
+def test_what_the_server_would_refuse_is_refused_before_anything_is_written(
+    tmp_path: Path, old: str, new: str, message: str
+) -> None:
+    text = KNFU.read_text()
+    assert old in text
+    (tmp_path / "run.toml").write_text(text.replace(old, new))
+    words = ["deploy", "init", str(tmp_path / "fed"), "--config", str(tmp_path / "run.toml"), "--sites", "3"]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 2, result.output
+    assert re.search(message, result.stderr.replace("\n", " "))
+    assert not (tmp_path / "fed").exists()
+
+
+def test_a_set_that_only_the_server_has_is_left_to_the_server_and_named(tmp_path: Path) -> None:
+    server = KNFU.read_text().replace("shape = [1, 8, 8]", 'shape = [1, 8, 8], server = "npz:/srv/own.npz"')
+    (tmp_path / "run.toml").write_text(server)
+    words = ["deploy", "init", str(tmp_path / "fed"), "--config", str(tmp_path / "run.toml"), "--sites", "3"]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.output
+    assert "there is no file /srv/own.npz" in result.output.replace("\n", " ")
+    assert "the server checks" in result.output.replace("\n", " ")
+    # what needs no images is checked all the same
+    (tmp_path / "run.toml").write_text(server.replace('"resnet8"]', '"resnet9"]'))
+    refused = CliRunner().invoke(app, [*words[:2], str(tmp_path / "other"), *words[3:]])
+    assert (refused.exit_code, (tmp_path / "other").exists()) == (2, False)
+
+
+def test_a_share_of_the_configs_images_needs_a_site(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"--sites 2: data.partition .* has 10 nodes"):
+        provision(tmp_path / "fed", HOME / "configs/fedavg/quick.toml", 2, "127.0.0.1", 9443, insecure=True)
+
+
+def write_fake_flwr(folder: Path, status: str, details: str = "") -> None:
+    """Write a `flwr` that prints what Flower's own prints of a run that has ended with this status."""
+    folder.mkdir()
+    runs = [{"run-id": "17", "fab-id": "fedkd/fedkd-deploy", "status": status, "status-details": details}]
+    (folder / "ended.json").write_text(json.dumps({"success": True, "runs": runs}, indent=2))
+    (folder / "flwr").write_text(
+        """#!/bin/sh
+here=$(dirname "$0")
+for word in "$@"; do printf '<%s>' "$word"; done >> "$here/asked"; echo >> "$here/asked"
+case $1 in
+    run) [ ! -f "$here/down" ] || { echo "Error: no SuperLink" >&2; exit 1; }; echo "Successfully started run 17" ;;
+    log) echo "round 1/1" ;;
+    ls) cat "$here/ended.json" ;;
+esac
+"""
+    )
+    (folder / "flwr").chmod(0o755)
+
+
+@pytest.mark.parametrize(
+    ("status", "details", "code"),
+    [
+        ("finished:completed", "", 0),
+        ("finished:failed", "ServerApp failed with exception: round 2: 1 of 3 replies are good", 1),
+        ("finished:failed", "ServerApp failed with exception: refused: strategy.beta = -1.0", 2),
+        ("finished:stopped", 'a run with "status": "finished:completed" in its name', 1),
+        ("running", "", 1),
+    ],
+)
+def test_the_start_script_exits_with_the_code_of_the_run(tmp_path: Path, status: str, details: str, code: int) -> None:
+    home = tmp_path / "a folder of the hospital's"
+    provision(home, KNFU, 3, "127.0.0.1", 9443, insecure=False)
+    write_fake_flwr(tmp_path / "bin", status, details)
+    words = [str(home / "server/run.sh"), "--run-config", 'out="runs/a b"']
+    path = {**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
+    done = subprocess.run(words, cwd=tmp_path, env=path, capture_output=True, text=True, check=False)
+    assert done.returncode == code, done
+    assert done.stdout == "Successfully started run 17\nround 1/1\n"
+    assert ("flwr.sh log 17" in done.stderr) == (status == "running")
+    (asked, *_) = (tmp_path / "bin/asked").read_text().splitlines()
+    assert asked == f'<run><{home}/server/../app><federation><--run-config><out="runs/a b">'
+    (tmp_path / "bin/down").touch()
+    assert subprocess.run(words, env=path, capture_output=True, check=False).returncode == 1
 
 
 def test_a_folder_in_use_is_left_alone(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from fedkd import Payload
 from fedkd.config import Limits
-from fedkd.messages.arrays import HeldArray, PayloadError, is_finite, owned, tensors_of
+from fedkd.messages.arrays import HeldArray, PayloadError, is_finite, on_cpu, owned, split_off, tensors_of, under
 from fedkd.messages.arrival import receive
 from fedkd.messages.payload import from_records
 
@@ -141,3 +141,18 @@ def test_values_are_finite_or_not_whatever_their_size(bad: float, dtype: torch.d
     assert is_finite(torch.zeros(0, dtype=dtype))
     large[2, 3] = bad
     assert not is_finite(large)
+
+
+def test_a_group_is_split_off_as_it_was_put_in() -> None:
+    model, head = {"a/weight": torch.ones(2), "headless": torch.ones(1)}, {"b/weight": torch.zeros(2)}
+    rest, group = split_off("head", model | under("head", head))
+    assert (rest.keys(), group.keys()) == (model.keys(), head.keys())
+    assert split_off("head", model) == (model, {})
+
+
+def test_tensors_on_the_cpu_are_contiguous_and_share_memory_where_they_can() -> None:
+    plain, last = torch.ones(2, 3, 4, 4), torch.ones(2, 3, 4, 4).to(memory_format=torch.channels_last)
+    found = on_cpu({"plain": plain.requires_grad_(), "last": last})
+    assert found["plain"].data_ptr() == plain.data_ptr()
+    assert not found["plain"].requires_grad
+    assert found["last"].is_contiguous()

@@ -55,6 +55,39 @@ def test_bad_models_are_refused_by_key(name: str, table: dict, message: str) -> 
         build(name, table, (1, 8, 8), 10)
 
 
+@pytest.mark.parametrize(
+    ("name", "pixels", "needed"),
+    [
+        ("lenet5", 8, 12),
+        ("torchvision:vit_b_16", 28, 224),
+        pytest.param("torchvision:inception_v3", 28, 75, marks=pytest.mark.slow),
+        ("torchvision:alexnet", 28, 63),
+        pytest.param("torchvision:vgg11", 28, 32, marks=pytest.mark.slow),
+        pytest.param("torchvision:densenet121", 28, 29, marks=pytest.mark.slow),
+        pytest.param("torchvision:convnext_tiny", 28, 32, marks=pytest.mark.slow),
+        pytest.param("torchvision:maxvit_t", 28, 221, marks=pytest.mark.slow),
+        ("torchvision:googlenet", 8, 15),
+    ],
+)
+def test_a_model_that_needs_larger_images_says_which_size_to_set(name: str, pixels: int, needed: int) -> None:
+    with pytest.raises(InputError) as refused:
+        build(name, {}, (1, pixels, pixels), 10)
+    text = str(refused.value)
+    assert f"model.name = '{name}' cannot be built for images of 1x{pixels}x{pixels}" in text
+    assert f"it takes images of 1x{needed}x{needed}; set data.size = {needed}" in text
+
+
+@pytest.mark.parametrize(("name", "pixels"), [("swin_t", 28), ("googlenet", 32)])
+def test_a_model_of_torchvision_takes_the_size_that_it_needs(name: str, pixels: int) -> None:
+    assert build(f"torchvision:{name}", {}, (1, pixels, pixels), 4).classifier.out_features == 4
+
+
+def test_a_model_that_no_size_helps_gives_its_own_reason(tmp_path: Path) -> None:
+    (tmp_path / "odd.py").write_text("def build(shape, classes):\n    raise ValueError('three classes, please')\n")
+    with pytest.raises(InputError, match="1x8x8 and 10 classes: three classes, please$"):
+        build(f"{tmp_path / 'odd.py'}:build", {}, (1, 8, 8), 10)
+
+
 def test_a_projection_head_has_two_layers_and_its_width_is_checked() -> None:
     model = build("mlp", {"hidden": [12], "projection": 5}, (1, 8, 8), 7)
     assert model.features(torch.zeros(2, 1, 8, 8)).shape == (2, 5)

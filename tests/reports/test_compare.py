@@ -20,10 +20,30 @@ def test_estimates_are_those_of_scipy() -> None:
     values = [0.61, 0.64, 0.7, 0.58]
     found = estimate(values)
     low, high = stats.t.interval(0.95, 3, loc=sum(values) / 4, scale=stats.sem(values))
-    assert found == pytest.approx((sum(values) / 4, stats.tstd(values), low, high, 4))
+    assert found[:4] == pytest.approx((sum(values) / 4, stats.tstd(values), low, high))
+    assert (found.values, found.seeds) == (tuple(values), 4)
     one = estimate([0.5])
     assert (one.mean, one.seeds) == (0.5, 1)
     assert all(map(math.isnan, one[1:4]))
+
+
+def test_below_three_seeds_there_is_no_deviation_and_no_interval() -> None:
+    two = estimate([0.44, 0.55])
+    assert (two.mean, two.values) == (pytest.approx(0.495), (0.44, 0.55))
+    assert all(map(math.isnan, two[1:4]))
+
+
+def test_an_interval_stays_in_the_range_of_its_metric(write: Write) -> None:
+    values = [0.99, 0.55, 0.98]
+    for seed, value in enumerate(values):
+        write(f"fedavg-{seed}", seed, [value])
+        folder = write(f"local-{seed}", seed, [1 - value], {"strategy": {"name": "local"}}).parent
+    for row in compare(find_runs([folder])[0]).rows:
+        assert 0 <= row.final.low < row.final.high <= 1
+        if row.paired is not None:
+            assert row.paired.difference.low == -1  # of a difference of two accuracies
+    low, high = stats.t.interval(0.95, 2, loc=sum(values) / 3, scale=stats.sem(values))
+    assert (low < 1 < high, estimate(values).high, estimate(values, (0.0, 1.0)).high) == (True, high, 1.0)
 
 
 def test_p_is_that_of_the_paired_t_test() -> None:
@@ -46,12 +66,18 @@ def test_values_that_are_not_finite_are_told_and_spare_the_others(write: Write) 
     for seed in range(3):
         write(f"prox-{seed}", seed, [0.3, 0.7 + seed / 50], {"strategy": {"name": "fedprox"}})
     found = compare(find_runs([folder])[0])
-    assert f"{folder / 'local-1'}: personal/accuracy ends as nan, and so there is no mean of local." in found.problems
+    (line,) = found.problems
+    assert line == (
+        f"{folder / 'local-1'}: personal/accuracy ends as nan, so local has no mean; "
+        "its seed is not in differences and gains."
+    )
     fedavg, local, prox = found.rows
     assert math.isnan(local.final.mean)
     assert local.best.mean == pytest.approx((0.6 + 0.67 + 0.66) / 3)  # of what was finite
     assert local.paired is not None
-    assert local.paired.p is None
+    assert local.paired.difference.values == pytest.approx((0.05, 0.01))  # of the other two seeds
+    assert local.paired.wins == 2
+    assert local.paired.p is None  # a test without the seeds that diverged would favour those that diverge
     assert prox.paired is not None
     assert prox.paired.p == pytest.approx(stats.ttest_1samp([0.2, 0.17, 0.14], 0).pvalue)  # one test, not two
     assert fedavg.final.mean == pytest.approx(0.6375)

@@ -82,3 +82,32 @@ def test_the_watched_page_follows_the_run(served: tuple[Path, str], visit: Calla
     page.get_by_text("completed: round 2 of 2").wait_for(timeout=30_000)
     assert page.locator("select.metric").first.input_value() == "global/loss"  # what was chosen stays
     assert page.locator("details[open]").count() == 1
+
+
+@needs_browser
+def test_what_is_scrolled_open_or_focused_stays_so(served: tuple[Path, str], visit: Callable[..., Any]) -> None:
+    folder, address = served
+    page = visit(address, viewport={"width": 500, "height": 700})
+    table = page.locator(".wide:visible").first
+    table.evaluate("e => { e.scrollLeft = 120; }")
+    page.locator("pre").first.evaluate("e => { e.parentElement.open = true; e.scrollLeft = 7; }")
+    page.evaluate("window.scrollTo(0, 200)")
+    select = page.locator("select.metric").first
+    select.focus()
+    page.keyboard.press("Alt+ArrowDown")  # opens it; it closes if it leaves the page
+    select.evaluate("e => { window.opened = e; window.toggled = document.querySelector('details'); }")
+    place = select.evaluate("e => e.getBoundingClientRect().top")
+    first = page.locator("figure svg:visible").first.evaluate("e => e.outerHTML")
+    (folder / "later.jsonl").rename(folder / "metrics.jsonl")
+    (folder / "later.json").rename(folder / "summary.json")
+    page.get_by_text("completed: round 2 of 2").wait_for(timeout=30_000)
+    assert page.locator("figure svg:visible").first.evaluate("e => e.outerHTML") != first  # the rest is new
+    assert page.evaluate("window.opened === document.querySelector('select.metric') && opened.isConnected")
+    assert page.evaluate("document.activeElement === window.opened")
+    assert page.evaluate("window.toggled.isConnected && window.toggled.open")
+    assert table.evaluate("e => e.scrollLeft") == 120
+    assert select.evaluate("e => e.getBoundingClientRect().top") == pytest.approx(place, abs=2)  # on the screen
+    page.keyboard.press("Escape")
+    table.focus()
+    page.locator("th button:visible").first.click()  # what the reader does later works on the renewed page
+    assert page.locator("th[aria-sort]:visible").count() == 1

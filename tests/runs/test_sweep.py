@@ -45,6 +45,12 @@ def test_a_table_comes_before_the_keys_in_it(config: Path, tmp_path: Path) -> No
     assert found.first is None  # two arms of one strategy: neither is the baseline by its name
 
 
+def test_each_strategy_of_a_sweep_has_its_own_table(config: Path, tmp_path: Path) -> None:
+    config.write_text(config.read_text() + "\n[strategies.fedprox]\nmu = 0.7\n[strategies.moon]\nmu = 2.0\n")
+    found = plan([config], [], ["strategy=fedavg,fedprox,moon"], "0", tmp_path / "out")
+    assert [job.config.strategy.options.get("mu") for job in found.jobs] == [None, 0.7, 2.0]
+
+
 def test_values_of_one_ending_have_folders_of_their_own(config: Path, tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from helpers import Make, lines
+from helpers import Make, checkpoint_bytes, lines
 from helpers.formulas import Given
 
 from fedkd import Environment, Payload
@@ -153,6 +154,37 @@ def test_pretraining_uses_public_labels_and_only_if_asked(tiny: Make, tmp_path: 
     model = environment.model(0)
     model.load_state_dict(environment.initial_weights(0, 0))
     assert evaluate(model, environment.data.test, environment.preprocess)["accuracy"] < 0.4
+
+
+def test_without_public_labels_the_default_pretraining_is_on_private_images_only(
+    tiny: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    changes: dict[str, Any] = {
+        "data.public": {"size": 60},
+        "rounds": 1,
+        "strategy": {"name": "fedmd", "private_epochs": 1},
+    }
+    run(tiny(changes), tmp_path / "default")
+    (line,) = [record.message for record in caplog.records]
+    assert line == (
+        "fedmd: no pre-training on the public set, because it has no labels; "
+        "data.public.labelled = true gives it labels."
+    )
+    begin, end = lines(tmp_path / "default")
+    assert begin["log"] == {"skipped": line}
+    assert "skipped" not in end["log"]
+    asked = {**changes, "strategy": {**changes["strategy"], "public_epochs": 0}}
+    run(tiny(asked), tmp_path / "asked")
+    assert len(caplog.records) == 1
+    assert [one["metrics"] for one in lines(tmp_path / "asked")] == [begin["metrics"], end["metrics"]]
+
+
+def test_with_public_labels_the_default_is_ten_epochs_on_them(tiny: Make, tmp_path: Path) -> None:
+    public = {"data.public": {"size": 60, "labelled": True}, "rounds": 1}
+    for name, more in (("default", {}), ("ten", {"public_epochs": 10})):
+        run(tiny({**public, "strategy": {"name": "fedmd", "private_epochs": 1, **more}}), tmp_path / name)
+    assert lines(tmp_path / "default") == lines(tmp_path / "ten")
+    assert checkpoint_bytes(tmp_path / "default") == checkpoint_bytes(tmp_path / "ten")
 
 
 def test_who_misses_pretraining_makes_up_for_it_before_anything_else(

@@ -1,0 +1,77 @@
+"""The nodes x nodes weights that a method logs: in the round's line, or for many nodes in a file of their own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..core.log import drawable
+
+_MOST_NODES = 100  # a line of metrics.jsonl has the matrix of at most so many nodes: 1,000 nodes would be 10 MB a round
+_KEPT = 3  # files, of the last rounds
+_FOLDER = Path("logs") / "weights"
+
+
+def keep_apart(log: dict[str, Any], number: int, home: Path) -> dict[str, Any]:
+    """Return a round's log for its line. A matrix of more than 100 nodes is written to a file in the run folder `home`.
+
+    The file is `logs/weights/round-<number>.npz` with `weights` (float32, receivers x senders) and `nodes`; those of
+    the last three rounds are kept. The line then has `summary(weights)` in place of the matrix.
+    """
+    rows = log.get("weights")
+    if not drawable(log, "weights") or not rows or not len(rows) == len(rows[0]) > _MOST_NODES:
+        return log
+    weights = np.array(rows)
+    (home / _FOLDER).mkdir(parents=True, exist_ok=True)
+    partial = home / _FOLDER / ".partial.npz"
+    np.savez_compressed(partial, weights=weights.astype(np.float32), nodes=np.array(log.get("nodes", range(len(rows)))))
+    os.replace(partial, _file(home, number))
+    for old in sorted((home / _FOLDER).glob("round-*.npz"))[:-_KEPT]:
+        old.unlink()
+    return {**log, "weights": summary(weights)}
+
+
+def summary(weights: np.ndarray) -> dict[str, Any]:
+    """Return mean, least and largest weight on and off the diagonal, and the mean entropy of a row, in nats."""
+    on = np.eye(len(weights), dtype=bool)
+    parts = {"diagonal": weights[on], "off_diagonal": weights[~on]}
+    found: dict[str, Any] = {
+        name: {"mean": float(part.mean()), "min": float(part.min()), "max": float(part.max())}
+        for name, part in parts.items()
+    }
+    logs = np.log(weights, out=np.zeros_like(weights), where=weights > 0)
+    return {**found, "mean_entropy": float(-(weights * logs).sum(1).mean())}
+
+
+def last_matrix(lines: Sequence[dict[str, Any]], home: Path) -> tuple[int, list[Any], np.ndarray] | None:
+    """Return the round, the nodes and the matrix, nodes x nodes, of the last weights that a run has logged.
+
+    None if there are none, or if their file in the run folder `home` is missing or cannot be read.
+    """
+    line = next(
+        (
+            line
+            for line in reversed(lines)
+            if drawable(line["log"], "nodes")
+            and (isinstance(line["log"].get("weights"), dict) or drawable(line["log"], "weights"))
+        ),
+        None,
+    )
+    if line is None:
+        return None
+    number, weights = line["round"], line["log"]["weights"]
+    if isinstance(weights, dict):
+        try:
+            with np.load(_file(home, number)) as kept:
+                weights = kept["weights"]
+        except (OSError, ValueError, KeyError):
+            return None
+    return number, line["log"]["nodes"], np.array(weights)
+
+
+def _file(home: Path, number: int) -> Path:
+    return home / _FOLDER / f"round-{number:06d}.npz"
