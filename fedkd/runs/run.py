@@ -24,7 +24,7 @@ from ..stopping import stoppable
 from . import checkpoints
 from .metrics import summarise, to_line
 from .origin import Origin, accepted_changes, go_on, origin_of, refuse_changes
-from .run_folder import CONFIG, MOST_ROWS, NotWritten, RunFolder, alone_in, refuse_used
+from .run_folder import CONFIG, MOST_ROWS, NotWritten, RunFolder, alone_in, refuse_used, writing
 from .trackers import Trackers, make_trackers
 from .weight_matrices import keep_apart
 
@@ -174,10 +174,11 @@ def run_with(
 
     def keep(record: Record) -> None:
         nonlocal ended
-        for name, row in record.images.items():
-            folder.keep_images(name, record.number, row)
         line = to_line(record)
-        line["log"] = keep_apart(record.log, record.number, folder.path)
+        with writing(folder.path):
+            for name, row in record.images.items():
+                folder.keep_images(name, record.number, row)
+            line["log"] = keep_apart(record.log, record.number, folder.path)
         folder.append(line)
         trackers.note(line)
         ended = _Ended(record.number, state_of(setup.strategy), carrier.states())
