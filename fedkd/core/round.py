@@ -321,6 +321,7 @@ class Round:
         return self.carrier.exchange(messages, self.config.timeout)
 
     def _note(self, action: str, arrival: Arrival, traffic: Sizes) -> None:
+        self.carrier.settle(arrival.node, arrival.failure is None)
         add_sizes(traffic["up"], arrival.sizes)
         for metric, value in arrival.metrics.items():
             self.record.nodes.setdefault(metric, {})[arrival.node] = value

@@ -33,7 +33,8 @@ def serve(
 ) -> dict[str, Any]:
     """Run a config over Flower's Grid into a new folder, or continue the run in a folder; return the summary.
 
-    Nodes keep their own states; the server's checkpoint and its roster of sites are in the folder. `on_event` gets a
+    Nodes keep their own states. In the folder are the server's checkpoint, which also has the last accepted request of
+    each node, and its roster of sites. `on_event` gets a
     line about each event of a site. Raises like `run`, and InputError if the folder to continue has another config.
     """
     folder = RunFolder(path)
@@ -44,7 +45,7 @@ def serve(
     setup = make_setup(config, device=prepare_as_engine(config))
     setup.check()
     trackers = make_trackers(config)
-    first_round = 0
+    first_round, states = 0, []
     if not resume:
         folder.create(setup.environment.config)
     with alone_in(path):
@@ -55,9 +56,11 @@ def serve(
             number, checkpoint = checkpoints.latest(folder.checkpoints, on_event)
             restore_state(setup.strategy, checkpoints.load_server(checkpoint))
             folder.rewind(number)
-            first_round, roster = number + 1, Roster.read(path / ROSTER, number + 1)
+            states = list(checkpoints.load_nodes(checkpoint))
+            first_round, roster = number + 1, Roster.read(path / ROSTER)
         else:
             roster = Roster(path=path / ROSTER)
             roster.write()
         sites = Sites(grid, setup, roster, first_round, on_event)
+        sites.restore(states)
         return run_with(setup, sites, folder, trackers, first_round, on_round, on_step)

@@ -7,7 +7,7 @@ run folders use numbers, as in a simulation. Only this file uses Flower's own id
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -25,8 +25,9 @@ from ..messages.carrier import Carrier
 from ..messages.flower import activations, error_reply, give_ids, has_stable_ids, renumber
 from ..messages.ledger import count_bytes
 from ..messages.payload import MOST_IMAGES, NODE, ROUND, SITE
-from .introduction import JOIN, REFUSE, TROUBLES, Introduction, introduction_of
+from .introduction import DAMAGED, JOIN, LOST, REFUSE, Introduction, introduction_of
 from .roster import ROSTER, Roster
+from .site_state import request_name
 
 _POLL_SECONDS = 0.25
 _PATIENCE = 60.0  # seconds that a round waits for the introduction of a new site
@@ -44,6 +45,7 @@ class _Site:
     id: int
     activated: str
     images: int
+    lost: bool = False  # whether it has lost its state, and no reply has been accepted since
 
 
 @dataclass
@@ -53,6 +55,7 @@ class _Sent:
     node: int
     action: str
     group: str
+    request: str
     activated: str
     place: int | None
     lost: bool = False  # the site has restarted since, so no reply will come
@@ -93,6 +96,12 @@ class Sites(Carrier):
         self._asked: dict[int, str] = {}  # by Flower id: the activation in which it was asked for its introduction
         self._joining: dict[str, tuple[int, float]] = {}  # by message: the Flower id, and the time of the message
         self._sent: dict[str, _Sent] = {}  # by message
+        self._requests = 0  # the number of requests in this run
+        self._replied: dict[
+            int, tuple[str, bool]
+        ] = {}  # until it is settled: the request, whether the site has a state
+        self._accepted: dict[int, str] = {}  # of each node that has a state: the last request whose reply was accepted
+        self._lost: set[int] = set()
         self._events: list[dict[str, Any]] = []
         self._welcome: dict[int, tuple[Introduction, str]] = {}  # by Flower id: they get numbers when all are connected
         self._begun = False
@@ -106,6 +115,31 @@ class Sites(Carrier):
         """Return the events of sites since the last call."""
         events, self._events = self._events, []
         return events
+
+    def settle(self, node: int, accepted: bool) -> None:
+        """Record an accepted reply; with the next request, the site is informed of the last one and goes back to it."""
+        request, has_state = self._replied.pop(node, ("", False))
+        if not request or not accepted:
+            return
+        self._sites[node].lost = False
+        self._accepted.pop(node, None)
+        if has_state:
+            self._accepted[node] = request
+
+    def states(self) -> Iterable[tuple[int, RecordDict]]:
+        """Return the last accepted request of each node that has a state; the states themselves are at the sites."""
+        return [
+            (node, RecordDict({ROUND: ConfigRecord({"accepted": a})})) for node, a in sorted(self._accepted.items())
+        ]
+
+    def restore(self, states: Iterable[tuple[int, RecordDict]]) -> None:
+        """Continue from a checkpoint: sites go back to the requests that were the last accepted ones then."""
+        self._accepted = {node: str(state.config_records[ROUND]["accepted"]) for node, state in states}
+
+    def lost_states(self) -> set[int]:
+        """Return the nodes that have lost their state since the last call."""
+        lost, self._lost = self._lost, set()
+        return lost
 
     def _note(self, name: str, node: int | None, event: str, **more: Any) -> None:
         self._events.append({"site": name, **({} if node is None else {"node": node}), "event": event, **more})
@@ -254,6 +288,14 @@ class Sites(Carrier):
             self._environment.architecture_numbers[number] = listed.index(one.model)
         about = f"{one.images} training images" + (f", {on_one_line(one.model, 200)}" if one.model else "")
         self._note(one.name, number, f"{'is back' if known else 'joined'}: {about}")
+        if number in self._accepted and not any(request <= self._accepted[number] for request in one.states):
+            self._has_lost(number)
+
+    def _has_lost(self, node: int) -> None:
+        """Record that a site has lost its state."""
+        self._sites[node].lost = True
+        self._lost.add(node)
+        self._note(self._sites[node].name, node, LOST)
 
     # Requests and replies
 
@@ -263,6 +305,7 @@ class Sites(Carrier):
         `timeout`: seconds for all of them together.
         """
         give_ids(messages)
+        self._requests += 1
         begin = time.monotonic()
         waiting = list(range(len(messages)))
         done: dict[int, Message] = {}
@@ -296,15 +339,17 @@ class Sites(Carrier):
         elif self._busy(node) is not None:
             return False
         else:
-            sent = self._push(self._addressed(message, site))
+            group = message.metadata.group_id
+            request = request_name(int(group), self._requests)
+            sent = self._push(self._addressed(message, site, request))
             if sent:
                 action = message.metadata.message_type.removeprefix("train.")
-                self._sent[sent[0]] = _Sent(node, action, message.metadata.group_id, site.activated, place)
+                self._sent[sent[0]] = _Sent(node, action, group, request, site.activated, place)
             else:
                 done[place] = error_reply(message, "the SuperLink did not take the request")
         return True
 
-    def _addressed(self, message: Message, site: _Site) -> Message:
+    def _addressed(self, message: Message, site: _Site, request: str) -> Message:
         """Return a message with the site's id in Flower, and the additional records for a site."""
         node = message.metadata.dst_node_id
         record = ConfigRecord(
@@ -313,7 +358,9 @@ class Sites(Carrier):
                 NODE: node,
                 "federation": self._roster.federation,
                 "first_round": self._first_round,
-                "keeps": site.name in self._roster.keeping,
+                "request": request,
+                "accepted": self._accepted.get(node, ""),
+                "lost": site.lost,
             }
         )
         content = RecordDict({**message.content, ROUND: record})
@@ -337,7 +384,7 @@ class Sites(Carrier):
                 continue
             sent = self._sent.pop(id)
             if sent.place is not None:
-                done[sent.place] = self._arrived(messages[sent.place], reply)
+                done[sent.place] = self._arrived(messages[sent.place], sent, reply)
             elif isinstance(reply, str) or reply.has_error():
                 self._note(self._sites[sent.node].name, sent.node, f"no reply to {sent.what}, given up")
             else:
@@ -365,23 +412,18 @@ class Sites(Carrier):
             return f"its reply cannot be read: {type(error).__name__}: {error}"
         return replies[0] if replies else None
 
-    def _arrived(self, message: Message, reply: Message | str) -> Message:
+    def _arrived(self, message: Message, sent: _Sent, reply: Message | str) -> Message:
         """Record what a reply reports about its site, and return the reply in the form of a simulated node's reply."""
-        node = message.metadata.dst_node_id
+        node = sent.node
         if isinstance(reply, str):
             return error_reply(message, on_one_line(reply))
         if reply.has_error():
+            if reply.error.reason == LOST:
+                self._has_lost(node)
             return error_reply(message, on_one_line(reply.error.reason or f"error {reply.error.code}"))
         about = reply.content.pop(SITE, ConfigRecord())
         about = about if isinstance(about, ConfigRecord) else ConfigRecord()
-        name, keeping = self._sites[node].name, self._roster.keeping
-        trouble = about.get("trouble")
-        if isinstance(trouble, str) and trouble in TROUBLES:
-            self._note(name, node, TROUBLES[trouble])
-        if bool(about.get("keeps", False)) != (name in keeping):
-            if name in keeping:
-                del keeping[name]
-            else:
-                keeping[name] = int(message.metadata.group_id)
-            self._roster.write()
+        if about.get("damaged") is True:
+            self._note(self._sites[node].name, node, DAMAGED)
+        self._replied[node] = sent.request, about.get("keeps") is True
         return renumber(reply, node)
