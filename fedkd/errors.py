@@ -34,5 +34,9 @@ def on_one_line(text: str, most: int = 400) -> str:
     return plain if len(plain) <= most else f"{plain[: most - 3]}..."
 
 
+class TooFewReplies(RunError):
+    """A request with fewer good replies than it needs."""
+
+
 class StatesLost(RunError):
     """The states of nodes were lost with the machine that stored them; the run can resume from its last checkpoint."""

@@ -117,11 +117,6 @@ class Client:
 
     # Its model
 
-    @property
-    def has_model(self) -> bool:
-        """Return whether the node has a personal model from an earlier request."""
-        return MODEL in self.state.array_records
-
     @cached_property
     def model(self) -> nn.Module:
         """Return the node's model with its personal weights: those of an earlier request, or else its initial ones.

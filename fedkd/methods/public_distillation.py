@@ -137,7 +137,7 @@ class Pretraining(PublicSetStrategy):
                 "set data.public.labelled = true, or public_epochs = 0."
             )
 
-    def prepare(self, federation: Round) -> None:
-        """Pre-train every node's model."""
+    def prepare_nodes(self, federation: Round) -> None:
+        """Pre-train the nodes' models."""
         if self.public_epochs or self.private_epochs:
             federation.ask("pretrain", expect=Expected())

@@ -11,7 +11,7 @@ import torch
 from helpers import Make, lines
 from helpers.formulas import Given
 
-from fedkd import Environment, Payload
+from fedkd import Environment
 from fedkd.config import Config
 from fedkd.core.round_loop import run_rounds
 from fedkd.core.setup import make_setup
@@ -19,7 +19,7 @@ from fedkd.learning.evaluation import evaluate
 from fedkd.messages.arrays import tensors_of
 from fedkd.runs.checkpoints import latest, load_nodes
 from fedkd.runs.run import make_engine, run
-from fedkd.strategies.fedmd import FedMDClient, digest_loss
+from fedkd.strategies.fedmd import digest_loss
 from fedkd.streams import torch_stream
 
 PUBLIC = {"data.public": {"size": 60, "labelled": True}}
@@ -153,31 +153,3 @@ def test_pretraining_uses_public_labels_and_only_if_asked(tiny: Make, tmp_path: 
     model = environment.model(0)
     model.load_state_dict(environment.initial_weights(0, 0))
     assert evaluate(model, environment.data.test, environment.preprocess)["accuracy"] < 0.4
-
-
-def test_who_misses_pretraining_makes_up_for_it_before_anything_else(
-    tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Node 2 errs before round 1 and as it is asked for its knowledge, but is there for the digest."""
-    pretrained = []
-    communicate, pretrain = FedMDClient.communicate, FedMDClient._pretrain
-
-    def erring(self: FedMDClient, request: Payload) -> Payload:
-        if self.node == 2 and self.round < 2:
-            raise RuntimeError("out of order")
-        return communicate(self, request) if self.round else Payload()
-
-    def counting(self: FedMDClient) -> None:
-        pretrained.append((self.action, self.node))
-        pretrain(self)
-
-    def before_round_one(self: FedMDClient, request: Payload) -> Payload:
-        self._pretrain()
-        return erring(self, request)
-
-    monkeypatch.setattr(FedMDClient, "communicate", erring)
-    monkeypatch.setattr(FedMDClient, "pretrain", before_round_one)
-    monkeypatch.setattr(FedMDClient, "_pretrain", counting)
-    run(tiny({**PUBLIC, "strategy": {**FEDMD, "private_epochs": 1}, "rounds": 2}), tmp_path / "run")
-    assert [len(line["failures"]) for line in lines(tmp_path / "run")] == [1, 1, 0]
-    assert sorted(pretrained) == [("digest", 2), *(("pretrain", node) for node in range(6))]
