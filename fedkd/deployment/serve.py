@@ -51,7 +51,7 @@ def serve(
     with alone_in(path):
         if resume:
             begun, wanted = to_table(read_config(path / CONFIG)), to_table(setup.environment.config)
-            if (other := difference(begun, wanted, ("rounds",))) is not None:
+            if (other := difference(begun, wanted, ("rounds", "timeout"))) is not None:
                 raise InputError(f"{path} was begun with another config: {other}.")
             number, checkpoint = checkpoints.latest(folder.checkpoints, on_event)
             restore_state(setup.strategy, checkpoints.load_server(checkpoint))

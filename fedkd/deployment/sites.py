@@ -26,6 +26,7 @@ from ..messages.flower import activations, error_reply, give_ids, has_stable_ids
 from ..messages.ledger import count_bytes
 from ..messages.payload import MOST_IMAGES, NODE, ROUND, SITE
 from .introduction import DAMAGED, JOIN, LOST, REFUSE, Introduction, introduction_of
+from .patience import FIRST_NOTICE, NEXT_NOTICE, time_limit, waiting_line
 from .roster import ROSTER, Roster
 from .site_state import request_name
 
@@ -33,7 +34,7 @@ _POLL_SECONDS = 0.25
 _PATIENCE = 60.0  # seconds that a round waits for the introduction of a new site
 _REMIND_SECONDS = 30.0  # time between two lines about missing sites
 _ONE_MEGABYTE = 10**6
-_PATIENT_TIMEOUTS = 3  # after this number of timeouts, a late reply is given up
+_PATIENT_TIMEOUTS = 3  # after this number of time limits, a late reply is given up
 _LEAST_TTL = 60.0
 
 
@@ -57,6 +58,7 @@ class _Sent:
     group: str
     request: str
     activated: str
+    begin: float
     place: int | None
     lost: bool = False  # the site has restarted since, so no reply will come
 
@@ -64,6 +66,10 @@ class _Sent:
     def what(self) -> str:
         """Return the request as text."""
         return f"{self.action!r} of round {self.group}"
+
+
+def _action_of(message: Message) -> str:
+    return message.metadata.message_type.removeprefix("train.")
 
 
 class Sites(Carrier):
@@ -102,6 +108,7 @@ class Sites(Carrier):
         ] = {}  # until it is settled: the request, whether the site has a state
         self._accepted: dict[int, str] = {}  # of each node that has a state: the last request whose reply was accepted
         self._lost: set[int] = set()
+        self._longest: dict[str, float] = {}  # by action: the longest time, in seconds, that a reply has taken
         self._events: list[dict[str, Any]] = []
         self._welcome: dict[int, tuple[Introduction, str]] = {}  # by Flower id: they get numbers when all are connected
         self._begun = False
@@ -302,33 +309,50 @@ class Sites(Carrier):
     def exchange(self, messages: list[Message], timeout: float | None) -> Iterator[Message]:
         """Send messages to the sites; yield a reply or an error reply for each, in their order, as soon as possible.
 
-        `timeout`: seconds for all of them together.
+        `timeout`: seconds for all of them together; by default `time_limit`. The sites that are awaited are reported
+        after a minute, and then rarely.
         """
+        if not messages:
+            return
         give_ids(messages)
         self._requests += 1
+        limit = time_limit(self._longest.get(_action_of(messages[0]))) if timeout is None else timeout
+        late = f"no reply within {limit:g} s" + (", and the config sets no timeout" if timeout is None else "")
         begin = time.monotonic()
+        next_notice = begin + FIRST_NOTICE
         waiting = list(range(len(messages)))
         done: dict[int, Message] = {}
         following = 0
         while following < len(messages):
             here = activations(self._grid)
-            waiting = [place for place in waiting if not self._start(place, messages[place], here, done)]
+            waiting = [place for place in waiting if not self._start(place, messages[place], here, done, limit)]
             self._collect(messages, here, done)
-            if timeout is not None and time.monotonic() - begin > timeout:
+            if time.monotonic() - begin > limit:
                 for place in waiting:
-                    done[place] = error_reply(messages[place], self._why_late(messages[place], timeout))
+                    done[place] = error_reply(messages[place], f"{late}{self._still_at(messages[place])}")
                 for sent in self._sent.values():
                     if sent.place is not None:
-                        done[sent.place] = error_reply(messages[sent.place], f"no reply within {timeout:g} s")
+                        done[sent.place] = error_reply(messages[sent.place], late)
                         sent.place = None
                 waiting = []
+            elif time.monotonic() >= next_notice:
+                next_notice = time.monotonic() + NEXT_NOTICE
+                awaited = [*waiting, *(sent.place for sent in self._sent.values() if sent.place is not None)]
+                self._report_awaited([messages[place] for place in sorted(awaited)], time.monotonic() - begin)
             while following in done:
                 yield done.pop(following)
                 following += 1
             if following < len(messages):
                 time.sleep(_POLL_SECONDS)
 
-    def _start(self, place: int, message: Message, here: dict[int, str], done: dict[int, Message]) -> bool:
+    def _report_awaited(self, messages: list[Message], seconds: float) -> None:
+        if messages:
+            names = [self._sites[message.metadata.dst_node_id].name for message in messages]
+            self._on_event(waiting_line(messages[0].metadata.group_id, _action_of(messages[0]), names, seconds))
+
+    def _start(
+        self, place: int, message: Message, here: dict[int, str], done: dict[int, Message], limit: float
+    ) -> bool:
         """Send a message, or let it fail immediately; return False if it must wait until its site is free."""
         node = message.metadata.dst_node_id
         site = self._sites.get(node)
@@ -341,15 +365,15 @@ class Sites(Carrier):
         else:
             group = message.metadata.group_id
             request = request_name(int(group), self._requests)
-            sent = self._push(self._addressed(message, site, request))
+            sent = self._push(self._addressed(message, site, request, limit))
             if sent:
-                action = message.metadata.message_type.removeprefix("train.")
-                self._sent[sent[0]] = _Sent(node, action, group, request, site.activated, place)
+                begin = time.monotonic()
+                self._sent[sent[0]] = _Sent(node, _action_of(message), group, request, site.activated, begin, place)
             else:
                 done[place] = error_reply(message, "the SuperLink did not take the request")
         return True
 
-    def _addressed(self, message: Message, site: _Site, request: str) -> Message:
+    def _addressed(self, message: Message, site: _Site, request: str, limit: float) -> Message:
         """Return a message with the site's id in Flower, and the additional records for a site."""
         node = message.metadata.dst_node_id
         record = ConfigRecord(
@@ -364,17 +388,15 @@ class Sites(Carrier):
             }
         )
         content = RecordDict({**message.content, ROUND: record})
-        timeout = self._environment.config.timeout
-        ttl = None if timeout is None else max(_LEAST_TTL, _PATIENT_TIMEOUTS * timeout)  # then its site is free again
+        ttl = max(_LEAST_TTL, _PATIENT_TIMEOUTS * limit)  # then its site is free again
         return Message(content, site.id, message.metadata.message_type, ttl=ttl, group_id=message.metadata.group_id)
 
     def _busy(self, node: int) -> _Sent | None:
         return next((sent for sent in self._sent.values() if sent.node == node and not sent.lost), None)
 
-    def _why_late(self, message: Message, timeout: float) -> str:
+    def _still_at(self, message: Message) -> str:
         busy = self._busy(message.metadata.dst_node_id)
-        still = "" if busy is None else f"; it is still at {busy.what}"
-        return f"no reply within {timeout:g} s{still}"
+        return "" if busy is None else f"; it is still at {busy.what}"
 
     def _collect(self, messages: list[Message], here: dict[int, str], done: dict[int, Message]) -> None:
         """Handle received replies: those to these messages, and those to earlier requests, which are dropped."""
@@ -383,6 +405,9 @@ class Sites(Carrier):
             if reply is None:
                 continue
             sent = self._sent.pop(id)
+            if isinstance(reply, Message) and not reply.has_error():
+                seconds = time.monotonic() - sent.begin
+                self._longest[sent.action] = max(seconds, self._longest.get(sent.action, 0.0))
             if sent.place is not None:
                 done[sent.place] = self._arrived(messages[sent.place], sent, reply)
             elif isinstance(reply, str) or reply.has_error():
