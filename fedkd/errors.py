@@ -49,5 +49,9 @@ def some(names: Sequence[str], most: int = 10) -> str:
     return f"{shown}, ... ({len(names)})" if len(names) > most else shown
 
 
+class TooFewReplies(RunError):
+    """A request with fewer good replies than it needs."""
+
+
 class StatesLost(RunError):
     """The states of nodes were lost with the machine that stored them; the run can resume from its last checkpoint."""

@@ -18,16 +18,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from flwr.app import Message
+from flwr.app import ArrayRecord, Message, RecordDict
 
 from .config import Config, parse_config
 from .core.record import Record
 from .core.round_loop import run_rounds
 from .core.setup import Setup, make_setup
-from .core.state import State, restore_state, state_of
+from .core.state import State, pack, restore_state, state_of
 from .core.strategy import Strategy
 from .data.partitions import Pool, Split
 from .errors import InputError, RunError
+from .messages.arrays import tensors_of
 from .messages.flower import error_reply
 from .messages.ledger import Sizes, add_sizes, count_bytes, no_bytes
 from .runs.run import resume, run
@@ -38,6 +39,7 @@ ROUNDS = 3
 NODES = 4
 WORKERS = 2  # of Ray
 BAD_NODE, BAD_ROUND = 1, 2  # which node fails, and when
+Change = Callable[[Message, Callable[[Message], Message]], Message]  # from a request and who answers it to the reply
 
 TINY: dict[str, Any] = {
     "rounds": ROUNDS,
@@ -157,20 +159,24 @@ def same_bytes_after_resume(config: Config, home: Path) -> None:
 
 def missing_node(config: Config, home: Path) -> None:
     """A missing node is a named failure, and the run goes on."""
-    _one_bad_node(config, lambda message, reply: error_reply(message, "is away"))
+    _one_bad_node(config, _away)
 
 
 def nan_reply(config: Config, home: Path) -> None:
-    """A reply with a NaN is a named failure, and reaches nothing."""
+    """A reply with a NaN is a named failure, and reaches nothing; its node is as if it had been away."""
 
-    def spoil(message: Message, reply: Message) -> Message:
+    def spoil(message: Message, answer: Callable[[Message], Message]) -> Message:
+        reply = answer(message)
         if not reply.has_error():
             reply.content = damaged(reply.content, "nan")
         return reply
 
-    setup = _one_bad_node(config, spoil)
-    wrong = [path for path, tensor in state_of(setup.strategy).tensors.items() if not _is_finite(tensor)]
+    server, nodes = _one_bad_node(config, spoil)
+    wrong = [path for path, tensor in server.tensors.items() if not _is_finite(tensor)]
     assert not wrong, f"values that are not finite in the state: {', '.join(wrong)}"
+    without_server, without_nodes = _one_bad_node(config, _away)
+    assert _is_equal(server, without_server), "the server's state is not that of a run in which the node was away"
+    assert _is_equal(nodes, without_nodes), "the nodes' states are not those of a run in which the node was away"
 
 
 def node_with_one_sample(config: Config, home: Path) -> None:
@@ -267,25 +273,28 @@ def _no_failure(records: list[Record]) -> None:
 
 
 class _BadNodeGrid(InlineGrid):
-    """The inline engine, with one node's replies in one round changed."""
+    """The inline engine, with one node's answers in one round changed."""
 
-    def __init__(self, setup: Setup, change: Callable[[Message, Message], Message]) -> None:
+    def __init__(self, setup: Setup, change: Change) -> None:
         super().__init__(setup)
         self._change = change
         self.changed: list[str] = []
 
     def _call(self, message: Message) -> Message:
-        reply = super()._call(message)
         action = message.metadata.message_type.removeprefix("train.")
         where = (message.metadata.dst_node_id, int(message.metadata.group_id))
         if where != (BAD_NODE, BAD_ROUND) or action == "evaluate":
-            return reply
-        changed = self._change(message, reply)
+            return super()._call(message)
         self.changed.append(action)
-        return changed
+        return self._change(message, super()._call)
 
 
-def _one_bad_node(config: Config, change: Callable[[Message, Message], Message]) -> Setup:
+def _away(message: Message, answer: Callable[[Message], Message]) -> Message:
+    return error_reply(message, "is away")
+
+
+def _one_bad_node(config: Config, change: Change) -> tuple[State, State]:
+    """Run with one bad node; return the states of the server and of the nodes at the end."""
     setup = make_setup(config)
     engine = _BadNodeGrid(setup, change)
     records = _records(setup, engine)
@@ -296,7 +305,7 @@ def _one_bad_node(config: Config, change: Callable[[Message, Message], Message])
         assert not others, f"round {record.number}: {others[0]}"
         missed = [action for node, action in right if (node, action) not in found]
         assert not missed, f"round {record.number}: the bad reply to {missed[0]!r} is no failure of its node"
-    return setup
+    return state_of(setup.strategy), _state_of_nodes(engine)
 
 
 class _CountingGrid(InlineGrid):
@@ -332,6 +341,17 @@ def _lines(folder: Path) -> list[dict[str, Any]]:
 def _checkpoint(folder: Path) -> dict[str, bytes]:
     newest = max((folder / "checkpoints").glob("round-*"))
     return {str(path.relative_to(newest)): path.read_bytes() for path in newest.rglob("*") if path.is_file()}
+
+
+def _state_of_nodes(engine: InlineGrid) -> State:
+    def plain(state: RecordDict) -> dict[str, Any]:
+        return {key: tensors_of(r) if isinstance(r, ArrayRecord) else dict(r) for key, r in state.items()}
+
+    return pack({node: plain(state) for node, state in engine.states()}, "the nodes' states")
+
+
+def _is_equal(one: State, other: State) -> bool:
+    return one.form == other.form and all(torch.equal(one.tensors[path], other.tensors[path]) for path in one.tensors)
 
 
 def _is_finite(tensor: torch.Tensor) -> bool:

@@ -2,6 +2,7 @@
 
 * `base`: a Flower Grid with simulated nodes; the common part of all engines.
 * `node`: one request to one node: its state before and after, injected faults.
+* `node_states`: the nodes' states; a state counts once the server has accepted the reply.
 * `faults`: the injected faults, drawn from the seed.
 * `inline`: all clients in this process, one after another.
 * `ray`: the Ray engine; `ray_actor`: a worker process; `ray_pool`: gives work to workers, and replaces workers that

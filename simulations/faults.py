@@ -45,11 +45,6 @@ class Fault:
         return {"dropout": "dropped out (injected)", "error": "InjectedError: a client error on purpose",
                 "lost": "reply lost (injected)"}.get(self.kind)  # fmt: skip
 
-    @property
-    def runs(self) -> bool:
-        """Return whether the client does its work in spite of the fault."""
-        return self.kind not in ("dropout", "error")
-
 
 def fault_of(config: Config, message: Message) -> Fault | None:
     """Return the fault of a request to a simulated node, if any. A node that drops out is absent for a whole round."""

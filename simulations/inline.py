@@ -17,6 +17,7 @@ from fedkd.messages.merging import Block, Merge, merge_block
 
 from .base import SimulationGrid
 from .node import call_node
+from .node_states import NodeStates
 
 
 class InlineGrid(SimulationGrid):
@@ -29,7 +30,7 @@ class InlineGrid(SimulationGrid):
         self._threads_before = torch.get_num_threads()
         self._environment.use_device(prepare_process(threads, device, gpu=True))
         self._app = make_client_app(setup.strategy, lambda: setup)
-        self._states: dict[int, RecordDict] = {}
+        self._states: NodeStates[RecordDict] = NodeStates()
 
     def carry(self, messages: list[Message], timeout: float | None) -> Iterator[Message]:
         """Run the clients one by one."""
@@ -48,21 +49,22 @@ class InlineGrid(SimulationGrid):
 
     def _call(self, message: Message) -> Message:
         node = message.metadata.dst_node_id
-        state = self._states.get(node, RecordDict())
-        reply, state = call_node(self._environment, self._app, message, state)
-        if state:
-            self._states[node] = state
-        else:
-            self._states.pop(node, None)
+        before = self._states.current.get(node, RecordDict())
+        reply, state = call_node(self._environment, self._app, message, before)
+        self._states.keep(node, state or None)
         return reply
+
+    def settle(self, node: int, accepted: bool) -> None:
+        """Keep the state that the node's last request left, or return to the one before."""
+        self._states.settle(node, accepted)
 
     def states(self) -> Iterable[tuple[int, RecordDict]]:
         """Return the current states of the nodes."""
-        return sorted(self._states.items(), key=lambda item: item[0])
+        return sorted(self._states.current.items(), key=lambda item: item[0])
 
     def restore(self, states: Iterable[tuple[int, RecordDict]]) -> None:
         """Load the nodes' states of a checkpoint."""
-        self._states = dict(states)
+        self._states.restore(dict(states))
 
     def close(self) -> None:
         """Restore the process's number of threads."""

@@ -15,15 +15,15 @@ from .faults import damaged, fault_of
 def call_node(
     environment: Environment, app: ClientApp, message: Message, state: RecordDict
 ) -> tuple[Message, RecordDict]:
-    """Return a node's reply and its new state. If the client raises, return an error reply and the old state."""
+    """Return a node's reply and its new state. If the client raises, return an error reply and the old state.
+
+    A client whose reply is injected to be late or lost does not run: nothing of what it would do counts.
+    """
     fault = fault_of(environment.config, message)
-    reason = None if fault is None else fault.failure(environment.config.timeout)
-    if fault is not None and not fault.runs:
-        return error_reply(message, str(reason)), state
+    if fault is not None and (reason := fault.failure(environment.config.timeout)) is not None:
+        return error_reply(message, reason), state
     context = node_context(message.metadata.dst_node_id, environment.data.clients, RecordDict(dict(state)))
     reply = call(app, message, context)
-    if reason is not None:
-        reply = error_reply(message, reason)
-    elif fault is not None and fault.kind == "corrupted" and not reply.has_error():
+    if fault is not None and fault.kind == "corrupted" and not reply.has_error():
         reply.content = damaged(reply.content, fault.damage)
     return reply, context.state

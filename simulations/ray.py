@@ -83,7 +83,7 @@ class RayGrid(SimulationGrid):
             content, shell = contents.put(message), without_content(message)
 
             def start(actor: Any, shell: Message = shell, content: Any = content) -> list[Any]:
-                state = self.pool.states.get(shell.metadata.dst_node_id)
+                state = self.pool.states.current.get(shell.metadata.dst_node_id)
                 refs: list[Any] = actor.call.options(num_returns=2).remote(shell, content, state)
                 return refs
 
@@ -114,7 +114,7 @@ class RayGrid(SimulationGrid):
             def start(
                 actor: Any, shells: list[Message] = shells, numbers: list[int] = numbers, unique: list[Any] = unique
             ) -> list[Any]:
-                states = [self.pool.states.get(shell.metadata.dst_node_id) for shell in shells]
+                states = [self.pool.states.current.get(shell.metadata.dst_node_id) for shell in shells]
                 method = actor.call_block.options(num_returns=1 + len(shells))
                 returned: list[Any] = method.remote(shells, numbers, merge, expectation, limits, *unique, *states)
                 return returned
@@ -126,13 +126,17 @@ class RayGrid(SimulationGrid):
             else:  # one of its clients ended the process: run each separately, so that the others count
                 yield merge_block(self.carry(call.messages, None), merge, expectation, limits)
 
+    def settle(self, node: int, accepted: bool) -> None:
+        """Keep the state that the node's last request left, or return to the one before; neither is fetched."""
+        self.pool.states.settle(node, accepted)
+
     def states(self) -> Iterable[tuple[int, RecordDict]]:
         """Return the current states of the nodes, fetched one at a time."""
-        return _States(dict(self.pool.states))
+        return _States(dict(self.pool.states.current))
 
     def restore(self, states: Iterable[tuple[int, RecordDict]]) -> None:
         """Put the nodes' states of a checkpoint into the object store."""
-        self.pool.states = {node: ray.put(state) for node, state in states}
+        self.pool.states.restore({node: ray.put(state) for node, state in states})
 
     def close(self) -> None:
         """Stop the workers, and the cluster if the engine started it."""

@@ -15,6 +15,7 @@ from flwr.app import Message
 from fedkd.errors import InputError, RunError, StatesLost
 from fedkd.messages.merging import Block
 
+from .node_states import NodeStates
 from .ray_actor import ClientActor, Result
 
 _log = logging.getLogger("fedkd")
@@ -29,7 +30,7 @@ class WorkerPool:
     def __init__(self, arguments: tuple[Any, ...], shares: tuple[float, float]) -> None:
         """Make an empty pool. `arguments`: of each ClientActor. `shares`: the CPUs and GPUs of each."""
         self.slots: list[Slot] = []
-        self.states: dict[int, Any] = {}  # references to the states of nodes
+        self.states: NodeStates[Any] = NodeStates()  # references to them
         self._arguments = arguments
         self._shares = shares
         self._halved = False
@@ -52,7 +53,8 @@ class WorkerPool:
         """Stop the workers and drop the states."""
         for slot in self.slots:
             ray.kill(slot.actor)
-        self.slots, self.states = [], {}
+        self.slots = []
+        self.states.restore({})
 
     def _new_slot(self) -> Slot:
         # Ray must not restart workers: the pool does, because it knows which client was running when one died
@@ -179,10 +181,7 @@ class WorkerPool:
 
     def _keep(self, call: Call, refs: list[Any], result: Result) -> None:
         for message, state, keeps in zip(call.messages, refs[1:], result.keeps, strict=True):
-            if keeps:
-                self.states[message.metadata.dst_node_id] = state
-            else:
-                self.states.pop(message.metadata.dst_node_id, None)
+            self.states.keep(message.metadata.dst_node_id, state if keeps else None)
 
     def _replace(self, slot: Slot) -> None:
         """Replace a worker by a new one. The new one gets work when it has started, which may never happen."""
@@ -207,9 +206,9 @@ class WorkerPool:
         """Raise StatesLost if the state of a node of a call is lost."""
         for message in call.messages:
             node = message.metadata.dst_node_id
-            if node in self.states:
+            if node in self.states.current:
                 try:
-                    ray.get(self.states[node])
+                    ray.get(self.states.current[node])
                 except ray.exceptions.RayError as error:
                     raise StatesLost(f"The state of node {node} was lost with the machine that stored it.") from error
 

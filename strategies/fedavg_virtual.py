@@ -26,8 +26,8 @@ class FedAvgVirtual(VirtualImages, Wrapper):
     """A base that averages weights (FedAvg by default), on virtual images: FedLGD's baselines (Huang et al., TMLR).
 
     Each client distils its images before round 1 and then trains only on the virtual images. Nothing else of the base
-    changes. Test images are real. A node that misses the start, or some of the initial steps, does them before it
-    trains.
+    changes. Test images are real. A node that joins late, or misses some of the initial steps, does them
+    before it trains.
     """
 
     base: NamedTable = field(default_factory=lambda: NamedTable(name="fedavg"))
@@ -43,11 +43,14 @@ class FedAvgVirtual(VirtualImages, Wrapper):
         super().check(environment)
         self.check_images(environment)
 
-    def prepare(self, federation: Round) -> None:
-        """Ask each node to make its virtual images, then call the base's `prepare`."""
+    def prepare_nodes(self, federation: Round) -> None:
+        """Ask nodes to make their virtual images."""
         expect = Expected(numbers={"examples": IMAGES})
         nodes = [node for node, _ in federation.ask("begin", expect=expect)]
         self.distil(federation, nodes)
+
+    def prepare(self, federation: Round) -> None:
+        """Show the virtual images, then call the base's `prepare`."""
         self.show_images(federation)
         super().prepare(federation)
 

@@ -85,7 +85,6 @@ class FedLGDClient(VirtualImagesClient, GlobalModelClient):
 
     def refine(self, method: FedLGD) -> None:
         """Take `local_steps` steps of IDM under the received model, and store the images."""
-        self.catch_up()
         distiller = IDM(
             lr=method.pixel_lr, momentum=method.pixel_momentum, real_batch=method.real_batch, augment=method.augment
         )
@@ -141,6 +140,7 @@ class FedLGD(VirtualImages, Strategy):
 
     Before round 1: `VirtualImages`, and the global virtual images, `server_ipc` per class, with pixels ~ N(mean,
     deviation) of the clients' class statistics, averaged over the clients that have the class.
+    Clients that join later do the same before their first round; classes that only they have get global images then.
 
     Round t + 1 (the paper counts t from 0), with t in tau = {0, `gap`, 2 `gap`, ..., `times` `gap`}: except for t = 0,
     the cohort first refines its images with `local_steps` of IDM under the received model. It trains with plain
@@ -177,8 +177,11 @@ class FedLGD(VirtualImages, Strategy):
         """Raise InputError for `data.augment`, which virtual images do not use."""
         self.check_images(environment)
 
-    def prepare(self, federation: Round) -> None:
-        """Ask each node to make its images; make the global images from the nodes' class statistics."""
+    def prepare_nodes(self, federation: Round) -> None:
+        """Ask nodes to make their images; make global images of classes that no node before has had.
+
+        They start from the class statistics of these nodes. The global images of all other classes stay.
+        """
         data = federation.environment.data
         classes, (channels, height, width) = len(data.classes), data.image_shape
         table = ArraySpec((classes, channels))
@@ -189,12 +192,27 @@ class FedLGD(VirtualImages, Strategy):
             nodes.append(node)
             statistics.append([reply.statistics[name] for name in specs])
         mean, deviation, held = average_statistics(*(torch.stack(part) for part in zip(*statistics, strict=True)))
-        images, labels = normal_images(
-            mean, deviation, held, self.server_ipc, (height, width), federation.stream("first-images")
-        )
-        self.anchors = {"images": images, "labels": labels}
-        self._show(federation)
+        self.cached = self.cached - set(nodes)
+        if self.anchors:
+            held[self.anchors["labels"].unique()] = False
+        if bool(held.any()):
+            images, labels = normal_images(
+                mean, deviation, held, self.server_ipc, (height, width), federation.stream("first-images")
+            )
+            self._add_anchors(images, labels)
         self.distil(federation, nodes)
+
+    def _add_anchors(self, images: Tensor, labels: Tensor) -> None:
+        """Add global images of new classes; the order stays that of the classes."""
+        if self.anchors:
+            images, labels = torch.cat([self.anchors["images"], images]), torch.cat([self.anchors["labels"], labels])
+            order = labels.argsort(stable=True)
+            images, labels = images[order], labels[order]
+        self.anchors, self.cached = {"images": images, "labels": labels}, set()
+
+    def prepare(self, federation: Round) -> None:
+        """Show the first images."""
+        self._show(federation)
         self.show_images(federation)
 
     def run_round(self, federation: Round) -> None:

@@ -34,10 +34,6 @@ class FedMDClient(PublicSetClient):
 
     def pretrain(self, request: Payload) -> Payload:
         """Train on the labelled public set, then on the node's own images (transfer learning, the paper's step 1)."""
-        self._pretrain()
-        return Payload()
-
-    def _pretrain(self) -> None:
         method: Pretraining = self.strategy
         if epochs := method.epochs_on_public(self.environment):
             labels = torch.from_numpy(self.public.labels)
@@ -45,19 +41,14 @@ class FedMDClient(PublicSetClient):
         if method.private_epochs:
             self.train(self.data, self.labels, purpose="private-pretraining", epochs=method.private_epochs)
         self.keep_model()
+        return Payload()
 
     def communicate(self, request: Payload) -> Payload:
-        """Return the knowledge on the subset, P x C, in its order. A node without a model is pre-trained first."""
-        if not self.has_model:
-            self._pretrain()
+        """Return the knowledge on the subset, P x C, in its order."""
         return self.send_knowledge(self.knowledge(self.subset(request)))
 
     def digest(self, request: Payload) -> Payload:
-        """Train towards the targets on the subset, then on the node's images. A node without a model is pre-trained
-        first.
-        """
-        if not self.has_model:  # its earlier requests failed
-            self._pretrain()
+        """Train towards the targets on the subset, then on the node's images."""
         self.distil(self.subset(request), request.logits["targets"], self.digest_loss())
         self.train_locally()
         self.keep_model()

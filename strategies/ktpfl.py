@@ -107,8 +107,7 @@ class KTpFL(Pretraining):
     coefficients: Tensor = field(default_factory=lambda: torch.empty(0, 0, dtype=torch.float64), init=False)
 
     def prepare(self, federation: Round) -> None:
-        """Start with equal coefficients, and pre-train every node's model if the config says so."""
-        super().prepare(federation)
+        """Start with equal coefficients."""
         self.known = list(federation.cohort)
         self.coefficients = torch.full((len(self.known),) * 2, 1 / len(self.known), dtype=torch.float64)
 

@@ -31,7 +31,8 @@ class Client:
 
     A method that takes exactly `request` answers the server's `ask("name", ...)` and returns a Payload. Each request
     gets a new object. `self.state` (Flower's context of the node) lasts between requests: write it with `keep` or
-    `keep_model`, read it with `recall`. If a request raises an error, its changes to the state are lost.
+    `keep_model`, read it with `recall`. A request's changes to the state count once the server has accepted the reply;
+    they are lost if the request raises an error, or if its reply is refused, late or lost.
     """
 
     def __init__(
@@ -115,11 +116,6 @@ class Client:
         return None if record is None else tensors_of(record)
 
     # Its model
-
-    @property
-    def has_model(self) -> bool:
-        """Return whether the node has a personal model from an earlier request."""
-        return MODEL in self.state.array_records
 
     @cached_property
     def model(self) -> nn.Module:

@@ -71,7 +71,7 @@ def _method_problems(kind: type[Strategy]) -> Iterator[str]:
         yield f"{_name_at(kind)}: client = {client!r}: write client: ClassVar[type[Client]] = YourClient."
     if inspect.isabstract(kind):
         yield f"{_name_at(kind)}: the class lacks {', '.join(sorted(kind.__abstractmethods__))}: write it."
-    for name in ("prepare", "run_round", "check", "evaluation", "measure", "initial_weights"):
+    for name in ("prepare_nodes", "prepare", "run_round", "check", "evaluation", "measure", "initial_weights"):
         own = [p for p in inspect.signature(getattr(kind, name)).parameters.values() if p.default is p.empty]
         wanted = inspect.signature(getattr(Strategy, name)).parameters
         if len(own) != len(wanted):

@@ -14,7 +14,7 @@ import torch
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 
 from ..config import Config
-from ..errors import RunError, unknown
+from ..errors import RunError, TooFewReplies, unknown
 from ..messages.arrays import array_record
 from ..messages.arrival import Arrival, Expectation, arrive
 from ..messages.carrier import Carrier
@@ -67,6 +67,7 @@ class Round:
         self._actions = actions
         self._most_images = most_images
         self._on_step = on_step
+        self._least = environment.config.min_replies  # good replies that a request needs, if it goes to that many nodes
         self._open: _Stream | None = None
         self._overheard: list[Reply] | None = None
 
@@ -79,6 +80,12 @@ class Round:
     def due(self) -> bool:
         """Return whether the models are measured at the end of this round."""
         return bool(self.measured)
+
+    def among(self, nodes: list[int]) -> Round:
+        """Return this round with another cohort, where one good reply to a request is enough."""
+        part = copy.copy(self)
+        part.cohort, part._least = nodes, 1
+        return part
 
     def stream(self, purpose: str) -> torch.Generator:
         """Return the server's stream of this round for a purpose."""
@@ -168,7 +175,7 @@ class Round:
         self._finish_open()
         messages = self._messages(action, payload if payload is not None else Payload(), self.cohort)
         expect = self._bounded(expect, messages)
-        required = min(self.config.min_replies, len(messages))
+        required = min(self._least, len(messages))
         if merge is not None:
             return self._merged(action, messages, expect, merge, required)
         replies = self._replies(action, messages, expect, self.record.bytes, required)
@@ -205,7 +212,7 @@ class Round:
                 one = expect.get(arrival.node) if isinstance(expect, Mapping) else expect
                 reply.content = _flower_records(arrival.payload, one)
                 good.append(reply)
-        self._need("train", len(sent), len(good), min(self.config.min_replies, len(sent)))
+        self._need("train", len(sent), len(good), min(self._least, len(sent)))
         return good
 
     def measure(self, payload: Payload | Mapping[int, Payload]) -> Callable[[], None]:
@@ -320,6 +327,7 @@ class Round:
         return self.carrier.exchange(messages, self.config.timeout)
 
     def _note(self, action: str, arrival: Arrival, traffic: Sizes) -> None:
+        self.carrier.settle(arrival.node, arrival.failure is None)
         add_sizes(traffic["up"], arrival.sizes)
         for metric, value in arrival.metrics.items():
             self.record.nodes.setdefault(metric, {})[arrival.node] = value
@@ -330,7 +338,7 @@ class Round:
         if good < required:
             failures = [f for f in self.record.failures if f["action"] == action]
             reasons = "; ".join(f"node {f['node']}: {f['reason']}" for f in failures[:3])
-            raise RunError(
+            raise TooFewReplies(
                 f"Round {self.number}, request {action!r}: {good} of {asked} replies are good, min_replies is "
                 f"{required}. {reasons}{' ...' if len(failures) > 3 else ''}"
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
+from ..errors import TooFewReplies
 from ..messages.carrier import Carrier
 from ..stopping import check
 from ..streams import default_stream
@@ -44,7 +45,8 @@ def run_rounds(
         check()
         begin = time.perf_counter()
         nodes = carrier.nodes()
-        cohort = sample_cohort(nodes, config, number) if number else _prepared_nodes(strategy, nodes)
+        strategy.prepared = strategy.prepared - carrier.lost_states()
+        cohort = sample_cohort(nodes, config, number) if number else _first_cohort(strategy, nodes)
         federation = Round(
             environment,
             carrier,
@@ -57,6 +59,8 @@ def run_rounds(
             on_step,
         )
         with default_stream(federation.stream("default")):
+            if _prepares_nodes(strategy):
+                _prepare_missing(strategy, federation)
             (strategy.run_round if number else strategy.prepare)(federation)
             federation.close()
         trained = time.perf_counter()
@@ -77,6 +81,43 @@ def run_rounds(
             on_checkpoint(number)
 
 
-def _prepared_nodes(strategy: Strategy, nodes: Sequence[int]) -> list[int]:
-    """Return the cohort of `prepare`: all nodes, or none if there are very many and the method prepares nothing."""
-    return [] if len(nodes) > MOST_LISTED and type(strategy).prepare is Strategy.prepare else list(nodes)
+def _first_cohort(strategy: Strategy, nodes: Sequence[int]) -> list[int]:
+    """Return the cohort of round 0: all nodes, or none if there are very many and the method prepares nothing."""
+    prepares = type(strategy).prepare is not Strategy.prepare or _prepares_nodes(strategy)
+    return list(nodes) if prepares or len(nodes) <= MOST_LISTED else []
+
+
+def _prepares_nodes(strategy: Strategy) -> bool:
+    return any(type(layer).prepare_nodes is not Strategy.prepare_nodes for layer in strategy.layers())
+
+
+def _prepare_missing(strategy: Strategy, federation: Round) -> None:
+    """Prepare the nodes of the cohort that have not finished it; after round 0, those that fail leave the cohort.
+
+    Raises TooFewReplies if fewer than `min_replies` nodes are left, or in round 0, if that few replies are good.
+    """
+    missing = [node for node in federation.cohort if node not in strategy.prepared]
+    if not missing:
+        return
+    first, failures = federation.number == 0, federation.record.failures
+    before, finished = len(failures), set(missing)
+    part = federation if first else federation.among(missing)
+    try:
+        for layer in strategy.layers():
+            layer.prepare_nodes(part)
+        part.close()
+    except TooFewReplies:
+        if first:
+            raise
+        finished = set()  # the rest of their requests was not sent
+    strategy.prepared = strategy.prepared | (finished - {failure["node"] for failure in failures[before:]})
+    if first:
+        return
+    needed = min(federation.config.min_replies, len(federation.cohort))
+    federation.cohort = [node for node in federation.cohort if node in strategy.prepared]
+    if len(federation.cohort) < needed:
+        reasons = "; ".join(f"node {f['node']}, {f['action']!r}: {f['reason']}" for f in failures[before : before + 3])
+        raise TooFewReplies(
+            f"Round {federation.number}: {len(federation.cohort)} nodes of the cohort are prepared, min_replies is "
+            f"{needed}. {reasons}"
+        )

@@ -32,6 +32,7 @@ class Strategy(ABC):
     listed_models: ClassVar[bool] = False  # whether the server needs to know each node's architecture
     pooled: ClassVar[bool] = False  # whether the server needs the nodes' images, which only a simulation has
     weights: Tensors | None = field(default=None, init=False, repr=False)  # the global model, if the method has one
+    prepared: set[int] = field(default_factory=set, init=False, repr=False)  # nodes that have finished `prepare_nodes`
 
     def layers(self) -> Sequence[Strategy]:
         """Return this strategy and those that it wraps, outermost first. The last one has the client half."""
@@ -44,8 +45,16 @@ class Strategy(ABC):
     def check(self, environment: Environment) -> None:
         """Raise InputError if the method cannot run with this config and data. Called before anything runs."""
 
+    def prepare_nodes(self, federation: Round) -> None:
+        """Ask the cohort for what a node does once, before its first round, for example pre-train.
+
+        The cohort is all nodes before round 1. In a later round it is the nodes of the round's cohort that have not
+        finished this: nodes that join late, of which a reply was refused, or that have lost their state. Nodes that
+        fail take no part in that round, and are asked again in their next one.
+        """
+
     def prepare(self, federation: Round) -> None:
-        """Prepare the method before round 1, for example pre-train; the cohort is all nodes."""
+        """Prepare the server before round 1, after `prepare_nodes`; the cohort is all nodes."""
 
     @abstractmethod
     def run_round(self, federation: Round) -> None:

@@ -6,6 +6,7 @@
 * `app`: the Flower App: its run config, its two apps.
 * `serve`: a run on the server.
 * `sites`: the sites on the server's side; messages to and from them.
+* `patience`: how long the server waits for replies if the config sets no `timeout`.
 * `roster`: the sites that have joined the federation.
 * `introduction`: what a site reports about itself at the first contact.
 * `on_site`: the code that runs at a site.

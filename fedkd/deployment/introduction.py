@@ -16,10 +16,8 @@ from ..messages.payload import Expected, Payload
 
 JOIN, REFUSE = "query.join", "query.refuse"  # messages: who are you; you cannot take part, for this reason
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_. -]{0,63}")  # of a site
-TROUBLES = {
-    "lost": "its state was lost; it starts afresh",
-    "damaged": "its newest state is damaged; it goes on from an older one",
-}  # events that a site reports in its replies
+LOST = "its state was lost; it starts afresh"  # an event, and the error of a site of which the server did not know it
+DAMAGED = "its newest state is damaged; it goes on from an older one"
 _MOST = float(2**53)
 
 
@@ -28,7 +26,8 @@ class Introduction:
     """What a site reports about itself at the first contact. It has no information on single images or class counts.
 
     `partition`: -1 if the site has its own data. `model`: its architecture; empty if the site uses the config's
-    architecture for its number. `shape`: channels, height, width. `version`: fedkd's.
+    architecture for its number. `shape`: channels, height, width. `version`: fedkd's. `states`: the names of the
+    requests of this federation after which it has kept a state.
     """
 
     name: str
@@ -39,6 +38,7 @@ class Introduction:
     classes: tuple[str, ...]
     shape: tuple[int, int, int]
     version: str
+    states: tuple[str, ...]
 
     def to_payload(self) -> Payload:
         """Return the introduction as a payload."""
@@ -51,6 +51,7 @@ class Introduction:
                 "model": self.model,
                 "version": self.version,
                 "classes": json.dumps(self.classes),
+                "states": " ".join(self.states),
             },
         )
 
@@ -62,7 +63,7 @@ def introduction_of(records: RecordDict, limits: Limits) -> Introduction:
     """
     numbers = dict.fromkeys(("images", "test_images", "channels", "height", "width"), (0.0, _MOST))
     expected = Expected(
-        numbers={**numbers, "partition": (-1.0, _MOST)}, strings=("name", "model", "version", "classes")
+        numbers={**numbers, "partition": (-1.0, _MOST)}, strings=("name", "model", "version", "classes", "states")
     )
     payload = receive(records, expected, limits)
     try:
@@ -83,4 +84,5 @@ def introduction_of(records: RecordDict, limits: Limits) -> Introduction:
         classes=tuple(classes),
         shape=(whole["channels"], whole["height"], whole["width"]),
         version=on_one_line(payload.strings["version"], 40),
+        states=tuple(payload.strings["states"].split()),
     )

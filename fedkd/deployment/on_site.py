@@ -30,8 +30,16 @@ from ..errors import InputError, described, on_one_line
 from ..messages.arrays import serialised
 from ..messages.flower import error_reply
 from ..messages.payload import NODE, ROUND, SITE
-from .introduction import JOIN, NAME, REFUSE, Introduction
-from .site_state import keep_state, recall_state, state_folder
+from .introduction import JOIN, LOST, NAME, REFUSE, Introduction
+from .site_state import (
+    Version,
+    in_context,
+    keep_state,
+    recall_state,
+    requests_on_disk,
+    state_folder,
+    versions_in,
+)
 
 _ENDING = r"\.(?:npz|npy|png|jpe?g|bmp|gif|tiff?|webp|dcm|nii|gz|csv|tsv|json|h5|hdf5|svs|mha|mhd|nrrd|zip|txt)\b"
 _PATH = re.compile(
@@ -57,7 +65,6 @@ class SiteApp(ClientApp):
         """Answer a message. Errors are logged here in full, and sent to the server without paths."""
         try:
             reply = self._answer(message, context)
-            context.state = serialised(context.state)
             if not reply.has_error():
                 reply.content = serialised(reply.content)
             return reply
@@ -76,28 +83,51 @@ class SiteApp(ClientApp):
         setup = setup_at(config, context.node_config)
         environment = setup.environment
         if message.metadata.message_type == JOIN:
-            return Message(introduce(environment, context).to_payload().to_records(), reply_to=message)
+            introduction = introduce(environment, context, str(about_round["federation"]))
+            return Message(introduction.to_payload().to_records(), reply_to=message)
         node = cast(int, about_round[NODE])
         if (own := _own_model(context.node_config)) is not None:
             environment.architecture_numbers[node] = _number_of(own, environment.config.model)
-        states = state_folder(context.node_config, str(about_round["federation"]))
-        trouble, first_round = "", cast(int, about_round["first_round"])
-        if not context.state and states is not None:
-            context.state, damaged = recall_state(states, context.run_id, first_round)
-            trouble = "damaged" if damaged else ""
-        if not context.state and about_round.get("keeps", False):
-            trouble = "lost"
-            _log.warning("The state of this site is not here%s; it starts afresh.", _hint(states))
-        app = make_client_app(setup.strategy, lambda: setup)
-        reply = call(app, message, context)
-        if reply.has_error():
-            _log.error("Round %s: %s", message.metadata.group_id, reply.error.reason)
-            return error_reply(message, without_paths(reply.error.reason or ""))
-        if states is not None:
-            number = int(message.metadata.group_id)
-            keep_state(states, context.run_id, number, context.state, config.checkpoint, first_round)
-        reply.content[SITE] = ConfigRecord({"keeps": bool(context.state), "trouble": trouble})
-        return reply
+        return _answer_request(make_client_app(setup.strategy, lambda: setup), message, context, config)
+
+
+def _answer_request(app: ClientApp, message: Message, context: Context, config: Config) -> Message:
+    """Run a client with the state of this site that counts; store the new one beside it, as its reply may be refused.
+
+    If there is an error, the context and the files stay as they are.
+    """
+    about_round = message.content.config_records[ROUND]
+    accepted, folder = str(about_round["accepted"]), state_folder(context.node_config, str(about_round["federation"]))
+    counting = [version for version in versions_in(context.state) if version.request <= accepted]
+    before, damaged = counting[-1] if counting else None, False
+    if before is None and folder is not None:
+        before, damaged = recall_state(folder, accepted)
+    if before is None and accepted:
+        _log.warning("The state of this site is not here%s; it starts afresh.", _hint(folder))
+        if not about_round["lost"]:  # the server has to know before the site takes part
+            return error_reply(message, LOST)
+    state = RecordDict() if before is None else before.state
+    inner = Context(context.run_id, context.node_id, context.node_config, RecordDict(dict(state)), context.run_config)
+    reply = call(app, message, inner)
+    if reply.has_error():
+        _log.error("Round %s: %s", message.metadata.group_id, reply.error.reason)
+        return error_reply(message, without_paths(reply.error.reason or ""))
+    versions = [] if before is None else [before]
+    if not _is_same(inner.state, state):
+        after = Version(str(about_round["request"]), inner.state)
+        if folder is None:
+            versions.append(after)
+        else:  # the one before is on disk
+            keep_state(folder, after, config.checkpoint, cast(int, about_round["first_round"]))
+            versions = [after]
+    context.state = serialised(in_context(versions))
+    reply.content[SITE] = ConfigRecord({"keeps": bool(inner.state), "damaged": damaged})
+    return reply
+
+
+def _is_same(one: RecordDict, other: RecordDict) -> bool:
+    """Return whether two states consist of the same records: a client replaces what it changes."""
+    return one.keys() == other.keys() and all(one[name] is other[name] for name in one)
 
 
 def _hint(states: Path | None) -> str:
@@ -155,7 +185,7 @@ def _number_of(name: str, model: ModelConfig) -> int:
     return [architecture.name for architecture in model.architectures].index(name)
 
 
-def introduce(environment: Environment, context: Context) -> Introduction:
+def introduce(environment: Environment, context: Context, federation: str) -> Introduction:
     """Return this site's introduction. Raises InputError for a wrong name, model or state folder."""
     node_config, data = context.node_config, environment.data
     partition = -1 if isinstance(data, SiteData) else int(cast(int, node_config["partition-id"]))
@@ -175,6 +205,9 @@ def introduce(environment: Environment, context: Context) -> Introduction:
             (folder / ".writable").touch()
         except OSError as error:
             raise InputError(f"state in --node-config: the folder cannot be written: {error.strerror}.") from error
+    states = [version.request for version in versions_in(context.state)]
+    if (kept := state_folder(node_config, federation)) is not None:
+        states += requests_on_disk(kept)
     return Introduction(
         name=name,
         partition=partition,
@@ -184,4 +217,5 @@ def introduce(environment: Environment, context: Context) -> Introduction:
         classes=data.classes,
         shape=data.image_shape,
         version=version("fedkd"),
+        states=tuple(states),
     )

@@ -17,25 +17,21 @@ ROSTER = "sites.json"
 class Roster:
     """The sites that have joined a federation, in a file, so that a restarted server recognises them.
 
-    `numbers`: the numbers of sites, by name. `ids`: the ids of their SuperNodes in Flower. `keeping`: for sites that
-    have reported a state, by name, the first round in which they did.
+    `numbers`: the numbers of sites, by name. `ids`: the ids of their SuperNodes in Flower.
     """
 
     federation: str = field(default_factory=lambda: uuid.uuid4().hex)
     numbers: dict[str, int] = field(default_factory=dict)
     ids: dict[str, int] = field(default_factory=dict)
-    keeping: dict[str, int] = field(default_factory=dict)
     path: Path | None = None
 
     @classmethod
-    def read(cls, path: Path, first_round: int) -> Roster:
-        """Return the roster in a file, for a run that continues with a round. Raises InputError if it is damaged."""
+    def read(cls, path: Path) -> Roster:
+        """Return the roster in a file. Raises InputError if it is damaged."""
         try:
-            roster = cls(**json.loads(path.read_text(encoding="utf-8")), path=path)
+            return cls(**json.loads(path.read_text(encoding="utf-8")), path=path)
         except (ValueError, TypeError) as error:
             raise InputError(f"{path} is damaged: {error}") from error
-        roster.keeping = {name: since for name, since in roster.keeping.items() if since < first_round}
-        return roster
 
     def write(self) -> None:
         """Write the file atomically."""

@@ -37,7 +37,8 @@ def serve(
 ) -> dict[str, Any]:
     """Run a config over Flower's Grid into a new folder, or continue the run in a folder; return the summary.
 
-    Nodes keep their own states; the server's checkpoint and its roster of sites are in the folder. `on_event` gets a
+    Nodes keep their own states. In the folder are the server's checkpoint, which also has the last accepted request of
+    each node, and its roster of sites. `on_event` gets a
     line about each event of a site. Raises like `run`, and InputError if the folder to continue has another config.
     """
     folder = RunFolder(path)
@@ -49,23 +50,25 @@ def serve(
     setup.check()
     trackers = make_trackers(config)
     now = origin_in(setup.environment)
-    first_round = 0
+    first_round, states = 0, []
     if not resume:
         folder.create(setup.environment.config, now)
     with alone_in(path):
         if resume:
             begun, wanted = to_table(read_config(path / CONFIG)), to_table(setup.environment.config)
-            if (other := difference(begun, wanted, ("rounds",))) is not None:
+            if (other := difference(begun, wanted, ("rounds", "timeout"))) is not None:
                 raise InputError(f"{path} was begun with another config: {other}.")
             number, checkpoint = checkpoints.latest(folder.checkpoints, on_event)
             restore_state(setup.strategy, checkpoints.load_server(checkpoint))
             go_on(path, now, number + 1, accept_changes=accept_changes)
             folder.rewind(number)
-            first_round, roster = number + 1, Roster.read(path / ROSTER, number + 1)
+            states = list(checkpoints.load_nodes(checkpoint))
+            first_round, roster = number + 1, Roster.read(path / ROSTER)
         else:
             roster = Roster(path=path / ROSTER)
             roster.write()
         sites = Sites(grid, setup, roster, first_round, on_event)
+        sites.restore(states)
         try:
             with stoppable():
                 return run_with(setup, sites, folder, trackers, first_round, on_round, on_step)

@@ -1,14 +1,20 @@
-"""The state of a real site between requests, on disk."""
+"""The state of a real site between requests: which one counts, in Flower's context, and on disk.
+
+The server names its requests: `000003-000017` is the 17th of its run, in round 3; names sort as the requests do. With
+each request it names the last one whose reply it has accepted. A state that a later request has left does not count:
+its reply was refused, or late, or lost, or the server continues from an earlier checkpoint.
+"""
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
-from flwr.app import RecordDict
+from flwr.app import ConfigRecord, RecordDict
 from flwr.app.user_config import UserConfig
 
 from ..config import CheckpointConfig
@@ -16,8 +22,49 @@ from ..errors import InputError, on_one_line
 from ..runs import checkpoints
 
 _FEDERATION = re.compile(r"[0-9a-f]{32}")
+_REQUEST = re.compile(r"\d{6,9}-\d{6,9}")
 _log = logging.getLogger("fedkd")
-_RUN = "run.json"
+
+
+class Version(NamedTuple):
+    """A site's state, and the name of the request that left it."""
+
+    request: str
+    state: RecordDict
+
+
+def request_name(number: int, count: int) -> str:
+    """Return the name of a request in round `number`, the server's `count`-th in its run."""
+    return f"{number:06d}-{count:06d}"
+
+
+def _round_of(request: str) -> int:
+    return int(request.partition("-")[0])
+
+
+# Flower's context
+
+
+def versions_in(state: RecordDict) -> list[Version]:
+    """Return the versions of a site's state that Flower's context contains, oldest first."""
+    found: dict[str, RecordDict] = {}
+    for path, record in state.items():
+        request, _, name = path.partition("/")
+        version = found.setdefault(request, RecordDict())
+        if name:
+            version[name] = record
+    return [Version(request, found[request]) for request in sorted(found)]
+
+
+def in_context(versions: Iterable[Version]) -> RecordDict:
+    """Return versions of a site's state as Flower's context contains them."""
+    state = RecordDict()
+    for version in versions:
+        state[f"{version.request}/"] = ConfigRecord()  # so that an empty state is a version too
+        for name, record in version.state.items():
+            state[f"{version.request}/{name}"] = record
+    return state
+
 
 # The files of a site's state
 
@@ -31,72 +78,56 @@ def state_folder(node_config: UserConfig, federation: str) -> Path | None:
     return Path(str(node_config["state"])).expanduser() / federation
 
 
-def recall_state(folder: Path, run: int, first_round: int) -> tuple[RecordDict, bool]:
-    """Return a site's state for a run, empty if there is none; and whether a newer state is damaged.
+def requests_on_disk(folder: Path) -> list[str]:
+    """Return the names of the requests whose states are in a folder, oldest first."""
+    return sorted(path.stem.removeprefix("round-") for path in folder.glob("round-*.safetensors"))
 
-    `run`: Flower's run id, a new one if the server has been restarted. Such a run continues from a checkpoint: the
-    site's states of rounds from `first_round` on are ignored, so that server and site continue from the same point.
+
+def recall_state(folder: Path, accepted: str) -> tuple[Version | None, bool]:
+    """Return the state that counts, None if there is none; and whether a newer state is damaged.
+
+    `accepted`: the last request whose reply the server has accepted, empty if there is none. States of later requests
+    are deleted, so that server and site continue from the same point.
     """
-    if not _is_of(folder, run):
-        for path in _kept(folder):
-            if _round_of(path) >= first_round:
-                path.unlink()
-        _sign(folder, run)
     damaged = False
-    for path in reversed(_kept(folder)):
+    for request in reversed(requests_on_disk(folder)):
+        path = _path(folder, request)
+        if request > accepted:
+            path.unlink()
+            continue
         try:
-            return checkpoints.load_node(path), damaged
+            return Version(request, checkpoints.load_node(path)), damaged
         except InputError as error:
             _log.error("%s It is passed over.", error)
             damaged = True
             path.unlink()
-    return RecordDict(), damaged
+    return None, damaged
 
 
-def _is_of(folder: Path, run: int) -> bool:
-    """Return whether the newest state was written in a run."""
-    try:
-        return bool(json.loads((folder / _RUN).read_text(encoding="utf-8"))["run"] == run)
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+def keep_state(folder: Path, version: Version, every: CheckpointConfig, first_round: int) -> None:
+    """Write the state that a request has left, and delete states that can no longer be needed.
 
-
-def _sign(folder: Path, run: int) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f".{_RUN}.partial"
-    partial.write_text(json.dumps({"run": run}) + "\n", encoding="utf-8")
-    os.replace(partial, folder / _RUN)
-
-
-def keep_state(
-    folder: Path, run: int, number: int, state: RecordDict, every: CheckpointConfig, first_round: int
-) -> None:
-    """Write the site's state after a request of a round, and delete states that no restart can need.
-
-    A restarted server continues from its last checkpoint, or from the one before if the last is incomplete; or from the
-    round before `first_round`, if this run itself was resumed.
+    The one before is needed if the server refuses the reply. A restarted server continues from its last checkpoint, or
+    from the one before if the last is incomplete; or from the round before `first_round`, if this run itself was
+    resumed. Raises InputError for a bad name of the request.
     """
-    if not state and not _kept(folder):
-        return
-    if not _is_of(folder, run):
-        _sign(folder, run)
-    path = folder / f"round-{number:06d}.safetensors"
+    if not _REQUEST.fullmatch(version.request):  # it is used as a file's name
+        raise InputError(f"the server calls a request {on_one_line(version.request, 40)!r}, which is no name of one.")
+    folder.mkdir(parents=True, exist_ok=True)
+    path = _path(folder, version.request)
     partial = folder / f".{path.name}.partial"
-    checkpoints.save_node(partial, state)
+    checkpoints.save_node(partial, version.state)
     os.replace(partial, path)
-    rounds = [_round_of(old) for old in _kept(folder)]
+    requests = requests_on_disk(folder)
+    number = _round_of(version.request)
     last = number // every.every * every.every
     # an interrupted server continues from the round before
-    marks = [number, number - 1, first_round - 1, *(last - step * every.every for step in range(every.keep + 1))]
-    needed = {max((r for r in rounds if r <= mark), default=-1) for mark in marks}
-    for old in _kept(folder):
-        if _round_of(old) not in needed:
-            old.unlink()
+    marks = [number - 1, first_round - 1, *(last - step * every.every for step in range(every.keep + 1))]
+    needed = {max((r for r in requests if _round_of(r) <= mark), default="") for mark in marks} | set(requests[-2:])
+    for request in requests:
+        if request not in needed:
+            _path(folder, request).unlink()
 
 
-def _kept(folder: Path) -> list[Path]:
-    return sorted(folder.glob("round-*.safetensors"))
-
-
-def _round_of(path: Path) -> int:
-    return int(path.stem.removeprefix("round-"))
+def _path(folder: Path, request: str) -> Path:
+    return folder / f"round-{request}.safetensors"

@@ -7,7 +7,7 @@ run folders use numbers, as in a simulation. Only this file uses Flower's own id
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -25,14 +25,16 @@ from ..messages.carrier import Carrier
 from ..messages.flower import activations, error_reply, give_ids, has_stable_ids, renumber
 from ..messages.ledger import count_bytes
 from ..messages.payload import MOST_IMAGES, NODE, ROUND, SITE
-from .introduction import JOIN, REFUSE, TROUBLES, Introduction, introduction_of
+from .introduction import DAMAGED, JOIN, LOST, REFUSE, Introduction, introduction_of
+from .patience import FIRST_NOTICE, NEXT_NOTICE, time_limit, waiting_line
 from .roster import ROSTER, Roster
+from .site_state import request_name
 
 _POLL_SECONDS = 0.25
 _PATIENCE = 60.0  # seconds that a round waits for the introduction of a new site
 _REMIND_SECONDS = 30.0  # time between two lines about missing sites
 _ONE_MEGABYTE = 10**6
-_PATIENT_TIMEOUTS = 3  # after this number of timeouts, a late reply is given up
+_PATIENT_TIMEOUTS = 3  # after this number of time limits, a late reply is given up
 _LEAST_TTL = 60.0
 
 
@@ -44,6 +46,7 @@ class _Site:
     id: int
     activated: str
     images: int
+    lost: bool = False  # whether it has lost its state, and no reply has been accepted since
 
 
 @dataclass
@@ -53,7 +56,9 @@ class _Sent:
     node: int
     action: str
     group: str
+    request: str
     activated: str
+    begin: float
     place: int | None
     lost: bool = False  # the site has restarted since, so no reply will come
 
@@ -61,6 +66,10 @@ class _Sent:
     def what(self) -> str:
         """Return the request as text."""
         return f"{self.action!r} of round {self.group}"
+
+
+def _action_of(message: Message) -> str:
+    return message.metadata.message_type.removeprefix("train.")
 
 
 class Sites(Carrier):
@@ -93,6 +102,13 @@ class Sites(Carrier):
         self._asked: dict[int, str] = {}  # by Flower id: the activation in which it was asked for its introduction
         self._joining: dict[str, tuple[int, float]] = {}  # by message: the Flower id, and the time of the message
         self._sent: dict[str, _Sent] = {}  # by message
+        self._requests = 0  # the number of requests in this run
+        self._replied: dict[
+            int, tuple[str, bool]
+        ] = {}  # until it is settled: the request, whether the site has a state
+        self._accepted: dict[int, str] = {}  # of each node that has a state: the last request whose reply was accepted
+        self._lost: set[int] = set()
+        self._longest: dict[str, float] = {}  # by action: the longest time, in seconds, that a reply has taken
         self._events: list[dict[str, Any]] = []
         self._welcome: dict[int, tuple[Introduction, str]] = {}  # by Flower id: they get numbers when all are connected
         self._begun = False
@@ -106,6 +122,31 @@ class Sites(Carrier):
         """Return the events of sites since the last call."""
         events, self._events = self._events, []
         return events
+
+    def settle(self, node: int, accepted: bool) -> None:
+        """Record an accepted reply; with the next request, the site is informed of the last one and goes back to it."""
+        request, has_state = self._replied.pop(node, ("", False))
+        if not request or not accepted:
+            return
+        self._sites[node].lost = False
+        self._accepted.pop(node, None)
+        if has_state:
+            self._accepted[node] = request
+
+    def states(self) -> Iterable[tuple[int, RecordDict]]:
+        """Return the last accepted request of each node that has a state; the states themselves are at the sites."""
+        return [
+            (node, RecordDict({ROUND: ConfigRecord({"accepted": a})})) for node, a in sorted(self._accepted.items())
+        ]
+
+    def restore(self, states: Iterable[tuple[int, RecordDict]]) -> None:
+        """Continue from a checkpoint: sites go back to the requests that were the last accepted ones then."""
+        self._accepted = {node: str(state.config_records[ROUND]["accepted"]) for node, state in states}
+
+    def lost_states(self) -> set[int]:
+        """Return the nodes that have lost their state since the last call."""
+        lost, self._lost = self._lost, set()
+        return lost
 
     def _note(self, name: str, node: int | None, event: str, **more: Any) -> None:
         self._events.append({"site": name, **({} if node is None else {"node": node}), "event": event, **more})
@@ -254,38 +295,64 @@ class Sites(Carrier):
             self._environment.architecture_numbers[number] = listed.index(one.model)
         about = f"{one.images} training images" + (f", {on_one_line(one.model, 200)}" if one.model else "")
         self._note(one.name, number, f"{'is back' if known else 'joined'}: {about}")
+        if number in self._accepted and not any(request <= self._accepted[number] for request in one.states):
+            self._has_lost(number)
+
+    def _has_lost(self, node: int) -> None:
+        """Record that a site has lost its state."""
+        self._sites[node].lost = True
+        self._lost.add(node)
+        self._note(self._sites[node].name, node, LOST)
 
     # Requests and replies
 
     def exchange(self, messages: list[Message], timeout: float | None) -> Iterator[Message]:
         """Send messages to the sites; yield a reply or an error reply for each, in their order, as soon as possible.
 
-        `timeout`: seconds for all of them together.
+        `timeout`: seconds for all of them together; by default `time_limit`. The sites that are awaited are reported
+        after a minute, and then rarely.
         """
+        if not messages:
+            return
         give_ids(messages)
+        self._requests += 1
+        limit = time_limit(self._longest.get(_action_of(messages[0]))) if timeout is None else timeout
+        late = f"no reply within {limit:g} s" + (", and the config sets no timeout" if timeout is None else "")
         begin = time.monotonic()
+        next_notice = begin + FIRST_NOTICE
         waiting = list(range(len(messages)))
         done: dict[int, Message] = {}
         following = 0
         while following < len(messages):
             here = activations(self._grid)
-            waiting = [place for place in waiting if not self._start(place, messages[place], here, done)]
+            waiting = [place for place in waiting if not self._start(place, messages[place], here, done, limit)]
             self._collect(messages, here, done)
-            if timeout is not None and time.monotonic() - begin > timeout:
+            if time.monotonic() - begin > limit:
                 for place in waiting:
-                    done[place] = error_reply(messages[place], self._why_late(messages[place], timeout))
+                    done[place] = error_reply(messages[place], f"{late}{self._still_at(messages[place])}")
                 for sent in self._sent.values():
                     if sent.place is not None:
-                        done[sent.place] = error_reply(messages[sent.place], f"no reply within {timeout:g} s")
+                        done[sent.place] = error_reply(messages[sent.place], late)
                         sent.place = None
                 waiting = []
+            elif time.monotonic() >= next_notice:
+                next_notice = time.monotonic() + NEXT_NOTICE
+                awaited = [*waiting, *(sent.place for sent in self._sent.values() if sent.place is not None)]
+                self._report_awaited([messages[place] for place in sorted(awaited)], time.monotonic() - begin)
             while following in done:
                 yield done.pop(following)
                 following += 1
             if following < len(messages):
                 time.sleep(_POLL_SECONDS)
 
-    def _start(self, place: int, message: Message, here: dict[int, str], done: dict[int, Message]) -> bool:
+    def _report_awaited(self, messages: list[Message], seconds: float) -> None:
+        if messages:
+            names = [self._sites[message.metadata.dst_node_id].name for message in messages]
+            self._on_event(waiting_line(messages[0].metadata.group_id, _action_of(messages[0]), names, seconds))
+
+    def _start(
+        self, place: int, message: Message, here: dict[int, str], done: dict[int, Message], limit: float
+    ) -> bool:
         """Send a message, or let it fail immediately; return False if it must wait until its site is free."""
         node = message.metadata.dst_node_id
         site = self._sites.get(node)
@@ -296,15 +363,17 @@ class Sites(Carrier):
         elif self._busy(node) is not None:
             return False
         else:
-            sent = self._push(self._addressed(message, site))
+            group = message.metadata.group_id
+            request = request_name(int(group), self._requests)
+            sent = self._push(self._addressed(message, site, request, limit))
             if sent:
-                action = message.metadata.message_type.removeprefix("train.")
-                self._sent[sent[0]] = _Sent(node, action, message.metadata.group_id, site.activated, place)
+                begin = time.monotonic()
+                self._sent[sent[0]] = _Sent(node, _action_of(message), group, request, site.activated, begin, place)
             else:
                 done[place] = error_reply(message, "the SuperLink did not take the request")
         return True
 
-    def _addressed(self, message: Message, site: _Site) -> Message:
+    def _addressed(self, message: Message, site: _Site, request: str, limit: float) -> Message:
         """Return a message with the site's id in Flower, and the additional records for a site."""
         node = message.metadata.dst_node_id
         record = ConfigRecord(
@@ -313,21 +382,21 @@ class Sites(Carrier):
                 NODE: node,
                 "federation": self._roster.federation,
                 "first_round": self._first_round,
-                "keeps": site.name in self._roster.keeping,
+                "request": request,
+                "accepted": self._accepted.get(node, ""),
+                "lost": site.lost,
             }
         )
         content = RecordDict({**message.content, ROUND: record})
-        timeout = self._environment.config.timeout
-        ttl = None if timeout is None else max(_LEAST_TTL, _PATIENT_TIMEOUTS * timeout)  # then its site is free again
+        ttl = max(_LEAST_TTL, _PATIENT_TIMEOUTS * limit)  # then its site is free again
         return Message(content, site.id, message.metadata.message_type, ttl=ttl, group_id=message.metadata.group_id)
 
     def _busy(self, node: int) -> _Sent | None:
         return next((sent for sent in self._sent.values() if sent.node == node and not sent.lost), None)
 
-    def _why_late(self, message: Message, timeout: float) -> str:
+    def _still_at(self, message: Message) -> str:
         busy = self._busy(message.metadata.dst_node_id)
-        still = "" if busy is None else f"; it is still at {busy.what}"
-        return f"no reply within {timeout:g} s{still}"
+        return "" if busy is None else f"; it is still at {busy.what}"
 
     def _collect(self, messages: list[Message], here: dict[int, str], done: dict[int, Message]) -> None:
         """Handle received replies: those to these messages, and those to earlier requests, which are dropped."""
@@ -336,8 +405,11 @@ class Sites(Carrier):
             if reply is None:
                 continue
             sent = self._sent.pop(id)
+            if isinstance(reply, Message) and not reply.has_error():
+                seconds = time.monotonic() - sent.begin
+                self._longest[sent.action] = max(seconds, self._longest.get(sent.action, 0.0))
             if sent.place is not None:
-                done[sent.place] = self._arrived(messages[sent.place], reply)
+                done[sent.place] = self._arrived(messages[sent.place], sent, reply)
             elif isinstance(reply, str) or reply.has_error():
                 self._note(self._sites[sent.node].name, sent.node, f"no reply to {sent.what}, given up")
             else:
@@ -365,23 +437,18 @@ class Sites(Carrier):
             return f"its reply cannot be read: {type(error).__name__}: {error}"
         return replies[0] if replies else None
 
-    def _arrived(self, message: Message, reply: Message | str) -> Message:
+    def _arrived(self, message: Message, sent: _Sent, reply: Message | str) -> Message:
         """Record what a reply reports about its site, and return the reply in the form of a simulated node's reply."""
-        node = message.metadata.dst_node_id
+        node = sent.node
         if isinstance(reply, str):
             return error_reply(message, on_one_line(reply))
         if reply.has_error():
+            if reply.error.reason == LOST:
+                self._has_lost(node)
             return error_reply(message, on_one_line(reply.error.reason or f"error {reply.error.code}"))
         about = reply.content.pop(SITE, ConfigRecord())
         about = about if isinstance(about, ConfigRecord) else ConfigRecord()
-        name, keeping = self._sites[node].name, self._roster.keeping
-        trouble = about.get("trouble")
-        if isinstance(trouble, str) and trouble in TROUBLES:
-            self._note(name, node, TROUBLES[trouble])
-        if bool(about.get("keeps", False)) != (name in keeping):
-            if name in keeping:
-                del keeping[name]
-            else:
-                keeping[name] = int(message.metadata.group_id)
-            self._roster.write()
+        if about.get("damaged") is True:
+            self._note(self._sites[node].name, node, DAMAGED)
+        self._replied[node] = sent.request, about.get("keeps") is True
         return renumber(reply, node)

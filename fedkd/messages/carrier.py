@@ -33,9 +33,21 @@ class Carrier(ABC):
         for block in blocks:
             yield merge_block(islice(replies, len(block)), merge, expectation, limits)
 
+    @abstractmethod
+    def settle(self, node: int, accepted: bool) -> None:
+        """Decide on the reply to a node's last request: the state that the request left counts if it was accepted.
+
+        Otherwise the state of before the request is the node's state. Called once for each request, when its reply has
+        been checked or has not come, and before the node's next request.
+        """
+
     def states(self) -> Iterable[tuple[int, RecordDict]]:
         """Return the current states of nodes that this side stores, by node. Each is read when it is needed."""
         return ()
+
+    def lost_states(self) -> set[int]:
+        """Return the nodes that have lost their state since the last call; none in a simulation."""
+        return set()
 
     def images_of(self, node: int) -> int | None:
         """Return the number of images that a node reported at its first contact; None in a simulation."""

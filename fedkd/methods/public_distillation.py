@@ -149,10 +149,10 @@ class Pretraining(PublicSetStrategy):
             return _PUBLIC_EPOCHS if environment.data.public_labelled else 0
         return self.public_epochs
 
-    def prepare(self, federation: Round) -> None:
-        """Pre-train every node's model."""
+    def prepare_nodes(self, federation: Round) -> None:
+        """Pre-train the nodes' models."""
         epochs = self.epochs_on_public(federation.environment)
-        if self.public_epochs is None and not epochs:
+        if self.public_epochs is None and not epochs and federation.number == 0:
             skipped = (
                 f"{federation.config.strategy.name}: no pre-training on the public set, because it has no labels; "
                 "data.public.labelled = true gives it labels."

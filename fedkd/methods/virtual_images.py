@@ -122,21 +122,15 @@ class VirtualImagesClient(Client):
 
     @cached_property
     def virtual(self) -> Virtual:
-        """Return the node's virtual images. If the node missed the request that makes them, make the first ones."""
-        kept = self.recall(_VIRTUAL)
-        return self._first_images() if kept is None else Virtual.of(kept, self.environment.device)
+        """Return the node's virtual images. Raises ValueError if it has none, because it did not `begin`."""
+        if (kept := self.recall(_VIRTUAL)) is None:
+            raise ValueError("this node has no virtual images")
+        return Virtual.of(kept, self.environment.device)
 
     @cached_property
     def data(self) -> Images:
         """Return the node's virtual images, which it trains on."""
-        self.catch_up()
         return self.virtual.as_data()
-
-    def catch_up(self) -> None:
-        """Make the images, or take the initial steps, if the node missed the requests for them."""
-        self.virtual  # noqa: B018
-        if self._steps_done() < self.about.initial_steps:
-            self._distil_up_to(self.about.initial_steps)
 
     def keep_virtual(self) -> None:
         """Store the virtual images in the node's state. Raises ValueError if they have diverged."""
@@ -148,8 +142,12 @@ class VirtualImagesClient(Client):
         self.keep(_VIRTUAL, virtual.tensors())
 
     def begin(self, request: Payload) -> Payload:
-        """Make the first virtual images from the node's class statistics or real images; return their number."""
-        self.virtual = self._first_images()
+        """Make the first virtual images from the node's class statistics or real images; return their number.
+
+        A node that has images already keeps them.
+        """
+        if self.recall(_VIRTUAL) is None:
+            self.virtual = self._first_images()
         return Payload(numbers={"examples": len(self.virtual.labels)})
 
     def _first_images(self) -> Virtual:
@@ -180,24 +178,20 @@ class VirtualImagesClient(Client):
         """Take the initial steps of distribution matching up to the requested one, also missed ones; return their mean
         loss.
         """
-        losses = self._distil_up_to(int(request.numbers["end"]))
-        return Payload(numbers={"loss": sum(losses) / max(len(losses), 1)})
-
-    def _distil_up_to(self, end: int) -> list[float]:
-        about, environment = self.about, self.environment
+        about, environment, end = self.about, self.environment, int(request.numbers["end"])
         method = DM(
             lr=about.pixel_lr, momentum=about.pixel_momentum, real_batch=about.real_batch, augment=about.augment
         )
-        losses = []
-        for number in range(self._steps_done(), end):
+        done, losses = self._steps_done(), []
+        for number in range(done, end):
             with default_stream(self.stream(f"network-{number}")):
                 network = environment.new_model(environment.architecture_of(self.node))
             losses.append(method.iterate(self.virtual, self.real, network, self.stream(f"step-{number}")))
         if end >= about.initial_steps:
             self.virtual.rest()
         self.keep_virtual()
-        self._note_steps(end)
-        return losses
+        self._note_steps(max(done, end))
+        return Payload(numbers={"loss": sum(losses) / max(len(losses), 1)})
 
     def reveal(self, request: Payload) -> Payload:
         """Return the virtual images, as pixels, and their labels, for the figures of the run."""

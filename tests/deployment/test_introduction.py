@@ -27,7 +27,7 @@ from fedkd.messages.arrays import PayloadError
 )
 def test_bad_introductions_are_refused(payload: dict[str, dict[str, Any]], message: str) -> None:
     numbers = dict.fromkeys(("images", "test_images", "channels", "height", "width", "partition"), 1.0)
-    strings = {"name": "a", "model": "", "version": "1", "classes": '["0", "1"]'}
+    strings = {"name": "a", "model": "", "version": "1", "classes": '["0", "1"]', "states": ""}
     assert introduction_of(Payload(numbers=numbers, strings=strings).to_records(), Limits(1000, {})).classes == (
         "0",
         "1",
@@ -39,5 +39,7 @@ def test_bad_introductions_are_refused(payload: dict[str, dict[str, Any]], messa
 
 
 def test_names_of_classes_and_models_arrive_as_they_are_however_odd() -> None:
-    reported = Introduction("a", -1, "y" * 300, 1, 1, ("x" * 300, "two\nlines", " "), (1, 8, 8), "1")
+    reported = Introduction(
+        "a", -1, "y" * 300, 1, 1, ("x" * 300, "two\nlines", " "), (1, 8, 8), "1", ("000001-000002",)
+    )
     assert introduction_of(reported.to_payload().to_records(), Limits(10**6, {})) == reported

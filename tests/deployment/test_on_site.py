@@ -12,6 +12,7 @@ from helpers import PLUGINS, Make
 from helpers.federations import failures, partitioned, start
 
 from fedkd import Payload, RunError
+from fedkd.core.setup import make_setup
 from fedkd.deployment.on_site import without_paths
 
 
@@ -48,11 +49,15 @@ def test_an_error_text_of_a_site_is_shown_on_one_line_and_without_paths(
     assert without_paths("weights 'layers.0.weight' is 3.5 of 1/2") == "weights 'layers.0.weight' is 3.5 of <path>"
 
 
-def test_a_federation_cannot_be_named_out_of_a_sites_state_folder(tiny: Make, tmp_path: Path) -> None:
-    config = tiny()
+def test_nothing_can_be_named_out_of_a_sites_state_folder(tiny: Make, tmp_path: Path) -> None:
+    config = tiny({"strategy": {"name": "moon"}})
     grid = partitioned(config)
     grid.sites[5] = {"partition-id": 1, "state": str(tmp_path / "state")}
-    metrics_of = ConfigRecord({"federation": "../../etc", "node": 1, "first_round": 0})
-    reply = grid.app(Message(RecordDict({"round": metrics_of}), 5, "train.fit", group_id="1"), grid._fresh(5))
-    assert reply.has_error()
-    assert "which is no name of one" in reply.error.reason
+    known = {"federation": "0" * 32, "node": 1, "first_round": 0, "request": "000001-000001", "accepted": ""}
+    for key, name in (("federation", "../../etc"), ("request", "../../etc")):
+        about_round = ConfigRecord({**known, key: name})
+        weights = Payload(weights=make_setup(config).environment.initial_weights()).to_records()
+        content = RecordDict({**weights, "round": about_round})
+        reply = grid.app(Message(content, 5, "train.fit", group_id="1"), grid._fresh(5))
+        assert reply.has_error()
+        assert "which is no name of one" in reply.error.reason

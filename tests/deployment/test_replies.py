@@ -140,7 +140,7 @@ def test_names_of_three_megabytes_are_not_repeated(tiny: Make, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    "about", [ConfigRecord({"trouble": ["lost"]}), ConfigRecord({"keeps": 7.5}), MetricRecord({"x": 1})]
+    "about", [ConfigRecord({"damaged": ["x"]}), ConfigRecord({"keeps": 7.5}), MetricRecord({"x": 1})]
 )
 def test_what_a_site_says_of_itself_may_be_anything(tiny: Make, tmp_path: Path, about: Any) -> None:
     config = tiny({"rounds": 1})

@@ -25,9 +25,16 @@ from helpers.federations import (
 from helpers.loopback import Loopback
 
 from fedkd.config import CheckpointConfig
-from fedkd.deployment.site_state import keep_state, recall_state
+from fedkd.deployment.site_state import (
+    Version,
+    in_context,
+    keep_state,
+    recall_state,
+    request_name,
+    requests_on_disk,
+    versions_in,
+)
 from fedkd.messages.arrays import array_record
-from fedkd.runs.checkpoints import save_node
 from fedkd.runs.run import run
 
 
@@ -48,62 +55,63 @@ def test_a_site_with_a_state_folder_loses_nothing_by_a_restart(
     run(config, tmp_path / "simulated")
     assert results["whole"] == metrics_of(tmp_path / "simulated")
     kept = sorted(p.name for p in (tmp_path / "whole/state-2").rglob("*.safetensors"))
-    assert kept == ["round-000003.safetensors", "round-000004.safetensors"]
+    assert kept == ["round-000003-000006.safetensors", "round-000004-000008.safetensors"]
 
 
-def state_of(value: float) -> RecordDict:
-    return RecordDict({"model": array_record({"w": torch.tensor([value])})})
+def version(number: int, count: int, value: float) -> Version:
+    return Version(request_name(number, count), RecordDict({"model": array_record({"w": torch.tensor([value])})}))
 
 
-def value_of(state: RecordDict) -> float | None:
-    return None if not state else float(state.array_records["model"]["w"].numpy()[0])
+def value_at(folder: Path, accepted: str) -> float | None:
+    found, _ = recall_state(folder, accepted)
+    return None if found is None else float(found.state.array_records["model"]["w"].numpy()[0])
+
+
+def kept_in(folder: Path) -> list[tuple[int, int]]:
+    return [(int(request[:6]), int(request[7:])) for request in requests_on_disk(folder)]
 
 
 def test_a_site_keeps_what_a_restarted_server_can_ask_for(tmp_path: Path) -> None:
     home = tmp_path / "state"
-    assert value_of(recall_state(home, 1, 0)[0]) is None
+    assert value_at(home, "") is None
     every = CheckpointConfig(every=3, keep=1)
     for number in range(12):
         if number not in (6, 9):  # sits these rounds out
-            keep_state(home, 1, number, state_of(number), every, 0)
-            keep_state(home, 1, number, state_of(number + 0.5), every, 0)
-    assert [p.name for p in sorted(home.glob("round-*"))] == [f"round-{n:06d}.safetensors" for n in (5, 8, 10, 11)]
-    assert value_of(recall_state(home, 1, 0)[0]) == 11.5  # the SuperNode restarted
-    assert value_of(recall_state(home, 2, 11)[0]) == 10.5  # the server was interrupted in round 11, and kept round 10
-    assert value_of(recall_state(home, 3, 10)[0]) == 8.5  # the server did, and goes on after round 9
-    assert value_of(recall_state(home, 4, 7)[0]) == 5.5  # and again, after round 6
-    assert [p.name for p in sorted(home.glob("round-*"))] == ["round-000005.safetensors"]
+            keep_state(home, version(number, 2 * number, number), every, 0)
+            keep_state(home, version(number, 2 * number + 1, number + 0.5), every, 0)
+    assert kept_in(home) == [(5, 11), (8, 17), (10, 21), (11, 22), (11, 23)]
+    assert value_at(home, request_name(11, 23)) == 11.5  # the SuperNode restarted
+    assert value_at(home, request_name(11, 22)) == 11  # the last reply was refused
+    assert value_at(home, request_name(10, 21)) == 10.5  # the server was interrupted in round 11, and kept round 10
+    assert value_at(home, request_name(8, 17)) == 8.5  # the server did, and goes on after round 9
+    assert value_at(home, request_name(5, 11)) == 5.5  # and again, after round 6
+    assert kept_in(home) == [(5, 11)]
+    assert value_at(home, "") is None  # the server has accepted no reply of this site
 
 
 def test_a_run_that_goes_on_between_two_marks_can_go_back_to_where_it_did(tmp_path: Path) -> None:
     every = CheckpointConfig(every=10, keep=1)
-    for number in range(16):
-        keep_state(
-            tmp_path, 1, number, state_of(number), every, 0
-        )  # it ended at round 15, where the server checkpoints
-    assert value_of(recall_state(tmp_path, 2, 16)[0]) == 15
-    keep_state(tmp_path, 2, 16, state_of(16), every, 16)
-    assert value_of(recall_state(tmp_path, 3, 16)[0]) == 15
-
-
-def test_a_torn_note_of_the_run_disables_nothing(tmp_path: Path) -> None:
-    every = CheckpointConfig(every=1, keep=1)
-    keep_state(tmp_path, 1, 1, state_of(1), every, 0)
-    for torn in ("", "[]", "{", '{"x": 1}'):
-        (tmp_path / "run.json").write_text(torn)
-        assert value_of(recall_state(tmp_path, 1, 2)[0]) == 1
-        keep_state(tmp_path, 1, 1, state_of(1), every, 0)
+    for number in range(16):  # it ended at round 15, where the server checkpoints
+        keep_state(tmp_path, version(number, number, number), every, 0)
+    for number in (16, 17, 18):
+        keep_state(tmp_path, version(number, number, number), every, 16)
+    assert value_at(tmp_path, request_name(15, 15)) == 15
 
 
 def test_a_damaged_state_is_named_and_the_one_before_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     every = CheckpointConfig(every=1, keep=1)
     for number in (1, 2):
-        keep_state(tmp_path, 1, number, state_of(number), every, 0)
-    save_node(tmp_path / "round-000002.safetensors", state_of(2))
-    (tmp_path / "round-000002.safetensors").write_bytes(b"torn")
-    state, damaged = recall_state(tmp_path, 1, 0)
-    assert (value_of(state), damaged) == (1.0, True)
-    assert "round-000002.safetensors is damaged" in caplog.text
+        keep_state(tmp_path, version(number, number, number), every, 0)
+    (tmp_path / "round-000002-000002.safetensors").write_bytes(b"torn")
+    found, damaged = recall_state(tmp_path, request_name(2, 2))
+    assert (found, damaged) == (version(1, 1, 1), True)
+    assert "round-000002-000002.safetensors is damaged" in caplog.text
+
+
+def test_flowers_context_has_the_versions_of_a_state_also_an_empty_one() -> None:
+    versions = [version(1, 2, 3.0), Version(request_name(2, 5), RecordDict())]
+    assert versions_in(in_context(versions)) == versions
+    assert versions_in(RecordDict()) == []
 
 
 @pytest.mark.parametrize(
@@ -154,12 +162,15 @@ def test_newcomers_and_sites_that_lost_their_state_take_part_again(
 
 
 @pytest.mark.parametrize(
-    "changes",
-    [{"strategy": {"name": "vhl", "noise_per_class": 2, "generator_width": 8}, "model": FEDLGD["model"]}, FEDLGD],
-    ids=lambda changes: changes["strategy"]["name"],
+    ("changes", "failing"),
+    [
+        ({"strategy": {"name": "vhl", "noise_per_class": 2, "generator_width": 8}, "model": FEDLGD["model"]}, 6),
+        (FEDLGD, 0),  # it prepares them anew
+    ],
+    ids=["vhl", "fedlgd"],
 )
 def test_a_federation_goes_on_whose_sites_have_all_lost_what_the_server_shares_once(
-    tiny: Make, tmp_path: Path, changes: dict[str, Any]
+    tiny: Make, tmp_path: Path, changes: dict[str, Any], failing: int
 ) -> None:
     """The server is started anew, and no site has a folder for its state: who is known to hold it has it no more."""
     config = tiny({**changes, "rounds": 2})
@@ -168,5 +179,5 @@ def test_a_federation_goes_on_whose_sites_have_all_lost_what_the_server_shares_o
     start(longer, partitioned(longer, run=8), tmp_path / "run", resume=True)
     found = lines(tmp_path / "run")
     assert [line["round"] for line in found] == [0, 1, 2, 3, 4]
-    assert sorted(failure["node"] for failure in found[3]["failures"]) == list(range(6))
+    assert sorted(failure["node"] for failure in found[3]["failures"]) == list(range(failing))
     assert found[4]["failures"] == []

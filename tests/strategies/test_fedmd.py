@@ -12,7 +12,7 @@ import torch
 from helpers import Make, checkpoint_bytes, lines
 from helpers.formulas import Given
 
-from fedkd import Environment, Payload
+from fedkd import Environment
 from fedkd.config import Config
 from fedkd.core.round_loop import run_rounds
 from fedkd.core.setup import make_setup
@@ -20,7 +20,7 @@ from fedkd.learning.evaluation import evaluate
 from fedkd.messages.arrays import tensors_of
 from fedkd.runs.checkpoints import latest, load_nodes
 from fedkd.runs.run import make_engine, run
-from fedkd.strategies.fedmd import FedMDClient, digest_loss
+from fedkd.strategies.fedmd import digest_loss
 from fedkd.streams import torch_stream
 
 PUBLIC = {"data.public": {"size": 60, "labelled": True}}
