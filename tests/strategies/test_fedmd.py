@@ -185,31 +185,3 @@ def test_with_public_labels_the_default_is_ten_epochs_on_them(tiny: Make, tmp_pa
         run(tiny({**public, "strategy": {"name": "fedmd", "private_epochs": 1, **more}}), tmp_path / name)
     assert lines(tmp_path / "default") == lines(tmp_path / "ten")
     assert checkpoint_bytes(tmp_path / "default") == checkpoint_bytes(tmp_path / "ten")
-
-
-def test_who_misses_pretraining_makes_up_for_it_before_anything_else(
-    tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Node 2 errs before round 1 and as it is asked for its knowledge, but is there for the digest."""
-    pretrained = []
-    communicate, pretrain = FedMDClient.communicate, FedMDClient._pretrain
-
-    def erring(self: FedMDClient, request: Payload) -> Payload:
-        if self.node == 2 and self.round < 2:
-            raise RuntimeError("out of order")
-        return communicate(self, request) if self.round else Payload()
-
-    def counting(self: FedMDClient) -> None:
-        pretrained.append((self.action, self.node))
-        pretrain(self)
-
-    def before_round_one(self: FedMDClient, request: Payload) -> Payload:
-        self._pretrain()
-        return erring(self, request)
-
-    monkeypatch.setattr(FedMDClient, "communicate", erring)
-    monkeypatch.setattr(FedMDClient, "pretrain", before_round_one)
-    monkeypatch.setattr(FedMDClient, "_pretrain", counting)
-    run(tiny({**PUBLIC, "strategy": {**FEDMD, "private_epochs": 1}, "rounds": 2}), tmp_path / "run")
-    assert [len(line["failures"]) for line in lines(tmp_path / "run")] == [1, 1, 0]
-    assert sorted(pretrained) == [("digest", 2), *(("pretrain", node) for node in range(6))]
