@@ -20,7 +20,7 @@ class RunError(Exception):
 
 def unknown(what: str, name: str, valid: Iterable[str]) -> InputError:
     """Return the error for a name that is not in `valid`, with the nearest valid name."""
-    return InputError(f"{what}: unknown {name!r}{nearest(name, valid)}")
+    return InputError(f"{what}: unknown {on_one_line(name, 100)!r}{nearest(name, valid)}")
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 from pydantic import ConfigDict, Field
 
-from .tables import Count, Fraction, Table
+from .tables import Channels, Count, Fraction, Table
 
 
 class PublicConfig(Table):
@@ -51,7 +51,7 @@ class SetsConfig(Table):
     root: str | None = None
     download: bool = False
     size: Annotated[int, Field(ge=4)] | None = None
-    channels: Literal[1, 3] | None = None
+    channels: Channels | None = None
     # of the pixels (0..1), one value per channel; by default the values of the set, if they are known
     mean: list[Annotated[float, Field(ge=0, le=1)]] | None = None
     deviation: list[Fraction] | None = None
@@ -69,7 +69,7 @@ class RealSites(Table):
 
     count: Count  # the number of sites that a new federation waits for
     classes: Annotated[list[str], Field(min_length=2)]
-    shape: tuple[Literal[1, 3], Count, Count]  # channels, height, width
+    shape: tuple[Channels, Count, Count]  # channels, height, width
     server: str | None = None  # a named set on the server, for the test images and the images of data.validation
 
     @pydantic.field_validator("shape", mode="before")

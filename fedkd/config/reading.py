@@ -17,6 +17,7 @@ from .run import Config
 from .tables import Table
 
 _LONGEST_KEY = 300
+_LONGEST_TEXT = 4096  # the longest path of Linux
 
 _TableKind = TypeVar("_TableKind", bound=Table)
 
@@ -59,6 +60,8 @@ def _odd_value(value: Any) -> str | None:
     """Return what makes a value unfit for any key: it could be neither written again nor used as a path."""
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
         return "is too large: TOML's whole numbers have 64 bits"
+    if isinstance(value, str) and len(value) > _LONGEST_TEXT:
+        return f"has {len(value)} characters, valid are {_LONGEST_TEXT}"
     if isinstance(value, str) and any(c < " " and c not in "\t\n" for c in value):
         return "has control characters"
     if isinstance(value, str) and any("\ud800" <= c <= "\udfff" for c in value):

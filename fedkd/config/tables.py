@@ -29,6 +29,15 @@ Kind = Literal[
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
+def _whole(value: Any) -> Any:
+    if type(value) is not int:  # true and 1.0 equal 1, and would pass as it
+        raise ValueError("should be a whole number")
+    return value
+
+
+Channels = Annotated[Literal[1, 3], pydantic.BeforeValidator(_whole)]
+
+
 class Limits(NamedTuple):
     """The largest number of bytes of one message: in total, and for each kind of arrays."""
 

@@ -31,7 +31,7 @@ def load(name: str, root: Path, *, download: bool, size: int | None, channels: i
         dataset = _found(name, root, download=download, size=size)
     except OSError as error:  # such as a name that is too long, or a folder that may not be read
         raise InputError(
-            f"{KEY} = {on_one_line(name, 100)!r} in {on_one_line(str(root), 100)}: {error.strerror}."
+            f"{KEY} = {on_one_line(name, 100)!r} in data.root = {on_one_line(str(root), 100)!r}: {error.strerror}."
         ) from error
     return reshape(checked(dataset, name), size, channels)
 
