@@ -153,7 +153,7 @@ def digests_of_files(table: Any) -> dict[str, str]:
             continue
         path = Path(module.__file__ or "")
         for file in [path, *_imported_neighbours(path)]:
-            digests[where if file == path else f"{where}: {file.name}"] = _digest(file)
+            digests[where if file == path else str(Path(where).with_name(file.name))] = _digest(file)
     return digests
 
 

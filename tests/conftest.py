@@ -81,7 +81,13 @@ def write(tmp_path: Path) -> Write:
     """Return a function that writes a run folder: accuracies of rounds 1, 2, ... of two nodes that are 0.2 apart."""
 
     def make(
-        name: str, seed: int, accuracies: list[float], changes: dict[str, Any] | None = None, /, **origin: Any
+        name: str,
+        seed: int,
+        accuracies: list[float],
+        changes: dict[str, Any] | None = None,
+        /,
+        summary: dict[str, Any] | None = None,
+        **origin: Any,
     ) -> Path:
         folder = tmp_path / "runs" / name
         folder.mkdir(parents=True)
@@ -92,7 +98,7 @@ def write(tmp_path: Path) -> Write:
             nodes = {"personal/accuracy": {"0": value - 0.1, "1": value + 0.1}}
             lines.append(a_line(number, {"personal/accuracy": value}, nodes, 500_000))
         (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-        about = {"status": "completed", "versions": {"fedkd": "0.1.0"}}
+        about = {"status": "completed", "versions": {"fedkd": "0.1.0"}, **(summary or {})}
         (folder / "summary.json").write_text(json.dumps(about))
         began = {"images": "all", "partition": f"print of {seed}", "files": {}, "versions": {"torch": "2"}, **origin}
         (folder / "origin.json").write_text(json.dumps(began))

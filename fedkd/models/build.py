@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from ..errors import InputError
+from ..errors import InputError, described, on_one_line
 from ..registry import find, options
 from .adapter import torchvision_builder
 from .zoo import Shape
@@ -38,9 +38,13 @@ def build(name: str, table: dict[str, Any], shape: Shape, classes: int, key: str
                 raise InputError(f"{key} = {name!r}: a projection head needs a classifier that is one linear layer.")
             model = _Projected(model, projection, classes)
         model, logits = _tried(model, shape)
-    except (RuntimeError, ValueError, TypeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        if (size := _size_that_fits(lambda larger: builder(larger, classes, **chosen), shape)) is not None:
+    except (InputError, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # whatever the builder or the model raises, also sys.exit
+        known = isinstance(error, RuntimeError | ValueError | TypeError | AssertionError) and str(error)
+        reason = on_one_line(str(error).splitlines()[0], 300) if known else described(error)
+        size = _size_that_fits(lambda larger: builder(larger, classes, **chosen), shape) if known else None
+        if size is not None:
             reason = f"it takes images of {shape[0]}x{size}x{size}; set data.size = {size} (the model says: {reason})"
         images = "x".join(map(str, shape))
         raise InputError(

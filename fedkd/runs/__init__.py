@@ -3,6 +3,7 @@
 * `run`: `run` and `resume`.
 * `run_folder`: the files of a run.
 * `checkpoints`: the server's and the nodes' states on disk.
+* `origin`: what a run began with, and what has changed since.
 * `metrics`: lines of metrics.jsonl, and the summary.
 * `weight_matrices`: the weights of each node for each other node, of many nodes in a file.
 * `figures`: the figures of a run.

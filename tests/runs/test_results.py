@@ -33,9 +33,9 @@ def test_arms_are_named_by_what_tells_them_apart(write: Write) -> None:
 def test_partial_foreign_and_old_folders_are_told_and_the_rest_works(write: Write, tmp_path: Path) -> None:
     folder = three_seeds(write)
     (write("going-on", 20, [0.1]) / "summary.json").unlink()
-    write("stopped", 21, [0.1], status="interrupted")
+    write("stopped", 21, [0.1], summary={"status": "interrupted"})
     (write("distillation", 22, [0.1]) / "config.toml").write_text("distiller = 'dm'\n")
-    old = write("old", 23, [0.1], versions={"fedkd": "0.0.1"}) / "metrics.jsonl"
+    old = write("old", 23, [0.1], summary={"versions": {"fedkd": "0.0.1"}}) / "metrics.jsonl"
     old.write_text('{"round": 1, "metrics": {}}\n')
     (write("empty", 24, [0.1]) / "metrics.jsonl").write_text("")
     (write("broken", 25, [0.1]) / "config.toml").write_text("seed = \n")
