@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import sys
@@ -20,6 +21,13 @@ def main() -> None:
             app(prog_name="fedkd")
     except Stopped as stopped:  # before or after a command's own work
         sys.exit(128 + stopped.number)
+    except SystemExit as done:
+        sys.stdout.flush()
+        lost = getattr(sys.stdout, "lost", None)
+        if lost and not done.code and not {"run", "sweep", "distill"} & set(sys.argv[1:3]):  # their results are files
+            print(f"fedkd: the output could not be written: {lost}.", file=sys.stderr)
+            sys.exit(1)
+        raise
     finally:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
@@ -46,19 +54,26 @@ def _open_standard_streams() -> None:
 class _Forgiving(io.TextIOWrapper):
     """A text stream whose reader may go away: what cannot be written is dropped, so that the work goes on."""
 
+    lost: str | None = None  # why something was dropped, if not because its reader has gone
+
     def write(self, text: str) -> int:
         """Write a text, or drop it if the reader is gone or the disk is full."""
         try:
             return super().write(text)
-        except (OSError, ValueError):
+        except (OSError, ValueError) as error:
+            self._drop(error)
             return len(text)
 
     def flush(self) -> None:
         """Flush, if there is still a reader."""
         try:
             super().flush()
-        except (OSError, ValueError):
-            return
+        except (OSError, ValueError) as error:
+            self._drop(error)
+
+    def _drop(self, error: Exception) -> None:
+        if isinstance(error, OSError) and error.errno != errno.EPIPE:
+            self.lost = error.strerror
 
 
 def _use_utf8() -> None:

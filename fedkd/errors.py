@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 
+_LONGEST = 10_000  # characters of a text that are looked at before it is cut
+
 
 class InputError(Exception):
     """Input that is refused before anything runs; the message names the key, the error and what is valid."""
@@ -40,7 +42,11 @@ def on_one_line(text: str, most: int = 400) -> str:
 
 def described(error: BaseException) -> str:
     """Return an error of foreign code on one line: its type and its text, shortened."""
-    return on_one_line(f"{type(error).__name__}: {error}", 400).removesuffix(":").removesuffix(".")
+    try:
+        text = str(error)
+    except Exception:  # foreign code may fail even here
+        text = "its text cannot be made"
+    return on_one_line(f"{type(error).__name__}: {text[:_LONGEST]}", 400).removesuffix(":").removesuffix(".")
 
 
 def some(names: Sequence[str], most: int = 10) -> str:

@@ -38,7 +38,9 @@ def find(group: str, name: str, key: str) -> Any:
     if ":" in name:
         where, attribute = name.rsplit(":", 1)
         module = _load_file(Path(where), key) if where.endswith(".py") else _load_module(where, key)
-        if not hasattr(module, attribute):
+        with errors_of(name, key):
+            there = hasattr(module, attribute)
+        if not there:
             own = [n for n, v in vars(module).items() if getattr(v, "__module__", None) == module.__name__]
             raise InputError(f"{key}: {where} has no {attribute!r}; it defines: {', '.join(sorted(own)) or 'nothing'}.")
         return getattr(module, attribute)
@@ -138,10 +140,11 @@ def errors_of(name: str, key: str) -> Iterator[None]:
         raise InputError(f"{key} = {on_one_line(name, 100)!r} raised {described(error)}.") from error
 
 
-def digests_of_files(table: Any) -> dict[str, str]:
-    """Return a hash of each code file that a config names, by its name in the config, and of the neighbours it imports.
+def digests_of_files(table: Any, known: Iterable[str] = ()) -> dict[str, str]:
+    """Return a hash of each code file that a config names, and of the files below their folders that they import.
 
-    `table`: nested tables and lists whose texts may be `path/to/file.py:Name` or `package.module:Name`.
+    `table`: nested tables and lists whose texts may be `path/to/file.py:Name` or `package.module:Name`. Names are as in
+    the config. `known`: names from an earlier call, whose files are hashed also if nothing has imported them yet.
     """
     digests: dict[str, str] = {}
     for text in _texts(table):
@@ -152,17 +155,26 @@ def digests_of_files(table: Any) -> dict[str, str]:
         if module is None or module.__name__.split(".")[0] in ("fedkd", "flwr"):  # their versions are compared
             continue
         path = Path(module.__file__ or "")
-        for file in [path, *_imported_neighbours(path)]:
-            digests[where if file == path else str(Path(where).with_name(file.name))] = _digest(file)
+        digests[where] = _digest(path)
+        for file in _imported_below(path.parent) if where.endswith(".py") else ():
+            digests[str(Path(where).parent / file.relative_to(path.parent))] = _digest(file)
+    for name in known:
+        if name not in digests and (path := _file(Path(name))).is_file():
+            digests[name] = _digest(path)
     return digests
 
 
-def _imported_neighbours(path: Path) -> list[Path]:
-    if str(path.parent) not in _neighbourhoods:
+def _imported_below(folder: Path) -> list[Path]:
+    """Return the files of the imported modules in a plug-in's folder, at any depth; no installed packages."""
+    if str(folder) not in _neighbourhoods:
         return []
-    files = {Path(file) for module in list(sys.modules.values()) if (file := getattr(module, "__file__", None))}
-    plugins = {Path(m.__file__ or "") for name, m in list(sys.modules.items()) if name.startswith(_PREFIX)}
-    return sorted(file for file in files - plugins if file.parent == path.parent)
+    files = {
+        Path(file)
+        for name, module in list(sys.modules.items())
+        if not name.startswith(_PREFIX) and (file := getattr(module, "__file__", None))
+    }
+    below = {file for file in files if file.is_relative_to(folder) and "site-packages" not in file.parts}
+    return sorted(file for file in below if not file.is_relative_to(Path(__file__).parents[1]))
 
 
 def _texts(value: Any) -> Iterator[str]:
@@ -189,6 +201,8 @@ def options(
     `common`: other keys of the table, which the caller has taken out; they are named among the valid ones.
     Raises InputError, which names the key, the value and what is valid.
     """
+    if not callable(function):
+        raise InputError(f"{key}.name: {on_one_line(repr(function), 60)} is neither a function nor a class.")
     # a dataclass inherits fields; their annotations must be evaluated in the modules of its base classes
     annotated = function.__init__ if inspect.isclass(function) and not dataclasses.is_dataclass(function) else function
     hints = typing.get_type_hints(annotated, include_extras=True)

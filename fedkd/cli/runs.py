@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json as json_module
 import logging
+import math
 import shlex
 import sys
 from pathlib import Path
@@ -133,6 +134,9 @@ def sweep(
         from ..runs.sweep import check, plan
         from ..simulations.sweep import run_jobs
 
+        for option, value in (("--gpus", gpus), ("--memory", memory)):
+            if value is not None and not math.isfinite(value):
+                raise InputError(f"{option} {value}: give a number.")
         folder = out or Path("runs") / f"sweep-{configs[0].stem}"
         grid = plan(configs, overrides or [], vary or [], seeds, folder)
         check(grid, accept_changes=accept_changes)

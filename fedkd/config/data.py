@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -50,7 +51,7 @@ class SetsConfig(Table):
 
     root: str | None = None
     download: bool = False
-    size: Annotated[int, Field(ge=4)] | None = None
+    size: Annotated[int, Field(ge=4, le=4096)] | None = None
     channels: Channels | None = None
     # of the pixels (0..1), one value per channel; by default the values of the set, if they are known
     mean: list[Annotated[float, Field(ge=0, le=1)]] | None = None
@@ -71,6 +72,16 @@ class RealSites(Table):
     classes: Annotated[list[str], Field(min_length=2)]
     shape: tuple[Channels, Count, Count]  # channels, height, width
     server: str | None = None  # a named set on the server, for the test images and the images of data.validation
+
+    @pydantic.field_validator("classes")
+    @classmethod
+    def _names(cls, value: list[str]) -> list[str]:
+        names = [unicodedata.normalize("NFC", name) for name in value]
+        if not all(name.strip() for name in names):
+            raise ValueError("a class has no name")
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"{twice[0]!r} is there twice; each class needs a name of its own")
+        return names
 
     @pydantic.field_validator("shape", mode="before")
     @classmethod

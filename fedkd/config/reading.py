@@ -17,6 +17,7 @@ from .run import Config
 from .tables import Table
 
 _LONGEST_KEY = 300
+_DEEPEST = 20  # tables within tables
 _LONGEST_TEXT = 4096  # the longest path of Linux
 
 _TableKind = TypeVar("_TableKind", bound=Table)
@@ -73,6 +74,8 @@ def _refuse_odd_values(table: Mapping[str, Any], source: str, prefix: str = "") 
     """Raise InputError, which names the key, for numbers and texts that no key can have."""
     for name, value in table.items():
         key = f"{prefix}{name}"
+        if prefix.count(".") > _DEEPEST:
+            raise InputError(f"{source}: the tables of {on_one_line(key, 100)} are nested too deeply.")
         if (reason := _odd_value(name)) is not None:
             raise InputError(f"{source}: the key {on_one_line(repr(key), 100)} {reason}.")
         if isinstance(value, Mapping):

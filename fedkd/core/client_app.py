@@ -70,6 +70,8 @@ def _call(setup: Setup, message: Message, context: Context, action: str) -> tupl
     )
     with default_stream(client.stream("default")):
         reply = getattr(client, action)(from_records(message.content))
+    if not isinstance(reply, Payload):
+        raise TypeError(f"{type(client).__name__}.{action} must return a Payload, not {type(reply).__name__}")
     return reply, client.metrics
 
 

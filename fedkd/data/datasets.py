@@ -30,9 +30,9 @@ def load(name: str, root: Path, *, download: bool, size: int | None, channels: i
     try:
         dataset = _found(name, root, download=download, size=size)
     except OSError as error:  # such as a name that is too long, or a folder that may not be read
-        raise InputError(
-            f"{KEY} = {on_one_line(name, 100)!r} in data.root = {on_one_line(str(root), 100)!r}: {error.strerror}."
-        ) from error
+        where = f" ({on_one_line(str(error.filename), 100)})" if error.filename else ""
+        said = f"{KEY} = {on_one_line(name, 100)!r} in data.root = {on_one_line(str(root), 100)!r}"
+        raise InputError(f"{said}: {error.strerror}{where}.") from error
     return reshape(checked(dataset, name), size, channels)
 
 

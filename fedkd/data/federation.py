@@ -41,7 +41,10 @@ def federate(config: DataConfig, seed: int) -> FederatedData:
     sets = same_classes(sets, config.set_names)
     first = sets[0]
     if len(first.classes) < 2:
-        raise InputError(f"data: {config.set_names[0]} has only one class, {first.classes[0]}; it needs at least two.")
+        raise InputError(
+            f"data: {config.set_names[0]} has only one class, {first.classes[0]}; it needs at least two. If that is a "
+            "folder around the class folders, name it in data.name."
+        )
     train, domains = _pool([s.train for s in sets])
     test, test_domains = _pool([s.test for s in sets])
 

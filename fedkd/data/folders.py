@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable
@@ -50,7 +51,9 @@ def from_folders(folder: Path, size: int | None) -> Dataset:
     if not any(files.values()):
         raise InputError(f"{KEY}: {home} has no images in class folders; expected: {_LAYOUT}. {_found_in(home)}")
     if empty := [name for name in classes if not files.get(name) and not test_files.get(name)]:
-        raise InputError(f"{KEY}: {home / empty[0]} has no images; remove the folder, or put images into it.")
+        raise InputError(
+            f"{KEY}: {home / empty[0]} has no images; remove the folder, or put images into it.{_unread(skipped)}"
+        )
     if home_of_tests is None:
         test_files = {name: paths[4::5] for name, paths in files.items()}
         files = {name: [path for i, path in enumerate(paths) if i % 5 != 4] for name, paths in files.items()}
@@ -59,13 +62,17 @@ def from_folders(folder: Path, size: int | None) -> Dataset:
     if not any(test_files.values()):
         raise InputError(f"{KEY}: {folder} leaves no test images; add `train` and `test` folders, or more images.")
     if skipped:
-        kinds = ", ".join(f"{count} {ending or 'without ending'}" for ending, count in skipped.most_common(5))
-        _log.warning("%s: files that are not read, by their endings: %s.", folder, kinds)
+        _log.warning("%s:%s", folder, _unread(skipped))
     labelled = [
         [(path, i) for i, name in enumerate(classes) for path in part.get(name, [])] for part in (files, test_files)
     ]
     train, test = _read_all(labelled, size)
     return Dataset(train, test, tuple(classes))
+
+
+def _unread(skipped: Counter[str]) -> str:
+    kinds = ", ".join(f"{count} {ending or 'without ending'}" for ending, count in skipped.most_common(5))
+    return f" Files that are not read, by their endings: {kinds}." if skipped else ""
 
 
 def _parts_of(folder: Path) -> _Parts:
@@ -86,6 +93,11 @@ def _parts_of(folder: Path) -> _Parts:
         return _Parts(train, test or validation)
     home = train if train is not None and not others else folder
     for path in _folders(home):
+        if _words(path.name) & _PARTS and _folders(path):  # a class of trains has images, and no folders
+            raise InputError(
+                f"{KEY}: {home} has a folder {path.name!r} with folders in it, which is no class; expected: {_LAYOUT}. "
+                f"{_found_in(home)}"
+            )
         if inner := [one for one in _folders(path) if one.name.lower() in _PARTS]:
             hint = f" Perhaps you mean the folder {path}." if len(_folders(home)) == 1 else ""
             raise InputError(
@@ -93,6 +105,10 @@ def _parts_of(folder: Path) -> _Parts:
                 f"{inner[0].name}/{path.name}.{hint}"
             )
     return _Parts(home, None)
+
+
+def _words(name: str) -> set[str]:
+    return set(re.findall("[a-z]+", name.lower()))
 
 
 def _folders(folder: Path) -> list[Path]:
@@ -113,22 +129,33 @@ def _found_in(folder: Path) -> str:
 def _files_of_classes(home: Path, skipped: Counter[str]) -> dict[str, list[Path]]:
     """Return the image files of each class folder, at any depth. `skipped` counts other files by their ending."""
     found: dict[str, list[Path]] = {}
+    owner: dict[str, Path] = {}
     for path in _folders(home):
         name = unicodedata.normalize("NFC", path.name)  # macOS writes accents as separate characters
-        found.setdefault(name, []).extend(_image_files(path, skipped))
+        found.setdefault(name, []).extend(_image_files(path, skipped, owner))
     skipped.update(p.suffix.lower() for p in home.iterdir() if p.is_file() and not _is_hidden(p.name))
     return found
 
 
-def _image_files(folder: Path, skipped: Counter[str]) -> list[Path]:
+def _image_files(folder: Path, skipped: Counter[str], owner: dict[str, Path]) -> list[Path]:
+    """Return the image files in a class folder. `owner`: the class folder of each folder that was read before.
+
+    Raises InputError for a folder that cannot be read, and for one that links make part of two classes.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise InputError(f"{KEY}: the folder {error.filename} cannot be read: {error.strerror}.") from error
+
     files: list[Path] = []
-    seen: set[str] = set()  # folders, so that a link to a folder above does not lead round for ever
-    for place, below, names in os.walk(folder, followlinks=True):
+    for place, below, names in os.walk(folder, followlinks=True, onerror=refuse):
         real = os.path.realpath(place)
-        below[:] = [] if real in seen else [name for name in below if not _is_hidden(name)]
-        if real in seen:
+        if owner.get(real) == folder:  # a link to a folder above would lead round for ever
+            below[:] = []
             continue
-        seen.add(real)
+        if real in owner:
+            raise InputError(f"{KEY}: the folder {real} is read as {owner[real]} and, through a link, as {place}.")
+        owner[real] = folder
+        below[:] = [name for name in below if not _is_hidden(name)]
         for name in names:
             if _is_hidden(name):
                 continue

@@ -44,6 +44,9 @@ def checked(dataset: object, name: str) -> Dataset:
     """Return a set of which all parts fit together. Raises InputError, which names the set `name`, if they do not."""
     if not isinstance(dataset, Dataset):
         raise InputError(f"{KEY} = {name!r}: it returns {type(dataset).__name__}, not a fedkd.Dataset.")
+    for one in dataset.classes:
+        if not isinstance(one, str) or not one.strip() or any("\ud800" <= c <= "\udfff" for c in one):
+            raise InputError(f"{KEY} = {name!r}: a class is named {one!r}; a name needs letters, in UTF-8.")
     for part in ("train", "test"):
         images, labels, _ = getattr(dataset, part)
         if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.ndim != 4 or 0 in images.shape[1:]:

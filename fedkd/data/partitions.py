@@ -18,6 +18,8 @@ Positive = Annotated[float, Field(gt=0)]
 
 KEY = "data.partition"
 
+_ROUNDING = 1e-6  # of the sum of a node's prior
+
 _DRAWS = 100  # the largest number of draws to reach the minimum
 
 
@@ -133,9 +135,14 @@ def _check_positions(found: Split, pool: Pool, name: str) -> None:
             place = int(before.argmax())
             raise InputError(f"{key}: nodes {before[place]} and {node} both have the position {part[place]}.")
         owner[part] = node
-    wanted = (len(found.parts), len(pool.classes))
-    if found.priors is not None and (np.shape(found.priors) != wanted or not np.isfinite(found.priors).all()):
-        raise InputError(f"{key}: priors must be finite, nodes x classes = {wanted}, not {np.shape(found.priors)}.")
+    if found.priors is not None:
+        wanted, priors = (len(found.parts), len(pool.classes)), np.asarray(found.priors)
+        rows = priors.dtype.kind == "f" and priors.shape == wanted and np.isfinite(priors).all()
+        if not rows or (priors < 0).any() or (np.abs(priors.sum(1) - 1) > _ROUNDING).any():
+            raise InputError(
+                f"{key}: priors must be shares of the classes, 0 to 1, that sum to 1 for each node, nodes x classes = "
+                f"{wanted}; they are {priors.dtype}, {priors.shape}."
+            )
 
 
 def iid(pool: Pool, rng: np.random.Generator, *, clients: Clients) -> Split:

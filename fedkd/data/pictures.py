@@ -9,8 +9,10 @@ from PIL import Image, ImageOps
 
 _NAMES = "png apng jpg jpeg jpe jfif bmp dib gif tif tiff webp ppm pgm pbm pnm jp2 j2k tga avif"
 ENDINGS = frozenset(f".{name}" for name in _NAMES.split(" "))
+_PHOTOMETRIC, _SAMPLE_FORMAT, _WHITE_IS_ZERO = 262, 339, 0  # tags of TIFF, and a value
 _WIDE = 257  # 65535 / 255: from 16 to 8 bits
-_LEFT = 4  # of the greys of a 16-bit image, at least one in this number must be left in 8 bits
+_LEFT = 4  # of many greys of a 16-bit image, at least one in this number must be left in 8 bits
+_FEW = 16  # of up to so many greys, all must be left; and the lightest must be so many 8-bit greys above the darkest
 
 
 def read_picture(path: Path, size: int | None) -> np.ndarray:
@@ -28,7 +30,7 @@ def read_picture(path: Path, size: int | None) -> np.ndarray:
             frames = 1 if picture.format == "MPO" else getattr(picture, "n_frames", 1)
             if frames != 1:
                 raise ValueError(f"it has {frames} frames; write each frame that you need to a file of its own")
-            image = _eight_bits(ImageOps.exif_transpose(picture), sixteen_as_i=picture.format in ("PNG", "PPM"))
+            image = _eight_bits(picture)
     except ValueError:
         raise
     except Exception as error:  # Pillow's readers raise many types for damaged files
@@ -36,13 +38,19 @@ def read_picture(path: Path, size: int | None) -> np.ndarray:
     return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR) if size else image)
 
 
-def _eight_bits(image: Image.Image, sixteen_as_i: bool) -> Image.Image:
-    """Return an image as RGB. Raises ValueError for pixels that 8 bits cannot keep.
-
-    `sixteen_as_i`: Pillow gives the 16-bit greys of this format as mode I.
-    """
-    if image.mode.startswith("I;16") or (image.mode == "I" and sixteen_as_i):
-        return _from_sixteen(np.asarray(image).astype(np.int64))
+def _eight_bits(picture: Image.Image) -> Image.Image:
+    """Return an opened image as RGB, upright. Raises ValueError for pixels that 8 bits cannot keep."""
+    tags = getattr(picture, "tag_v2", {})  # of TIFF
+    if 2 in np.atleast_1d(tags.get(_SAMPLE_FORMAT, 1)):
+        raise ValueError("its pixels have signs, which 8 bits per channel cannot keep; convert it to 8-bit grey or RGB")
+    sixteen = picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format in ("PNG", "PPM"))
+    sixteen_in_colour = any(";16" in str(tile) for tile in getattr(picture, "tile", []))
+    image = _upright(picture)
+    if sixteen:
+        greys = np.asarray(image).astype(np.int64)
+        return _from_sixteen(_WIDE * 255 - greys if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO else greys)
+    if sixteen_in_colour and image.mode in ("RGB", "RGBA", "LA"):
+        _refuse_dark(np.asarray(image.convert("L")))
     if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
         colours = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), colours).convert("RGB")
@@ -54,10 +62,29 @@ def _eight_bits(image: Image.Image, sixteen_as_i: bool) -> Image.Image:
     return image.convert("RGB")
 
 
+def _upright(picture: Image.Image) -> Image.Image:
+    """Return an image turned as its EXIF tag says; as it is where this part of the file is broken."""
+    picture.load()
+    try:
+        return ImageOps.exif_transpose(picture)
+    except Exception:  # Pillow's reader of tags raises many types
+        return picture
+
+
+def _refuse_dark(greys: np.ndarray) -> None:
+    low, high = int(greys.min()), int(greys.max())
+    if 0 < high < _FEW or (low == high == 0 and greys.size):
+        raise ValueError(
+            f"its channels have 16 bits, of which 8 bits would keep {low} to {high} of 255; convert it to 8 bits with "
+            "the scale that your images need"
+        )
+
+
 def _from_sixteen(greys: np.ndarray) -> Image.Image:
     narrow = np.round(greys / _WIDE).astype(np.uint8)
     before, after = len(np.unique(greys)), len(np.unique(narrow))
-    if after * _LEFT < min(before, 256):
+    flat = before > 1 and int(narrow.max()) - int(narrow.min()) < _FEW
+    if flat or after < (before if before <= _FEW else min(before, 256) / _LEFT):
         raise ValueError(
             f"it has {before} greys of 16 bits, {greys.min()} to {greys.max()} of 65535, of which 8 bits would keep "
             f"{after}; convert it to 8 bits with the scale that your images need"

@@ -15,7 +15,7 @@ from ..core.setup import make_setup
 from ..core.state import restore_state
 from ..errors import InputError
 from ..runs import checkpoints
-from ..runs.origin import go_on
+from ..runs.origin import go_on, known_files
 from ..runs.run import OnRound, OnStep, origin_in, run_with
 from ..runs.run_folder import CONFIG, RunFolder, alone_in, refuse_used
 from ..runs.trackers import make_trackers
@@ -49,7 +49,7 @@ def serve(
     setup = make_setup(config, device=prepare_as_engine(config))
     setup.check()
     trackers = make_trackers(config)
-    now = origin_in(setup.environment)
+    now = origin_in(setup.environment, known_files(path) if resume else ())
     first_round, states = 0, []
     if not resume:
         folder.create(setup.environment.config, now)

@@ -17,6 +17,10 @@ from .zoo import Shape
 _SIZES = (16, 32, 64, 128, 224, 299)  # pixels per side that are tried for a model that cannot take the run's images
 
 
+_DTYPES = (torch.float64, torch.float32, torch.float16, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8,
+           torch.bool)  # fmt: skip
+
+
 def build(name: str, table: dict[str, Any], shape: Shape, classes: int, key: str = "model.name") -> nn.Module:
     """Return a new model for images of this shape; `table`: the builder's options.
 
@@ -32,6 +36,8 @@ def build(name: str, table: dict[str, Any], shape: Shape, classes: int, key: str
     chosen = options(builder, table, key.rsplit(".", 1)[0])
     try:
         model = builder(shape, classes, **chosen)
+        if not isinstance(model, nn.Module):
+            raise InputError(f"{key} = {name!r} returns {type(model).__name__}, not a torch.nn.Module.")
         if projection is not None:
             _need_parts(model, name, key)
             if not isinstance(model.classifier, nn.Linear):
@@ -56,6 +62,12 @@ def build(name: str, table: dict[str, Any], shape: Shape, classes: int, key: str
     built: nn.Module = model
     if not any(parameter.requires_grad for parameter in built.parameters()):
         raise InputError(f"{key} = {name!r}: the model has no parameter that can be trained: all are frozen.")
+    for tensor_name, tensor in built.state_dict().items():
+        if tensor.dtype not in _DTYPES:
+            valid = ", ".join(str(dtype).removeprefix("torch.") for dtype in _DTYPES)
+            raise InputError(
+                f"{key} = {name!r}: {tensor_name} is {tensor.dtype}, which cannot be sent; valid: {valid}."
+            )
     name_once(built)
     return built
 

@@ -38,7 +38,8 @@ def save(folder: Path, number: int, server: State, nodes: Iterable[tuple[int, Re
     try:
         with writing(target, lambda: needed):
             shutil.rmtree(partial, ignore_errors=True)
-            (partial / _NODES).mkdir(parents=True)
+            partial.mkdir()  # not its parents: a run folder that was removed does not come back
+            (partial / _NODES).mkdir()
             _save(partial / _SERVER, server.tensors, {"state": server.form})
             count = 0
             for node, state in nodes:

@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from ..stopping import deferred, stoppable
 from ..streams import default_stream, torch_stream
 from . import checkpoints
 from .metrics import surroundings
-from .origin import Origin, accepted_changes, go_on, origin_of, refuse_changes
+from .origin import Origin, accepted_changes, go_on, known_files, note_files, origin_of, refuse_changes
 from .run_folder import CONFIG, RunFolder, alone_in, refuse_used, writing
 
 _log = logging.getLogger("fedkd")
@@ -160,9 +160,9 @@ class Distillation:
         labels = self.virtual.labels
         return (labels.argmax(1) if labels.dim() > 1 else labels).cpu().numpy()
 
-    def origin(self) -> Origin:
-        """Return what this distillation begins with."""
-        return origin_of(self.config, images_fingerprint([self.data]))
+    def origin(self, known: Iterable[str] = ()) -> Origin:
+        """Return what this distillation begins with; `known` as in `origin_of`."""
+        return origin_of(self.config, images_fingerprint([self.data]), known=known)
 
     def state(self, progress: _Progress) -> State:
         """Return the state that is needed to resume."""
@@ -230,7 +230,7 @@ def resume(
         if not (path / CONFIG).is_file():
             raise InputError(f"--resume {path}: there is no distillation; its {CONFIG} is missing.")
         work = Distillation(read_distill_config(path / CONFIG))
-        now = work.origin()
+        now = work.origin(known_files(path))
         if not accept_changes:
             refuse_changes(path, now)
         with alone_in(path):
@@ -274,6 +274,7 @@ def _run(work: Distillation, folder: RunFolder, progress: _Progress, on_iteratio
     def end(status: str, error: str | None = None) -> None:
         """Save what is there, as far as possible: the reason for the end is more important."""
         try:
+            note_files(folder.path, config)
             if progress.done >= 0:
                 checkpoint()
             summary(status, error)
@@ -311,6 +312,7 @@ def _run(work: Distillation, folder: RunFolder, progress: _Progress, on_iteratio
             raise RunError(f"{config.distiller.name} has called sys.exit({error.code!r}).") from error
         raise
     _write_images(work, folder)
+    note_files(folder.path, config)
     found = summary("completed")
     _draw(work, folder)
     return found

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ..config import Config, DistillConfig, to_table
-from ..errors import InputError
+from ..errors import InputError, on_one_line
 from ..registry import digests_of_files
 from .metrics import versions
 
@@ -20,12 +21,19 @@ _CHANGES = "changes"  # accepted ones: from which round (or iteration) on, and w
 Origin = dict[str, Any]  # {"images": hash, "partition": hash, "files": {name: hash}, "versions": {package: version}}
 
 
-def origin_of(config: Config | DistillConfig, images: str, partition: str | None = None) -> Origin:
+def origin_of(
+    config: Config | DistillConfig, images: str, partition: str | None = None, known: Iterable[str] = ()
+) -> Origin:
     """Return what a run begins with. `images`: the fingerprint of its sets; `partition`: that of who has which images.
 
-    Files are those that the config names: strategies, models, partitions, and their neighbours that they import.
+    Files are those that the config names: strategies, models, partitions, and those below their folders that they
+    import. `known`: names of such files from earlier (see `known_files`).
     """
-    found: Origin = {"images": images, "files": digests_of_files(to_table(config)), "versions": _compared_versions()}
+    found: Origin = {
+        "images": images,
+        "files": digests_of_files(to_table(config), known),
+        "versions": _compared_versions(),
+    }
     return found if partition is None else {**found, "partition": partition}
 
 
@@ -59,26 +67,45 @@ def write_origin(folder: Path, origin: Origin) -> None:
     os.replace(partial, folder / ORIGIN)
 
 
+def note_files(folder: Path, config: Config | DistillConfig) -> None:
+    """Add the code files that a run has imported since it began, such as inside a function, to its origin."""
+    before = read_origin(folder)
+    if before is not None:
+        now = digests_of_files(to_table(config))
+        added = {name: digest for name, digest in now.items() if name not in before["files"]}
+        if added:
+            write_origin(folder, {**before, "files": {**before["files"], **added}})
+
+
 def read_origin(folder: Path) -> Origin | None:
-    """Return what the run in a folder began with; None for a run of a version that did not keep it.
+    """Return what the run in a folder began with; None if its file is missing.
 
     Raises InputError for a damaged file.
     """
     path = folder / ORIGIN
-    if not path.is_file():
+    if not path.exists():
         return None
     try:
         origin = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(origin, dict):
-            raise ValueError("it is not a table")
+        if not isinstance(origin, dict) or not isinstance(origin.get("files"), dict):
+            raise ValueError("it is no table of what a run began with")
         return origin
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} cannot be read: {error}.") from error
+        raise InputError(
+            f"{path} cannot be read: {on_one_line(str(error), 200)}. So nobody can say whether data, files or versions "
+            "have changed since the run began; go on with --accept-changes, which records it."
+        ) from error
 
 
 def refuse_changes(folder: Path, now: Origin) -> None:
     """Raise InputError, which names each change, if a run in a folder began with other things than are there now."""
-    changed = differences(read_origin(folder) or {}, now)
+    before = read_origin(folder)
+    if before is None:
+        raise InputError(
+            f"{folder}: its {ORIGIN} is missing, so nobody can say whether data, files or versions have changed since "
+            "the run began; restore it, or go on with --accept-changes, which records it."
+        )
+    changed = differences(before, now)
     if changed:
         raise InputError(
             f"{folder}: changed since the run began: {'; '.join(changed)}. Its results would be of both: restore what "
@@ -92,16 +119,27 @@ def go_on(folder: Path, now: Origin, number: int, *, accept_changes: bool, unit:
     An accepted change is recorded in the run's origin. Raises InputError, which names each change, if there is one and
     it is not accepted.
     """
-    before = read_origin(folder)
-    changed = differences(before or {}, now)
-    if changed and not accept_changes:
+    if not accept_changes:
         refuse_changes(folder, now)
-    accepted = accepted_changes(folder)
+    try:
+        before = read_origin(folder)
+        changed = differences(before, now) if before is not None else [f"{ORIGIN} was missing"]
+    except InputError:
+        before, changed = None, [f"{ORIGIN} was damaged"]
     if changed:
-        accepted.append({f"from_{unit}": number, "what": changed})
-    if changed or before is None:
-        write_origin(folder, {**now, **({_CHANGES: accepted} if accepted else {})})
+        accepted = [*(before or {}).get(_CHANGES, []), {f"from_{unit}": number, "what": changed}]
+        if (folder / ORIGIN).is_dir():
+            shutil.rmtree(folder / ORIGIN)
+        write_origin(folder, {**now, _CHANGES: accepted})
     return changed
+
+
+def known_files(folder: Path) -> list[str]:
+    """Return the names of the code files that the run in a folder has imported; empty if that is not known."""
+    try:
+        return list((read_origin(folder) or {}).get("files", {}))
+    except InputError:
+        return []
 
 
 def accepted_changes(folder: Path) -> list[dict[str, Any]]:

@@ -19,11 +19,11 @@ from ..core.state import State, restore_state, state_of
 from ..core.wrapper import make_strategy
 from ..errors import InputError, RunError, StatesLost, described
 from ..messages.carrier import Carrier, Engine
-from ..registry import find, options
+from ..registry import errors_of, find, options
 from ..stopping import stoppable
 from . import checkpoints
 from .metrics import summarise, to_line
-from .origin import Origin, accepted_changes, go_on, origin_of, refuse_changes
+from .origin import Origin, accepted_changes, go_on, known_files, note_files, origin_of, refuse_changes
 from .run_folder import CONFIG, MOST_ROWS, NotWritten, RunFolder, alone_in, refuse_used, writing
 from .trackers import Trackers, make_trackers
 from .weight_matrices import keep_apart
@@ -37,7 +37,11 @@ def make_engine(setup: Setup) -> Engine:
     """Return the engine that the config names. Raises InputError for an unknown engine or wrong options."""
     table = setup.environment.config.engine
     engine = find("engines", table.name, "engine.name")
-    made: Engine = engine(setup, **options(engine, table.options, "engine"))
+    chosen = options(engine, table.options, "engine")
+    with errors_of(table.name, "engine.name"):
+        made: Engine = engine(setup, **chosen)
+    if not isinstance(made, Engine):
+        raise InputError(f"engine.name = {table.name!r} makes {type(made).__name__}, not an Engine.")
     return made
 
 
@@ -95,7 +99,7 @@ def resume(
         _refuse_sites(config)
         setup = make_setup(config)
         setup.check()
-        now = origin_in(setup.environment)
+        now = origin_in(setup.environment, known_files(path))
         if not accept_changes:
             refuse_changes(path, now)
         trackers = make_trackers(config)
@@ -106,10 +110,10 @@ def resume(
             return _simulate(setup, simulation, folder, first_round, trackers, on_round, on_step, on_event)
 
 
-def origin_in(environment: Environment) -> Origin:
-    """Return what a run in this environment begins with."""
+def origin_in(environment: Environment, known: Iterable[str] = ()) -> Origin:
+    """Return what a run in this environment begins with; `known` as in `origin_of`."""
     data = environment.data
-    return origin_of(environment.config, data.images_fingerprint, data.fingerprint)
+    return origin_of(environment.config, data.images_fingerprint, data.fingerprint, known)
 
 
 def _simulate(
@@ -200,6 +204,7 @@ def run_with(
                 _log.warning("the checkpoint of round %d could not be written: %s", ended.number, failed)
         seconds = before + time.perf_counter() - begin
         try:
+            note_files(folder.path, config)
             origin = origin_in(environment) | {"changes": accepted_changes(folder.path)}
             summary = summarise(config, folder.lines(), status=status, seconds=seconds, origin=origin, error=error)
             folder.write_summary(summary)

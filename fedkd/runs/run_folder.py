@@ -155,6 +155,10 @@ def writing(path: Path, size: Callable[[], int] = lambda: 0) -> Iterator[None]:
         home = next((folder for folder in (path, *path.parents) if folder.is_dir()), Path("/"))
         space = f"{shutil.disk_usage(home).free / 1e6:.1f} MB are free there"
         space += f", about {size() / 1e6:.1f} MB are needed" if size() else ""
+        if not path.parent.is_dir():
+            raise NotWritten(
+                f"{path} cannot be written: the folder {path.parent} was removed during the run."
+            ) from error
         raise NotWritten(
             f"{path} cannot be written: {reason}; {space}. What was complete is kept: mend the disk or make space, "
             "then continue with --resume."

@@ -15,9 +15,9 @@ from ..core.setup import make_setup
 from ..core.wrapper import make_strategy
 from ..data.federated_data import FederatedData
 from ..data.federation import federate
-from ..errors import InputError
+from ..errors import InputError, on_one_line
 from ..registry import find, options
-from .origin import origin_of, refuse_changes
+from .origin import known_files, origin_of, refuse_changes
 from .results import NO_RESULT, read_run
 from .run_folder import CONFIG, is_unborn
 from .trackers import make_trackers
@@ -25,6 +25,7 @@ from .trackers import make_trackers
 _LONGEST = 255  # the largest number of bytes of a folder's name
 
 _MOST_SEEDS = 10_000
+_DIGITS = 18  # of a seed: it must fit into 64 bits
 
 
 @dataclass(frozen=True)
@@ -113,9 +114,10 @@ def check(grid: Plan, *, accept_changes: bool = False) -> None:
         except InputError as error:
             raise InputError(f"{job.name}: {error}") from error
         if not accept_changes:
-            now = origin_of(job.config, loaded[1].images_fingerprint)
             for one in jobs:
-                refuse_changes(one.path, now)
+                if (one.path / CONFIG).is_file():
+                    known = known_files(one.path)
+                    refuse_changes(one.path, origin_of(job.config, loaded[1].images_fingerprint, known=known))
 
 
 def _resolved(config: Config) -> Config:
@@ -129,9 +131,11 @@ def seeds_of(text: str) -> list[int]:
     """Return the seeds in a text such as `0..4` or `0,1,7`. Raises InputError if there are none."""
     seeds: list[int] = []
     for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d+)(?:\.\.(\d+))?\s*", part)
+        match = re.fullmatch(r"\s*([0-9]+)(?:\.\.([0-9]+))?\s*", part)
         if match is None:
             raise InputError(f"--seeds {text!r}: write seeds as 0..4 or 0,1,7.")
+        if max(len(match[1]), len(match[2] or "")) > _DIGITS:
+            raise InputError(f"--seeds {on_one_line(text, 60)!r}: a seed has at most {_DIGITS} digits.")
         first, last = int(match[1]), int(match[2] or match[1])
         if last < first:
             raise InputError(f"--seeds {text!r}: {part.strip()} has no seeds; write the smaller one first.")

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from ..config import Config, flattened, to_table
 from ..errors import InputError
-from ..registry import find, options
+from ..registry import errors_of, find, options
 
 _log = logging.getLogger("fedkd")
 
@@ -160,7 +160,9 @@ def make_trackers(config: Config) -> Trackers:
     for number, table in enumerate(config.trackers):
         key = f"trackers.{number}"
         kind = find("trackers", table.name, key)
-        made.append((table.name, kind(**options(kind, table.options, key))))
+        chosen = options(kind, table.options, key)
+        with errors_of(table.name, f"{key}.name"):
+            made.append((table.name, kind(**chosen)))
     return Trackers(made)
 
 

@@ -1,9 +1,15 @@
-"""The client half: which of its methods are requests."""
+"""The client half: which of its methods are requests, and what happens when one fails."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
+from helpers import PLUGINS, Make, lines
+
 from fedkd import Client, Payload
 from fedkd.core.client import actions
+from fedkd.runs.run import run
 
 
 def test_actions_are_the_methods_that_take_a_request() -> None:
@@ -17,3 +23,17 @@ def test_actions_are_the_methods_that_take_a_request() -> None:
         def helper(self, request: Payload, more: int) -> None: ...
 
     assert actions(Mine) == ["evaluate", "extract"]
+
+
+@pytest.mark.parametrize("engine", ["inline", pytest.param("ray", marks=pytest.mark.xdist_group("ray"))])
+def test_whatever_a_client_raises_is_its_nodes_failure(tiny: Make, tmp_path: Path, engine: str) -> None:
+    table = {"name": "ray", "workers": 1} if engine == "ray" else {"name": "inline"}
+    run(tiny({"strategy": f"{PLUGINS / 'leave.py'}:Leave", "engine": table}), tmp_path / "run")
+    first, second = lines(tmp_path / "run")[1:]
+    reasons = {failure["node"]: failure["reason"] for failure in first["failures"]}
+    assert {node: reason.split(" (")[0].split(":")[0] for node, reason in reasons.items()} == {
+        1: "SystemExit", 2: "KeyboardInterrupt", 3: "GeneratorExit", 4: "ValueError", 5: "Unprintable",
+    }  # fmt: skip
+    assert all("leave.py:" in reason for reason in reasons.values())
+    assert max(map(len, reasons.values())) < 500
+    assert not second["failures"]

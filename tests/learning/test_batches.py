@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 import torch
 from helpers.linear import PLAIN, images
+from hypothesis import given
+from hypothesis import strategies as st
 
-from fedkd.learning.batches import Preprocess, batches, crop_flip
+from fedkd.config import TrainConfig, batch_sizes
+from fedkd.learning.batches import Preprocess, batches, crop_flip, shuffled
 from fedkd.streams import torch_stream
 
 
@@ -65,3 +68,23 @@ def test_batches_do_not_depend_on_how_many_are_prepared_together(monkeypatch: py
         assert torch.equal(x, other)
         assert torch.equal(y, wanted)
     assert [y.tolist() for _, y in passed(3)] == [y.tolist() for _, y in together[:3]]
+
+
+@given(st.integers(1, 200), st.integers(1, 40))
+def test_no_batch_has_a_single_image_unless_it_must(count: int, size: int) -> None:
+    sizes = batch_sizes(count, size)
+    assert sum(sizes) == count
+    assert all(one == size for one in sizes[:-1])
+    assert sizes[-1] <= size + 1
+    assert sizes[-1] > 1 or size == 1 or count == 1
+    assert len(sizes) == TrainConfig(batch_size=size).batches(count)
+    drawn = list(shuffled(count, size, torch_stream(0, 0, 0, "x")))
+    assert [len(one) for one in drawn] == sizes
+    assert sorted(torch.cat(drawn).tolist()) == list(range(count))
+
+
+def test_batches_join_the_image_that_is_left_over() -> None:
+    data = images(9)
+    found = [len(batch) for batch, _ in batches(data, torch.arange(9), 4, PLAIN, torch_stream(0, 0, 0, "x"))]
+    assert found == [4, 5]
+    assert [len(batch) for batch, _ in batches(data, torch.arange(9), 4, PLAIN, most=1)] == [4]

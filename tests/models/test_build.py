@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import Make, server_state
 
 from fedkd.errors import InputError
 from fedkd.models.build import build, fill
+from fedkd.runs.run import run
 from fedkd.streams import default_stream, torch_stream
 
 
@@ -149,3 +151,79 @@ def test_filling_a_model_is_load_state_dict() -> None:
         fill(model, {**weights, "classifier.bias": torch.ones(1)})
     with pytest.raises(RuntimeError, match="Missing key"):
         fill(model, {name: tensor for name, tensor in weights.items() if name != "classifier.bias"})
+
+
+ODD = """
+import torch
+from torch import nn
+from fedkd import Classifier
+
+class Odd(Classifier):
+    def __init__(self, pixels, classes):
+        super().__init__(nn.Sequential(nn.Flatten(), nn.Linear(pixels, 8), nn.BatchNorm1d(8), nn.ReLU()), 8, classes)
+        self.again = self.features[1]  # one module under two names
+        self.classifier.bias = self.features[1].bias if classes == 8 else self.classifier.bias
+        self.unused = nn.Linear(3, 3)
+        self.frozen = nn.Parameter(torch.ones(4), requires_grad=False)
+        self.register_buffer("steps", torch.tensor(7))
+        self.register_buffer("mask", torch.tensor([True, False]))
+
+def build(shape, classes):
+    return Odd(shape[0] * shape[1] * shape[2], classes)
+
+def frozen(shape, classes):
+    return build(shape, classes).requires_grad_(False)
+"""
+
+
+def test_a_tensor_under_several_names_has_one_in_the_state(tmp_path: Path) -> None:
+    (tmp_path / "odd.py").write_text(ODD)
+    model = build(f"{tmp_path / 'odd.py'}:build", {}, (1, 8, 8), 8)
+    state = model.state_dict()
+    assert "features.1.weight" in state
+    assert not {"again.weight", "again.bias", "classifier.bias"} & state.keys()
+    changed = {name: tensor + 1 if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    for load in (model.load_state_dict, lambda weights: fill(model, weights)):
+        load(changed)
+        assert model.again.weight.equal(changed["features.1.weight"])
+        assert model.classifier.bias.equal(changed["features.1.bias"])
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "feddyn", "scaffold", "fednova", "fedftg", "FedAdam", "FedAvgM"])
+def test_server_steps_treat_odd_tensors_as_what_they_are(tiny: Make, tmp_path: Path, strategy: str) -> None:
+    (tmp_path / "odd.py").write_text(ODD)
+    table = {"name": strategy, "iterations": 2, "base": "fedavg"} if strategy == "fedftg" else {"name": strategy}
+    if strategy[0] == "F":
+        table = {"name": f"flwr.serverapp.strategy:{strategy}"}
+    config = tiny({"model": f"{tmp_path / 'odd.py'}:build", "strategy": table})
+    assert run(config, tmp_path / "run")["failures"] == 0
+    weights = server_state(tmp_path / "run")["base" if strategy == "fedftg" else "weights"]
+    weights = weights["weights"] if strategy == "fedftg" else weights
+    assert "again.weight" not in weights
+    assert weights["frozen"].tolist() == [1, 1, 1, 1]
+    assert (weights["steps"].dtype, int(weights["steps"])) == (torch.int64, 7)
+    assert weights["mask"].tolist() == [True, False]
+    assert bool((weights["features.2.running_var"] > 0).all())
+
+
+def test_a_model_of_frozen_parameters_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "odd.py").write_text(ODD)
+    with pytest.raises(InputError, match="no parameter that can be trained"):
+        build(f"{tmp_path / 'odd.py'}:frozen", {}, (1, 8, 8), 4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train.batch_size": 1}, "train.batch_size = 1: .*odd.py:build has batch norm of vectors"),
+        (
+            {"data.partition": {"scheme": "client_dirichlet", "clients": 3, "alpha": 1.0, "size": 1}},
+            "a node has one image",
+        ),
+    ],
+)
+def test_batch_norm_of_vectors_needs_two_images(tiny: Make, tmp_path: Path, changes: dict, message: str) -> None:
+    (tmp_path / "odd.py").write_text(ODD)
+    config = tiny({"model": f"{tmp_path / 'odd.py'}:build"} | changes)
+    with pytest.raises(InputError, match=message):
+        run(config, tmp_path / "run")
