@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
 from collections.abc import Iterator
 from types import FrameType
 
+_AGAIN_SECONDS = 0.05
+_MOST_POSTPONED = 100  # then a signal ends even an import, which may hang
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -22,6 +25,7 @@ class Stopped(KeyboardInterrupt):
 _received: int | None = None  # the first signal inside the outermost `stoppable`
 _depth = 0
 _deferring = False
+_postponed = 0  # times that a signal has been sent again because of an import
 
 
 @contextlib.contextmanager
@@ -31,13 +35,13 @@ def stoppable() -> Iterator[None]:
     The first signal counts: later ones are ignored while the work saves what it has, but a second Ctrl-C ends that too.
     Blocks may be nested.
     """
-    global _received, _depth
+    global _received, _depth, _postponed
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = {number: signal.getsignal(number) for number in SIGNALS}
     if _depth == 0:
-        _received = None
+        _received, _postponed = None, 0
     _depth += 1
     _take()
     try:
@@ -80,8 +84,22 @@ def _take() -> None:
 
 
 def _on_signal(number: int, frame: FrameType | None) -> None:
-    global _received
+    global _received, _postponed
+    if _is_importing(frame) and _postponed < _MOST_POSTPONED:
+        _postponed += 1  # C++ code that is being imported would abort the process: the signal comes again
+        again = threading.Timer(_AGAIN_SECONDS, os.kill, [os.getpid(), number])
+        again.daemon = True
+        again.start()
+        return
     first = _received is None
     _received = _received or number
     if (first and not _deferring) or (not first and number == signal.SIGINT):
         raise Stopped(number)
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
