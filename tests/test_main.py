@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import tomli_w
-from helpers import TINY, lines, merged
+from helpers import TINY, default_signals, lines, merged
 
 FEDKD = [sys.executable, "-m", "fedkd"]
 
@@ -20,8 +20,9 @@ def shell(command: str, folder: Path, **environment: str) -> subprocess.Complete
     """Run a shell command in which $FEDKD is the program."""
     variables = {**os.environ, "FEDKD": f"{sys.executable} -m fedkd", **environment}
     return subprocess.run(
-        ["bash", "-c", command], cwd=folder, env=variables, capture_output=True, text=True, check=False, timeout=120
-    )
+        ["bash", "-c", command], cwd=folder, env=variables, capture_output=True, text=True, check=False, timeout=120,
+        preexec_fn=default_signals,
+    )  # fmt: skip
 
 
 def test_version_and_help() -> None:
@@ -89,7 +90,7 @@ def test_a_signal_keeps_the_last_whole_round_and_says_how_to_go_on(tmp_path: Pat
     table = merged(TINY, {"strategy": "slow.py:Slow", "rounds": 3, "checkpoint": {"every": 10}})
     (tmp_path / "run.toml").write_text(tomli_w.dumps(table))
     command = [*FEDKD, "run", "run.toml", "--out", "out"]
-    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, preexec_fn=default_signals)
     assert process.stderr is not None
     before = iter(process.stderr.readline, "")
     assert any("round 1/3" in line for line in before)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import time
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -9,6 +11,7 @@ if TYPE_CHECKING:
     from ..core.environment import Environment
     from ..core.record import Record
 
+_LEAST_COLUMNS = 60  # of a terminal, for bars
 _QUIET_SECONDS = 10.0  # the shortest time between two lines about the same round
 
 
@@ -30,7 +33,7 @@ class ManyRuns:
         self._tasks: dict[str, Any] = {}
 
     def __enter__(self) -> ManyRuns:
-        if self._stream.isatty():
+        if _takes_bars(self._stream):
             from rich.progress import TextColumn
             from rich.table import Column
 
@@ -80,14 +83,31 @@ class ManyRuns:
         _line(self._bar, self._stream, text)
 
 
+def _takes_bars(stream: TextIO) -> bool:
+    """Return whether bars can stay in place on a stream: it is a terminal that can move its cursor, and wide enough."""
+    if not stream.isatty() or os.environ.get("TERM", "dumb") in ("dumb", "unknown"):
+        return False
+    return shutil.get_terminal_size().columns >= _LEAST_COLUMNS
+
+
+def _speed(per_second: float) -> str:
+    return f"{per_second:.2g}/s" if per_second < 10 else f"{per_second:.0f}/s"
+
+
 def _bar(stream: TextIO, *more: Any) -> Any:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.text import Text
+
+    class Speed(ProgressColumn):
+        def render(self, task: Any) -> Text:
+            return Text(_speed(task.speed) if task.speed else "")
 
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
+        Speed(),
         TextColumn("left"),
         TimeRemainingColumn(),
         *more,
@@ -119,9 +139,10 @@ class Progress:
         self._task: Any = None
         self._step_task: Any = None
         self._last_line = self._begin
+        self._step_begin = self._begin
 
     def __enter__(self) -> Progress:
-        if self._stream.isatty():
+        if _takes_bars(self._stream):
             self._bar = _bar(self._stream)
             self._bar.start()
             self._task = self._bar.add_task("starting", total=None)
@@ -160,9 +181,17 @@ class Progress:
             if self._step_task is None:
                 self._step_task = self._bar.add_task(what, total=total)
             self._bar.update(self._step_task, description=what, completed=done, total=total, visible=done < total)
-        elif time.monotonic() - self._last_line > _QUIET_SECONDS and 0 < done < total:
-            self._last_line = time.monotonic()
-            self.line(f"round {number}: {what} {done}/{total}")
+            return
+        now = time.monotonic()
+        if done == 0:
+            self._step_begin = now
+        if done == number == 0 and total > 1:  # a run that has shown nothing yet must not look as if it hung
+            self._last_line = now
+            self.line(f"round {number}: {what} 0/{total}")
+        elif now - self._last_line > _QUIET_SECONDS and 0 < done < total:
+            self._last_line = now
+            speed = done / max(now - self._step_begin, 1e-9)
+            self.line(f"round {number}: {what} {done}/{total}  {_speed(speed)}  left {(total - done) / speed:.0f} s")
 
     def line(self, text: str) -> None:
         """Show a line of text."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,12 @@ TINY: dict[str, Any] = {
     "strategy": {"name": "fedavg"},
     "evaluate": {"every": 1},
 }
+
+
+def default_signals() -> None:
+    """Take signals in a child as a terminal's programs do (`preexec_fn`): a job in the background ignores some."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:

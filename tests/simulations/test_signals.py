@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import tomli_w
-from helpers import TINY, checkpoint_bytes, lines, merged
+from helpers import TINY, checkpoint_bytes, default_signals, lines, merged
 from safetensors.torch import load_file
 
 pytestmark = pytest.mark.slow
@@ -31,7 +31,8 @@ def until_done(first: list[str], again: list[str], folder: Path, seconds: float,
     ended = 0
     for _ in range(MOMENTS):
         begun = (folder / "out").is_dir() and any((folder / "out").iterdir())
-        process = subprocess.Popen(again if begun else first, cwd=folder, stderr=subprocess.PIPE, text=True)
+        command = again if begun else first
+        process = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True, preexec_fn=default_signals)
         alarm = threading.Timer(moments.uniform(0.1, seconds), process.send_signal, [number])
         alarm.start()
         _, errors = process.communicate(timeout=300)
