@@ -128,7 +128,7 @@ class Run:
         """Return which node has which images: `classes`, and `counts`, nodes x classes; None if it was not stored."""
         try:
             kept: dict[str, Any] = json.loads((self.path / PARTITION).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return None
         return kept
 
@@ -154,7 +154,7 @@ def read_run(path: Path) -> Run:
             raise InputError(f"{path}: this is a distillation, not a federation; it has no rounds to compare.")
         lines = whole_lines(path / METRICS)
         summary = json.loads((path / SUMMARY).read_text(encoding="utf-8")) if (path / SUMMARY).is_file() else None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: its files cannot be read: {on_one_line(str(error))}") from error
     wrong = [*_wrong(_Config, config, "config."), *_wrong(_Summary, summary, "summary.")]
     wrong += next((found for line in lines if (found := _wrong(_Line, line, ""))), [])

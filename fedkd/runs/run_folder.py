@@ -133,7 +133,7 @@ def _read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
     for text in texts:
         try:
             lines.append(json.loads(text))
-        except ValueError:
+        except (ValueError, RecursionError):
             break
     return lines, len(texts)
 

@@ -201,7 +201,7 @@ def _is_finished(job: Job) -> bool:
         kept = tomllib.loads((job.path / CONFIG).read_text(encoding="utf-8"))
         if (other := difference(kept, to_table(job.config), NO_RESULT)) is not None:
             raise InputError(f"--out: {job.path} contains a run with another config: {other}; name a new folder.")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"--out: {job.path / CONFIG} cannot be read: {error}; name a new folder.") from error
     try:
         return read_run(job.path).status == "completed"
