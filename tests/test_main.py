@@ -134,3 +134,9 @@ def test_what_a_users_file_does_is_an_error_of_that_file(
     assert code_and_text[1] in found.stderr
     assert len(found.stderr) < 2000
     assert not (tmp_path / "out").exists()
+
+
+def test_a_result_that_cannot_be_printed_is_no_success(tmp_path: Path) -> None:
+    found = shell("$FEDKD list models > /dev/full", tmp_path)
+    assert (found.returncode, found.stderr) == (1, "fedkd: the output could not be written: No space left on device.\n")
+    assert shell("set -o pipefail; $FEDKD list models | head -1", tmp_path).returncode == 0

@@ -44,7 +44,7 @@ def _eight_bits(picture: Image.Image) -> Image.Image:
     if 2 in np.atleast_1d(tags.get(_SAMPLE_FORMAT, 1)):
         raise ValueError("its pixels have signs, which 8 bits per channel cannot keep; convert it to 8-bit grey or RGB")
     sixteen = picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format in ("PNG", "PPM"))
-    sixteen_in_colour = any(";16" in str(tile) for tile in getattr(picture, "tile", []))
+    sixteen_in_colour = any(";16" in str(tile) or "65535" in str(tile) for tile in getattr(picture, "tile", []))
     image = _upright(picture)
     if sixteen:
         greys = np.asarray(image).astype(np.int64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import unicodedata
 from pathlib import Path
 
@@ -121,3 +122,43 @@ def test_files_that_are_not_read_are_counted(tmp_path: Path, caplog: pytest.LogC
         data = read("images:set", tmp_path)
     assert len(data.train.labels) == 8
     assert "not read, by their endings: 2 .dcm" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "folders", ["train/a train/b unlabeled", "seg_train/a seg_train/b seg_test/a", "training_set/a test_set/a"]
+)
+def test_a_part_is_no_class(tmp_path: Path, folders: str) -> None:
+    for name in folders.split():
+        draw(tmp_path / "set" / name)
+    with pytest.raises(InputError, match="with folders in it, which is no class"):
+        read("images:set", tmp_path)
+
+
+def test_a_class_of_trains_is_a_class(tmp_path: Path) -> None:
+    for name in ("train", "car"):
+        draw(tmp_path / "set" / name)
+    assert read("images:set", tmp_path).classes == ("car", "train")
+
+
+@pytest.mark.parametrize(("link", "to"), [("a/up", ".."), ("c", "a")])
+def test_links_do_not_give_an_image_two_classes(tmp_path: Path, link: str, to: str) -> None:
+    for name in ("a", "b"):
+        draw(tmp_path / "set" / name)
+    (tmp_path / "set" / link).symlink_to(to)
+    with pytest.raises(InputError, match="is read as .* and, through a link, as"):
+        read("images:set", tmp_path)
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a", "a/deep", "b"):
+        draw(tmp_path / "set" / name)
+    scan = os.scandir
+
+    def refusing(path: str) -> object:
+        if str(path).endswith("deep"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(InputError, match="deep cannot be read: Permission denied"):
+        read("images:set", tmp_path)

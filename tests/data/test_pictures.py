@@ -110,3 +110,34 @@ def test_an_image_too_large_to_unpack_is_refused(tmp_path: Path, monkeypatch: py
     Image.fromarray(GREYS).save(tmp_path / "x.png")
     with pytest.raises(ValueError, match="exceeds limit"):
         read_picture(tmp_path / "x.png", None)
+
+
+@pytest.mark.parametrize("values", [[0, 1], [0, 1, 2, 3], [0, 255], [30000, 30100], list(range(300))])
+def test_dark_greys_of_sixteen_bits_do_not_become_black_in_silence(tmp_path: Path, values: list[int]) -> None:
+    greys = np.resize(np.array(values, np.uint16), (20, 20))
+    Image.fromarray(greys).save(tmp_path / "dark.png")
+    with pytest.raises(ValueError, match="greys of 16 bits"):
+        read_picture(tmp_path / "dark.png", None)
+
+
+def test_white_is_zero_is_turned_back_in_sixteen_bits_as_in_eight(tmp_path: Path) -> None:
+    for bits, pixels in ((8, GREYS), (16, 65535 - GREYS.astype(np.uint16) * 257)):  # Pillow writes 8 bits inverted
+        Image.fromarray(pixels).save(tmp_path / f"{bits}.tif", tiffinfo={262: 0})
+    eight, sixteen = (read_picture(tmp_path / f"{bits}.tif", None) for bits in (8, 16))
+    assert np.array_equal(eight, sixteen)
+
+
+def test_colours_of_sixteen_bits_keep_their_high_byte_or_are_refused(tmp_path: Path) -> None:
+    def ppm(values: np.ndarray) -> bytes:
+        return b"P6 8 8 65535\n" + values.astype(">u2").tobytes()
+
+    (tmp_path / "light.ppm").write_bytes(ppm(RGB.astype(np.uint16) * 257))
+    (tmp_path / "dark.ppm").write_bytes(ppm(RGB.astype(np.uint16)))
+    assert np.abs(read_picture(tmp_path / "light.ppm", None).astype(int) - RGB).max() <= 1
+    with pytest.raises(ValueError, match="channels have 16 bits"):
+        read_picture(tmp_path / "dark.ppm", None)
+
+
+def test_a_broken_exif_does_not_cost_the_image(tmp_path: Path) -> None:
+    Image.fromarray(RGB).save(tmp_path / "x.png", exif=b"Exif\x00\x00garbage")
+    assert np.array_equal(read_picture(tmp_path / "x.png", None), RGB)

@@ -121,3 +121,30 @@ def test_a_damaged_origin_is_named(home: Path) -> None:
     code, text = call("run", "--resume", "out")
     assert code == 2
     assert "origin.json cannot be read" in text
+
+
+def test_what_is_imported_late_or_from_a_package_counts_too(home: Path) -> None:
+    (home / "sub").mkdir()
+    (home / "sub" / "__init__.py").touch()
+    (home / "sub" / "deep.py").write_text("SCALE = 1\n")
+    (home / "mine.py").write_text(
+        STRATEGY.replace("    pass", "    def prepare(self, federation):\n        import sub.deep\n")
+    )
+    assert call("run", "run.toml", "--out", "late")[0] == 0
+    assert "sub/deep.py" in json.loads((home / "late" / origin.ORIGIN).read_text())["files"]
+    assert call("run", "--resume", "late")[0] == 0
+    change(home, "sub/deep.py")
+    code, text = call("run", "--resume", "late")
+    assert code == 2
+    assert "the file sub/deep.py" in text
+
+
+@pytest.mark.parametrize("how", ["missing", "damaged"])
+def test_an_origin_that_is_lost_can_be_accepted(home: Path, how: str) -> None:
+    path = home / "out" / origin.ORIGIN
+    path.unlink() if how == "missing" else path.write_text("{")
+    code, text = call("run", "--resume", "out")
+    assert code == 2
+    assert "--accept-changes" in text
+    assert call("run", "--resume", "out", "--accept-changes")[0] == 0
+    assert f"origin.json was {how}" in path.read_text()
