@@ -15,7 +15,7 @@ import ray
 from flwr.app import Message, RecordDict
 from pydantic import Field
 
-from fedkd.config import Limits
+from fedkd.config import Limits, to_table
 from fedkd.core.environment import Device, Threads, prepare_process
 from fedkd.core.setup import Setup
 from fedkd.errors import InputError, StatesLost
@@ -57,6 +57,9 @@ class RayGrid(SimulationGrid):
         try:
             cohort = environment.config.cohort or environment.data.clients
             machines = [machine["Resources"] for machine in ray.nodes() if machine["Alive"]]
+            refuse_relative_files(
+                to_table(environment.config), {node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
+            )
             if device == "cuda" and not any(machine.get("GPU", 0) for machine in machines):
                 raise InputError("engine.device = 'cuda': no machine of the cluster has a GPU; set 'auto' or 'cpu'.")
             count = count_workers(workers, cpus_per_worker, gpus_per_worker, machines, cohort)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import logging
 import socket
-from typing import Annotated, Literal
+from collections.abc import Collection
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import ray
 from pydantic import Field
 
-from fedkd.errors import InputError
+from fedkd.config import flattened
+from fedkd.errors import InputError, on_one_line
 from fedkd.stopping import retake
 
 Workers = Literal["auto"] | Annotated[int, Field(ge=1)]
@@ -57,6 +60,25 @@ def fit(machine: dict[str, float], cpus: float, gpus: float, memory: float) -> i
     if memory > 0:
         fits.append(int(machine.get("memory", 0) / memory))
     return min(fits)
+
+
+def refuse_relative_files(table: dict[str, Any], addresses: Collection[str]) -> None:
+    """Raise InputError for a plug-in file with a relative path if there are other machines: they do not have it.
+
+    `table`: the config; `addresses`: of the cluster's machines.
+    """
+    if len(addresses) < 2:
+        return
+    for key, value in flattened(table).items():
+        for text in value if isinstance(value, list) else [value]:
+            name = text.get("name") if isinstance(text, dict) else text
+            where = name.rpartition(":")[0] if isinstance(name, str) else ""
+            if where.endswith(".py") and not Path(where).expanduser().is_absolute():
+                raise InputError(
+                    f"{key} = {on_one_line(str(name), 100)!r}: the cluster has {len(addresses)} machines, and a relative "
+                    "path is only found on this one; write an absolute path that all machines have, such as of a "
+                    "shared folder, or install the file as a package on all of them."
+                )
 
 
 def connect(address: str | None) -> None:

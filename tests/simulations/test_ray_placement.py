@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fedkd import InputError
-from fedkd.simulations.ray_placement import connect, count_workers
+from fedkd.simulations.ray_placement import connect, count_workers, refuse_relative_files
 
 pytestmark = pytest.mark.xdist_group("ray")
 
@@ -60,3 +60,20 @@ def test_impossible_packings_are_refused(workers, cpus, gpus, message) -> None: 
 def test_an_address_without_a_cluster_is_refused_at_once(address: str) -> None:
     with pytest.raises(InputError, match=f"engine.address = '{address}': no Ray cluster answers at this address"):
         connect(address)
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({"strategy": {"name": "mine.py:Mine"}}, "strategy.name = 'mine.py:Mine': the cluster has 2 machines"),
+        ({"model": {"names": [{"name": "mlp"}, {"name": "deep/m.py:f"}]}}, "model.names = 'deep/m.py:f'"),
+        ({"strategy": {"name": "/shared/mine.py:Mine"}, "model": {"name": "torchvision:resnet18"}}, None),
+    ],
+)
+def test_relative_files_are_refused_where_other_machines_need_them(table: dict, message: str | None) -> None:
+    refuse_relative_files(table, {"10.0.0.1"})
+    if message is None:
+        refuse_relative_files(table, {"10.0.0.1", "10.0.0.2"})
+        return
+    with pytest.raises(InputError, match=message):
+        refuse_relative_files(table, {"10.0.0.1", "10.0.0.2"})
