@@ -24,7 +24,7 @@ from fedkd.messages.flower import error_reply, without_content
 from fedkd.messages.merging import Block, Merge, merge_block
 
 from .base import SimulationGrid
-from .ray_placement import Workers, connect, count_workers
+from .ray_placement import Workers, connect, count_workers, refuse_relative_files
 from .ray_pool import Call, WorkerPool
 
 

@@ -75,9 +75,9 @@ def refuse_relative_files(table: dict[str, Any], addresses: Collection[str]) -> 
             where = name.rpartition(":")[0] if isinstance(name, str) else ""
             if where.endswith(".py") and not Path(where).expanduser().is_absolute():
                 raise InputError(
-                    f"{key} = {on_one_line(str(name), 100)!r}: the cluster has {len(addresses)} machines, and a relative "
-                    "path is only found on this one; write an absolute path that all machines have, such as of a "
-                    "shared folder, or install the file as a package on all of them."
+                    f"{key} = {on_one_line(str(name), 100)!r}: the cluster has {len(addresses)} machines, and a "
+                    "relative path is only found on this one; write an absolute path that all machines have, such as "
+                    "of a shared folder, or install the file as a package on all of them."
                 )
 
 
