@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import sysconfig
+import traceback
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
+_PYTHON = (sysconfig.get_path("stdlib"), "<frozen")
 _LONGEST = 10_000  # characters of a text that are looked at before it is cut
 
 
@@ -47,6 +51,16 @@ def described(error: BaseException) -> str:
     except Exception:  # foreign code may fail even here
         text = "its text cannot be made"
     return on_one_line(f"{type(error).__name__}: {text[:_LONGEST]}", 400).removesuffix(":").removesuffix(".")
+
+
+def place_of(error: BaseException) -> str:
+    """Return the file and line of the code that raised an error: the last one outside Python and installed packages."""
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if "site-packages" not in frame.filename and not frame.filename.startswith(_PYTHON)
+    ]
+    return f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
 
 
 def some(names: Sequence[str], most: int = 10) -> str:

@@ -18,7 +18,7 @@ from typing import Annotated
 
 import typer
 
-from ..errors import InputError, RunError, described
+from ..errors import InputError, RunError, described, place_of
 from ..stopping import Stopped, stoppable
 
 # Flower and Ray must not send telemetry from a user's machine unless the user allows it.
@@ -82,7 +82,7 @@ def exit_codes(after: str | Callable[[], str] = "") -> Iterator[None]:
         _report(f"{'interrupted' if number == 2 else f'ended by {stopped}'}{f'; {hint}' if hint else ''}.")
         raise typer.Exit(128 + number) from None
     except BaseException as error:
-        _report(f"{described(error)}{_place(error)}. The traceback: fedkd --debug ...")
+        _report(f"{described(error)}{place_of(error)}. The traceback: fedkd --debug ...")
         raise typer.Exit(1) from None
 
 
@@ -103,9 +103,3 @@ def _report(text: str) -> None:
         fill = textwrap.TextWrapper(width, break_long_words=False, break_on_hyphens=False, subsequent_indent="  ")
         text = "\n".join(fill.fill(line) for line in text.splitlines())
     typer.echo(text, err=True)
-
-
-def _place(error: BaseException) -> str:
-    """Return the file and line of the code that raised an error: the last one outside installed packages."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "site-packages" not in frame.filename]
-    return f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable
-from pathlib import Path
 from typing import cast
 
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from ..errors import described
+from ..errors import described, place_of
 from ..messages.arrays import array_record
 from ..messages.flower import error_reply
 from ..messages.payload import FLOWER_ARRAYS, NODE, REPORT, ROUND, Payload, from_records
@@ -91,5 +90,4 @@ def call(app: ClientApp, message: Message, context: Context) -> Message:
         if isinstance(error, SystemExit) and frames and "/flwr/supercore/exit/" in frames[-1].filename:
             raise  # Flower ends this process
         context.state = before
-        where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
-        return error_reply(message, f"{described(error)}{where}")
+        return error_reply(message, f"{described(error)}{place_of(error)}")
