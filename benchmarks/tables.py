@@ -177,7 +177,7 @@ def section(table: Table, found: dict[str, Plan]) -> str:
     if grid.jobs:
         said += (
             f" **{len(grid.jobs)} of {count} runs are not run**; "
-            f"they take about {_left(table, grid):.0f} minutes of one core."
+            f"they take about {_left(table, grid):.0f} min of one core."
         )
     return "\n".join(["", *rows(table, found), "", *textwrap.wrap(said, WIDTH, break_on_hyphens=False), ""])
 

@@ -73,7 +73,7 @@ def test_a_table_is_run_and_written_by_one_command(
     text = does("--write")
     assert "| local | not run | not run | not run | not run | not run |" in text
     assert "(2 of 3 seeds) |" in text
-    assert "**4 of 6 runs are not run**; they take about 1 minutes of one core" in text
+    assert "**4 of 6 runs are not run**; they take about 1 min of one core" in text
     done = grid_lines(text, "| FedAvg |")
     text = does("one")
     assert "not run" not in text.split("<!-- end -->")[0]
