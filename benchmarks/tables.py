@@ -58,7 +58,7 @@ class Table:
     config: str  # a file in configs/
     arms: tuple[Arm, ...]
     columns: tuple[Column, ...]
-    minutes: float  # of one core for all its runs, from one round on the machine of the other figures
+    minutes: float  # of one core for all its runs, from the processor time of short runs where not said otherwise
     seeds: str = "0..2"
     overrides: tuple[str, ...] = ()  # of all arms
 
