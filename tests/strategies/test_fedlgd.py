@@ -6,13 +6,11 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from helpers import Make, lines
+from helpers import HOME, Make, lines
 from helpers.distillation import det
 from helpers.virtual_images import LGD, NET, noise, server, virtual_of
-from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -220,48 +218,22 @@ def test_global_images_that_diverge_end_the_run_with_a_reason(tiny: Make, tmp_pa
         run(tiny({"model": NET, "strategy": strategy}), tmp_path / "run")
 
 
-def glyph(digit: int, rng: np.random.Generator) -> np.ndarray:
-    """Return a digit of PIL's font, 0..1, 16 x 16, turned and moved a little."""
-    picture = Image.new("L", (32, 32))
-    ImageDraw.Draw(picture).text((16, 16), str(digit), 255, ImageFont.load_default(size=26), anchor="mm")
-    turned = picture.rotate(rng.uniform(-20, 20), translate=(int(rng.integers(-4, 5)), int(rng.integers(-4, 5))))
-    return np.asarray(turned.resize((16, 16), Image.Resampling.BILINEAR)) / 255
-
-
-def domain(kind: int, ink: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return the glyph as a domain shows it: white on black, dark on light, over colours, as a difference."""
-    mask, rough = ink[..., None], rng.random((16, 16, 3))
-    if kind == 0:
-        return np.repeat(mask, 3, 2)
-    if kind == 1:
-        return 0.85 - 0.7 * mask + 0.1 * (rough - 0.5)
-    slope = np.linspace(0, 1, 16)[:, None, None] * rng.random(3) + rng.random(3) * 0.3
-    return slope * (1 - mask) + rng.random(3) * mask if kind == 2 else np.abs(0.5 * (slope + 0.4 * rough) - mask)
-
-
-def write_domains(root: Path, seed: int) -> list[str]:
-    rng = np.random.default_rng(seed)
-    for kind in range(4):
-        arrays = {}
-        for part, count in (("train", 500), ("test", 300)):
-            labels = np.arange(count) % 10
-            images = np.stack([domain(kind, glyph(int(label), rng), rng) for label in labels])
-            arrays |= {f"x_{part}": (images.clip(0, 1) * 255).astype(np.uint8), f"y_{part}": labels}
-        np.savez(root / f"domain{kind}.npz", **arrays)
-    return [f"domain{kind}" for kind in range(4)]
-
-
 # A small federation of four domains (the specification's section 8)
 
 
 @pytest.mark.slow
-def test_fedlgd_beats_training_on_the_initial_virtual_images(tiny: Make, tmp_path: Path) -> None:
+def test_fedlgd_beats_training_on_the_initial_virtual_images(
+    tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Equal steps; the specification's claim: more than three points, the mean over three seeds."""
+    monkeypatch.syspath_prepend(HOME / "benchmarks")
+    from glyphs import write_sets
+
     gains = []
     for seed in range(3):
         root = tmp_path / f"sets{seed}"
         root.mkdir()
-        names = write_domains(root, seed)
+        names = write_sets(root, seed)
         images = {"ipc": 5, "initial_steps": 100}
         lgd = {"server_ipc": 2, "gap": 5, "times": 3, "local_steps": 15, "global_steps": 80}
         accuracy = {}
