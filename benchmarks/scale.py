@@ -105,7 +105,7 @@ def in_a_process(*arguments: Any) -> tuple[float, float, float, float]:
 def command(*arguments: str, until: str | None = None) -> float:
     """Return the seconds that a fedkd command takes, or until it says so."""
     begin = time.perf_counter()
-    run = [sys.executable, "-m", "fedkd.cli", *arguments]
+    run = [sys.executable, "-m", "fedkd", *arguments]
     if until is None:
         subprocess.run(run, check=True, capture_output=True)
         return time.perf_counter() - begin

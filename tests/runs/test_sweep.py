@@ -203,7 +203,7 @@ def test_foreign_files_in_the_folder_are_refused(config: Path, tmp_path: Path) -
 def test_ctrl_c_keeps_checkpoints_and_the_sweep_goes_on(config: Path, tmp_path: Path) -> None:
     config.write_text(tomli_w.dumps(merged(TINY, {"rounds": 600, "evaluate.every": 300, "checkpoint": {"every": 500}})))
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "fedkd.cli", "sweep", str(config), "--seeds", "0..1", "--out", str(out)]
+    command = [sys.executable, "-m", "fedkd", "sweep", str(config), "--seeds", "0..1", "--out", str(out)]
     heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heed)
     # until the fourth line of a run is written
