@@ -24,7 +24,8 @@ def main() -> None:
     except SystemExit as done:
         sys.stdout.flush()
         lost = getattr(sys.stdout, "lost", None)
-        if lost and not done.code and not {"run", "sweep", "distill"} & set(sys.argv[1:3]):  # their results are files
+        command = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
+        if lost and not done.code and command not in ("run", "sweep", "distill"):  # their results are files
             print(f"fedkd: the output could not be written: {lost}.", file=sys.stderr)
             sys.exit(1)
         raise

@@ -53,6 +53,11 @@ def described(error: BaseException) -> str:
     return on_one_line(f"{type(error).__name__}: {text[:_LONGEST]}", 400).removesuffix(":").removesuffix(".")
 
 
+def reason_of(error: Exception) -> str:
+    """Return why a file or folder cannot be used: the system's words, without its path."""
+    return (error.strerror if isinstance(error, OSError) else None) or on_one_line(str(error))
+
+
 def place_of(error: BaseException) -> str:
     """Return the file and line of the code that raised an error: the last one outside Python and installed packages."""
     frames = [

@@ -100,7 +100,13 @@ def write(tmp_path: Path) -> Write:
         (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         about = {"status": "completed", "versions": {"fedkd": "0.1.0"}, **(summary or {})}
         (folder / "summary.json").write_text(json.dumps(about))
-        began = {"images": "all", "partition": f"print of {seed}", "files": {}, "versions": {"torch": "2"}, **origin}
+        began = {
+            "images": "all",
+            "partition": f"print of {seed}",
+            "files": {"mine.py": "one"},
+            "versions": {"torch": "2"},
+            **origin,
+        }
         (folder / "origin.json").write_text(json.dumps(began))
         return folder
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
+import shutil
 import sys
 import textwrap
 import traceback
@@ -99,7 +100,7 @@ def _report(text: str) -> None:
         typer.echo(traceback.format_exc(), err=True)
     text = f"fedkd: {text}"
     if sys.stderr.isatty():
-        width = max(20, os.get_terminal_size(sys.stderr.fileno()).columns)
+        width = max(20, shutil.get_terminal_size().columns)
         fill = textwrap.TextWrapper(width, break_long_words=False, break_on_hyphens=False, subsequent_indent="  ")
         text = "\n".join(fill.fill(line) for line in text.splitlines())
     typer.echo(text, err=True)

@@ -41,13 +41,10 @@ def _findings() -> Iterator[tuple[str, str]]:
     yield "devices", _devices()
     yield "data", _data()
     yield "ray starts", _ray()
-    for name, folder in (("here", Path()), ("temporary", Path(tempfile.gettempdir())), ("shared", Path("/dev/shm"))):
+    for folder in (Path(), Path(tempfile.gettempdir()), Path("/dev/shm")):  # of runs, of Ray, of Ray's object store
         if folder.is_dir():
             writable = "" if os.access(folder, os.W_OK) else ", NOT WRITABLE"
-            yield (
-                f"space {name}"[:11],
-                f"{shutil.disk_usage(folder).free / 2**30:.1f} GiB in {folder.resolve()}{writable}",
-            )
+            yield "space", f"{shutil.disk_usage(folder).free / 2**30:.1f} GiB in {folder.resolve()}{writable}"
 
 
 def _memory() -> str:

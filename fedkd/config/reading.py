@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import pydantic
 
-from ..errors import InputError, on_one_line
+from ..errors import InputError, on_one_line, reason_of
 from ..registry import explain, find, options
 from .distill import DistillConfig
 from .run import Config
@@ -39,8 +39,7 @@ def _read_table(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise InputError(f"There is no config file {path}.") from None
     except (OSError, ValueError) as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        raise InputError(f"{on_one_line(str(path), 200)} cannot be read: {reason}.") from error
+        raise InputError(f"{on_one_line(str(path), 200)} cannot be read: {reason_of(error)}.") from error
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise InputError(f"{path} is in UTF-16, as PowerShell writes it; TOML is UTF-8: save it again as UTF-8.")
     try:

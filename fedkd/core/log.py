@@ -28,7 +28,20 @@ DRAWN = {
 
 def plain_value(name: str, value: Any) -> Any:
     """Return a logged value in a form that JSON can store: numbers, texts, lists, dicts. Raises as `Round.log`."""
-    return _plain(name, value)
+    if isinstance(value, torch.Tensor):
+        value = value.detach().cpu().numpy()
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    if isinstance(value, list | tuple):
+        return [plain_value(name, one) for one in value]
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        return {key: plain_value(name, one) for key, one in value.items()}
+    if isinstance(value, str) or (isinstance(value, int | float) and math.isfinite(value)):
+        return value
+    raise RunError(
+        f"{_caller()}: log({name!r}, ...): {_shown(value)} cannot be logged; valid are finite numbers, texts, tensors, "
+        "arrays, and lists or dicts of them."
+    )
 
 
 def drawable(log: Mapping[str, Any], *names: str) -> bool:
@@ -46,23 +59,6 @@ def undrawable(log: Mapping[str, Any]) -> list[str]:
         for name, value in log.items()
         if name in DRAWN and not _has_form(name, value) and not (name == "weights" and isinstance(value, dict))
     ]
-
-
-def _plain(name: str, value: Any) -> Any:
-    if isinstance(value, torch.Tensor):
-        value = value.detach().cpu().numpy()
-    if isinstance(value, np.ndarray | np.generic):
-        value = value.tolist()
-    if isinstance(value, list | tuple):
-        return [_plain(name, one) for one in value]
-    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
-        return {key: _plain(name, one) for key, one in value.items()}
-    if isinstance(value, str) or (isinstance(value, int | float) and math.isfinite(value)):
-        return value
-    raise RunError(
-        f"{_caller()}: log({name!r}, ...): {_shown(value)} cannot be logged; valid are finite numbers, texts, tensors, "
-        "arrays, and lists or dicts of them."
-    )
 
 
 def _has_form(name: str, plain: Any) -> bool:

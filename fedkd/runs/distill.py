@@ -34,7 +34,7 @@ from ..streams import default_stream, torch_stream
 from . import checkpoints
 from .metrics import surroundings
 from .origin import Origin, accepted_changes, go_on, known_files, note_files, origin_of, refuse_changes
-from .run_folder import CONFIG, RunFolder, alone_in, refuse_used, writing
+from .run_folder import CONFIG, NotWritten, RunFolder, alone_in, refuse_used, writing
 
 _log = logging.getLogger("fedkd")
 
@@ -278,7 +278,9 @@ def _run(work: Distillation, folder: RunFolder, progress: _Progress, on_iteratio
             if progress.done >= 0:
                 checkpoint()
             summary(status, error)
-        except (RunError, InputError) as failed:
+        except NotWritten:  # the message of the end says what is wrong with the disk
+            return
+        except InputError as failed:
             _log.warning("%s", failed)
 
     try:

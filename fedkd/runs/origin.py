@@ -43,7 +43,10 @@ def _compared_versions() -> dict[str, str]:
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Return what has changed between two origins, as texts. Parts that one of them lacks are skipped."""
+    """Return what has changed between two origins, as texts. Parts that one of them lacks are skipped.
+
+    A file that only `now` has is no change: a process may have imported it for something else.
+    """
     found = []
     unlike = [
         part for part in ("images", "partition") if before.get(part) and now.get(part) and before[part] != now[part]
@@ -55,8 +58,8 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     for part, text in (("files", "the file {0}"), ("versions", "{0} (it was {1}, is {2})")):
         old, new = before.get(part), now.get(part)
         if isinstance(old, dict) and isinstance(new, dict):
-            names = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
-            found += [text.format(name, old.get(name, "missing"), new.get(name, "missing")) for name in names]
+            names = [name for name in sorted(old) if old[name] != new.get(name)]
+            found += [text.format(name, old[name], new.get(name, "missing")) for name in names]
     return found
 
 

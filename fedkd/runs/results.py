@@ -348,6 +348,9 @@ def changes_between(runs: Sequence[Run], *, data: bool = True) -> list[str]:
             known = [run for run in group if run.origin]
             for run in known[1:]:
                 before, now = ({part: one.origin.get(part) for part in parts} for one in (known[0], run))
+                if "files" in parts:  # those of both: a worker of a sweep may have imported a file for another run
+                    files = run.origin["files"]
+                    before["files"] = {name: old for name, old in known[0].origin["files"].items() if name in files}
                 if changed := differences(before, now):
                     found.setdefault(f"{known[0].path} and {run.path} differ: {'; '.join(changed)}")
 

@@ -24,7 +24,7 @@ from ..stopping import stoppable
 from . import checkpoints
 from .metrics import summarise, to_line
 from .origin import Origin, accepted_changes, go_on, known_files, note_files, origin_of, refuse_changes
-from .run_folder import CONFIG, MOST_ROWS, NotWritten, RunFolder, alone_in, refuse_used, writing
+from .run_folder import CONFIG, METRICS, MOST_ROWS, NotWritten, RunFolder, alone_in, refuse_used, writing
 from .trackers import Trackers, make_trackers
 from .weight_matrices import keep_apart
 
@@ -179,7 +179,7 @@ def run_with(
     def keep(record: Record) -> None:
         nonlocal ended
         line = to_line(record)
-        with writing(folder.path):
+        with writing(folder.path / METRICS):
             for name, row in record.images.items():
                 folder.keep_images(name, record.number, row)
             line["log"] = keep_apart(record.log, record.number, folder.path)

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 
 from ..config import Config, DistillConfig, to_table
 from ..core.record import Captioned
-from ..errors import InputError, RunError, on_one_line
+from ..errors import InputError, RunError, on_one_line, reason_of
 from .origin import ORIGIN, Origin, write_origin
 
 CONFIG, METRICS, SUMMARY, PARTITION = "config.toml", "metrics.jsonl", "summary.json", "partition.json"
@@ -77,7 +77,7 @@ class RunFolder:
         For images with neither 1 nor 3 channels, the first channel is shown.
         """
         home = self.figures / name
-        home.mkdir(parents=True, exist_ok=True)
+        home.mkdir(exist_ok=True)  # not its parents: a run folder that was removed does not come back
         strip = np.concatenate(list(row.images.transpose(0, 2, 3, 1)), axis=1)
         about = PngInfo()
         about.add_itxt("captions", json.dumps(row.captions))
@@ -151,7 +151,6 @@ def writing(path: Path, size: Callable[[], int] = lambda: 0) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or on_one_line(str(error))
         home = next((folder for folder in (path, *path.parents) if folder.is_dir()), Path("/"))
         space = f"{shutil.disk_usage(home).free / 1e6:.1f} MB are free there"
         space += f", about {size() / 1e6:.1f} MB are needed" if size() else ""
@@ -160,8 +159,8 @@ def writing(path: Path, size: Callable[[], int] = lambda: 0) -> Iterator[None]:
                 f"{path} cannot be written: the folder {path.parent} was removed during the run."
             ) from error
         raise NotWritten(
-            f"{path} cannot be written: {reason}; {space}. What was complete is kept: mend the disk or make space, "
-            "then continue with --resume."
+            f"{path} cannot be written: {reason_of(error)}; {space}. What was complete is kept: mend the disk or make "
+            "space, then continue with --resume."
         ) from error
 
 
@@ -174,8 +173,7 @@ def make_folder(path: Path, option: str = "--out") -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        raise InputError(f"{said}: the folder cannot be made: {reason}.") from error
+        raise InputError(f"{said}: the folder cannot be made: {reason_of(error)}.") from error
     if not os.access(path, os.W_OK | os.X_OK):
         raise InputError(f"{said}: the folder is not writable.")
 
@@ -210,8 +208,7 @@ def refuse_used(path: Path) -> None:
     try:
         there = path.exists()
     except (OSError, ValueError) as error:  # such as a name that is too long
-        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        raise InputError(f"--out {on_one_line(str(path), 200)}: {reason}.") from error
+        raise InputError(f"--out {on_one_line(str(path), 200)}: {reason_of(error)}.") from error
     if there and not path.is_dir():
         raise InputError(f"--out {path}: this is a file; name a folder.")
     if path.is_dir() and any(path.iterdir()):

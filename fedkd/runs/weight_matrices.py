@@ -26,7 +26,8 @@ def keep_apart(log: dict[str, Any], number: int, home: Path) -> dict[str, Any]:
     if not drawable(log, "weights") or not rows or not len(rows) == len(rows[0]) > _MOST_NODES:
         return log
     weights = np.array(rows)
-    (home / _FOLDER).mkdir(parents=True, exist_ok=True)
+    for folder in (home / _FOLDER.parent, home / _FOLDER):  # `home` is there, or was removed and does not come back
+        folder.mkdir(exist_ok=True)
     partial = home / _FOLDER / ".partial.npz"
     np.savez_compressed(partial, weights=weights.astype(np.float32), nodes=np.array(log.get("nodes", range(len(rows)))))
     os.replace(partial, _file(home, number))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flwr.app import Message
 from helpers import Make, checkpoint_bytes, halves_are_the_whole, lines, server_state
-from helpers.federations import IDS, MIXED, failures, partitioned, start, with_own_data
+from helpers.federations import IDS, MIXED, failures, one_late_and_one_lost, partitioned, start, with_own_data
 from helpers.loopback import Loopback
 from helpers.virtual_images import LGD, NET, virtual_of
 
@@ -155,18 +155,7 @@ def test_sites_that_join_late_or_lose_their_state_do_it_first(
     """Site 5 comes after round 1; site 2 loses its state after round 2."""
     public = {"data.public": {"name": "digits", "size": 40, "labelled": True}} if "data.public" in changes else {}
     config, sites = with_own_data(tiny(), tmp_path / "sets", {**changes, **public, "rounds": 4})
-    five = config.data.sites.model_copy(update={"count": 5})  # type: ignore[union-attr]
-    config = config.model_copy(update={"data": config.data.model_copy(update={"sites": five})})
-    grid = Loopback(config, sites)
-    grid.online.discard(IDS[5])
-
-    def on_round(record: Any, environment: Any) -> None:
-        if record.number == 1:
-            grid.online.add(IDS[5])
-        if record.number == 2:
-            grid.restart(IDS[2])
-
-    start(config, grid, tmp_path / "run", on_round=on_round)
+    grid = one_late_and_one_lost(config, sites, tmp_path / "run")
     assert failures(tmp_path / "run") == []
     assert sent_to(grid, IDS[5]) == {2: [*once, *rounds], 3: rounds, 4: rounds}
     assert sent_to(grid, IDS[2]) == {0: once, 1: rounds, 2: rounds, 3: [*once, *rounds], 4: rounds}

@@ -18,11 +18,11 @@ from helpers.federations import (
     events,
     failures,
     metrics_of,
+    one_late_and_one_lost,
     partitioned,
     start,
     with_own_data,
 )
-from helpers.loopback import Loopback
 
 from fedkd.config import CheckpointConfig
 from fedkd.deployment.site_state import (
@@ -142,18 +142,7 @@ def test_newcomers_and_sites_that_lost_their_state_take_part_again(
     """Site 5 comes after round 1; site 2 loses its state after round 2."""
     public = {"data.public": {"name": "digits", "size": 40}} if "data.public" in changes else {}
     config, sites = with_own_data(tiny(), tmp_path / "sets", {**changes, **public, "rounds": 4})
-    five = config.data.sites.model_copy(update={"count": 5})  # type: ignore[union-attr]
-    config = config.model_copy(update={"data": config.data.model_copy(update={"sites": five})})
-    grid = Loopback(config, sites)
-    grid.online.discard(IDS[5])
-
-    def on_round(record: Any, environment: Any) -> None:
-        if record.number == 1:
-            grid.online.add(IDS[5])
-        if record.number == 2:
-            grid.restart(IDS[2])
-
-    start(config, grid, tmp_path / "run", on_round=on_round)
+    one_late_and_one_lost(config, sites, tmp_path / "run")
     found = lines(tmp_path / "run")
     assert [line["cohort"] for line in found] == [list(range(5))] * 2 + [list(range(6))] * 3
     late = [failure for failure in failures(tmp_path / "run") if not failure.startswith("3 2")]

@@ -97,3 +97,21 @@ def sites_config(changes: dict[str, Any]) -> Config:
 def after_round(number: int, action: Callable[[], None]) -> Callable[..., None]:
     """Return an `on_round` that acts when a round has ended."""
     return lambda record, environment: action() if record.number == number else None
+
+
+def one_late_and_one_lost(config: Config, sites: dict[int, dict[str, Any]], folder: Path) -> Loopback:
+    """Run six sites, of which the last comes after round 1 and the third loses its state after round 2."""
+    assert config.data.sites is not None
+    five = config.data.sites.model_copy(update={"count": 5})
+    config = config.model_copy(update={"data": config.data.model_copy(update={"sites": five})})
+    grid = Loopback(config, sites)
+    grid.online.discard(IDS[5])
+
+    def on_round(record: Any, environment: Any) -> None:
+        if record.number == 1:
+            grid.online.add(IDS[5])
+        if record.number == 2:
+            grid.restart(IDS[2])
+
+    start(config, grid, folder, on_round=on_round)
+    return grid

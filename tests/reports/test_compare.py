@@ -180,6 +180,7 @@ LOCAL = {"strategy": {"name": "local"}}
         (1, {}, {"changes": [{"from_round": 3, "what": ["the file mine.py"]}]}, "went on after a change"),
         (1, LOCAL, {"files": {"mine.py": "other"}}, None),
         (1, LOCAL, {"partition": "other"}, None),
+        (1, {}, {"files": {"mine.py": "one", "of_another_run.py": "x"}}, None),
     ],
 )
 def test_what_has_changed_between_runs_is_refused_or_accepted(
