@@ -89,6 +89,52 @@ def test_a_signal_during_an_import_comes_again_after_it(tmp_path: Path, monkeypa
     assert sys.modules.pop("signalled").whole
 
 
+def test_a_signal_inside_a_destructor_comes_again_after_it(capsys: pytest.CaptureFixture[str]) -> None:
+    class Sends:
+        def __del__(self) -> None:
+            send(signal.SIGHUP)
+
+    def work() -> None:
+        sends = Sends()
+        del sends
+        threading.Event().wait(30)
+
+    hook = sys.unraisablehook
+    with pytest.raises(Stopped, match="SIGHUP"), stoppable():
+        work()
+    assert capsys.readouterr().err == ""
+    assert sys.unraisablehook is hook
+
+
+def test_what_else_fails_inside_a_destructor_is_shown_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Fails:
+        def __del__(self) -> None:
+            raise ValueError("of a destructor")
+
+    seen: list[str] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: seen.append(str(unraisable.exc_value)))
+    with stoppable():
+        fails = Fails()
+        del fails
+    assert seen == ["of a destructor"]
+
+
+def test_a_library_may_turn_a_signal_into_a_keyboard_interrupt() -> None:
+    """As Ray's C++ code does; without a signal it stays what it is."""
+
+    def work() -> None:
+        try:
+            send(signal.SIGHUP)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt from None
+
+    with pytest.raises(Stopped, match="SIGHUP"), stoppable():
+        work()
+    with pytest.raises(KeyboardInterrupt) as own, stoppable():
+        raise KeyboardInterrupt
+    assert not isinstance(own.value, Stopped)
+
+
 def test_in_another_thread_nothing_is_taken() -> None:
     before, inside = signal.getsignal(signal.SIGTERM), []
 
