@@ -97,6 +97,7 @@ if TYPE_CHECKING:
     from .messages.merging import weighted_mean as weighted_mean
     from .messages.payload import ANY_NUMBER as ANY_NUMBER
     from .messages.payload import IMAGES as IMAGES
+    from .messages.payload import LOSS as LOSS
     from .messages.payload import UNWEIGHTED as UNWEIGHTED
     from .messages.payload import ArraySpec as ArraySpec
     from .messages.payload import Expected as Expected
@@ -139,6 +140,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "ANY_NUMBER": "messages.payload",
+    "LOSS": "messages.payload",
     "Adam": "config",
     "Architecture": "config",
     "ArraySpec": "messages.payload",

@@ -11,9 +11,8 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
-from fedkd.config import Limits
 from fedkd.core.setup import Setup
-from fedkd.messages.arrival import Expectation
+from fedkd.messages.arrival import Door
 from fedkd.messages.carrier import Engine
 from fedkd.messages.flower import be_the_server, give_ids, simulated_run
 from fedkd.messages.merging import Block, Merge, merge_block
@@ -43,12 +42,12 @@ class SimulationGrid(Engine, Grid):
         """Run the clients for these messages; yield a reply or an error reply for each, in the messages' order."""
 
     def carry_merged(
-        self, blocks: list[list[Message]], merge: Merge, expectation: Expectation, limits: Limits, timeout: float | None
+        self, blocks: list[list[Message]], merge: Merge, door: Door, timeout: float | None
     ) -> Iterator[Block]:
         """Run the clients for these blocks of messages; yield each block's merged replies, in order."""
         replies = self.carry([message for block in blocks for message in block], timeout)
         for block in blocks:
-            yield merge_block(islice(replies, len(block)), merge, expectation, limits)
+            yield merge_block(islice(replies, len(block)), merge, door)
 
     def exchange(self, messages: list[Message], timeout: float | None) -> Iterator[Message]:
         """Run the clients, and record the injected faults as events."""
@@ -56,11 +55,11 @@ class SimulationGrid(Engine, Grid):
         return self.carry(messages, timeout)
 
     def exchange_merged(
-        self, blocks: list[list[Message]], merge: Merge, expectation: Expectation, limits: Limits, timeout: float | None
+        self, blocks: list[list[Message]], merge: Merge, door: Door, timeout: float | None
     ) -> Iterator[Block]:
         """Run the clients block by block, and record the injected faults as events."""
         self._note_faults([message for block in blocks for message in block])
-        return self.carry_merged(blocks, merge, expectation, limits, timeout)
+        return self.carry_merged(blocks, merge, door, timeout)
 
     def _note_faults(self, messages: list[Message]) -> None:
         for message in messages:

@@ -7,12 +7,11 @@ from collections.abc import Iterable, Iterator
 import torch
 from flwr.app import Message, RecordDict
 
-from fedkd.config import Limits
 from fedkd.core.client_app import make_client_app
 from fedkd.core.environment import Device, Threads, prepare_process
 from fedkd.core.setup import Setup
 from fedkd.messages.arrays import owned
-from fedkd.messages.arrival import Expectation
+from fedkd.messages.arrival import Door
 from fedkd.messages.merging import Block, Merge, merge_block
 
 from .base import SimulationGrid
@@ -41,11 +40,11 @@ class InlineGrid(SimulationGrid):
             yield reply
 
     def carry_merged(
-        self, blocks: list[list[Message]], merge: Merge, expectation: Expectation, limits: Limits, timeout: float | None
+        self, blocks: list[list[Message]], merge: Merge, door: Door, timeout: float | None
     ) -> Iterator[Block]:
         """Run the clients one by one, and merge each reply before the next client runs."""
         for block in blocks:
-            yield merge_block(map(self._call, block), merge, expectation, limits)
+            yield merge_block(map(self._call, block), merge, door)
 
     def _call(self, message: Message) -> Message:
         node = message.metadata.dst_node_id

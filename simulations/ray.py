@@ -15,11 +15,11 @@ import ray
 from flwr.app import Message, RecordDict
 from pydantic import Field
 
-from fedkd.config import Limits, to_table
+from fedkd.config import to_table
 from fedkd.core.environment import Device, Threads, prepare_process
 from fedkd.core.setup import Setup
 from fedkd.errors import InputError, StatesLost
-from fedkd.messages.arrival import Expectation
+from fedkd.messages.arrival import Door
 from fedkd.messages.flower import error_reply, without_content
 from fedkd.messages.merging import Block, Merge, merge_block
 
@@ -97,14 +97,14 @@ class RayGrid(SimulationGrid):
         )
 
     def carry_merged(
-        self, blocks: list[list[Message]], merge: Merge, expectation: Expectation, limits: Limits, timeout: float | None
+        self, blocks: list[list[Message]], merge: Merge, door: Door, timeout: float | None
     ) -> Iterator[Block]:
         """Run each block of clients on the next free worker, which merges their replies.
 
         With a timeout each client runs separately and the driver merges: then a late node does not fail its block.
         """
         if timeout is not None:
-            yield from super().carry_merged(blocks, merge, expectation, limits, timeout)
+            yield from super().carry_merged(blocks, merge, door, timeout)
             return
         contents = _Contents()
         queue: list[Call] = []
@@ -119,7 +119,7 @@ class RayGrid(SimulationGrid):
             ) -> list[Any]:
                 states = [self.pool.states.current.get(shell.metadata.dst_node_id) for shell in shells]
                 method = actor.call_block.options(num_returns=1 + len(shells))
-                returned: list[Any] = method.remote(shells, numbers, merge, expectation, limits, *unique, *states)
+                returned: list[Any] = method.remote(shells, numbers, merge, door, *unique, *states)
                 return returned
 
             queue.append(Call(start, block))
@@ -127,7 +127,7 @@ class RayGrid(SimulationGrid):
             if isinstance(result, Block):
                 yield result
             else:  # one of its clients ended the process: run each separately, so that the others count
-                yield merge_block(self.carry(call.messages, None), merge, expectation, limits)
+                yield merge_block(self.carry(call.messages, None), merge, door)
 
     def settle(self, node: int, accepted: bool) -> None:
         """Keep the state that the node's last request left, or return to the one before; neither is fetched."""

@@ -10,11 +10,11 @@ from typing import Any
 
 from flwr.app import Message, RecordDict
 
-from fedkd.config import Config, Limits
+from fedkd.config import Config
 from fedkd.core.client_app import make_client_app
 from fedkd.core.environment import Device, prepare_process
 from fedkd.core.setup import make_setup
-from fedkd.messages.arrival import Expectation
+from fedkd.messages.arrival import Door
 from fedkd.messages.merging import Merge, merge_block
 
 from .node import call_node
@@ -53,8 +53,7 @@ class ClientActor:
         messages: list[Message],
         numbers: list[int],
         merge: Merge,
-        expectation: Expectation,
-        limits: Limits,
+        door: Door,
         *contents_and_states: Any,
     ) -> tuple[Any, ...]:
         """Run a block of clients and merge their replies. `numbers[i]` is the position of the content of message i.
@@ -71,5 +70,5 @@ class ClientActor:
                 states.append(after)
                 yield result.value
 
-        block = merge_block(replies(), merge, expectation, limits)
+        block = merge_block(replies(), merge, door)
         return (Result(block, [bool(state) for state in states]), *states)

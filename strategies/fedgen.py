@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedkd import (
-    ANY_NUMBER,
     IMAGES,
+    LOSS,
     ArraySpec,
     Client,
     Count,
@@ -178,7 +178,7 @@ class FedGen(Strategy):
         expect = Expected(
             weights=like(self.weights),
             statistics={"label_counts": ArraySpec((classes,), torch.int32, counts=True)},
-            numbers={"examples": IMAGES, "loss": ANY_NUMBER},
+            numbers={"examples": IMAGES, "loss": LOSS},
         )
         total: Payload | None = None
         heads, counts = [], []

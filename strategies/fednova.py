@@ -13,8 +13,8 @@ from typing import ClassVar, cast
 import torch
 
 from fedkd import (
-    ANY_NUMBER,
     IMAGES,
+    LOSS,
     Client,
     Environment,
     Expected,
@@ -72,7 +72,7 @@ class FedNova(Strategy):
         assert self.weights is not None
         start = self.weights
         trained = {name for name, _ in federation.environment.model(0).named_parameters()}
-        numbers = {"examples": IMAGES, "loss": ANY_NUMBER}
+        numbers = {"examples": IMAGES, "loss": LOSS}
         expect = {
             node: Expected(weights=like(start), numbers={**numbers, "normaliser": (1, self._most(federation, node))})
             for node in federation.cohort

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedkd import ANY_NUMBER, Client, Expected, Payload, Round, Strategy
+from fedkd import LOSS, Client, Expected, Payload, Round, Strategy
 
 
 class LocalClient(Client):
@@ -26,5 +26,5 @@ class Local(Strategy):
 
     def run_round(self, federation: Round) -> None:
         """Ask the cohort to train."""
-        replies = list(federation.ask("fit", expect=Expected(numbers={"loss": ANY_NUMBER})))
+        replies = list(federation.ask("fit", expect=Expected(numbers={"loss": LOSS})))
         federation.log("train_loss", sum(reply.payload.numbers["loss"] for reply in replies) / max(len(replies), 1))

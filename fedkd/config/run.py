@@ -8,7 +8,7 @@ import pydantic
 from pydantic import ConfigDict, Field
 
 from .data import DataConfig
-from .tables import Count, Fraction, Kind, Limits, NamedTable, Probability, Table
+from .tables import VALUE_LIMIT, Count, Fraction, Kind, Limits, NamedTable, Positive, Probability, Table
 
 
 class Sgd(Table):
@@ -128,6 +128,7 @@ class Config(Table):
     timeout: Annotated[float, Field(gt=0)] | None = None  # seconds to wait for the replies to one request
     payload_limit: Count = 2**30  # the largest number of bytes of one message
     payload_limits: dict[Kind, Count] = Field(default_factory=dict)  # the same for one kind of arrays in a message
+    value_limit: Annotated[Positive, Field(le=1e30)] = VALUE_LIMIT  # the largest absolute value in a node's arrays
     data: DataConfig
     model: ModelConfig
     train: TrainConfig = TrainConfig()
@@ -147,4 +148,5 @@ class Config(Table):
     @property
     def limits(self) -> Limits:
         """Return the largest number of bytes of one message."""
-        return Limits(self.payload_limit, {kind: limit for kind, limit in self.payload_limits.items()})
+        kinds: dict[str, int] = {kind: limit for kind, limit in self.payload_limits.items()}
+        return Limits(self.payload_limit, kinds, self.value_limit)

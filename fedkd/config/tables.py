@@ -38,11 +38,15 @@ def _whole(value: Any) -> Any:
 Channels = Annotated[Literal[1, 3], pydantic.BeforeValidator(_whole)]
 
 
+VALUE_LIMIT = 1e8  # sums of squares of such values stay finite in float32
+
+
 class Limits(NamedTuple):
-    """The largest number of bytes of one message: in total, and for each kind of arrays."""
+    """What one message may have: bytes, in total and by kind of arrays, and the largest absolute value in an array."""
 
     total: int
     kinds: Mapping[str, int]
+    value: float = VALUE_LIMIT
 
 
 class Table(BaseModel):

@@ -16,7 +16,7 @@ from ..data.images import Images
 from ..learning import evaluation, training
 from ..learning.training import Loss, cross_entropy
 from ..messages.arrays import Tensors, array_record, is_finite, on_cpu, tensors_of
-from ..messages.metric_names import checked_metric
+from ..messages.metric_names import belongs_to, checked_metric
 from ..messages.payload import Payload
 from ..models.build import fill
 from ..streams import torch_stream
@@ -207,12 +207,16 @@ class Client:
     # Its metrics
 
     def report(self, metric: str, value: float) -> None:
-        """Report a metric, named `scope/metric`, of this node in this round.
+        """Report a metric, named `scope/metric`, of this node in this round, if the server wants its metrics.
 
-        Raises ValueError for a name of another form, a name that only the server reports, and a value that is not a
-        finite number.
+        Raises ValueError for a name of another form, a name that only the server reports, a value that is not a finite
+        number, and a name that belongs to another request: `personal` to `evaluate`, `personal_after_...` to others.
         """
-        self.metrics[metric] = checked_metric(metric, value)
+        if not belongs_to(metric, self.action):
+            raise ValueError(f"metric {metric!r} cannot be reported by {self.action!r}")
+        number = checked_metric(metric, value)
+        if self.measured:
+            self.metrics[metric] = number
 
     def measure(self, scope: str) -> None:
         """Report `scope/accuracy` of the current model on the node's test images, if the server wants metrics."""

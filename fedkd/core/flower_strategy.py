@@ -15,7 +15,7 @@ from flwr.serverapp.strategy import Strategy as FlowerBase
 from ..errors import InputError, RunError, described
 from ..messages.arrays import Tensors, array_record, tensors_of
 from ..messages.merging import weighted_mean
-from ..messages.payload import ANY_NUMBER, FLOWER_ARRAYS, IMAGES, Expected, Payload, like
+from ..messages.payload import FLOWER_ARRAYS, IMAGES, LOSS, Expected, Payload, like
 from .client import Client, GlobalModelClient
 from .environment import Environment
 from .round import Round
@@ -65,7 +65,7 @@ class FlowerStrategy(Strategy):
             setattr(self.base, attribute, value)
         expect = Expected(
             weights=like(self.weights),
-            numbers={"num-examples": IMAGES, "train_loss": ANY_NUMBER},
+            numbers={"num-examples": IMAGES, "train_loss": LOSS},
         )
         grid = cast(Grid, _CohortGrid(federation))
         if hasattr(self.base, "current_arrays"):

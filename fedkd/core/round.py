@@ -16,7 +16,7 @@ from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from ..config import Config
 from ..errors import RunError, TooFewReplies, unknown
 from ..messages.arrays import array_record
-from ..messages.arrival import Arrival, Expectation, arrive
+from ..messages.arrival import Arrival, AskedMetrics, Door, Expectation
 from ..messages.carrier import Carrier
 from ..messages.ledger import Sizes, add_sizes, count_sent
 from ..messages.merging import Merge, blocks_of, weighted_mean
@@ -42,7 +42,8 @@ class Round:
     `nodes`: all nodes of the federation. `measured`: the nodes whose models are measured at the end of this round;
     empty if the round is not measured. `actions`: the requests that the client half answers. `most_images`: a function
     from a node's number of images to the largest number of images that the node may report to have trained on.
-    `on_step`: see `run_rounds`.
+    `server_scopes`: scopes of metrics that the server measures, so that no node may report them. `on_step`: see
+    `run_rounds`.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Round:
         measured: list[int],
         actions: Sequence[str],
         most_images: Callable[[int], int] = lambda images: images,
+        server_scopes: set[str] | None = None,
         on_step: Callable[[int, str, int, int], None] = lambda number, what, done, total: None,
     ) -> None:
         self.environment = environment
@@ -63,6 +65,7 @@ class Round:
         self.nodes = nodes
         self.cohort = cohort
         self.measured = measured
+        self.server_scopes = server_scopes or set()
         self.record = Record(number, cohort)
         self._actions = actions
         self._most_images = most_images
@@ -86,6 +89,12 @@ class Round:
         part = copy.copy(self)
         part.cohort, part._least = nodes, 1
         return part
+
+    def again(self, carrier: Carrier) -> Round:
+        """Return this round as it was at its start, with another carrier and a record of its own."""
+        new = copy.copy(self)
+        new.carrier, new.cohort, new.record = carrier, self.record.cohort, Record(self.number, self.record.cohort)
+        return new
 
     def stream(self, purpose: str) -> torch.Generator:
         """Return the server's stream of this round for a purpose."""
@@ -205,7 +214,7 @@ class Round:
         ]
         good: list[Message] = []
         for reply in self._send(sent, self.record.bytes):
-            arrival = arrive(reply, expect, self.config.limits)
+            arrival = self._door("train", expect).let_in(reply)
             self._note("train", arrival, self.record.bytes)
             if arrival.payload is not None:
                 self._overhear(arrival.node, arrival.payload)
@@ -262,7 +271,7 @@ class Round:
         def good_ones() -> Iterator[Reply]:
             good = 0
             for reply in arriving:
-                arrival = arrive(reply, expect, self.config.limits)
+                arrival = self._door(action, expect).let_in(reply)
                 self._note(action, arrival, traffic)
                 if arrival.payload is not None:
                     good += 1
@@ -279,8 +288,8 @@ class Round:
         if self._overheard is not None:
             return self._merged_here(action, messages, expect, merge, max(required, 1))
         count_sent(messages, self.record.bytes)
-        limits, timeout = self.config.limits, self.config.timeout
-        blocks = self.carrier.exchange_merged(blocks_of(messages), merge, expect, limits, timeout)
+        door = self._door(action, expect)
+        blocks = self.carrier.exchange_merged(blocks_of(messages), merge, door, self.config.timeout)
         total: Payload | None = None
         good = 0
         for block in blocks:
@@ -320,6 +329,11 @@ class Round:
             if node in bounded:
                 bounded[node] = dataclasses.replace(bounded[node], most_images=self._most_images(images))
         return bounded
+
+    def _door(self, action: str, expect: Expectation) -> Door:
+        """Return the check of the replies to a request, with the metrics that it asks for."""
+        asked = AskedMetrics(action, frozenset(self.measured), frozenset(self.server_scopes))
+        return Door(expect, self.config.limits, asked)
 
     def _send(self, messages: list[Message], traffic: Sizes) -> Iterator[Message]:
         """Send messages; return the replies in the same order, with an error reply for each that is not in time."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
-from ..errors import TooFewReplies
-from ..messages.carrier import Carrier
+from ..errors import TooFewReplies, some
+from ..messages.carrier import Carrier, Engine
+from ..messages.metric_names import scope_of
 from ..stopping import check
 from ..streams import default_stream
 from .client_app import actions
@@ -14,8 +16,9 @@ from .record import Record
 from .round import Round
 from .sampling import sample_cohort, sample_measured
 from .setup import Setup
-from .state import StateWatch
+from .state import State, StateWatch, restore_state, state_of
 from .strategy import Strategy
+from .undo import Recorder, Replay, flaw_of, offenders
 
 MOST_LISTED = 10_000  # the largest number of nodes that a line of metrics.jsonl lists
 
@@ -41,12 +44,16 @@ def run_rounds(
         strategy.weights = strategy.initial_weights(environment)
     answers = actions(strategy.client_class())
     watch = StateWatch(strategy)
+    server_scopes: set[str] = set()
+    recorder = None if isinstance(carrier, Engine) else Recorder(carrier)
+    carrier = recorder or carrier
     for number in range(first_round, config.rounds + 1):
         check()
         begin = time.perf_counter()
         nodes = carrier.nodes()
         strategy.prepared = strategy.prepared - carrier.lost_states()
         cohort = sample_cohort(nodes, config, number) if number else _first_cohort(strategy, nodes)
+        server_scopes |= strategy.stages().keys()
         federation = Round(
             environment,
             carrier,
@@ -56,29 +63,70 @@ def run_rounds(
             sample_measured(nodes, config, number),
             answers,
             lambda images: strategy.most_images(images, environment),
+            server_scopes,
             on_step,
         )
-        with default_stream(federation.stream("default")):
-            if _prepares_nodes(strategy):
-                _prepare_missing(strategy, federation)
-            (strategy.run_round if number else strategy.prepare)(federation)
-            federation.close()
+        before = None if recorder is None else state_of(strategy)
+        _run(strategy, federation)
+        undone = None if recorder is None or before is None else _undo_if_flawed(strategy, federation, recorder, before)
         trained = time.perf_counter()
         record = federation.record
         if federation.due:
             wait_for_nodes = federation.measure(strategy.evaluation(federation))
             record.metrics.update(strategy.measure(federation))
+            server_scopes |= {scope_of(metric) for metric in record.metrics}
             wait_for_nodes()
-        record.events = carrier.events()
+        record.events = carrier.events() + ([undone] if undone else [])
+        _drop_metrics_of_the_server(record, server_scopes)
         for metric, values in record.nodes.items():
-            if metric in record.metrics:  # the server has measured it; no node may replace it
-                continue
             record.metrics[metric] = sum(values[node] for node in sorted(values)) / len(values)
         watch.check(number)
         record.seconds = {"round": trained - begin, "evaluation": time.perf_counter() - trained}
         on_round(record)
         if number % config.checkpoint.every == 0 or number == config.rounds:
             on_checkpoint(number)
+
+
+def _run(strategy: Strategy, federation: Round) -> None:
+    with default_stream(federation.stream("default")):
+        if _prepares_nodes(strategy):
+            _prepare_missing(strategy, federation)
+        (strategy.run_round if federation.number else strategy.prepare)(federation)
+        federation.close()
+
+
+def _undo_if_flawed(strategy: Strategy, federation: Round, recorder: Recorder, before: State) -> dict[str, Any] | None:
+    """Undo a round whose result is not usable, record the nodes that spoiled it, and return the event; else None."""
+    after = state_of(strategy)
+    flaw = flaw_of(strategy, after.tensors, federation.environment)
+    if flaw is None:
+        return None
+
+    def is_sound(replay: Replay) -> bool:
+        restore_state(strategy, before)
+        _run(strategy, federation.again(replay))
+        return flaw_of(strategy, state_of(strategy).tensors, federation.environment) is None
+
+    found = offenders(recorder, is_sound)
+    restore_state(strategy, before)
+    recorder.undo()
+    for node in found:
+        reason = f"the round is undone: with this node's reply {flaw}, without it not"
+        federation.record.failures.append({"node": node, "action": "merge", "reason": reason})
+    whose = (
+        f"spoiled by {some([f'node {node}' for node in found])}"
+        if found
+        else "no node was found without which it is sound"
+    )
+    return {"event": f"the round is undone: {flaw}; {whose}"}
+
+
+def _drop_metrics_of_the_server(record: Record, server_scopes: set[str]) -> None:
+    """Drop what nodes have reported before the server has first measured this scope; the failures name them."""
+    for metric in [metric for metric in record.nodes if scope_of(metric) in server_scopes]:
+        for node in sorted(record.nodes.pop(metric)):
+            reason = f"metric {metric!r} may only be reported by the server"
+            record.failures.append({"node": node, "action": "report", "reason": reason})
 
 
 def _first_cohort(strategy: Strategy, nodes: Sequence[int]) -> list[int]:

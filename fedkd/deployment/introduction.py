@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from dataclasses import dataclass
@@ -13,9 +14,10 @@ from ..errors import on_one_line
 from ..messages.arrays import PayloadError
 from ..messages.arrival import receive
 from ..messages.payload import Expected, Payload
+from .roster import is_the_servers
 
 JOIN, REFUSE = "query.join", "query.refuse"  # messages: who are you; you cannot take part, for this reason
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_. -]{0,63}")  # of a site
+NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_. -]{0,62}[A-Za-z0-9])?")  # of a site
 LOST = "its state was lost; it starts afresh"  # an event, and the error of a site of which the server did not know it
 DAMAGED = "its newest state is damaged; it goes on from an older one"
 _MOST = float(2**53)
@@ -39,6 +41,12 @@ class Introduction:
     shape: tuple[int, int, int]
     version: str
     states: tuple[str, ...]
+
+    @property
+    def told(self) -> tuple[int, str]:
+        """Return what a site cannot change later: its number of training images, a digest of classes and shape."""
+        about = json.dumps([self.classes, self.shape]).encode()
+        return self.images, hashlib.blake2b(about, digest_size=8).hexdigest()
 
     def to_payload(self) -> Payload:
         """Return the introduction as a payload."""
@@ -72,8 +80,10 @@ def introduction_of(records: RecordDict, limits: Limits) -> Introduction:
         classes = None
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
         raise PayloadError("string 'classes' is not a list of names")
-    if not NAME.fullmatch(payload.strings["name"]):
+    if not NAME.fullmatch(payload.strings["name"]) or is_the_servers(payload.strings["name"]):
         raise PayloadError(f"string 'name' is {on_one_line(payload.strings['name'], 80)!r}")
+    if parts := [name for name, value in payload.numbers.items() if value != int(value)]:
+        raise PayloadError(f"number {parts[0]!r} is not whole")
     whole = {name: int(value) for name, value in payload.numbers.items()}
     return Introduction(
         name=payload.strings["name"],

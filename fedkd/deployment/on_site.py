@@ -31,6 +31,7 @@ from ..messages.arrays import serialised
 from ..messages.flower import error_reply
 from ..messages.payload import NODE, ROUND, SITE
 from .introduction import JOIN, LOST, NAME, REFUSE, Introduction
+from .roster import is_the_servers
 from .site_state import (
     Version,
     in_context,
@@ -189,10 +190,16 @@ def introduce(environment: Environment, context: Context, federation: str) -> In
     """Return this site's introduction. Raises InputError for a wrong name, model or state folder."""
     node_config, data = context.node_config, environment.data
     partition = -1 if isinstance(data, SiteData) else int(cast(int, node_config["partition-id"]))
-    default = f"partition-{partition}" if partition >= 0 else f"node-{context.node_id}"
+    default = f"partition-{partition}" if partition >= 0 else f"site-{context.node_id}"
     name = str(node_config.get("name", default))
     if not NAME.fullmatch(name):
-        raise InputError(f"name = {name!r} in --node-config: letters, digits, spaces, and the signs - . _ are valid.")
+        raise InputError(
+            f"name = {name!r} in --node-config: valid are letters, digits, and between them spaces and the signs - . _"
+        )
+    if is_the_servers(name):
+        raise InputError(
+            f"name = {name!r} in --node-config: this could be the server or a node's number; choose another."
+        )
     if not isinstance(data, SiteData) and not 0 <= partition < data.clients:
         raise InputError(f"partition-id = {partition}: the config has partitions 0 to {data.clients - 1}.")
     model = _own_model(node_config) or ""

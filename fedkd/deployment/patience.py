@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import median_low
 
 FIRST_LIMIT = 3600.0  # seconds for an action of which no site has sent a reply yet
 LEAST_LIMIT = 600.0
@@ -13,16 +14,16 @@ NEXT_NOTICE = 600.0  # seconds between two lines
 _MOST_NAMED = 5  # sites that a line names
 
 
-def time_limit(longest: float | None) -> float:
+def time_limit(longest: Sequence[float]) -> float:
     """Return the seconds in which all replies to a request must come.
 
-    `longest`: the longest time, in seconds, that any reply to this action has taken so far, also a late one; None if
-    there is none yet. The limit is `TIMES_LONGEST` times as long, but `LEAST_LIMIT` at least and `MOST_LIMIT` at most;
-    `FIRST_LIMIT` if nothing is known.
+    `longest`: of each site, the longest time, in seconds, that its reply to this action has taken so far, also a late
+    one. The limit is `TIMES_LONGEST` times their median (the lower one), so that no few sites can stretch it, but
+    `LEAST_LIMIT` at least and `MOST_LIMIT` at most; `FIRST_LIMIT` if nothing is known.
     """
-    if longest is None:
+    if not longest:
         return FIRST_LIMIT
-    return float(round(min(max(TIMES_LONGEST * longest, LEAST_LIMIT), MOST_LIMIT)))
+    return float(round(min(max(TIMES_LONGEST * median_low(longest), LEAST_LIMIT), MOST_LIMIT)))
 
 
 def waiting_line(group: str, action: str, names: Sequence[str], seconds: float) -> str:

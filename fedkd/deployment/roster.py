@@ -4,34 +4,76 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
-from ..errors import InputError
+import pydantic
+
+from ..errors import InputError, on_one_line, reason_of
 
 ROSTER = "sites.json"
+_SEPARATORS = re.compile(r"[ ._-]+")
+_ALIKE = str.maketrans("il|o", "1110")
+
+
+def looks_like(name: str) -> str:
+    """Return what a name looks like: equal for names that people would take for each other (`Site-1`, `site_l.`)."""
+    return _SEPARATORS.sub("-", name.casefold()).strip("-").translate(_ALIKE)
+
+
+def is_the_servers(name: str) -> bool:
+    """Return whether a site of this name could be taken for the server or for the number of a node."""
+    return _SERVERS.fullmatch(looks_like(name)) is not None
+
+
+_WORDS = ("fedkd", "flower", "server", "superlink", "supernode", "global", "aggregator")
+_SERVERS = re.compile(f"({'|'.join(map(looks_like, _WORDS))})(-?[0-9]+)?|{looks_like('node')}-?[0-9]{{1,9}}")
+
+
+class _File(pydantic.BaseModel):
+    """What the file must be."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", strict=True)
+
+    federation: Annotated[str, pydantic.Field(pattern=r"^[0-9a-f]{32}$")]
+    numbers: dict[str, Annotated[int, pydantic.Field(ge=0, lt=2**53)]]
+    ids: dict[str, int]
+    told: dict[str, Annotated[tuple[int, str], pydantic.Field(strict=False)]] = {}
 
 
 @dataclass
 class Roster:
     """The sites that have joined a federation, in a file, so that a restarted server recognises them.
 
-    `numbers`: the numbers of sites, by name. `ids`: the ids of their SuperNodes in Flower.
+    `numbers`: the numbers of sites, by name. `ids`: the ids of their SuperNodes in Flower. `told`: what each has told
+    of itself at the first contact and cannot change: its number of training images, a digest of classes and shape.
     """
 
     federation: str = field(default_factory=lambda: uuid.uuid4().hex)
     numbers: dict[str, int] = field(default_factory=dict)
     ids: dict[str, int] = field(default_factory=dict)
+    told: dict[str, tuple[int, str]] = field(default_factory=dict)
     path: Path | None = None
 
     @classmethod
     def read(cls, path: Path) -> Roster:
         """Return the roster in a file. Raises InputError if it is damaged."""
         try:
-            return cls(**json.loads(path.read_text(encoding="utf-8")), path=path)
-        except (ValueError, TypeError) as error:
-            raise InputError(f"{path} is damaged: {error}") from error
+            table = json.loads(path.read_text(encoding="utf-8"))
+            roster = cls(**_File.model_validate(table).model_dump(), path=path)
+        except (OSError, ValueError, RecursionError) as error:
+            reason = (
+                "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:3])
+                if isinstance(error, pydantic.ValidationError)
+                else reason_of(error)
+            )
+            raise InputError(f"{path} is damaged: {on_one_line(reason)}") from error
+        if len(set(roster.numbers.values())) < len(roster.numbers):
+            raise InputError(f"{path} is damaged: two sites have the same number")
+        return roster
 
     def write(self) -> None:
         """Write the file atomically."""

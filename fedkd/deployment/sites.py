@@ -6,11 +6,12 @@ run folders use numbers, as in a simulation. Only this file uses Flower's own id
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any
+from typing import Any, cast
 
 import httpx
 from flwr.app import ConfigRecord, Message, RecordDict
@@ -19,23 +20,36 @@ from flwr.serverapp import Grid
 from ..config import Limits
 from ..core.setup import Setup
 from ..data.site_data import misfit
-from ..errors import RunError, on_one_line
+from ..errors import RunError, described, on_one_line
 from ..messages.arrays import PayloadError, serialised
 from ..messages.carrier import Carrier
-from ..messages.flower import activations, error_reply, give_ids, has_stable_ids, renumber
-from ..messages.ledger import count_bytes
+from ..messages.flower import (
+    activations,
+    at_most,
+    error_reply,
+    give_ids,
+    has_stable_ids,
+    registered_names,
+    renumber,
+)
+from ..messages.ledger import all_bytes, count_bytes
 from ..messages.payload import MOST_IMAGES, NODE, ROUND, SITE
 from .introduction import DAMAGED, JOIN, LOST, REFUSE, Introduction, introduction_of
-from .patience import FIRST_NOTICE, NEXT_NOTICE, time_limit, waiting_line
-from .roster import ROSTER, Roster
+from .patience import FIRST_NOTICE, MOST_LIMIT, NEXT_NOTICE, time_limit, waiting_line
+from .roster import ROSTER, Roster, looks_like
 from .site_state import request_name
 
-_POLL_SECONDS = 0.25
-_PATIENCE = 60.0  # seconds that a round waits for the introduction of a new site
+_POLL_SECONDS, _MOST_POLL_SECONDS = 0.25, 2.0
+_PATIENCE = 60.0  # seconds that all rounds together wait for the introductions of one SuperNode
+_ALL_PATIENCE = 600.0  # seconds that they wait for the introductions of all
+_MOST_MISSED = 3  # requests in a row without a reply in time; then a site gets no more
+_PULL_SECONDS = 2.0  # time for a reply to be fetched before the server looks after the others meanwhile
 _REMIND_SECONDS = 30.0  # time between two lines about missing sites
 _ONE_MEGABYTE = 10**6
+_MOST_ABOUT = 1000  # bytes of what a site tells of itself with each reply
 _PATIENT_TIMEOUTS = 3  # after this number of time limits, a late reply is given up
 _LEAST_TTL = 60.0
+_LEFT_OUT = "left out: it has missed the time limit too often; continue the run (resume=true) to ask it again"
 
 
 @dataclass
@@ -66,6 +80,25 @@ class _Sent:
     def what(self) -> str:
         """Return the request as text."""
         return f"{self.action!r} of round {self.group}"
+
+
+class _Pull(threading.Thread):
+    """Fetches the reply to one message, if it has arrived. Its pieces may come slowly, and it may be anything."""
+
+    def __init__(self, grid: Grid, id: str, size: int) -> None:
+        super().__init__(daemon=True)
+        self._what = grid, id, size
+        self.reply: Message | None = None
+        self.error: Exception | None = None
+
+    def run(self) -> None:
+        """Fetch it."""
+        grid, id, size = self._what
+        try:
+            with at_most(size, MOST_LIMIT):
+                self.reply = next(iter(grid.pull_messages([id])), None)
+        except Exception as error:
+            self.error = error
 
 
 def _action_of(message: Message) -> str:
@@ -108,7 +141,11 @@ class Sites(Carrier):
         ] = {}  # until it is settled: the request, whether the site has a state
         self._accepted: dict[int, str] = {}  # of each node that has a state: the last request whose reply was accepted
         self._lost: set[int] = set()
-        self._longest: dict[str, float] = {}  # by action: the longest time, in seconds, that a reply has taken
+        self._longest: dict[str, dict[int, float]] = {}  # by action and node: the longest time of a reply, in seconds
+        self._waited: dict[int, float] = {}  # by Flower id: seconds that rounds have waited for its introductions
+        self._missed: dict[int, int] = {}  # by node: requests in a row without a reply in time
+        self._pulling: dict[str, _Pull] = {}  # by message: replies that are being fetched
+        self._accepted_before: dict[int, str] = {}  # `_accepted` at the start of the round
         self._events: list[dict[str, Any]] = []
         self._welcome: dict[int, tuple[Introduction, str]] = {}  # by Flower id: they get numbers when all are connected
         self._begun = False
@@ -132,6 +169,10 @@ class Sites(Carrier):
         self._accepted.pop(node, None)
         if has_state:
             self._accepted[node] = request
+
+    def undo(self) -> None:
+        """Go back to the requests that were the last accepted ones at the start of the round."""
+        self._accepted = dict(self._accepted_before)
 
     def states(self) -> Iterable[tuple[int, RecordDict]]:
         """Return the last accepted request of each node that has a state; the states themselves are at the sites."""
@@ -161,13 +202,16 @@ class Sites(Carrier):
         Later it only waits a short time for a new site. Raises RunError if they do not come in time.
         """
         config, begin, reminded = self._environment.config, time.monotonic(), time.monotonic()
+        self._accepted_before = dict(self._accepted)
+        looked = begin
         wanted = self._environment.data.clients if self._first_round == 0 else config.min_replies
         while True:
             here = activations(self._grid)
             self._greet(here)
             self._hear_introductions()
             now = time.monotonic()
-            waiting = any(now - since < _PATIENCE for _, since in self._joining.values())
+            waiting = self._waits_for_introductions(now - looked)
+            looked = now
             known = [(site.id, site.activated) for site in self._sites.values()]
             known += [(id, activated) for id, (_, activated) in self._welcome.items()]
             present = sum(here.get(id) == activated for id, activated in known)
@@ -189,6 +233,20 @@ class Sites(Carrier):
                 del self._asked[id]  # it has disconnected; it is asked again when it is back
         self._welcome = {}
         return sorted(self._roster.numbers.values())
+
+    def _waits_for_introductions(self, seconds: float) -> bool:
+        """Count time that has passed for SuperNodes that were asked to introduce themselves; return whether to wait on.
+
+        One that starts again and again, or says nothing, is left out when it has cost `_PATIENCE` seconds in all.
+        """
+        patient = False
+        for id in {id for id, _ in self._joining.values()}:
+            before = self._waited.get(id, 0.0)
+            self._waited[id] = before + seconds
+            if before < _PATIENCE <= self._waited[id]:
+                self._note(f"SuperNode {id}", None, f"not waited for: no introduction within {_PATIENCE:g} s in all")
+            patient |= self._waited[id] < _PATIENCE
+        return patient and sum(self._waited.values()) < _ALL_PATIENCE
 
     def _greet(self, here: dict[int, str]) -> None:
         """Ask new and restarted SuperNodes for their introduction."""
@@ -237,8 +295,18 @@ class Sites(Carrier):
         here = activations(self._grid)
         others = [(site.name, site.id) for site in self._sites.values()]
         others += [(other.name, its_id) for its_id, (other, _) in self._welcome.items()]
-        if any(name == one.name and its_id != id and its_id in here for name, its_id in others):
-            return "another connected site has the same name"
+        registered = registered_names(self._grid).get(id, one.name)
+        if registered != one.name:
+            return f"its key was registered under the name {on_one_line(registered, 80)!r}"
+        taken = next((i for name, i in others if name == one.name and i != id and i in here), None)
+        if taken is not None:
+            return (
+                f"SuperNode {taken}, which is connected, has taken this name first; if that is not the right one, stop "
+                "it, or unregister its key; names are bound to keys only where keys are registered"
+            )
+        names = {*self._roster.numbers, *(name for name, _ in others)}
+        if alike := [name for name in names if name != one.name and looks_like(name) == looks_like(one.name)]:
+            return f"its name looks like {alike[0]!r}, which is taken"
         if any(other.partition == one.partition >= 0 for i, (other, _) in self._welcome.items() if i != id):
             return f"another site has partition-id = {one.partition}"
         if (reason := self._objection_to_identity(one, id)) is not None:
@@ -252,6 +320,14 @@ class Sites(Carrier):
             return reason
         if not 1 <= one.images <= MOST_IMAGES:
             return f"it has {one.images} training images"
+        before = self._roster.told.get(one.name, one.told)
+        if before[0] != one.images:
+            return (
+                f"it told of {before[0]} training images at the first contact, and of {one.images} now; if that is "
+                "right, continue the run with accept-changes=true"
+            )
+        if before != one.told:
+            return "it has other classes, or another image shape, than at the first contact"
         listed = [architecture.name for architecture in config.model.architectures]
         if one.model and one.model not in listed and (strategy.equal_models or strategy.listed_models):
             return f"model = {one.model!r}: {config.strategy.name} needs one of the config's: {', '.join(listed)}"
@@ -287,6 +363,7 @@ class Sites(Carrier):
         free = next(n for n in range(len(numbers) + 1) if n not in numbers.values())
         number = numbers.setdefault(one.name, one.partition if one.partition >= 0 else free)
         self._roster.ids[one.name] = id
+        self._roster.told[one.name] = one.told
         self._roster.write()
         self._sites[number] = _Site(one.name, id, self._asked[id], one.images)
         listed = [architecture.name for architecture in self._environment.config.model.architectures]
@@ -310,13 +387,16 @@ class Sites(Carrier):
         """Send messages to the sites; yield a reply or an error reply for each, in their order, as soon as possible.
 
         `timeout`: seconds for all of them together; by default `time_limit`. The sites that are awaited are reported
-        after a minute, and then rarely.
+        after a minute, and then rarely. A site that is still at an earlier request gets this one when it is free. One
+        that misses the limit `_MOST_MISSED` times in a row gets no more requests of this run.
         """
         if not messages:
             return
         give_ids(messages)
         self._requests += 1
-        limit = time_limit(self._longest.get(_action_of(messages[0]))) if timeout is None else timeout
+        limit = (
+            time_limit(list(self._longest.get(_action_of(messages[0]), {}).values())) if timeout is None else timeout
+        )
         late = f"no reply within {limit:g} s" + (", and the config sets no timeout" if timeout is None else "")
         begin = time.monotonic()
         next_notice = begin + FIRST_NOTICE
@@ -327,23 +407,29 @@ class Sites(Carrier):
             here = activations(self._grid)
             waiting = [place for place in waiting if not self._start(place, messages[place], here, done, limit)]
             self._collect(messages, here, done)
+            open_ones = [sent for sent in self._sent.values() if sent.place is not None]
             if time.monotonic() - begin > limit:
-                for place in waiting:
-                    done[place] = error_reply(messages[place], f"{late}{self._still_at(messages[place])}")
-                for sent in self._sent.values():
-                    if sent.place is not None:
-                        done[sent.place] = error_reply(messages[sent.place], late)
-                        sent.place = None
+                for place in [*waiting, *(cast(int, sent.place) for sent in open_ones)]:
+                    still = self._still_at(messages[place]) if place in waiting else ""
+                    done[place] = error_reply(messages[place], late + still)
+                    self._count_missed(messages[place].metadata.dst_node_id)
+                for sent in open_ones:
+                    sent.place = None
                 waiting = []
             elif time.monotonic() >= next_notice:
                 next_notice = time.monotonic() + NEXT_NOTICE
-                awaited = [*waiting, *(sent.place for sent in self._sent.values() if sent.place is not None)]
+                awaited = [*waiting, *(cast(int, sent.place) for sent in open_ones)]
                 self._report_awaited([messages[place] for place in sorted(awaited)], time.monotonic() - begin)
             while following in done:
                 yield done.pop(following)
                 following += 1
-            if following < len(messages):
-                time.sleep(_POLL_SECONDS)
+            if following < len(messages):  # the longer it takes, the less a second matters
+                time.sleep(min(max(_POLL_SECONDS, (time.monotonic() - begin) / 100), _MOST_POLL_SECONDS))
+
+    def _count_missed(self, node: int) -> None:
+        self._missed[node] = self._missed.get(node, 0) + 1
+        if self._missed[node] == _MOST_MISSED:
+            self._note(self._sites[node].name, node, _LEFT_OUT)
 
     def _report_awaited(self, messages: list[Message], seconds: float) -> None:
         if messages:
@@ -358,6 +444,8 @@ class Sites(Carrier):
         site = self._sites.get(node)
         if site is None or site.id not in here:
             done[place] = error_reply(message, "is not connected")
+        elif self._missed.get(node, 0) >= _MOST_MISSED:
+            done[place] = error_reply(message, _LEFT_OUT)
         elif here[site.id] != site.activated:
             done[place] = error_reply(message, "its SuperNode was started anew; it joins again before the next round")
         elif self._busy(node) is not None:
@@ -406,8 +494,10 @@ class Sites(Carrier):
                 continue
             sent = self._sent.pop(id)
             if isinstance(reply, Message) and not reply.has_error():
-                seconds = time.monotonic() - sent.begin
-                self._longest[sent.action] = max(seconds, self._longest.get(sent.action, 0.0))
+                times = self._longest.setdefault(sent.action, {})
+                times[sent.node] = max(time.monotonic() - sent.begin, times.get(sent.node, 0.0))
+            if sent.place is not None:
+                self._missed.pop(sent.node, None)
             if sent.place is not None:
                 done[sent.place] = self._arrived(messages[sent.place], sent, reply)
             elif isinstance(reply, str) or reply.has_error():
@@ -425,17 +515,25 @@ class Sites(Carrier):
                 sent.place = None
 
     def _pull(self, id: str) -> Message | str | None:
-        """Return the reply to a message, the reason why it cannot be read, or None if it has not arrived.
+        """Return the reply to a message, the reason why it cannot be read, or None if it has not arrived whole.
 
-        Replies are pulled one at a time, by the id of the request, because a site could send wrong metadata.
+        Replies are pulled one at a time, by the id of the request, because a site could send wrong metadata; and beside
+        the server, because a site could send slowly.
         """
-        try:
-            replies = list(self._grid.pull_messages([id]))
-        except httpx.HTTPError:
-            raise  # the SuperLink does not answer
-        except Exception as error:  # Flower cannot read what the site has written
-            return f"its reply cannot be read: {type(error).__name__}: {error}"
-        return replies[0] if replies else None
+        pull = self._pulling.get(id)
+        if pull is None:
+            limits = Limits(_ONE_MEGABYTE, {}) if id in self._joining else self._environment.config.limits
+            pull = self._pulling[id] = _Pull(self._grid, id, limits.total)
+            pull.start()
+        pull.join(_PULL_SECONDS)
+        if pull.is_alive():
+            return None
+        del self._pulling[id]
+        if isinstance(pull.error, httpx.HTTPError):
+            raise pull.error  # the SuperLink does not answer
+        if pull.error is not None:  # Flower cannot read what the site has written
+            return f"its reply cannot be read: {described(pull.error)}"
+        return pull.reply
 
     def _arrived(self, message: Message, sent: _Sent, reply: Message | str) -> Message:
         """Record what a reply reports about its site, and return the reply in the form of a simulated node's reply."""
@@ -447,6 +545,8 @@ class Sites(Carrier):
                 self._has_lost(node)
             return error_reply(message, on_one_line(reply.error.reason or f"error {reply.error.code}"))
         about = reply.content.pop(SITE, ConfigRecord())
+        if all_bytes(RecordDict({SITE: about})) > _MOST_ABOUT:
+            return error_reply(message, "bad reply: its record about the site is too large")
         about = about if isinstance(about, ConfigRecord) else ConfigRecord()
         if about.get("damaged") is True:
             self._note(self._sites[node].name, node, DAMAGED)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 import warnings
 from collections.abc import Callable, Mapping
 from functools import lru_cache
@@ -186,10 +187,14 @@ def _changed(records: RecordDict, change: Callable[[HeldArray], Array]) -> Recor
     return changed
 
 
+def are_within(tensor: Tensor, limit: float) -> bool:
+    """Return whether all values are finite, and none is beyond -limit to limit. Integers always are."""
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    low, high = torch.aminmax(tensor)  # one pass without extra memory; NaN if there is one
+    return -limit <= float(low) and float(high) <= limit
+
+
 def is_finite(tensor: Tensor) -> bool:
     """Return whether all values are finite."""
-    if tensor.dtype in (torch.float32, torch.float64):
-        flat = tensor.reshape(-1)
-        if math.isfinite(float(flat.dot(flat))):  # one pass without extra memory; the sum alone may overflow
-            return True
-    return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
+    return are_within(tensor, sys.float_info.max)

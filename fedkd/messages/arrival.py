@@ -1,57 +1,110 @@
-"""The check of a payload that arrives: sizes, names, shapes, dtypes, finite values, and a node's metrics."""
+"""The door: all that a node sends passes here before it is decoded, counted, kept or shown.
+
+Checked are the form (records, names, how many), sizes, shapes, dtypes, values, and the node's metrics.
+"""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import SupportsFloat, cast
+from typing import NamedTuple, SupportsFloat, cast
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 from ..config import KINDS, Limits
-from ..errors import on_one_line
-from .arrays import PayloadError, is_finite
-from .ledger import count_bytes
-from .metric_names import checked_metric
-from .payload import IMAGES, MOST_IMAGES, OUTSIDE, REPORT, Expected, Payload, from_records
+from ..errors import described, on_one_line
+from .arrays import PayloadError, are_within
+from .ledger import all_bytes, count_bytes
+from .metric_names import MOST, belongs_to, checked_metric, scope_of
+from .payload import (
+    FLOWER_ARRAYS,
+    FLOWER_METRICS,
+    IMAGES,
+    MOST_IMAGES,
+    NUMBERS,
+    REPORT,
+    STRINGS,
+    Expected,
+    Payload,
+    from_records,
+)
 
 Expectation = Expected | Mapping[int, Expected] | None  # one for all nodes, or one for each
 _MOST_METRICS = 100  # metrics of a reply
+_MOST_ARRAYS = 10_000  # arrays, numbers and texts of a reply, together
+_LONGEST_NAME = 200
+_MOST_COUNTED = 2**53  # of a counter of batch norm: exact in float64
+_TYPES: dict[str, type] = {
+    **dict.fromkeys((*KINDS, FLOWER_ARRAYS), ArrayRecord),
+    **dict.fromkeys((NUMBERS, FLOWER_METRICS, REPORT), MetricRecord),
+    STRINGS: ConfigRecord,
+}  # the records that a reply may have
 _ROUNDING = 1e-3  # tolerance for the sum of a row of probabilities, also in half precision
 
 
-def receive(records: RecordDict, expected: Expected | None, limits: Limits, copy: bool = True) -> Payload:
-    """Decode and check received records: sizes, names, shapes, dtypes, finite values, numbers in range.
+class AskedMetrics(NamedTuple):
+    """The metrics that a request asked for: of these nodes, and of no scope that the server measures."""
 
-    Sizes are checked before anything is decoded. Without `expected`, only sizes and finite values are checked.
-    `copy` as in `from_records`. Raises PayloadError.
+    action: str
+    nodes: frozenset[int]
+    server_scopes: frozenset[str] = frozenset()
+
+
+def receive(records: RecordDict, expected: Expected | None, limits: Limits, copy: bool = True) -> Payload:
+    """Decode and check received records: names, sizes, shapes, dtypes, finite values, numbers in range.
+
+    Names and sizes are checked before anything is decoded. Without `expected`, shapes and the names that were asked for
+    are not checked. `copy` as in `from_records`. Raises PayloadError.
     """
-    sizes = count_bytes(records)
-    size = sum(sizes.values())
+    _check_form(records)
+    size = all_bytes(records)
     if size > limits.total:
         raise PayloadError(f"payload of {size} bytes is over the limit of {limits.total}")
+    sizes = count_bytes(records)
     for kind, most in limits.kinds.items():
         if sizes.get(kind, 0) > most:
             raise PayloadError(f"{kind} of {sizes[kind]} bytes are over the limit of {most}")
     payload = from_records(records, copy)
-    for key, record in records.items():
-        plain = str if isinstance(record, ConfigRecord) else int | float
-        if key in OUTSIDE or isinstance(record, ArrayRecord):
-            continue
-        if wrong := [name for name, value in record.items() if not isinstance(value, plain)]:
-            raise PayloadError(f"{key} {wrong[0]!r} is neither a number nor a text")
     for kind, arrays in payload.by_kind():
         for name, tensor in arrays.items():
-            if not is_finite(tensor):
-                raise PayloadError(f"{kind} {name!r} has values that are not finite")
+            if not are_within(tensor, limits.value):
+                raise PayloadError(f"{kind} {name!r} has values that are not finite, or beyond {limits.value:g}")
+            low, high = _batch_norm_range(name)
+            if tensor.numel() and low is not None and not low <= float(tensor.min()) <= float(tensor.max()) <= high:
+                raise PayloadError(f"{kind} {name!r} has values outside {low:g} to {high:g}")
     for name, number in payload.numbers.items():
-        if not math.isfinite(number):
+        if not abs(number) <= MOST:
             raise PayloadError(f"number {name!r} is {number}")
     if expected is not None:
         _check_names(payload, expected)
     return payload
+
+
+def _check_form(records: RecordDict) -> None:
+    """Check what costs nothing to look at: the kinds of records, their names, how many there are, plain values."""
+    if sum(map(len, records.values())) > _MOST_ARRAYS:
+        raise PayloadError(f"more than {_MOST_ARRAYS} arrays, numbers and texts")
+    for key, record in records.items():
+        wanted = _TYPES.get(key)
+        if wanted is None or not isinstance(record, wanted):
+            raise PayloadError(
+                f"a {type(record).__name__} of kind {on_one_line(key, 80)!r}, valid are {', '.join(_TYPES)}"
+            )
+        for name, value in record.items():
+            if not (0 < len(name) <= _LONGEST_NAME and name.isprintable()):
+                raise PayloadError(
+                    f"{key} has the name {on_one_line(name, 80)!r}: {_LONGEST_NAME} plain characters at most"
+                )
+            if not isinstance(value, int | float if wanted is MetricRecord else str) and wanted is not ArrayRecord:
+                raise PayloadError(f"{key} {name!r} is neither a number nor a text")
+
+
+def _batch_norm_range(name: str) -> tuple[float | None, float]:
+    """Return the smallest and the largest value of a buffer of batch norm, by its name; None for any other array."""
+    if name.endswith("running_var"):
+        return 0.0, MOST
+    return (0.0, _MOST_COUNTED) if name.endswith("num_batches_tracked") else (None, 0.0)
 
 
 def _check_names(payload: Payload, expected: Expected) -> None:
@@ -81,15 +134,20 @@ def _check_names(payload: Payload, expected: Expected) -> None:
                     raise PayloadError(f"{kind} {name!r} has values outside {low} to {high}")
             if probabilities and bool(((tensor.double().sum(-1) - 1).abs() > _ROUNDING).any()):
                 raise PayloadError(f"{kind} {name!r} has rows that do not sum to 1")
+            if counts and tensor.is_floating_point() and not torch.equal(tensor, tensor.round()):
+                raise PayloadError(f"{kind} {name!r} counts parts of images")
             if counts and int(tensor.sum(dtype=torch.float64)) > expected.most_images:
                 raise PayloadError(
                     f"{kind} {name!r} counts {int(tensor.sum(dtype=torch.float64))} images, "
                     f"but the node has {expected.most_images}"
                 )
     for name, (low, high) in expected.numbers.items():
-        high = min(high, expected.most_images) if (low, high) == IMAGES else high
-        if not low <= payload.numbers[name] <= high:
-            raise PayloadError(f"number {name!r} is {payload.numbers[name]}, valid is {low} to {high}")
+        counts = (low, high) == IMAGES
+        high = min(high, expected.most_images) if counts else high
+        number = payload.numbers[name]
+        if not low <= number <= high or (counts and number != int(number)):
+            valid = f"{low:.9g} to {high:.9g}" + (", whole" if counts else "")
+            raise PayloadError(f"number {name!r} is {number}, valid is {valid}")
 
 
 def _range(probabilities: bool, counts: bool) -> tuple[float, float] | None:
@@ -109,30 +167,45 @@ class Arrival:
     metrics: dict[str, float] = field(default_factory=dict)
 
 
-def arrive(reply: Message, expectation: Expectation, limits: Limits, copy: bool = True) -> Arrival:
+def arrive(
+    reply: Message, expectation: Expectation, limits: Limits, copy: bool = True, asked: AskedMetrics | None = None
+) -> Arrival:
     """Check a reply before any strategy sees it; any error in it becomes a failure of its node.
 
-    Without `copy`, the arrays may share memory with the reply's arrays and must not be changed.
+    Without `copy`, the arrays may share memory with the reply's arrays and must not be changed. Without `asked`, the
+    node was asked for no metrics.
     """
     node = reply.metadata.src_node_id
     if reply.has_error():
-        return Arrival(node, failure=reply.error.reason or f"error {reply.error.code}")
-    arrival = Arrival(node, sizes=count_bytes(reply.content))
+        return Arrival(node, failure=on_one_line(reply.error.reason or f"error {reply.error.code}", 1000))
+    arrival = Arrival(node)
     expected = expectation.get(node) if isinstance(expectation, Mapping) else expectation
     try:
-        arrival.payload = receive(reply.content, expected, limits, copy)
+        arrival.sizes = count_bytes(reply.content)
+        payload = receive(reply.content, expected, limits, copy)
+        arrival.metrics = _metrics(reply.content.get(REPORT), node, asked)
+        arrival.payload = payload
     except PayloadError as error:
         arrival.failure = on_one_line(f"bad reply: {error}")
-        return arrival
-    try:
-        arrival.metrics = _metrics(reply.content.get(REPORT))
-    except PayloadError as error:
-        arrival.payload, arrival.failure = None, f"bad reply: {error}"
+    except Exception as error:  # whatever a node has sent, it is this node's failure only
+        arrival.failure = on_one_line(f"bad reply: it cannot be read: {described(error)}")
     return arrival
 
 
-def _metrics(report: object) -> dict[str, float]:
-    """Return the metrics that a node reports. Raises PayloadError for wrong names and values that are not finite."""
+class Door(NamedTuple):
+    """What the replies to one request are checked against: see `arrive`."""
+
+    expectation: Expectation
+    limits: Limits
+    asked: AskedMetrics | None = None
+
+    def let_in(self, reply: Message, copy: bool = True) -> Arrival:
+        """Check a reply."""
+        return arrive(reply, self.expectation, self.limits, copy, self.asked)
+
+
+def _metrics(report: object, node: int, asked: AskedMetrics | None) -> dict[str, float]:
+    """Return the metrics that a node reports. Raises PayloadError for metrics that were not asked for, or are wrong."""
     if not isinstance(report, MetricRecord):
         return {}
     if len(report) > _MOST_METRICS:
@@ -142,5 +215,11 @@ def _metrics(report: object) -> dict[str, float]:
         try:
             metrics[name] = checked_metric(name, cast(SupportsFloat, value))
         except ValueError as error:
-            raise PayloadError(on_one_line(str(error))) from None
+            raise PayloadError(str(error)) from None
+        if asked is None or node not in asked.nodes:
+            raise PayloadError(f"metric {name!r} was not asked for in this round")
+        if scope_of(name) in asked.server_scopes:
+            raise PayloadError(f"metric {name!r} may only be reported by the server")
+        if not belongs_to(name, asked.action):
+            raise PayloadError(f"metric {name!r} was not asked for by {asked.action!r}")
     return metrics

@@ -9,8 +9,7 @@ from typing import Any, Self
 
 from flwr.app import Message, RecordDict
 
-from ..config import Limits
-from .arrival import Expectation
+from .arrival import Door
 from .merging import Block, Merge, merge_block
 
 
@@ -26,12 +25,12 @@ class Carrier(ABC):
         """Run the clients for these messages; yield a reply or an error reply for each, in the messages' order."""
 
     def exchange_merged(
-        self, blocks: list[list[Message]], merge: Merge, expectation: Expectation, limits: Limits, timeout: float | None
+        self, blocks: list[list[Message]], merge: Merge, door: Door, timeout: float | None
     ) -> Iterator[Block]:
         """Run the clients for these blocks of messages; yield each block's merged replies, in order."""
         replies = self.exchange([message for block in blocks for message in block], timeout)
         for block in blocks:
-            yield merge_block(islice(replies, len(block)), merge, expectation, limits)
+            yield merge_block(islice(replies, len(block)), merge, door)
 
     @abstractmethod
     def settle(self, node: int, accepted: bool) -> None:
@@ -40,6 +39,10 @@ class Carrier(ABC):
         Otherwise the state of before the request is the node's state. Called once for each request, when its reply has
         been checked or has not come, and before the node's next request.
         """
+
+    def undo(self) -> None:
+        """Go back to the states of nodes that counted at the last call of `nodes`; only real sites can."""
+        raise NotImplementedError
 
     def states(self) -> Iterable[tuple[int, RecordDict]]:
         """Return the current states of nodes that this side stores, by node. Each is read when it is needed."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 from .arrays import HeldArray
 from .payload import FLOWER_ARRAYS, OUTSIDE
@@ -27,12 +27,21 @@ def count_bytes(records: RecordDict) -> dict[str, int]:
             continue
         if isinstance(record, ArrayRecord):
             kind = "weights" if key == FLOWER_ARRAYS else key
-            size = sum(len(name.encode()) + array_bytes(array) for name, array in record.items())
         else:
             kind = "numbers" if isinstance(record, MetricRecord) else "strings"
-            size = sum(len(name.encode()) + _scalar_bytes(value) for name, value in record.items())
-        sizes[kind] = sizes.get(kind, 0) + size
+        sizes[kind] = sizes.get(kind, 0) + _record_bytes(record)
     return sizes
+
+
+def all_bytes(records: RecordDict) -> int:
+    """Return the bytes of all records together, those that the core adds included."""
+    return sum(map(_record_bytes, records.values()))
+
+
+def _record_bytes(record: ArrayRecord | MetricRecord | ConfigRecord) -> int:
+    if isinstance(record, ArrayRecord):
+        return sum(_text_bytes(name) + array_bytes(array) for name, array in record.items())
+    return sum(_text_bytes(name) + _scalar_bytes(value) for name, value in record.items())
 
 
 def array_bytes(array: Array) -> int:
@@ -44,8 +53,12 @@ def _scalar_bytes(value: object) -> int:
     if isinstance(value, list):
         return sum(_scalar_bytes(item) for item in value)
     if isinstance(value, str):
-        return len(value.encode())
+        return _text_bytes(value)
     return len(value) if isinstance(value, bytes) else 8
+
+
+def _text_bytes(text: str) -> int:
+    return len(text.encode("utf-8", "surrogatepass"))  # a site can send what is no text
 
 
 def count_sent(messages: list[Message], ledger: Sizes) -> None:

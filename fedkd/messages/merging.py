@@ -9,12 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-import torch
 from flwr.app import Message, RecordDict
 
-from ..config import Limits
 from .arrays import PayloadError
-from .arrival import Arrival, Expectation, arrive
+from .arrival import Arrival, Door
 from .payload import Payload
 
 BLOCK = 5  # replies that are merged together
@@ -25,7 +23,7 @@ def weighted_mean(total: Payload, reply: Payload) -> Payload:
     """Merge two payloads into their mean, weighted by the number `examples`; in place in `total`.
 
     It uses a running mean, m += (x - m) n_x / (n_m + n_x): the mean of equal arrays is exactly that array. Arrays of
-    integers (counters of batch norm) are averaged in float64 and rounded. Raises PayloadError without `examples`.
+    integers (counters of batch norm) stay integers: their changes are rounded. Raises PayloadError without `examples`.
     """
     if "examples" not in total.numbers or "examples" not in reply.numbers:
         raise PayloadError("a weighted mean needs the number 'examples' in each reply")
@@ -37,7 +35,8 @@ def weighted_mean(total: Payload, reply: Payload) -> Payload:
             if tensor.is_floating_point():
                 tensor.lerp_(other, share)
             else:
-                tensor.copy_(torch.lerp(tensor.double(), other.double(), share).round())
+                change = other.long() - tensor.long()  # equal integers stay as they are, however large
+                tensor.copy_(tensor.long() + (change.double() * share).round().long())
     for name, number in total.numbers.items():
         total.numbers[name] = number + (reply.numbers[name] - number) * share
     total.numbers["examples"] = examples
@@ -52,13 +51,13 @@ class Block:
     arrivals: list[Arrival]
 
 
-def merge_block(replies: Iterable[Message], merge: Merge, expectation: Expectation, limits: Limits) -> Block:
+def merge_block(replies: Iterable[Message], merge: Merge, door: Door) -> Block:
     """Merge the good replies of one block, with one reply in memory at a time."""
     merged: Payload | None = None
     arrivals = []
     for reply in replies:
         # `weighted_mean` only reads the second payload; another merge may keep it
-        arrival = arrive(reply, expectation, limits, copy=merged is None or merge is not weighted_mean)
+        arrival = door.let_in(reply, copy=merged is None or merge is not weighted_mean)
         arrivals.append(arrival)
         payload, arrival.payload = arrival.payload, None
         if payload is not None:

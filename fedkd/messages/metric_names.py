@@ -9,22 +9,26 @@ from typing import SupportsFloat
 from ..errors import on_one_line
 
 METRIC_NAME = re.compile(r"[a-z0-9_]{1,60}/[a-z0-9_]{1,60}")
-SERVER_SCOPES = re.compile(r"global(_\d+)?|aggregated|probe|knn|semi_\d+")  # scopes that only the server measures
-MOST_METRIC = 1e30  # larger values could make means infinite
+SERVER_SCOPES = re.compile(r"global(_\d+)?|aggregated|latest|probe|knn|semi_\d+")  # only the server measures them
+EVALUATION_SCOPES = re.compile(r"personal|personal_global_test|personal_classifier|drift")  # only of `evaluate`
+TRAINING_SCOPES = re.compile(r"personal_after_\w+")  # of any other request
+MOST = 3.4e38  # all values are finite in float32; so are their means
 
 
 def metric_range(name: str) -> tuple[float, float]:
     """Return the smallest and the largest value that a metric can have."""
     if name.endswith("/accuracy"):
         return 0.0, 1.0
-    return (0.0 if name.endswith(("/loss", "_angle")) else -math.inf), math.inf
+    if name.endswith("_angle"):
+        return 0.0, 180.0
+    return (0.0 if name.endswith("/loss") else -math.inf), math.inf
 
 
 def checked_metric(name: str, value: SupportsFloat) -> float:
     """Return a node's metric as a float. Raises ValueError, which names the metric, for a wrong name or value."""
     if not METRIC_NAME.fullmatch(name):
         raise ValueError(f"metric {on_one_line(name, 80)!r} is not named scope/metric")
-    if SERVER_SCOPES.fullmatch(name.split("/")[0]):
+    if SERVER_SCOPES.fullmatch(scope_of(name)):
         raise ValueError(f"metric {name!r} may only be reported by the server")
     try:
         number = float(value)
@@ -32,6 +36,17 @@ def checked_metric(name: str, value: SupportsFloat) -> float:
         raise ValueError(f"metric {name!r} is {on_one_line(str(value), 80)}") from None
     if not math.isfinite(number):
         raise ValueError(f"metric {name!r} is {number}")
-    if not (0 <= number <= 1 if name.endswith("/accuracy") else abs(number) <= MOST_METRIC):
+    low, high = metric_range(name)
+    if not max(low, -MOST) <= number <= min(high, MOST):
         raise ValueError(f"metric {name!r} is {number}, out of range")
     return number
+
+
+def scope_of(metric: str) -> str:
+    """Return the part of a metric's name that says whose metric it is, such as `personal`."""
+    return metric.split("/")[0]
+
+
+def belongs_to(metric: str, action: str) -> bool:
+    """Return whether a node may report a metric in its reply to this request."""
+    return (TRAINING_SCOPES if action == "evaluate" else EVALUATION_SCOPES).fullmatch(scope_of(metric)) is None

@@ -6,7 +6,6 @@ RecordDict: an ArrayRecord for each kind, a MetricRecord `numbers`, a ConfigReco
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -17,8 +16,11 @@ from torch import Tensor
 
 from ..config import KINDS
 from .arrays import PayloadError, Tensors, array_record, tensors_of
+from .metric_names import MOST
 
 FLOWER_ARRAYS = "arrays"  # the record in which Flower's own strategies put the model's weights
+FLOWER_METRICS = "metrics"  # their record of numbers
+NUMBERS, STRINGS = "numbers", "strings"
 ROUND = "round"  # a record that the core adds to the payload of a request
 NODE = "node"  # in this record, on real sites: the node's number
 REPORT = "report"  # a record beside the payload: a node's metrics, which are not part of the method
@@ -26,7 +28,8 @@ SITE = "site"  # a record beside the payload: what a site reports about itself
 OUTSIDE = (ROUND, REPORT, SITE)
 MOST_IMAGES = 2**31 - 1  # the largest number of images that a node may report
 IMAGES = (1.0, float(MOST_IMAGES))  # the range of a number of images
-ANY_NUMBER = (-math.inf, math.inf)  # the range of a number without limits, such as a loss
+ANY_NUMBER = (-MOST, MOST)  # the range of a number without limits: finite in float32
+LOSS = (-1e-4, MOST)  # the range of a training loss: at least 0, but for rounding
 UNWEIGHTED = 1.0  # the number `examples` of each reply if all nodes have the same weight in a mean
 
 
@@ -60,9 +63,9 @@ class Payload:
         for kind, arrays in self.by_kind():
             records[kind] = array_record(arrays, copy)
         if self.numbers:
-            records["numbers"] = MetricRecord(dict(self.numbers))
+            records[NUMBERS] = MetricRecord(dict(self.numbers))
         if self.strings:
-            records["strings"] = ConfigRecord(dict(self.strings))
+            records[STRINGS] = ConfigRecord(dict(self.strings))
         return records
 
 
@@ -103,13 +106,16 @@ def like(tensors: Mapping[str, Tensor]) -> dict[str, ArraySpec]:
     return {name: ArraySpec(tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
 
 
-def expected_model(weights: Mapping[str, Tensor], *, unweighted: bool = False) -> Expected:
+def expected_model(
+    weights: Mapping[str, Tensor], *, unweighted: bool = False, loss: tuple[float, float] = LOSS
+) -> Expected:
     """Return what a reply with a trained model must contain: weights like these, the numbers `examples` and `loss`.
 
-    `examples`: the node's number of images, the weight of its model in a mean; 1 if the mean is `unweighted`.
+    `examples`: the node's number of images, the weight of its model in a mean; 1 if the mean is `unweighted`. `loss`:
+    its range; `ANY_NUMBER` for an objective that may be below 0.
     """
     examples = (UNWEIGHTED, UNWEIGHTED) if unweighted else IMAGES
-    return Expected(weights=like(weights), numbers={"examples": examples, "loss": ANY_NUMBER})
+    return Expected(weights=like(weights), numbers={"examples": examples, "loss": loss})
 
 
 def from_records(records: RecordDict, copy: bool = True) -> Payload:

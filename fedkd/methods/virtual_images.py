@@ -25,7 +25,7 @@ from ..data.images import Images
 from ..distillation.distillers import DM
 from ..distillation.virtual_images import RealImages, Virtual, class_statistics, normal_images, real_images
 from ..errors import InputError, RunError
-from ..messages.payload import ANY_NUMBER, ArraySpec, Expected, Payload
+from ..messages.payload import LOSS, ArraySpec, Expected, Payload
 from ..streams import default_stream
 
 _VIRTUAL = "virtual"  # the name of the images in a node's state
@@ -77,7 +77,7 @@ class VirtualImages:
         starts = range(0, self.initial_steps, _CHUNK)
         for first in federation.track("initial distillation", starts):
             steps = Payload(numbers={"end": min(first + _CHUNK, self.initial_steps)})
-            expect = Expected(numbers={"loss": ANY_NUMBER})
+            expect = Expected(numbers={"loss": LOSS})
             replies = federation.ask("distil", dict.fromkeys(nodes, steps), expect=expect)
             losses = [reply.numbers["loss"] for _, reply in replies]
         if starts:

@@ -15,10 +15,14 @@ from fedkd.deployment.patience import FIRST_LIMIT, LEAST_LIMIT, MOST_LIMIT, TIME
 
 
 def test_the_limit_is_some_times_the_longest_time_within_bounds() -> None:
-    assert time_limit(None) == FIRST_LIMIT
-    assert time_limit(0.2) == time_limit(LEAST_LIMIT / TIMES_LONGEST) == LEAST_LIMIT
-    assert time_limit(1000.0) == 1000 * TIMES_LONGEST
-    assert time_limit(10.0**6) == MOST_LIMIT
+    assert time_limit([]) == FIRST_LIMIT
+    assert time_limit([0.2]) == time_limit([LEAST_LIMIT / TIMES_LONGEST]) == LEAST_LIMIT
+    assert time_limit([1000.0]) == 1000 * TIMES_LONGEST
+    assert time_limit([10.0**6]) == MOST_LIMIT
+
+
+def test_half_of_the_sites_or_fewer_cannot_stretch_the_limit() -> None:
+    assert time_limit([1000.0, 40_000.0]) == time_limit([1000.0, 40_000.0, 900.0]) == 1000 * TIMES_LONGEST
 
 
 def test_a_line_names_few_sites() -> None:
@@ -74,9 +78,9 @@ def test_the_first_request_gets_longer(tiny: Make, tmp_path: Path, clock: Clock)
 def test_the_limit_grows_with_slow_replies_also_with_late_ones(tiny: Make, tmp_path: Path, clock: Clock) -> None:
     config = tiny({"rounds": 4, "evaluate.every": 9})
     grid = partitioned(config)
-    slow(grid, clock, {(1, "1"): 200.0, (2, "2"): 1200.0})
+    slow(grid, clock, {(node, "1"): 200.0 for node in range(4)} | {(node, "2"): 1200.0 for node in range(4)})
     start(config, grid, tmp_path / "run")
-    assert failures(tmp_path / "run")[0] == "2 2 fit: no reply within 1000 s, and the config sets no timeout"
+    assert failures(tmp_path / "run")[0] == "2 0 fit: no reply within 1000 s, and the config sets no timeout"
     assert any("late reply to 'fit' of round 2, dropped" in event for event in events(tmp_path / "run"))
     limits = {number: ttl / 3 for number, ttl in times_to_live(grid).items()}
     assert limits["1"] == FIRST_LIMIT

@@ -27,7 +27,7 @@ def test_a_site_cannot_claim_more_images_than_it_told_of(tiny: Make, tmp_path: P
 
     grid.tampered = tampered
     start(config, grid, tmp_path / "run")
-    assert failures(tmp_path / "run") == ["1 3 fit: bad reply: number 'examples' is 25.0, valid is 1.0 to 24"]
+    assert failures(tmp_path / "run") == ["1 3 fit: bad reply: number 'examples' is 25.0, valid is 1 to 24, whole"]
 
 
 def test_a_label_histogram_cannot_count_more_images_than_there_are(tiny: Make, tmp_path: Path) -> None:
@@ -68,7 +68,7 @@ def test_a_site_cannot_speak_over_the_servers_metrics(tiny: Make, tmp_path: Path
     assert failures(tmp_path / "run") == [
         "1 0 fit: bad reply: metric 'global/accuracy' may only be reported by the server",
         "1 1 fit: bad reply: metric 'personal/loss' is inf",
-        "1 2 fit: bad reply: metric '[2J/x' is not named scope/metric",
+        "1 2 fit: bad reply: report has the name '[2J/x': 200 plain characters at most",
         "1 3 fit: bad reply: 101 metrics; a reply may have 100 at most",
         "1 4 fit: bad reply: metric 'personal/accuracy' is 1.5, out of range",
     ]
@@ -82,8 +82,6 @@ def test_what_a_stock_strategy_gets_is_what_was_checked(tiny: Make, tmp_path: Pa
     def tampered(message: Message, reply: Message) -> Message:
         if message.metadata.message_type != "train":
             return reply
-        if message.metadata.dst_node_id == IDS[0]:
-            reply.content["round"] = MetricRecord({"a": 1.0})
         if message.metadata.dst_node_id == IDS[1]:
             reply.content["weights"] = reply.content.pop("arrays")
         if message.metadata.dst_node_id == IDS[2]:
@@ -98,12 +96,12 @@ def test_what_a_stock_strategy_gets_is_what_was_checked(tiny: Make, tmp_path: Pa
 
     def lists(message: Message, reply: Message) -> Message:
         if message.metadata.message_type == "train" and message.metadata.dst_node_id == IDS[0]:
-            reply.content["more"] = MetricRecord({"a": [1.0]})
+            reply.content["metrics"] = MetricRecord({"a": [1.0]})
         return reply
 
     grid.tampered = lists
     start(config, grid, tmp_path / "lists")
-    assert failures(tmp_path / "lists") == ["1 0 train: bad reply: more 'a' is neither a number nor a text"]
+    assert failures(tmp_path / "lists") == ["1 0 train: bad reply: metrics 'a' is neither a number nor a text"]
 
 
 def test_fednovas_steps_are_bounded_by_the_images(tiny: Make, tmp_path: Path) -> None:
@@ -121,7 +119,7 @@ def test_fednovas_steps_are_bounded_by_the_images(tiny: Make, tmp_path: Path) ->
 
     grid.tampered = tampered
     start(config, grid, tmp_path / "run")
-    assert failures(tmp_path / "run") == ["1 1 fit: bad reply: number 'normaliser' is 1000000.0, valid is 1 to 3.0"]
+    assert failures(tmp_path / "run") == ["1 1 fit: bad reply: number 'normaliser' is 1000000.0, valid is 1 to 3"]
 
 
 def test_names_of_three_megabytes_are_not_repeated(tiny: Make, tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def test_shares_names_and_versions_are_checked(tiny: Make, tmp_path: Path, monke
     sites[IDS[5]] = {"partition-id": 6}
     assert "partition-id = 6: the config has partitions 0 to 5" in refused(config, sites, tmp_path / "a", monkeypatch)
     sites[IDS[5]] = {"partition-id": 4}
-    assert "another connected site has the same name" in refused(config, sites, tmp_path / "b", monkeypatch)
+    assert "has taken this name first" in refused(config, sites, tmp_path / "b", monkeypatch)
     sites[IDS[5]] = {"partition-id": 5, "data": "digits"}
     assert "config has images of its own (digits)" in refused(config, sites, tmp_path / "c", monkeypatch)
     monkeypatch.setattr("fedkd.deployment.sites.version", lambda name: "9.9")

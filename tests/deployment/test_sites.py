@@ -145,9 +145,32 @@ def test_a_reply_that_never_comes_is_given_up(tiny: Make, tmp_path: Path, monkey
         else reply
     )
     start(config, grid, tmp_path / "run")
-    assert len(failures(tmp_path / "run")) == 5
+    found = failures(tmp_path / "run")
+    assert len(found) == 10  # three rounds have waited for it; the others only say that it is left out
+    assert [("left out" in failure) for failure in found] == [False] * 3 + [True] * 7
+    assert clock.now < 45
+    assert any("partition-3: left out: it has missed the time limit" in event for event in events(tmp_path / "run"))
+
+
+def test_a_late_reply_that_is_given_up_leaves_its_site_free(
+    tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr("fedkd.deployment.sites.time", clock)
+    config = tiny({"timeout": 10.0, "rounds": 4, "evaluate.every": 99})
+    grid = partitioned(config)
+    until: dict[str, float] = {}
+
+    def of_round_2(message: Message) -> bool:
+        return message.metadata.dst_node_id == IDS[3] and message.metadata.group_id == "2"
+
+    grid.held = lambda message, node: (
+        of_round_2(message) and clock.now < until.setdefault(message.metadata.message_id, clock.now + 15)
+    )
+    grid.tampered = lambda message, reply: error_reply(message, "expired") if of_round_2(message) else reply
+    start(config, grid, tmp_path / "run")
     assert events(tmp_path / "run")[-1].endswith("partition-3: no reply to 'fit' of round 2, given up")
-    assert lines(tmp_path / "run")[10]["failures"] == []
+    assert lines(tmp_path / "run")[4]["failures"] == []
 
 
 def test_a_reply_is_known_by_what_was_asked_and_not_by_what_it_says(tiny: Make, tmp_path: Path) -> None:

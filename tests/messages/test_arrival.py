@@ -91,8 +91,8 @@ def test_counts_of_images_are_bounded_by_what_the_node_has() -> None:
     for counts, examples, message in (
         ([5, 6], 10, "statistics 'counts' counts 11 images, but the node has 10"),
         ([-1, 6], 10, "statistics 'counts' has values outside 0.0 to"),
-        ([5, 5], 11, "number 'examples' is 11, valid is 1.0 to 10"),
-        ([5, 5], 0, "number 'examples' is 0, valid is 1.0 to 10"),
+        ([5, 5], 11, "number 'examples' is 11, valid is 1 to 10, whole"),
+        ([5, 5], 0, "number 'examples' is 0, valid is 1 to 10, whole"),
     ):
         with pytest.raises(PayloadError, match=message):
             receive(reported(counts, examples).to_records(), expected, LIMIT)
