@@ -71,7 +71,7 @@ def receive(records: RecordDict, expected: Expected | None, limits: Limits, copy
             if not are_within(tensor, limits.value):
                 raise PayloadError(f"{kind} {name!r} has values that are not finite, or beyond {limits.value:g}")
             low, high = _batch_norm_range(name)
-            if tensor.numel() and low is not None and not low <= float(tensor.min()) <= float(tensor.max()) <= high:
+            if tensor.numel() and low is not None and not low <= tensor.min().item() <= tensor.max().item() <= high:
                 raise PayloadError(f"{kind} {name!r} has values outside {low:g} to {high:g}")
     for name, number in payload.numbers.items():
         if not abs(number) <= MOST:
@@ -130,7 +130,7 @@ def _check_names(payload: Payload, expected: Expected) -> None:
             bounds = between or _range(probabilities, counts)
             if bounds is not None and tensor.numel():
                 (low, high), (least, most) = bounds, torch.aminmax(tensor)
-                if not low <= float(least) <= float(most) <= high:
+                if not low <= least.item() <= most.item() <= high:
                     raise PayloadError(f"{kind} {name!r} has values outside {low} to {high}")
             if probabilities and bool(((tensor.double().sum(-1) - 1).abs() > _ROUNDING).any()):
                 raise PayloadError(f"{kind} {name!r} has rows that do not sum to 1")

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
-from fedkd import ArraySpec, Expected, Payload, like
+from fedkd import ArraySpec, Expected, Payload, expected_model, like
 from fedkd.config import Limits
 from fedkd.messages.arrays import PayloadError
-from fedkd.messages.arrival import receive
+from fedkd.messages.arrival import AskedMetrics, arrive, receive
+from fedkd.messages.flower import be_the_server
 from fedkd.messages.payload import IMAGES
 
 LIMIT = Limits(10**6, {"images": 1000})
@@ -96,3 +100,146 @@ def test_counts_of_images_are_bounded_by_what_the_node_has() -> None:
     ):
         with pytest.raises(PayloadError, match=message):
             receive(reported(counts, examples).to_records(), expected, LIMIT)
+
+
+QUESTION = 3  # the node that is asked in the tests below
+
+
+def reply_with(**records: Any) -> Message:
+    be_the_server()
+    return Message(RecordDict(records), reply_to=Message(RecordDict(), QUESTION, "train.fit"))
+
+
+BIG = Array("float32", (10**6,), "numpy.ndarray", b"x" * 4_000_000)
+
+
+@pytest.mark.parametrize(
+    ("records", "reason"),
+    [
+        ({"report": ArrayRecord({"w": BIG})}, "a ArrayRecord of kind 'report'"),
+        ({"round": MetricRecord({"a": 1.0})}, "a MetricRecord of kind 'round'"),
+        ({"secrets": ConfigRecord({"a": "b"})}, "a ConfigRecord of kind 'secrets'"),
+        ({"weights": MetricRecord({"a": 1.0})}, "a MetricRecord of kind 'weights'"),
+        ({"weights": ArrayRecord({"w": BIG})}, "payload of 4000001 bytes is over the limit of 1000000"),
+        ({"strings": ConfigRecord({"a": "b" * 10**6})}, "payload of 1000001 bytes is over the limit"),
+        ({"report": MetricRecord({f"x/{n}": 1.0 for n in range(101)})}, "101 metrics"),
+        ({"numbers": MetricRecord({str(n): 1.0 for n in range(10_001)})}, "more than 10000 arrays, numbers and texts"),
+        ({"numbers": MetricRecord({"a": [1.0] * 1000})}, "numbers 'a' is neither a number nor a text"),
+        ({"strings": ConfigRecord({"a": b"\0"})}, "strings 'a' is neither a number nor a text"),
+        ({"numbers": MetricRecord({"\ud800": 1.0})}, "numbers has the name '': 200 plain characters at most"),
+        ({"numbers": MetricRecord({"a\x1b[2J": 1.0})}, "numbers has the name 'a [2J'"),
+        ({"numbers": MetricRecord({"a" * 201: 1.0})}, "200 plain characters at most"),
+        ({"numbers": MetricRecord({"a\u202eb": 1.0})}, "numbers has the name 'a b'"),
+        ({"numbers": MetricRecord({"a": 1.7e308})}, "number 'a' is 1.7e+308"),
+        ({"numbers": MetricRecord({"a": -math.inf})}, "number 'a' is -inf"),
+        ({"weights": ArrayRecord({"w": Array("x", (1,), "numpy.ndarray", b"")})}, "array 'w' is damaged"),
+    ],
+)  # fmt: skip
+def test_whatever_a_node_sends_is_its_failure_on_one_bounded_line(records: dict[str, Any], reason: str) -> None:
+    arrival = arrive(reply_with(**records), None, LIMIT)
+    assert arrival.payload is None
+    assert arrival.metrics == {}
+    assert arrival.failure is not None
+    assert arrival.failure.startswith("bad reply: ")
+    assert reason in arrival.failure
+    assert len(arrival.failure) <= 400
+    assert arrival.failure.isprintable()
+
+
+def test_an_exception_of_any_type_is_the_nodes_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    for error in (MemoryError(), RecursionError("too deep"), KeyError("x"), OverflowError("int too large")):
+        monkeypatch.setattr("fedkd.messages.arrival.from_records", Mock(side_effect=error))
+        failure = arrive(reply_with(numbers=MetricRecord({"a": 1.0})), None, LIMIT).failure
+        assert failure is not None
+        assert failure.startswith(f"bad reply: it cannot be read: {type(error).__name__}")
+
+
+def one_array(name: str, tensor: torch.Tensor, kind: str = "weights") -> RecordDict:
+    return Payload(**{kind: {name: tensor}}).to_records()  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", ["weights", "logits", "generator", "statistics"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_values_beyond_the_limit_are_refused(kind: str, dtype: torch.dtype) -> None:
+    limits = LIMIT._replace(value=1000.0)
+    edge = torch.tensor([-1000.0, 1000.0], dtype=dtype)
+    assert receive(one_array("a", edge, kind), None, limits)
+    for wrong in (1001.0, -1001.0, math.nan, math.inf, -math.inf):
+        with pytest.raises(PayloadError, match=f"{kind} 'a' has values that are not finite, or beyond 1000"):
+            receive(one_array("a", torch.tensor([0.0, wrong], dtype=dtype), kind), None, limits)
+
+
+def test_the_buffers_of_batch_norm_have_ranges() -> None:
+    assert receive(one_array("bn.running_var", torch.tensor([0.0, 1e6])), None, LIMIT)
+    assert receive(one_array("bn.num_batches_tracked", torch.tensor(2**53)), None, LIMIT)
+    for name, value in (
+        ("bn.running_var", torch.tensor([1.0, -1e-6])),
+        ("part/bn.running_var", torch.tensor([-1e6])),
+        ("bn.num_batches_tracked", torch.tensor(-1)),
+        ("bn.num_batches_tracked", torch.tensor(2**53 + 1)),
+        ("bn.num_batches_tracked", torch.tensor(2**63 - 1)),
+    ):
+        with pytest.raises(PayloadError, match=f"weights '{name}' has values outside 0 to"):
+            receive(one_array(name, value), None, LIMIT)
+
+
+def test_what_counts_images_is_whole() -> None:
+    counts = ArraySpec((2,), torch.float32, counts=True)
+    expected = Expected(statistics={"counts": counts}, numbers={"examples": IMAGES})
+
+    def reported(count: float, examples: float) -> RecordDict:
+        return Payload(statistics={"counts": torch.tensor([1.0, count])}, numbers={"examples": examples}).to_records()
+
+    assert receive(reported(2.0, 3.0), expected, LIMIT)
+    with pytest.raises(PayloadError, match="statistics 'counts' counts parts of images"):
+        receive(reported(2.5, 3.0), expected, LIMIT)
+    with pytest.raises(PayloadError, match=r"number 'examples' is 2.5, valid is 1 to 2.14748365e\+09, whole"):
+        receive(reported(2.0, 2.5), expected, LIMIT)
+
+
+@pytest.mark.parametrize("loss", [-1.0, -1e30, 3.5e38])
+def test_a_loss_has_a_range(loss: float) -> None:
+    expected = expected_model(WEIGHTS)
+    for good_one in (0.0, -1e-6, 3e38):
+        records = Payload(weights=dict(WEIGHTS), numbers={"examples": 5, "loss": good_one}).to_records()
+        assert receive(records, expected, LIMIT)
+    with pytest.raises(PayloadError, match="number 'loss' is"):
+        receive(Payload(weights=dict(WEIGHTS), numbers={"examples": 5, "loss": loss}).to_records(), expected, LIMIT)
+
+
+FIT = AskedMetrics("fit", frozenset({QUESTION}), frozenset({"latest"}))
+EVALUATE = FIT._replace(action="evaluate")
+
+
+@pytest.mark.parametrize(
+    ("asked", "metric", "value", "reason"),
+    [
+        (None, "personal_after_fit/accuracy", 0.5, "was not asked for in this round"),
+        (FIT._replace(nodes=frozenset({4})), "personal_after_fit/accuracy", 0.5, "was not asked for in this round"),
+        (FIT, "personal/accuracy", 0.5, "was not asked for by 'fit'"),
+        (EVALUATE, "personal_after_fit/accuracy", 0.5, "was not asked for by 'evaluate'"),
+        (EVALUATE, "latest/accuracy", 0.5, "may only be reported by the server"),
+        (FIT, "global/loss", 0.5, "may only be reported by the server"),
+        (FIT, "semi_10/accuracy", 0.5, "may only be reported by the server"),
+        (EVALUATE, "personal/loss", -1e-9, "out of range"),
+        (EVALUATE, "personal/loss", 3.5e38, "out of range"),
+        (EVALUATE, "personal/accuracy", 1.0000001, "out of range"),
+        (EVALUATE, "personal/accuracy", -0.1, "out of range"),
+        (EVALUATE, "drift/feature_angle", 181.0, "out of range"),
+        (EVALUATE, "personal/other", -3.5e38, "out of range"),
+        (EVALUATE, "personal/loss", math.nan, "is nan"),
+    ],
+)
+def test_metrics_are_what_was_asked_for(asked: AskedMetrics | None, metric: str, value: float, reason: str) -> None:
+    arrival = arrive(reply_with(report=MetricRecord({metric: value})), None, LIMIT, asked=asked)
+    assert arrival.failure is not None
+    assert f"metric '{metric}' " in arrival.failure
+    assert reason in arrival.failure
+    assert arrival.metrics == {}
+
+
+def test_what_was_asked_for_is_kept() -> None:
+    metrics = {"personal/accuracy": 1.0, "personal/loss": 0.0, "drift/feature_angle": 180.0, "own/gain": -3.0}
+    assert arrive(reply_with(report=MetricRecord(dict(metrics))), None, LIMIT, asked=EVALUATE).metrics == metrics
+    after = {"personal_after_fit/accuracy": 0.0}
+    assert arrive(reply_with(report=MetricRecord(dict(after))), None, LIMIT, asked=FIT).metrics == after

@@ -2,14 +2,33 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any, cast
+
 import flwr
 import numpy as np
+import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAdam, Krum, Strategy
+from flwr.supercore.inflatable.inflatable_object import (
+    add_header_to_object_body,
+    get_all_nested_objects,
+    get_object_body,
+)
+from flwr.supercore.inflatable.inflatable_utils import (
+    ObjectPullError,
+    ObjectUnavailableError,
+    inflate_object_from_contents,
+)
 from flwr.supercore.task_identity import TaskIdentity
+from flwr.superlink.grid import http_grid
 
 from fedkd.messages import flower
+from fedkd.messages.arrays import PayloadError
 
 
 def test_the_version_is_the_one_that_this_was_written_for() -> None:
@@ -63,3 +82,61 @@ def test_the_interfaces_that_we_implement_and_call() -> None:
         assert (stock.fraction_train, stock.min_train_nodes, stock.weighted_by_key) == (1.0, 2, "num-examples")
     record = ArrayRecord({"w": Array(np.ones(1))})
     assert RecordDict({"arrays": record}).array_records["arrays"] is record
+
+
+def contents_of(records: RecordDict, change: Callable[[dict[str, Any]], dict[str, Any]]) -> dict[str, bytes]:
+    """Return records as they are sent, with the description of each array changed."""
+    contents: dict[str, bytes] = {}
+    for id, part in get_all_nested_objects(records).items():
+        content = part.deflate()
+        if isinstance(part, Array):
+            body = json.dumps(change(json.loads(get_object_body(content, Array)))).encode()
+            content = add_header_to_object_body(body, part)
+        contents[id] = content
+    return contents
+
+
+def test_an_array_that_names_its_pieces_again_and_again_is_not_put_together() -> None:
+    array = Array("float32", (1,), "numpy.ndarray", b"x" * 10_000)
+    records = RecordDict({"weights": ArrayRecord({"a": array, "b": Array("float32", (1,), "numpy.ndarray", b"y")})})
+    bomb = contents_of(records, lambda about: {**about, "arraychunk_ids": about["arraychunk_ids"] * 5})
+    with flower.at_most(50_005, 1.0):
+        inflated = inflate_object_from_contents(records.object_id, dict(bomb))
+    assert len(inflated["weights"]["a"].data) == 50_000  # type: ignore[index]
+    with flower.at_most(50_004, 1.0), pytest.raises(PayloadError, match="larger than payload_limit"):
+        inflate_object_from_contents(records.object_id, dict(bomb))
+    inflate_object_from_contents(records.object_id, bomb)  # outside there is no limit
+
+
+def test_a_message_whose_pieces_are_too_many_or_too_large_is_not_fetched() -> None:
+    fetched: list[str] = []
+
+    def fetch(id: str) -> bytes:
+        fetched.append(id)
+        return b"x" * 600_000
+
+    assert len(http_grid.pull_objects(["a", "b"], fetch)) == 2  # outside there is no limit
+    fetched.clear()
+    with flower.at_most(10**6, 1.0):
+        assert len(http_grid.pull_objects(["a", "b", "c"], fetch)) == 3
+        with pytest.raises(ObjectPullError, match="larger than payload_limit"):
+            http_grid.pull_objects(list("abcd"), fetch)
+        fetched.clear()
+        with pytest.raises(ObjectPullError, match="60000 objects"):
+            http_grid.pull_objects([str(n) for n in range(60_000)], fetch)
+    assert fetched == []
+
+
+def test_a_message_whose_pieces_never_come_is_given_up() -> None:
+    def fetch(id: str) -> bytes:
+        raise ObjectUnavailableError(id)
+
+    with flower.at_most(10**6, 0.0), pytest.raises(ObjectPullError, match="timeout or retry limit"):
+        http_grid.pull_objects(["a"], fetch)
+
+
+def test_names_of_registered_keys_are_known() -> None:
+    assert {"name", "node_id", "last_activated_at"} <= {field.name for field in NodeInfo.DESCRIPTOR.fields}
+    nodes = [NodeInfo(node_id=5, name="site-1"), NodeInfo(node_id=6)]
+    grid = cast(Grid, SimpleNamespace(get_nodes=lambda: nodes))
+    assert flower.registered_names(grid) == {5: "site-1"}

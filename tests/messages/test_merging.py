@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -48,3 +49,19 @@ def test_counters_are_averaged_and_rounded() -> None:
     merged = weighted_mean(one, Payload(weights={"n": torch.tensor(20)}, numbers={"examples": 2}))
     assert merged.weights["n"].item() == 17
     assert merged.weights["n"].dtype == torch.int64
+
+
+@pytest.mark.parametrize("value", [2**53 + 1, 2**62, -(2**53) - 1, 0])
+def test_equal_integers_stay_exactly_as_they_are(value: int) -> None:
+    total = Payload(weights={"n": torch.tensor([value])}, numbers={"examples": 3})
+    for examples in (1, 5):
+        weighted_mean(total, Payload(weights={"n": torch.tensor([value])}, numbers={"examples": examples}))
+    assert total.weights["n"].tolist() == [value]
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int64, torch.bool])
+def test_integers_are_merged_as_integers_of_their_type(dtype: torch.dtype) -> None:
+    one = Payload(weights={"n": torch.tensor([1, 0]).to(dtype)}, numbers={"examples": 1})
+    merged = weighted_mean(one, Payload(weights={"n": torch.tensor([0, 1]).to(dtype)}, numbers={"examples": 3}))
+    assert merged.weights["n"].dtype == dtype
+    assert merged.weights["n"].long().tolist() == [0, 1]
