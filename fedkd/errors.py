@@ -78,5 +78,9 @@ class TooFewReplies(RunError):
     """A request with fewer good replies than it needs."""
 
 
+class EngineLost(RunError):
+    """The engine's own processes have died, and the states of nodes with them; a new process can resume the run."""
+
+
 class StatesLost(RunError):
     """The states of nodes were lost with the machine that stored them; the run can resume from its last checkpoint."""

@@ -15,6 +15,8 @@ from fedkd.config import flattened
 from fedkd.errors import InputError, on_one_line
 from fedkd.stopping import retake
 
+from . import ray_cluster
+
 Workers = Literal["auto"] | Annotated[int, Field(ge=1)]
 
 
@@ -82,17 +84,30 @@ def refuse_relative_files(table: dict[str, Any], addresses: Collection[str]) -> 
 
 
 def connect(address: str | None) -> None:
-    """Connect to the cluster at `host:port` (or `auto`, the one on this machine); for None, start one here.
+    """Connect to the cluster at `host:port` (or `auto`, the one on this machine); for None, start one for this run.
 
-    Raises InputError if no cluster answers: Ray itself would try again for minutes.
+    The user's own settings of Ray (`RAY_AUTH_MODE`, `RAY_USE_TLS`, ...) count for a cluster with an address only.
+    Raises InputError if no cluster answers (Ray itself would try again for minutes) or if it refuses this user.
     """
     try:
-        if address is not None and address != "auto":
-            host, _, port = address.removeprefix("ray://").rpartition(":")
-            socket.create_connection((host, int(port)), timeout=10).close()
-        ray.init(
-            address=address or "local", include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING
-        )
-        retake()  # Ray has taken SIGTERM
-    except (OSError, ValueError) as error:
-        raise InputError(f"engine.address = {address!r}: no Ray cluster answers at this address: {error}") from error
+        if address is None:
+            ray_cluster.start()
+        else:
+            if address != "auto":
+                host, _, port = address.removeprefix("ray://").rpartition(":")
+                socket.create_connection((host, int(port)), timeout=10).close()
+            ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
+    except ray.exceptions.AuthenticationError as error:
+        raise InputError(
+            f"engine.address = {address!r}: this Ray cluster asks for a token; set RAY_AUTH_MODE=token, and its token "
+            "in RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH."
+        ) from error
+    except (OSError, ValueError, RuntimeError) as error:
+        what = "no cluster can be started here" if address is None else "no Ray cluster answers at this address"
+        raise InputError(f"engine.address = {address!r}: {what}: {on_one_line(str(error))}") from error
+    retake()  # Ray has taken SIGTERM
+
+
+def disconnect() -> None:
+    """Disconnect from the cluster, and end it if it was started for this run."""
+    ray_cluster.stop()
