@@ -21,12 +21,15 @@ from fedkd.core.setup import Setup
 from fedkd.errors import InputError, StatesLost
 from fedkd.messages.arrival import Expectation
 from fedkd.messages.flower import error_reply, without_content
+from fedkd.messages.ledger import count_bytes
 from fedkd.messages.merging import Block, Merge, merge_block
 
 from .base import SimulationGrid
 from .ray_cluster import refuse_lost, umask
 from .ray_placement import Workers, connect, count_workers, disconnect, refuse_relative_files
 from .ray_pool import Call, WorkerPool
+
+_SMALL = 64 * 1024  # bytes of a content that Ray sends with a call: faster than the object store
 
 
 class RayGrid(SimulationGrid):
@@ -168,13 +171,15 @@ class _States(Iterable[tuple[int, RecordDict]]):
 
 
 class _Contents:
-    """Stores the contents of one exchange. Shared contents are stored once."""
+    """Stores the contents of one exchange. Shared contents are stored once; small ones travel with each call."""
 
     def __init__(self) -> None:
         self._refs: dict[int, Any] = {}
 
     def put(self, message: Message) -> Any:
         content = message.content
+        if sum(count_bytes(content).values()) <= _SMALL:
+            return content
         if id(content) not in self._refs:
             refuse_lost()
             self._refs[id(content)] = ray.put(content)
