@@ -24,8 +24,7 @@ from typing import Any
 import ray
 import ray._private.services
 import ray._private.worker
-from ray._raylet import AuthenticationTokenLoader
-from ray._raylet import Config as RayConfig
+import ray._raylet
 
 from fedkd.errors import EngineLost, InputError
 
@@ -157,8 +156,9 @@ def _set_environment(values: dict[str, str | None]) -> dict[str, str | None]:
             os.environ.pop(name, None)
         else:
             os.environ[name] = value
-    AuthenticationTokenLoader.instance().reset_cache()
-    RayConfig.initialize("")
+    raylet: Any = ray._raylet
+    raylet.AuthenticationTokenLoader.instance().reset_cache()
+    raylet.Config.initialize("")
     return before
 
 
