@@ -7,7 +7,9 @@ from typing import Any
 
 HIDDEN = "***"  # instead of a secret
 
-_WORDS = "(?:(?:api|access|private|secret)[-_]?key|token|password|passwd|passphrase|secret|credentials?|authorization|bearer)"
+_WORDS = (
+    "(?:(?:api|access|private|secret)[-_]?key|token|passw(?:or)?d|passphrase|secret|credentials?|authorization|bearer)"
+)
 _NAME = re.compile(rf"(?:^|[^a-z]){_WORDS}(?:$|[^a-z])")
 _HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 _IN_URI = re.compile(r"(?<=://)[^/?#\s\"']*@")
