@@ -53,7 +53,7 @@ def start() -> None:
     root = _private_folder()
     keeper = subprocess.Popen(
         [sys.executable, "-I", "-S", ray_keeper.__file__, str(root)],
-        stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+        stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True, env={},
     )  # fmt: skip
     _own = _Own(keeper)
     own = {  # of Ray's own processes too, which inherit it

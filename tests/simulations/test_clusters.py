@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import tomli_w
 from helpers import PLUGINS, TINY, checkpoint_bytes, lines, merged
 
@@ -253,3 +254,44 @@ def test_ctrl_c_ends_workers_and_cluster_and_writes_a_checkpoint(tmp_path: Path)
     assert json.loads((out / "summary.json").read_text())["status"] == "interrupted"
     reached = max(int(path.name.removeprefix("round-")) for path in out.glob("checkpoints/round-*"))
     assert reached >= 4
+
+
+BEHIND_TLS = """
+import os, subprocess
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+cluster.add_node(num_cpus=1)
+words = [sys.executable, "-m", "fedkd", "run", sys.argv[1], "--set", f"engine.address={cluster.address}", "--out"]
+without = {**os.environ, "RAY_AUTH_TOKEN": "0" * 32}
+try:
+    done = subprocess.run([*words, str(out)], capture_output=True, text=True)
+    refused = subprocess.run([*words, sys.argv[3]], env=without, capture_output=True, text=True, timeout=100)
+finally:
+    cluster.shutdown()
+print(json.dumps([done.returncode, done.stderr[-500:], refused.returncode, refused.stderr]))
+"""
+
+
+def test_a_cluster_with_a_token_and_tls_runs_the_users_runs_and_nobody_elses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As docs/scale-out.md says: certificates of fedkd's own authority, and Ray's variables on all machines."""
+    from fedkd.deployment.authority import Authority
+
+    address = ray.util.get_node_ip_address()
+    Authority(tmp_path / "keys").issue(tmp_path / "keys", address)
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "1" * 32)
+    monkeypatch.setenv("RAY_USE_TLS", "1")
+    monkeypatch.setenv("RAY_TLS_CA_CERT", str(tmp_path / "keys/server/ca.crt"))
+    monkeypatch.setenv("RAY_TLS_SERVER_CERT", str(tmp_path / "keys/server.crt"))
+    monkeypatch.setenv("RAY_TLS_SERVER_KEY", str(tmp_path / "keys/server.key"))
+    config = merged(TINY, {"engine": {"name": "ray", "workers": 2}})
+    ended = in_a_process(BEHIND_TLS, config, tmp_path / "ray", str(tmp_path / "refused"))
+    code, errors, refused, said = json.loads(ended.stdout.splitlines()[-1])
+    assert code == 0, errors
+    assert refused == 2
+    assert "asks for a token; set RAY_AUTH_MODE=token" in said
+    assert "Traceback" not in said
+    run(parse_config(TINY), tmp_path / "inline")
+    assert lines(tmp_path / "ray") == lines(tmp_path / "inline")
+    assert checkpoint_bytes(tmp_path / "ray") == checkpoint_bytes(tmp_path / "inline")
