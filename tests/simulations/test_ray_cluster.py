@@ -97,6 +97,7 @@ def begun(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
         process.wait()
 
 
+@pytest.mark.slow
 def test_nobody_else_gets_into_the_cluster_of_a_run_nor_reads_of_it(
     begun: Callable[..., subprocess.Popen[str]], tmp_path: Path
 ) -> None:
