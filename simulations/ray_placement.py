@@ -89,23 +89,30 @@ def connect(address: str | None) -> None:
     The user's own settings of Ray (`RAY_AUTH_MODE`, `RAY_USE_TLS`, ...) count for a cluster with an address only.
     Raises InputError if no cluster answers (Ray itself would try again for minutes) or if it refuses this user.
     """
-    try:
-        if address is None:
+    if address is None:
+        try:
             ray_cluster.start()
-        else:
-            if address != "auto":
-                host, _, port = address.removeprefix("ray://").rpartition(":")
-                socket.create_connection((host, int(port)), timeout=10).close()
-            ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
-    except ray.exceptions.AuthenticationError as error:
-        raise InputError(
-            f"engine.address = {address!r}: this Ray cluster asks for a token; set RAY_AUTH_MODE=token, and its token "
-            "in RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH."
-        ) from error
-    except (OSError, ValueError, RuntimeError) as error:
-        what = "no cluster can be started here" if address is None else "no Ray cluster answers at this address"
-        raise InputError(f"engine.address = {address!r}: {what}: {on_one_line(str(error))}") from error
+        except (OSError, ValueError, RuntimeError) as error:
+            raise InputError(f"engine: Ray does not start here: {on_one_line(str(error))}") from error
+    else:
+        _connect_to(address)
     retake()  # Ray has taken SIGTERM
+
+
+def _connect_to(address: str) -> None:
+    try:
+        if address != "auto":
+            host, _, port = address.removeprefix("ray://").rpartition(":")
+            socket.create_connection((host, int(port)), timeout=10).close()
+    except (OSError, ValueError) as error:
+        raise InputError(f"engine.address = {address!r}: no Ray cluster answers at this address: {error}") from error
+    try:
+        ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
+    except (OSError, ValueError, RuntimeError, ray.exceptions.AuthenticationError) as error:
+        raise InputError(
+            f"engine.address = {address!r}: no Ray cluster lets this run in: {on_one_line(str(error), 200)} If it "
+            "asks for a token or TLS, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN, or RAY_USE_TLS, as on its machines."
+        ) from error
 
 
 def disconnect() -> None:

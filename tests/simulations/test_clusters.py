@@ -309,7 +309,7 @@ def test_a_cluster_with_a_token_and_tls_runs_the_users_runs_and_nobody_elses(
     code, errors, refused, said = json.loads(ended.stdout.splitlines()[-1])
     assert code == 0, errors
     assert refused == 2
-    assert "asks for a token; set RAY_AUTH_MODE=token" in said
+    assert "If it asks for a token or TLS, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN" in said
     assert "Traceback" not in said
     run(parse_config(TINY), tmp_path / "inline")
     assert lines(tmp_path / "ray") == lines(tmp_path / "inline")
