@@ -8,6 +8,8 @@ import traceback
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from .masking import masked_text
+
 _PYTHON = (sysconfig.get_path("stdlib"), "<frozen")
 _LONGEST = 10_000  # characters of a text that are looked at before it is cut
 
@@ -38,8 +40,8 @@ def nearest(name: str, valid: Iterable[str]) -> str:
 
 
 def on_one_line(text: str, most: int = 400) -> str:
-    """Return text from outside in a safe form: one line, without control characters, at most `most` characters."""
-    plain = "".join(c if c.isprintable() else " " for c in text)
+    """Return text from outside in a safe form: one line, no control characters, no secrets, at most `most` signs."""
+    plain = "".join(c if c.isprintable() else " " for c in masked_text(text))
     plain = " ".join(plain.split())
     return plain if len(plain) <= most else f"{plain[: most - 3]}..."
 
@@ -76,6 +78,10 @@ def some(names: Sequence[str], most: int = 10) -> str:
 
 class TooFewReplies(RunError):
     """A request with fewer good replies than it needs."""
+
+
+class EngineLost(RunError):
+    """The engine's own processes have died, and the states of nodes with them; a new process can resume the run."""
 
 
 class StatesLost(RunError):

@@ -20,6 +20,7 @@ from typing import Any
 import pydantic
 
 from .errors import InputError, RunError, described, on_one_line, unknown
+from .masking import HIDDEN, is_secret, masked
 
 _MOST_PROBLEMS = 10  # lines of one refusal
 
@@ -36,6 +37,8 @@ def find(group: str, name: str, key: str) -> Any:
     Raises InputError with the nearest valid name, or with the names that the file defines.
     """
     if ":" in name:
+        if _app is not None:
+            _app.refuse_foreign(name, key)
         where, attribute = name.rsplit(":", 1)
         module = _load_file(Path(where), key) if where.endswith(".py") else _load_module(where, key)
         with errors_of(name, key):
@@ -59,13 +62,77 @@ def _load_module(name: str, key: str) -> ModuleType:
         raise InputError(f"{key}: cannot import {on_one_line(name, 100)!r}: {described(error)}.") from error
 
 
-_plugin_folders: list[Path] = []
+_plugin_folders: list[Path] = []  # the newest first
 
 
-def look_for_plugins_in(folder: Path) -> None:
-    """Search this folder, such as a Flower App's, for a relative `path/to/file.py:Name` before the current folder."""
-    if folder not in _plugin_folders:
-        _plugin_folders.append(folder)
+@dataclasses.dataclass(frozen=True)
+class App:
+    """A Flower App, which is all of whose code a site may run. `folder`: its files; `signed`: the texts in its config.
+
+    What comes with a run, such as `set`, is not signed.
+    """
+
+    folder: Path
+    signed: frozenset[str]
+
+    def refuse_foreign(self, name: str, key: str) -> None:
+        """Raise InputError if `name` is code that the app neither has nor names. Nothing is imported for this."""
+        where, _, attribute = name.rpartition(":")
+        if not attribute.isidentifier():
+            return
+        said = f"{key} = {on_one_line(name, 100)!r}"
+        if where.endswith(".py"):
+            try:
+                path = (self.folder / Path(where).expanduser()).resolve()
+                inside = path.is_file() and path.is_relative_to(self.folder.resolve())
+            except (OSError, ValueError, RuntimeError):
+                inside = False
+            if not inside:
+                raise InputError(f"{said}: the app has no such file, and sites run no other files than the app's.")
+        elif name not in self.signed and not _is_open(where) and _is_module(where, self.folder):
+            raise InputError(f"{said}: sites run only code that the app has, or that its own config names.")
+
+    def refuse_foreign_in(self, table: Any, key: str = "") -> None:
+        """Raise InputError, which names the key, if a text in nested tables is such code."""
+        for name, value in table.items() if isinstance(table, Mapping) else enumerate(table):
+            full = f"{key}.{name}" if key else str(name)
+            if isinstance(value, str):
+                self.refuse_foreign(value, full)
+            elif isinstance(value, Mapping | list):
+                self.refuse_foreign_in(value, full)
+
+
+# what any config may name: their objects check what they are given. torchvision is a set of models, not a module here
+_INSTALLED = ("fedkd.strategies", "flwr.serverapp.strategy", "torchvision")
+_app: App | None = None
+
+
+def _is_open(name: str) -> bool:
+    return any(name == one or name.startswith(f"{one}.") for one in _INSTALLED)
+
+
+def _is_module(name: str, folder: Path) -> bool:
+    """Return whether there is a module with a name, outside a folder. Nothing is imported."""
+    top = name.partition(".")[0]
+    try:
+        spec = importlib.util.find_spec(top)
+    except (ImportError, ValueError):
+        return top in sys.modules
+    return spec is not None and not (spec.origin and Path(spec.origin).resolve().is_relative_to(folder.resolve()))
+
+
+@contextmanager
+def only_of(app: App) -> Iterator[None]:
+    """Find files with a relative path in an app's folder first; inside the `with` block, find no code but the app's."""
+    global _app
+    if app.folder in _plugin_folders:
+        _plugin_folders.remove(app.folder)
+    _plugin_folders.insert(0, app.folder)
+    before, _app = _app, app
+    try:
+        yield
+    finally:
+        _app = before
 
 
 _PREFIX = "fedkd_file_"
@@ -147,16 +214,12 @@ def digests_of_files(table: Any, known: Iterable[str] = ()) -> dict[str, str]:
     the config. `known`: names from an earlier call, whose files are hashed also if nothing has imported them yet.
     """
     digests: dict[str, str] = {}
-    for text in _texts(table):
-        where, sign, attribute = text.rpartition(":")
-        if not sign or not attribute.isidentifier():
+    for text in texts_of(table):
+        if (loaded := loaded_file(text)) is None:
             continue
-        module = sys.modules.get(_module_name(_file(Path(where))) if where.endswith(".py") else where)
-        if module is None or module.__name__.split(".")[0] in ("fedkd", "flwr"):  # their versions are compared
-            continue
-        path = Path(module.__file__ or "")
+        where, path = loaded
         digests[where] = _digest(path)
-        for file in _imported_below(path.parent) if where.endswith(".py") else ():
+        for file in imported_below(path.parent) if where.endswith(".py") else ():
             digests[str(Path(where).parent / file.relative_to(path.parent))] = _digest(file)
     for name in known:
         if name not in digests and (path := _file(Path(name))).is_file():
@@ -164,7 +227,24 @@ def digests_of_files(table: Any, known: Iterable[str] = ()) -> dict[str, str]:
     return digests
 
 
-def _imported_below(folder: Path) -> list[Path]:
+def loaded_file(text: str) -> tuple[str, Path] | None:
+    """Return the file or module that a config's text names, and its path; None if it has not been loaded as a plug-in.
+
+    Files of fedkd and Flower do not count.
+    """
+    where, sign, attribute = text.rpartition(":")
+    if not sign or not attribute.isidentifier():
+        return None
+    try:
+        module = sys.modules.get(_module_name(_file(Path(where))) if where.endswith(".py") else where)
+    except (OSError, ValueError, RuntimeError):
+        return None
+    if module is None or module.__name__.split(".")[0] in ("fedkd", "flwr"):  # their versions are compared
+        return None
+    return where, Path(module.__file__ or "")
+
+
+def imported_below(folder: Path) -> list[Path]:
     """Return the files of the imported modules in a plug-in's folder, at any depth; no installed packages."""
     if str(folder) not in _neighbourhoods:
         return []
@@ -177,15 +257,16 @@ def _imported_below(folder: Path) -> list[Path]:
     return sorted(file for file in below if not file.is_relative_to(Path(__file__).parents[1]))
 
 
-def _texts(value: Any) -> Iterator[str]:
+def texts_of(value: Any) -> Iterator[str]:
+    """Yield all texts in nested tables and lists."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
         for one in value.values():
-            yield from _texts(one)
+            yield from texts_of(one)
     elif isinstance(value, list):
         for one in value:
-            yield from _texts(one)
+            yield from texts_of(one)
 
 
 def _digest(path: Path) -> str:
@@ -221,6 +302,8 @@ def options(
             f"{key}: {getattr(function, '__name__', function)} needs {what}, which a config cannot give; write a "
             "file with a class that sets them."
         ) from error
+    if lost := [name for name, value in table.items() if value == HIDDEN]:
+        raise InputError(f"{key}.{lost[0]}: this secret is not in the copy of the config; write it into it again.")
     try:
         checked = model.model_validate(dict(table))
     except pydantic.ValidationError as error:
@@ -243,7 +326,8 @@ def explain(error: pydantic.ValidationError, valid: Mapping[str, Any], key: str 
     for problem in error.errors():
         path, siblings = _place_of(valid, [str(part) for part in problem["loc"] if part != "[key]"])
         full = on_one_line(".".join(([key] if key else []) + path), 200)
-        kind, value = problem["type"], on_one_line(repr(problem["input"]), 100)
+        secret = any(is_secret(str(part)) for part in problem["loc"])
+        kind, value = problem["type"], on_one_line(repr(masked(problem["input"], secret=secret)), 100)
         if kind == "extra_forbidden":
             name = on_one_line(path[-1], 100)
             line = str(unknown(full, name, siblings)).replace("unknown ", "unknown key ", 1)

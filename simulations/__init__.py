@@ -6,7 +6,8 @@
 * `faults`: the injected faults, drawn from the seed.
 * `inline`: all clients in this process, one after another.
 * `ray`: the Ray engine; `ray_actor`: a worker process; `ray_pool`: gives work to workers, and replaces workers that
-  die; `ray_placement`: how many workers fit on a cluster.
+  die; `ray_placement`: how many workers fit on a cluster; `ray_cluster`: a run's own cluster, closed to others;
+  `ray_keeper`: removes what it leaves behind.
 * `sweep`: the runs of a grid, several at a time.
 """
 

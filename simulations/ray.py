@@ -21,11 +21,15 @@ from fedkd.core.setup import Setup
 from fedkd.errors import InputError, StatesLost
 from fedkd.messages.arrival import Door
 from fedkd.messages.flower import error_reply, without_content
+from fedkd.messages.ledger import count_bytes
 from fedkd.messages.merging import Block, Merge, merge_block
 
 from .base import SimulationGrid
-from .ray_placement import Workers, connect, count_workers, refuse_relative_files
+from .ray_cluster import refuse_lost, umask
+from .ray_placement import Workers, connect, count_workers, disconnect, refuse_relative_files
 from .ray_pool import Call, WorkerPool
+
+_SMALL = 64 * 1024  # bytes of a content that Ray sends with a call: faster than the object store
 
 
 class RayGrid(SimulationGrid):
@@ -64,7 +68,7 @@ class RayGrid(SimulationGrid):
                 raise InputError("engine.device = 'cuda': no machine of the cluster has a GPU; set 'auto' or 'cpu'.")
             count = count_workers(workers, cpus_per_worker, gpus_per_worker, machines, cohort)
             self._data = ray.put(environment.data)  # kept as long as a worker may have to start again
-            arguments = (environment.config, self._data, threads, device, gpus_per_worker > 0)
+            arguments = (environment.config, self._data, threads, device, gpus_per_worker > 0, umask())
             self._pool = WorkerPool(arguments, (cpus_per_worker, gpus_per_worker))
             self._pool.start(count)
         except BaseException:
@@ -146,7 +150,7 @@ class RayGrid(SimulationGrid):
         if self._pool is not None:
             self._pool.close()
         if self._started:
-            ray.shutdown()
+            disconnect()
 
 
 class _States(Iterable[tuple[int, RecordDict]]):
@@ -157,21 +161,26 @@ class _States(Iterable[tuple[int, RecordDict]]):
 
     def __iter__(self) -> Iterator[tuple[int, RecordDict]]:
         for node in sorted(self._refs):
+            refuse_lost()
             try:
                 state = ray.get(self._refs[node])
             except ray.exceptions.RayError as error:
+                refuse_lost(after_error=True)
                 raise StatesLost(f"The state of node {node} was lost with the machine that stored it.") from error
             yield node, state
 
 
 class _Contents:
-    """Stores the contents of one exchange. Shared contents are stored once."""
+    """Stores the contents of one exchange. Shared contents are stored once; small ones travel with each call."""
 
     def __init__(self) -> None:
         self._refs: dict[int, Any] = {}
 
     def put(self, message: Message) -> Any:
         content = message.content
+        if sum(count_bytes(content).values()) <= _SMALL:
+            return content
         if id(content) not in self._refs:
+            refuse_lost()
             self._refs[id(content)] = ray.put(content)
         return self._refs[id(content)]

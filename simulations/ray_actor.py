@@ -31,7 +31,8 @@ class Result:
 class ClientActor:
     """Runs the clients of messages in a separate process. It keeps its model objects between clients."""
 
-    def __init__(self, config: Config, data: Any, threads: int, device: Device, gpu: bool) -> None:
+    def __init__(self, config: Config, data: Any, threads: int, device: Device, gpu: bool, mask: int) -> None:
+        os.umask(mask)  # Ray's processes have one of their own
         # Ray's own handler raises SystemExit, which a running client would report as its failure: a killed worker must
         # die, so that another one runs its client again
         signal.signal(signal.SIGTERM, lambda number, frame: os._exit(128 + number))

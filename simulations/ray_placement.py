@@ -15,6 +15,8 @@ from fedkd.config import flattened
 from fedkd.errors import InputError, on_one_line
 from fedkd.stopping import retake
 
+from . import ray_cluster
+
 Workers = Literal["auto"] | Annotated[int, Field(ge=1)]
 
 
@@ -82,17 +84,37 @@ def refuse_relative_files(table: dict[str, Any], addresses: Collection[str]) -> 
 
 
 def connect(address: str | None) -> None:
-    """Connect to the cluster at `host:port` (or `auto`, the one on this machine); for None, start one here.
+    """Connect to the cluster at `host:port` (or `auto`, the one on this machine); for None, start one for this run.
 
-    Raises InputError if no cluster answers: Ray itself would try again for minutes.
+    The user's own settings of Ray (`RAY_AUTH_MODE`, `RAY_USE_TLS`, ...) count for a cluster with an address only.
+    Raises InputError if no cluster answers (Ray itself would try again for minutes) or if it refuses this user.
     """
+    if address is None:
+        try:
+            ray_cluster.start()
+        except (OSError, ValueError, RuntimeError) as error:
+            raise InputError(f"engine: Ray does not start here: {on_one_line(str(error))}") from error
+    else:
+        _connect_to(address)
+    retake()  # Ray has taken SIGTERM
+
+
+def _connect_to(address: str) -> None:
     try:
-        if address is not None and address != "auto":
+        if address != "auto":
             host, _, port = address.removeprefix("ray://").rpartition(":")
             socket.create_connection((host, int(port)), timeout=10).close()
-        ray.init(
-            address=address or "local", include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING
-        )
-        retake()  # Ray has taken SIGTERM
     except (OSError, ValueError) as error:
         raise InputError(f"engine.address = {address!r}: no Ray cluster answers at this address: {error}") from error
+    try:
+        ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
+    except (OSError, ValueError, RuntimeError, ray.exceptions.AuthenticationError) as error:
+        raise InputError(
+            f"engine.address = {address!r}: no Ray cluster lets this run in: {on_one_line(str(error), 200)} If it "
+            "asks for a token or TLS, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN, or RAY_USE_TLS, as on its machines."
+        ) from error
+
+
+def disconnect() -> None:
+    """Disconnect from the cluster, and end it if it was started for this run."""
+    ray_cluster.stop()

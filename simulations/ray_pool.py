@@ -17,10 +17,12 @@ from fedkd.messages.merging import Block
 
 from .node_states import NodeStates
 from .ray_actor import ClientActor, Result
+from .ray_cluster import lost, refuse_lost
 
 _log = logging.getLogger("fedkd")
 _TRIES = 3  # if the worker of a client dies this often, the client has failed
 _START_SECONDS = 300.0  # time to wait for a worker if none is left
+_LOOK_SECONDS = 1.0  # time between two looks at Ray's own processes
 _QUEUED = 2  # the most calls of a worker: with two it never waits for the driver
 
 
@@ -39,7 +41,7 @@ class WorkerPool:
         """Start the workers. Raises InputError if they do not start in time."""
         self.slots = [self._new_slot() for _ in range(count)]
         starting = [slot.starting for slot in self.slots]
-        ready, _ = ray.wait(starting, num_returns=count, timeout=_START_SECONDS)
+        ready = _wait(starting, count, _START_SECONDS)
         if len(ready) < count:
             raise InputError(
                 f"engine: only {len(ready)} of {count} workers have started within {_START_SECONDS:g} s; another job "
@@ -51,8 +53,9 @@ class WorkerPool:
 
     def close(self) -> None:
         """Stop the workers and drop the states."""
-        for slot in self.slots:
-            ray.kill(slot.actor)
+        if lost() is None:
+            for slot in self.slots:
+                ray.kill(slot.actor)
         self.slots = []
         self.states.restore({})
 
@@ -102,7 +105,7 @@ class WorkerPool:
                 start()
                 starting = {slot.starting: slot for slot in self.slots if slot.starting is not None}
                 begin = time.monotonic()
-                ready, _ = ray.wait([*running, *starting], num_returns=1, timeout=left if running else _START_SECONDS)
+                ready = _wait([*running, *starting], 1, left if running else _START_SECONDS)
                 if left is not None and running:
                     left = max(0.0, left - (time.monotonic() - begin))
                 if not ready and not running:
@@ -121,8 +124,9 @@ class WorkerPool:
                     try:
                         result = self._result(call, refs)
                     except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError) as error:
-                        lost = [first for first, (_, _, _, its) in running.items() if its is actor]
-                        unlucky = [running.pop(first)[0] for first in lost]
+                        refuse_lost(after_error=True)
+                        with_it = [first for first, (_, _, _, its) in running.items() if its is actor]
+                        unlucky = [running.pop(first)[0] for first in with_it]
                         if isinstance(error, ray.exceptions.OutOfMemoryError) and self._halve("the machine's memory"):
                             again([*unlucky, *(call for call, *_ in running.values())])
                             running = {}
@@ -139,6 +143,7 @@ class WorkerPool:
                         self._replace(slot)
                         continue
                     except ray.exceptions.ObjectLostError as error:  # the machine that stored it is gone
+                        refuse_lost(after_error=True)
                         release(ref)
                         self._need_states(call)
                         call.deaths += 1
@@ -177,6 +182,7 @@ class WorkerPool:
         except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError, ray.exceptions.ObjectLostError):
             raise
         except ray.exceptions.RayError as error:
+            refuse_lost(after_error=True)
             return f"its worker failed: {_first_line(error)}"
 
     def _keep(self, call: Call, refs: list[Any], result: Result) -> None:
@@ -194,6 +200,7 @@ class WorkerPool:
             ray.get(slot.starting)
             slot.starting, slot.failures = None, 0
         except ray.exceptions.RayError as error:
+            refuse_lost(after_error=True)
             slot.failures += 1
             if slot.failures <= _TRIES:
                 self._replace(slot)
@@ -210,6 +217,7 @@ class WorkerPool:
                 try:
                     ray.get(self.states.current[node])
                 except ray.exceptions.RayError as error:
+                    refuse_lost(after_error=True)
                     raise StatesLost(f"The state of node {node} was lost with the machine that stored it.") from error
 
     def _halve(self, reason: str) -> bool:
@@ -252,6 +260,20 @@ class Slot:
     starting: Any
     load: int = 0
     failures: int = 0
+
+
+def _wait(refs: list[Any], count: int, timeout: float | None) -> list[Any]:
+    """Return the references that are ready, `count` of them or those of after `timeout` seconds.
+
+    Raises EngineLost if Ray itself has died, which its own `wait` does not notice.
+    """
+    ends = None if timeout is None else time.monotonic() + timeout
+    while True:
+        refuse_lost()
+        step = _LOOK_SECONDS if ends is None else max(0.0, min(_LOOK_SECONDS, ends - time.monotonic()))
+        ready, _ = ray.wait(refs, num_returns=count, timeout=step)
+        if len(ready) == count or (ends is not None and time.monotonic() >= ends):
+            return list(ready)
 
 
 def _first_line(error: Exception) -> str:

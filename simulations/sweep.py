@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 from collections import deque
 from collections.abc import Sequence
@@ -19,7 +20,8 @@ from fedkd.runs.run import resume, run
 from fedkd.runs.run_folder import CONFIG, METRICS, is_unborn, whole_lines
 from fedkd.runs.sweep import Job
 
-from .ray_placement import connect, count_workers, fit
+from .ray_cluster import refuse_lost, umask
+from .ray_placement import connect, count_workers, disconnect, fit
 
 _LOOK_SECONDS = 1.0  # time between two updates of the progress
 _END_SECONDS = 60.0  # time for interrupted runs to write their checkpoints
@@ -70,7 +72,7 @@ def run_jobs(
         return _run_all(waiting, view, machines, min([*slots, at_once or len(jobs)]), accept_changes)
     finally:
         if started:
-            ray.shutdown()
+            disconnect()
 
 
 def _share(config: Config, gpus: float | None, memory: float, machines: list[dict[str, float]]) -> Share:
@@ -92,6 +94,7 @@ def _run_all(
                 one = waiting.popleft()
                 running[_start(one, accept_changes)] = one
                 view.begin(one.job.name, one.job.config.rounds)
+            refuse_lost()
             ready, _ = ray.wait(list(running), num_returns=1, timeout=_LOOK_SECONDS)
             for one in running.values():
                 _look(one.job, view)
@@ -121,7 +124,7 @@ def _start(one: _Running, accept_changes: bool) -> Any:
     # a process that has used a GPU keeps GPU memory until it ends, so only other processes are used again
     calls = 1 if gpus else 0
     task: Any = ray.remote(num_cpus=cpus, num_gpus=gpus, memory=int(memory), max_retries=0, max_calls=calls)(_run_job)
-    return task.remote(_inline(one), str(one.job.path.resolve()), accept_changes)
+    return task.remote(_inline(one), str(one.job.path.resolve()), accept_changes, umask())
 
 
 def _roomier(share: Share, machines: list[dict[str, float]]) -> Share:
@@ -141,8 +144,10 @@ def _outcome(ref: Any) -> tuple[str | None, list[str], bool]:
         reason, notices = ray.get(ref)
         return reason, notices, False
     except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError, ray.exceptions.NodeDiedError) as error:
+        refuse_lost(after_error=True)
         return f"its process died: {type(error).__name__}", [], True
     except ray.exceptions.RayError as error:
+        refuse_lost(after_error=True)
         return f"{type(error).__name__}: {str(error).strip().splitlines()[-1]}", [], False
 
 
@@ -157,8 +162,9 @@ def _look(job: Job, view: ManyRuns) -> None:
         view.update(job.name, lines[-1]["round"], shown)
 
 
-def _run_job(config: Config, folder: str, accept_changes: bool) -> tuple[str | None, list[str]]:
+def _run_job(config: Config, folder: str, accept_changes: bool, mask: int) -> tuple[str | None, list[str]]:
     """Start or continue one run in this worker; return the reason if it has failed, and its messages."""
+    os.umask(mask)  # Ray's processes have one of their own
     logging.getLogger("flwr").setLevel(logging.ERROR)
     path, notices = Path(folder), _Notices()
     logging.getLogger("fedkd").addHandler(notices)

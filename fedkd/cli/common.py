@@ -20,6 +20,7 @@ from typing import Annotated
 import typer
 
 from ..errors import InputError, RunError, described, place_of
+from ..masking import masked_text
 from ..stopping import Stopped, stoppable
 
 # Flower and Ray must not send telemetry from a user's machine unless the user allows it.
@@ -97,8 +98,8 @@ def how_to_resume(command: str, folder: Path | None) -> str:
 def _report(text: str) -> None:
     """Print an error; on a terminal its lines are wrapped between words. With --debug the traceback comes first."""
     if os.environ.get(_DEBUG):
-        typer.echo(traceback.format_exc(), err=True)
-    text = f"fedkd: {text}"
+        typer.echo(masked_text(traceback.format_exc()), err=True)
+    text = f"fedkd: {masked_text(text)}"
     if sys.stderr.isatty():
         width = max(20, shutil.get_terminal_size().columns)
         fill = textwrap.TextWrapper(width, break_long_words=False, break_on_hyphens=False, subsequent_indent="  ")

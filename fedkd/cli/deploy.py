@@ -28,9 +28,11 @@ def init(
     with exit_codes():
         from ..deployment.provision import provision
 
-        unchecked = provision(folder, config, sites, host, port, insecure=insecure)
-        if unchecked is not None:
-            typer.echo(f"Not checked here, the server checks it before a run: {unchecked}", err=True)
+        done = provision(folder, config, sites, host, port, insecure=insecure)
+        if done.unchecked is not None:
+            typer.echo(f"Not checked here, the server checks it before a run: {done.unchecked}", err=True)
+        if done.files:
+            typer.echo(f"In the app, and so sent to all sites: {', '.join(done.files)}")
         typer.echo(f"{folder}: {sites} sites{', INSECURE' if insecure else ''}. Next: follow {folder / 'README.md'}.")
 
 

@@ -78,11 +78,11 @@ def _ray() -> str:
     try:
         import ray
 
-        from ..simulations.ray_placement import connect
+        from ..simulations.ray_placement import connect, disconnect
 
         connect(address)
         have = ray.cluster_resources()
-        ray.shutdown()
+        disconnect()
         return f"yes, {have.get('CPU', 0):g} CPUs, {have.get('GPU', 0):g} GPUs" + (f" at {address}" if address else "")
     except Exception as error:
         return f"FAILED: {described(error)}"

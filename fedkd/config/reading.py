@@ -25,15 +25,16 @@ _TableKind = TypeVar("_TableKind", bound=Table)
 
 def read_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     """Read a TOML run file and apply `key=value` overrides. Raises InputError for any error in one of them."""
-    return parse_config(_read_table(path), str(path), overrides)
+    return parse_config(read_table(path), str(path), overrides)
 
 
 def read_distill_config(path: Path, overrides: Sequence[str] = ()) -> DistillConfig:
     """Read the TOML config file of a distillation, as `read_config` does."""
-    return _parsed(DistillConfig, overridden(_read_table(path), overrides), str(path))
+    return _parsed(DistillConfig, overridden(read_table(path), overrides), str(path))
 
 
-def _read_table(path: Path) -> dict[str, Any]:
+def read_table(path: Path) -> dict[str, Any]:
+    """Return the tables in a TOML file, unchecked. Raises InputError."""
     try:
         content = path.read_bytes()
     except FileNotFoundError:

@@ -18,9 +18,9 @@ from flwr.app import Context
 from flwr.app.user_config import UserConfig
 from flwr.serverapp import Grid, ServerApp
 
-from ..config import Config, read_config
+from ..config import Config, read_config, read_table, to_table
 from ..errors import InputError, unknown
-from ..registry import look_for_plugins_in
+from ..registry import App, only_of, texts_of
 from .on_site import SiteApp
 
 if TYPE_CHECKING:
@@ -36,19 +36,23 @@ def read_run_config(app: Path, run_config: UserConfig) -> Config:
     """Return the config that a run config names. `app`: the folder of the Flower App. Raises InputError.
 
     The server and all sites read the same: Flower sends the app's folder with the run, and fedkd is installed on all.
+    The app can be signed, a run config is not: so it names no code but the app's.
     """
-    look_for_plugins_in(app)
     for key in run_config:
         if key not in KEYS:
             raise unknown("--run-config", key, KEYS)
     name = str(run_config.get("config", ""))
-    path = app / name
-    if not path.is_file():
-        path = Path(str(files("fedkd.configs").joinpath(name.removeprefix("configs/"))))
-    if not name or not path.is_file():
+    ours = Path(str(files("fedkd.configs")))
+    places = [(app, app / name), (ours, ours / name.removeprefix("configs/"))]
+    found = [path for home, path in places if path.is_file() and path.resolve().is_relative_to(home.resolve())]
+    if not name or not found:
         raise InputError(f"--run-config 'config={name!r}': neither the app nor fedkd has this run file.")
     overrides = [part.strip() for part in str(run_config.get("set", "")).split(";")]
-    return read_config(path, [part for part in overrides if part])
+    own = App(app, frozenset(texts_of(read_table(found[0]))))
+    with only_of(own):
+        config = read_config(found[0], [part for part in overrides if part])
+    own.refuse_foreign_in(to_table(config))
+    return config
 
 
 def server_app(app: Path) -> ServerApp:
@@ -61,6 +65,7 @@ def server_app(app: Path) -> ServerApp:
         from ..runs.run_folder import run_folder_of
         from .serve import serve
 
+        os.umask(0o077)  # of this process of Flower: the run folder is for its owner
         run_config = context.run_config
         try:
             config = read_run_config(app, run_config)
@@ -89,4 +94,5 @@ def server_app(app: Path) -> ServerApp:
 
 def client_app(app: Path) -> ClientApp:
     """Return Flower's ClientApp. `app`: the folder of the Flower App."""
+    os.umask(0o077)  # of this process of Flower: a site's state is for its owner
     return SiteApp(lambda run_config: read_run_config(app, run_config))

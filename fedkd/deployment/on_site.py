@@ -36,6 +36,7 @@ from .site_state import (
     Version,
     in_context,
     keep_state,
+    make_private,
     recall_state,
     requests_on_disk,
     state_folder,
@@ -208,7 +209,7 @@ def introduce(environment: Environment, context: Context, federation: str) -> In
     if "state" in node_config:
         folder = Path(str(node_config["state"])).expanduser()
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            make_private(folder)
             (folder / ".writable").touch()
         except OSError as error:
             raise InputError(f"state in --node-config: the folder cannot be written: {error.strerror}.") from error

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import tomli_w
 
@@ -15,7 +16,9 @@ from ..config import Config, read_config, to_table
 from ..core.environment import Environment, prepare_as_engine
 from ..core.setup import make_setup
 from ..core.wrapper import make_strategy
-from ..errors import InputError, MissingFiles
+from ..errors import InputError, MissingFiles, on_one_line
+from ..masking import masked
+from ..registry import find, imported_below, loaded_file
 from ..runs.trackers import make_trackers
 from .authority import LOOPBACK, Authority, write_file, write_key
 from .templates import (
@@ -26,6 +29,7 @@ from .templates import (
     NGINX,
     OWN,
     OWN_DATA,
+    OWN_SHARE,
     README,
     README_INSECURE,
     REGISTER,
@@ -40,17 +44,26 @@ from .templates import (
 )
 
 _SUPERLINK_PORT = 8000  # on the server's loopback address, behind nginx
-_PLUGIN = re.compile(r"(.+\.py):(\w+)")
+_OURS = ("federation.toml", "pyproject.toml", "fedkd_app.py")  # the files of the app that are no plug-ins
 _HOST = re.compile(r"[A-Za-z0-9.:-]+")
 
 
-def provision(folder: Path, config_path: Path, sites: int, host: str, port: int, *, insecure: bool) -> str | None:
+class Provisioned(NamedTuple):
+    """What `provision` has to tell: what could not be checked, and the plug-in files that the app has."""
+
+    unchecked: str | None
+    files: list[str]
+
+
+def provision(folder: Path, config_path: Path, sites: int, host: str, port: int, *, insecure: bool) -> Provisioned:
     """Write a federation of `sites` sites into a new folder. `host`, `port`: the server's address for the sites.
 
     If the host is a loopback address, the SuperLink listens on it. Otherwise the SuperLink listens only on the loopback
-    address, and nginx forwards the sites. Returns what could not be checked, because this machine lacks the files of a
-    set. Raises InputError for an existing folder, and for a config that the server would refuse.
+    address, and nginx forwards the sites. Something cannot be checked if this machine lacks the files of a set. Raises
+    InputError for an existing folder, and for a config that the server would refuse; then nothing is written.
     """
+    if any(not c.isprintable() for c in str(folder.absolute())):
+        raise InputError(f"{on_one_line(str(folder))}: a path with control characters does not work in scripts.")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder}: this exists already; name a new folder.")
     if not _HOST.fullmatch(host):
@@ -59,6 +72,33 @@ def provision(folder: Path, config_path: Path, sites: int, host: str, port: int,
     if config.data.sites is not None and config.data.sites.count != sites:
         raise InputError(f"--sites {sites}: data.sites.count in {config_path} is {config.data.sites.count}.")
     unchecked = _check_as_server(config, config_path, sites)
+    table = masked(to_table(config))  # the app goes to all sites
+    carried = _carried(table)
+    made = [one for one in (folder, *folder.parents) if not one.exists()]
+    before = os.umask(0o077)
+    try:
+        _write(folder, config, config_path, table, carried, sites, host, port, insecure=insecure)
+    except BaseException:
+        for path in [made[-1]] if made else folder.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        raise
+    finally:
+        os.umask(before)
+    return Provisioned(unchecked, sorted(carried))
+
+
+def _write(
+    folder: Path,
+    config: Config,
+    config_path: Path,
+    table: dict[str, Any],
+    carried: dict[str, Path],
+    sites: int,
+    host: str,
+    port: int,
+    *,
+    insecure: bool,
+) -> None:
     direct = host in LOOPBACK
     listen = host if direct and ":" not in host else "[::1]" if direct else "127.0.0.1"
     bound = port if direct or insecure else _SUPERLINK_PORT
@@ -72,7 +112,7 @@ def provision(folder: Path, config_path: Path, sites: int, host: str, port: int,
         "listen_also": f"\n    listen [::]:{port} ssl;" if ":" in host else "",
     }
     names = [f"site-{number}" for number in range(1, sites + 1)]
-    _write_app(folder / "app", config)
+    _write_app(folder / "app", table, carried)
     server = folder / "server"
     authority = None if insecure else Authority(folder)
     write_file(server / "start.sh", _fill(SUPERLINK_INSECURE if insecure else SUPERLINK, texts), 0o755)
@@ -86,7 +126,7 @@ def provision(folder: Path, config_path: Path, sites: int, host: str, port: int,
             write_file(server / "nginx.conf", _fill(NGINX, texts))
     for number, name in enumerate(names):
         home = folder / "sites" / name
-        brings, own = (OWN_DATA, OWN) if config.data.sites is not None else (SHARE, "partition-id=$PARTITION")
+        brings, own = (OWN_DATA, OWN) if config.data.sites is not None else (SHARE, OWN_SHARE)
         write_file(home / "site.env", _fill(SITE_ENV + brings, {"name": name, "partition": str(number)}))
         security = INSECURE if insecure else SECURE
         write_file(home / "start.sh", _fill(SUPERNODE, {**texts, "security": security, "own": own}), 0o755)
@@ -98,7 +138,6 @@ def provision(folder: Path, config_path: Path, sites: int, host: str, port: int,
     write_file(
         folder / "README.md", _fill(steps, {**texts, "config": config_path.name, "nginx": "" if direct else BEHIND})
     )
-    return unchecked
 
 
 def _check_as_server(config: Config, path: Path, sites: int) -> str | None:
@@ -112,6 +151,8 @@ def _check_as_server(config: Config, path: Path, sites: int) -> str | None:
     try:
         setup = make_setup(config)
     except MissingFiles as error:
+        if (partition := config.data.partition) is not None:
+            find("partitions", partition.scheme, "data.partition.scheme")  # its file goes with the app
         if (real := config.data.sites) is not None:
             own = {"sites": real.model_copy(update={"server": None}), "public": None, "validation": None}
             without = Environment(config.model_copy(update={"data": config.data.model_copy(update=own)}))
@@ -131,19 +172,32 @@ def _fill(text: str, values: dict[str, str]) -> str:
     return text
 
 
-def _write_app(folder: Path, config: Config) -> None:
-    """Write the Flower App with this config as `federation.toml`, and the plug-in files that it names."""
-    app = files("fedkd.deploy")
-    table = to_table(config)
-    folder.mkdir(parents=True)
+def _carried(table: dict[str, Any]) -> dict[str, Path]:
+    """Return the plug-in files that a config uses, and their neighbours that they import, by their names in the app.
+
+    The plug-ins' names in the table become those in the app. Raises InputError if two files would have one name.
+    """
+    found: dict[str, Path] = {name: Path() for name in _OURS}
     for owner, key, value in list(_strings(table)):
-        match = _PLUGIN.fullmatch(value)
-        if match is not None and Path(match[1]).is_file():
-            target = folder / Path(match[1]).name
-            if target.exists() and target.read_bytes() != Path(match[1]).read_bytes():
-                raise InputError(f"{value}: another plug-in file has the same name; rename one.")
-            shutil.copyfile(match[1], target)
-            owner[key] = f"{target.name}:{match[2]}"
+        loaded = loaded_file(value)
+        if loaded is None or not loaded[0].endswith(".py"):
+            continue
+        path = loaded[1]
+        owner[key] = f"{path.name}:{value.rpartition(':')[2]}"
+        for file in (path, *imported_below(path.parent)):
+            name = str(file.relative_to(path.parent))
+            if name in found and (name in _OURS or found[name].read_bytes() != file.read_bytes()):
+                raise InputError(f"{value}: another file of the app has the name {name}; rename one.")
+            found[name] = file
+    return {name: file for name, file in found.items() if name not in _OURS}
+
+
+def _write_app(folder: Path, table: dict[str, Any], carried: dict[str, Path]) -> None:
+    """Write the Flower App with a config as `federation.toml`, and these plug-in files."""
+    app = files("fedkd.deploy")
+    for name, file in carried.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, folder / name)
     write_file(folder / "federation.toml", tomli_w.dumps(table))
     about = app.joinpath("pyproject.toml").read_text(encoding="utf-8")
     line = re.search(r'^config = ".*?"', about, re.MULTILINE)

@@ -14,6 +14,7 @@ from ..core.environment import prepare_as_engine
 from ..core.setup import make_setup
 from ..core.state import restore_state
 from ..errors import InputError
+from ..masking import masked
 from ..runs import checkpoints
 from ..runs.origin import go_on, known_files
 from ..runs.run import OnRound, OnStep, origin_in, run_with
@@ -55,7 +56,7 @@ def serve(
         folder.create(setup.environment.config, now)
     with alone_in(path):
         if resume:
-            begun, wanted = to_table(read_config(path / CONFIG)), to_table(setup.environment.config)
+            begun, wanted = to_table(read_config(path / CONFIG)), masked(to_table(setup.environment.config))
             if (other := difference(begun, wanted, ("rounds", "timeout"))) is not None:
                 raise InputError(f"{path} was begun with another config: {other}.")
             number, checkpoint = checkpoints.latest(folder.checkpoints, on_event)

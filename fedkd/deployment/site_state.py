@@ -78,6 +78,12 @@ def state_folder(node_config: UserConfig, federation: str) -> Path | None:
     return Path(str(node_config["state"])).expanduser() / federation
 
 
+def make_private(folder: Path) -> None:
+    """Make a folder that only its owner can open, if it does not exist."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
+
+
 def requests_on_disk(folder: Path) -> list[str]:
     """Return the names of the requests whose states are in a folder, oldest first."""
     return sorted(path.stem.removeprefix("round-") for path in folder.glob("round-*.safetensors"))
@@ -113,7 +119,8 @@ def keep_state(folder: Path, version: Version, every: CheckpointConfig, first_ro
     """
     if not _REQUEST.fullmatch(version.request):  # it is used as a file's name
         raise InputError(f"the server calls a request {on_one_line(version.request, 40)!r}, which is no name of one.")
-    folder.mkdir(parents=True, exist_ok=True)
+    make_private(folder.parent)
+    make_private(folder)
     path = _path(folder, version.request)
     partial = folder / f".{path.name}.partial"
     checkpoints.save_node(partial, version.state)

@@ -5,7 +5,8 @@ from __future__ import annotations
 SUPERLINK = """#!/bin/sh
 # Starts Flower's SuperLink. Registered keys and messages in transit are in state.db in this folder.
 set -eu
-cd "$(dirname "$0")"
+umask 077  # its state is for its owner
+CDPATH= cd -- "$(dirname -- "$0")"
 export FLWR_HOME="$PWD/flower" FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1
 exec flower-superlink --host @listen@ --port @superlink_port@ --database state.db \\
     --ssl-ca-certfile ca.crt --ssl-certfile server.crt --ssl-keyfile server.key \\
@@ -14,7 +15,8 @@ exec flower-superlink --host @listen@ --port @superlink_port@ --database state.d
 SUPERLINK_INSECURE = """#!/bin/sh
 # Starts Flower's SuperLink WITHOUT encryption and WITHOUT authentication: for tests on networks that you trust.
 set -eu
-cd "$(dirname "$0")"
+umask 077  # its state is for its owner
+CDPATH= cd -- "$(dirname -- "$0")"
 export FLWR_HOME="$PWD/flower" FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1
 exec flower-superlink --host "${BIND:-@listen@}" --port @port@ --database state.db --insecure \\
     --disable-runtime-dependency-installation
@@ -22,24 +24,26 @@ exec flower-superlink --host "${BIND:-@listen@}" --port @port@ --database state.
 FLWR = """#!/bin/sh
 # Flower's command line, set up for this federation: ./flwr.sh ls, ./flwr.sh supernode list, ./flwr.sh stop RUN_ID
 set -eu
-here=$(cd "$(dirname "$0")" && pwd)
+umask 077
+here=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd)
 export FLWR_HOME="$here/operator" FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1
-mkdir -p "$FLWR_HOME"
+quoted=$(printf %s "$here" | sed 's/[\\"]/\\\\&/g')  # as TOML's text
+mkdir -p -- "$FLWR_HOME"
 cat > "$FLWR_HOME/config.toml" <<END
 [superlink]
 default = "federation"
 
 [superlink.federation]
 address = "@superlink@"
-root-certificates = "$here/ca.crt"
+root-certificates = "$quoted/ca.crt"
 END
 exec flwr "$@"
 """
-FLWR_INSECURE = FLWR.replace('root-certificates = "$here/ca.crt"', "insecure = true")
+FLWR_INSECURE = FLWR.replace('root-certificates = "$quoted/ca.crt"', "insecure = true")
 REGISTER = """#!/bin/sh
 # Registers the sites' public keys: all keys in keys/, or those given as arguments.
 set -eu
-here=$(dirname "$0")
+here=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd)
 [ $# -gt 0 ] || set -- "$here"/keys/*.pub
 for key in "$@"; do
     "$here/flwr.sh" supernode register "$key" federation --name "$(basename "$key" .pub)"
@@ -49,12 +53,15 @@ RUN = """#!/bin/sh
 # Starts a run and shows its output: ./run.sh --run-config 'out="runs/first"'. The run folder is in this folder.
 # Exit codes: 0 the run is done, 1 it failed, 2 its config was refused, 130 Ctrl-C, which does not stop the run.
 set -eu
-here=$(cd "$(dirname "$0")" && pwd)
-goes_on() { echo "The run goes on. Its output: $here/flwr.sh log $run. To end it: $here/flwr.sh stop $run" >&2; }
+here=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd)
+goes_on() {
+    printf 'The run goes on. Its output: %s. ' "$here/flwr.sh log $run" >&2
+    printf 'To end it: %s\\n' "$here/flwr.sh stop $run" >&2
+}
 
 started=$("$here/flwr.sh" run "$here/../app" federation "$@")
-echo "$started"
-run=$(echo "$started" | sed -n 's/.*started run \\([0-9][0-9]*\\).*/\\1/p')
+printf '%s\\n' "$started"
+run=$(printf '%s\\n' "$started" | sed -n 's/.*started run \\([0-9][0-9]*\\).*/\\1/p')
 trap 'goes_on; exit 130' INT
 "$here/flwr.sh" log "$run" federation || true
 ended=$("$here/flwr.sh" ls federation --run-id "$run" --format json)
@@ -80,15 +87,27 @@ SHARE = """PARTITION="${PARTITION:-@partition@}"             # the site's part o
 SUPERNODE = """#!/bin/sh
 # Starts this site's SuperNode. It opens no port to other machines: it asks the server for work.
 set -eu
-cd "$(dirname "$0")"
+umask 077  # the site's state is for its owner
+CDPATH= cd -- "$(dirname -- "$0")"
 . ./site.env
 export FLWR_HOME="$PWD/flower" FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1
-exec flower-supernode --superlink @host@:@port@ --port "$RUNTIME_PORT" @security@ \\
-    --node-config "name=\\"$SITE\\" @own@ state=\\"$STATE\\"${MODEL:+ model=\\"$MODEL\\"}"
+give() {  # a key of the node config, and its value as TOML's text
+    case $2 in *[[:cntrl:]]*) echo "start.sh: $1 has a newline or another control character" >&2; exit 2 ;; esac
+    printf '%s = "%s"\\n' "$1" "$(printf %s "$2" | sed 's/[\\"]/\\\\&/g')"
+}
+{
+    give name "$SITE"
+    @own@
+    give state "$STATE"
+    [ -z "$MODEL" ] || give model "$MODEL"
+} > node.toml
+exec flower-supernode --superlink @host@:@port@ --port "$RUNTIME_PORT" @security@ --node-config "$PWD/node.toml"
 """
 SECURE = "--root-certificates ca.crt --auth-supernode-private-key key"
 INSECURE = "--insecure"
-OWN = 'data=\\"${DATA:?set DATA in site.env}\\"'
+OWN = 'give data "${DATA:?set DATA in site.env}"'
+OWN_SHARE = """case $PARTITION in '' | *[!0-9]*) echo "start.sh: PARTITION is no number" >&2; exit 2 ;; esac
+    echo "partition-id = $PARTITION\""""
 SYSTEMD = """# systemctl enable --now fedkd-@what@; adapt the paths and the user.
 [Unit]
 Description=fedkd @what@

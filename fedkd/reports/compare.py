@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from ..config import flattened
 from ..errors import InputError
+from ..masking import masked
 from ..messages.metric_names import metric_range
 from ..runs.metrics import lower_is_better
 from ..runs.results import (
@@ -139,7 +140,7 @@ def split(
     Raises InputError if runs of a group differ in a key that is neither the strategy's nor in `across`, if images,
     files or versions have changed between them, unless `accept_changes`, and for keys that no run has.
     """
-    known = {key for run in runs for key in flattened(run.config)}
+    known = {key for run in runs for key in flattened(masked(run.config))}
     for option, keys in (("--by", by), ("--across", across)):
         for key in keys:
             if not any(name == key or name.startswith(f"{key}.") for name in known):
@@ -148,7 +149,7 @@ def split(
     for run in runs:
         parts = []
         for key in by:
-            flat = flattened(run.config)
+            flat = flattened(masked(run.config))
             mine = {name: value for name, value in flat.items() if name == key or name.startswith(f"{key}.")}
             parts += [f"{name} = {value}" for name, value in sorted(mine.items())] or [f"{key} unset"]
         groups.setdefault(", ".join(parts), []).append(run)

@@ -19,6 +19,7 @@ from PIL.PngImagePlugin import PngImageFile
 
 from ..core.log import drawable
 from ..errors import InputError
+from ..masking import masked
 from ..messages.metric_names import metric_range
 from ..runs.metrics import lower_is_better
 from ..runs.results import Arm, Run, arms_of, changes_between, completed, differing, find_runs, in_order, shown
@@ -84,7 +85,7 @@ def render(
         differing={key: [shown(value) for value in values] for key, values in differing(runs).items()},
         options=_options(runs),
         configs=[
-            {"title": str(run.path), "text": tomli_w.dumps(run.config)}
+            {"title": str(run.path), "text": tomli_w.dumps(masked(run.config))}
             for run in {run.arm: run for run in reversed(runs)}.values()
         ][::-1],
         live=live,

@@ -17,7 +17,7 @@ from ..core.round_loop import run_rounds
 from ..core.setup import Setup, make_setup
 from ..core.state import State, restore_state, state_of
 from ..core.wrapper import make_strategy
-from ..errors import InputError, RunError, StatesLost, described
+from ..errors import EngineLost, InputError, RunError, StatesLost, described
 from ..messages.carrier import Carrier, Engine
 from ..registry import errors_of, find, options
 from ..stopping import stoppable
@@ -223,7 +223,7 @@ def run_with(
     except KeyboardInterrupt:
         end("interrupted")
         raise
-    except (StatesLost, NotWritten) as error:
+    except (EngineLost, StatesLost, NotWritten) as error:
         ended = None  # its states are lost too, or there is no place for them
         end("failed", described(error))
         raise

@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from ..config import Config, DistillConfig, to_table
 from ..core.record import Captioned
 from ..errors import InputError, RunError, on_one_line, reason_of
+from ..masking import masked
 from .origin import ORIGIN, Origin, write_origin
 
 CONFIG, METRICS, SUMMARY, PARTITION = "config.toml", "metrics.jsonl", "summary.json", "partition.json"
@@ -36,7 +37,7 @@ class RunFolder:
         self.figures = path / "figures"
 
     def create(self, config: Config | DistillConfig, origin: Origin) -> None:
-        """Make the folder, and write what the run begins with and the config with all values.
+        """Make the folder, and write what the run begins with and the config with all values but secrets.
 
         Raises InputError if the folder has other content, RunError if the files cannot be written.
         """
@@ -47,7 +48,7 @@ class RunFolder:
             (self.path / METRICS).touch()
             write_origin(self.path, origin)
             partial = self.path / f".{CONFIG}.partial"
-            partial.write_text(tomli_w.dumps(to_table(config)), encoding="utf-8")
+            partial.write_text(tomli_w.dumps(masked(to_table(config))), encoding="utf-8")
             os.replace(partial, self.path / CONFIG)  # last, because with it the folder is a run that can be continued
 
     def append(self, line: dict[str, Any]) -> None:

@@ -16,6 +16,7 @@ from ..core.wrapper import make_strategy
 from ..data.federated_data import FederatedData
 from ..data.federation import federate
 from ..errors import InputError, on_one_line
+from ..masking import masked
 from ..registry import find, options
 from .origin import known_files, origin_of, refuse_changes
 from .results import NO_RESULT, read_run
@@ -199,7 +200,7 @@ def _is_finished(job: Job) -> bool:
         raise InputError(f"--out: {job.path} contains other files than a run's.")
     try:
         kept = tomllib.loads((job.path / CONFIG).read_text(encoding="utf-8"))
-        if (other := difference(kept, to_table(job.config), NO_RESULT)) is not None:
+        if (other := difference(masked(kept), masked(to_table(job.config)), NO_RESULT)) is not None:
             raise InputError(f"--out: {job.path} contains a run with another config: {other}; name a new folder.")
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"--out: {job.path / CONFIG} cannot be read: {error}; name a new folder.") from error

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from ..config import Config, flattened, to_table
 from ..errors import InputError
+from ..masking import is_hidden, masked, masked_text, without_hidden
 from ..registry import errors_of, find, options
 
 _log = logging.getLogger("fedkd")
@@ -65,7 +66,9 @@ class TensorBoard(Tracker):
         from torch.utils.tensorboard import SummaryWriter
 
         self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_round)
-        self._writer.add_text("config", "\n".join(f"    {k} = {v}" for k, v in flattened(to_table(config)).items()))
+        self._writer.add_text(
+            "config", "\n".join(f"    {k} = {v}" for k, v in flattened(masked(to_table(config))).items())
+        )
 
     def note(self, line: dict[str, Any]) -> None:
         """Write a round's scalars."""
@@ -100,7 +103,7 @@ class MLflow(Tracker):
         found = self._client.get_experiment_by_name(self.experiment)
         number = found.experiment_id if found else self._client.create_experiment(self.experiment)
         self._id = self._client.create_run(number, run_name=folder.name).info.run_id
-        for key, value in flattened(to_table(config)).items():
+        for key, value in flattened(masked(to_table(config))).items():
             self._client.log_param(self._id, key, str(value)[:500])
         kept.write_text(self._id + "\n", encoding="utf-8")
 
@@ -130,7 +133,7 @@ class WandB(Tracker):
         name = kept.read_text(encoding="utf-8").strip() if kept.is_file() else None
         self._run = self._wandb.init(
             project=self.project, mode=self.mode, dir=str(folder), name=folder.name, id=name, resume="allow",
-            config=to_table(config),
+            config=masked(to_table(config)),
         )  # fmt: skip
         kept.write_text(self._run.id + "\n", encoding="utf-8")
 
@@ -160,10 +163,24 @@ def make_trackers(config: Config) -> Trackers:
     for number, table in enumerate(config.trackers):
         key = f"trackers.{number}"
         kind = find("trackers", table.name, key)
-        chosen = options(kind, table.options, key)
+        chosen = options(kind, _known(table.options, key), key)
         with errors_of(table.name, f"{key}.name"):
             made.append((table.name, kind(**chosen)))
     return Trackers(made)
+
+
+def _known(given: dict[str, Any], key: str) -> dict[str, Any]:
+    """Return a tracker's options without secrets that a copy of its config lacks, and say so."""
+    known = dict(given)
+    for name, value in given.items():
+        if is_hidden(value):
+            _log.warning(
+                "%s.%s: its secret is not in this copy of the config. The tracker uses what the environment gives, "
+                "such as MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or WANDB_API_KEY.", key, name,
+            )  # fmt: skip
+            rest = without_hidden(value)
+            known = {**known, name: rest} if rest is not None else {n: v for n, v in known.items() if n != name}
+    return known
 
 
 class Trackers:
@@ -189,5 +206,10 @@ class Trackers:
             try:
                 call(tracker)
             except Exception as error:  # an error of a third party's service must not end the run
-                _log.warning("tracker %s failed and is not used any more: %s: %s", name, type(error).__name__, error)
+                _log.warning(
+                    "tracker %s failed and is not used any more: %s: %s",
+                    name,
+                    type(error).__name__,
+                    masked_text(str(error)),
+                )
                 self._named.remove((name, tracker))

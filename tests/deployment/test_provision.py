@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
+from flwr.common.config import parse_config_args
 from helpers import HOME
 from typer.testing import CliRunner
 
@@ -251,3 +252,107 @@ def test_the_app_of_the_project_is_what_init_copies(tmp_path: Path) -> None:
     assert (tmp_path / "fed/app/fedkd_app.py").read_text() == (HOME / "deploy/fedkd_app.py").read_text()
     copied = read_run_config(tmp_path / "fed/app", {"config": "federation.toml"})
     assert copied == read_config(KNFU)
+
+
+ODD = ["a b", "it's", 'a"b', "a\\b", "a\\", "a$HOME", "a`id`", "a#b", "a=b", "[a]", "a&b;c", "a*?", "-a", "ü", "a%s\\n"]
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_the_scripts_work_in_a_folder_of_any_name(tmp_path: Path, name: str) -> None:
+    home = tmp_path / name / "fed"
+    provision(home, KNFU, 3, "127.0.0.1", 9443, insecure=False)
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for program in ("flwr", "flower-superlink", "flower-supernode"):
+        (folder / program).write_text(
+            '#!/bin/sh\nfor word in "$0" "$PWD" "$@"; do printf "%s\\n" "$word"; done\numask\n'
+        )
+        (folder / program).chmod(0o755)
+    env = {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}", "CDPATH": str(tmp_path)}
+
+    def run(script: str, **more: str) -> list[str]:
+        words = [f"./{name}/fed/{script}"]
+        done = subprocess.run(words, cwd=tmp_path, env=env | more, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done
+        assert done.stdout.endswith("0077\n")
+        return done.stdout.splitlines()
+
+    assert run("server/start.sh")[1] == str(home / "server")
+    run("server/flwr.sh")
+    settings = tomllib.loads((home / "server/operator/config.toml").read_text())
+    assert settings["superlink"]["federation"]["root-certificates"] == str(home / "server/ca.crt")
+    assert str(home / "server/keys/site-2.pub") in run("server/register.sh")
+    for data in (
+        "npz:/srv/it's/a.npz",
+        'npz:/srv/a" state="/etc',
+        "npz:C:\\new\\table.npz",
+        "images:/srv/$HOME #1=2 &'",
+    ):
+        said = run("sites/site-1/start.sh", DATA=data, MODEL="mlp", SITE="St. John's")
+        given = parse_config_args([said[said.index("--node-config") + 1]])
+        assert given == {"name": "St. John's", "data": data, "state": str(home / "sites/site-1/state"), "model": "mlp"}
+    with pytest.raises(AssertionError, match="data has a newline"):
+        run("sites/site-1/start.sh", DATA="npz:/srv/a\nb")
+
+
+def test_a_folder_whose_name_no_script_can_have_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="control characters"):
+        provision(tmp_path / "a\nb" / "fed", KNFU, 3, "127.0.0.1", 9443, insecure=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_only_its_owner_reads_a_federation(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        provision(tmp_path / "fed", KNFU, 3, "127.0.0.1", 9443, insecure=False)
+        assert os.umask(0o022) == 0o022
+    finally:
+        os.umask(before)
+    assert not [path for path in (tmp_path / "fed").rglob("*") if path.stat().st_mode & 0o077]
+
+
+def test_neighbours_travel_with_a_plug_in_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("methods/near").mkdir(parents=True)
+    Path("methods/near/__init__.py").touch()
+    Path("methods/near/by.py").write_text("BETA = 1\n")
+    Path("methods/unused.py").touch()
+    Path("methods/theirs.py").write_text("from near.by import BETA\nfrom fedkd.strategies.fedavg import FedAvg as S\n")
+    Path("private.py").write_text("PASSWORD = 1\n")
+    text = (HOME / "configs/fedavg/quick.toml").read_text()
+    text = text.replace('name = "fedavg"', 'name = "methods/theirs.py:S"')
+    tracker = '[{name = "mlflow", experiment = "private.py:PASSWORD", uri = "https://me:hunter2@h"}]'
+    Path("run.toml").write_text(f"trackers = {tracker}\n{text}")
+    monkeypatch.setattr("fedkd.deployment.provision.make_trackers", lambda config: None)  # mlflow is not installed
+    words = ["deploy", "init", "fed", "--config", "run.toml", "--sites", "10"]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.output
+    assert "sent to all sites: near/__init__.py, near/by.py, theirs.py" in result.output
+    carried = Path("fed/app")
+    assert sorted(str(path.relative_to(carried)) for path in carried.rglob("*") if path.is_file()) == [
+        "federation.toml", "fedkd_app.py", "near/__init__.py", "near/by.py", "pyproject.toml", "theirs.py",
+    ]  # fmt: skip
+    assert "hunter2" not in (carried / "federation.toml").read_text()
+
+
+def test_two_files_with_one_name_are_refused_and_nothing_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("one", "two"):
+        Path(folder).mkdir()
+        Path(folder, "mine.py").write_text(
+            f"from fedkd.strategies.fedavg import FedAvg as S\nfrom fedkd.models.zoo import mlp as m  # {folder}\n"
+        )
+    text = (HOME / "configs/fedavg/quick.toml").read_text().replace('name = "fedavg"', 'name = "one/mine.py:S"')
+    Path("run.toml").write_text(text)
+    words = ["deploy", "init", "new/fed", "--config", "run.toml", "--sites", "10"]
+    monkeypatch.setattr("fedkd.deployment.provision._OURS", ("mine.py",))
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 2
+    assert "has the name mine.py; rename one" in result.output
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("fedkd.deployment.provision.write_key", lambda *paths: 1 / 0)  # such as a full disk
+    assert CliRunner().invoke(app, words).exit_code == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "run.toml", "two"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import ipaddress
 import json
 import signal
 import subprocess
@@ -10,7 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import tomli_w
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 from helpers import PLUGINS, TINY, checkpoint_bytes, lines, merged
 
 from fedkd.config import parse_config
@@ -253,3 +260,57 @@ def test_ctrl_c_ends_workers_and_cluster_and_writes_a_checkpoint(tmp_path: Path)
     assert json.loads((out / "summary.json").read_text())["status"] == "interrupted"
     reached = max(int(path.name.removeprefix("round-")) for path in out.glob("checkpoints/round-*"))
     assert reached >= 4
+
+
+BEHIND_TLS = """
+import os, subprocess
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+cluster.add_node(num_cpus=1)
+words = [sys.executable, "-m", "fedkd", "run", sys.argv[1], "--set", f"engine.address={cluster.address}", "--out"]
+without = {**os.environ, "RAY_AUTH_TOKEN": "0" * 32}
+try:
+    done = subprocess.run([*words, str(out)], capture_output=True, text=True)
+    refused = subprocess.run([*words, sys.argv[3]], env=without, capture_output=True, text=True, timeout=100)
+finally:
+    cluster.shutdown()
+print(json.dumps([done.returncode, done.stderr[-500:], refused.returncode, refused.stderr]))
+"""
+
+
+def write_certificate(folder: Path, address: str) -> None:
+    """Write a certificate that is its own authority: for both ends of a connection, as Ray needs it."""
+    key, today = ec.generate_private_key(ec.SECP256R1()), datetime.datetime.now(datetime.UTC)
+    name, day = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "ray")]), datetime.timedelta(days=1)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number(), today - day, today + day)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(address))]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    (folder / "ray.crt").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    plain = serialization.NoEncryption()
+    (folder / "ray.key").write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain)
+    )
+
+
+def test_a_cluster_with_a_token_and_tls_runs_the_users_runs_and_nobody_elses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As docs/scale-out.md says: Ray's own variables, on all machines."""
+    write_certificate(tmp_path, ray.util.get_node_ip_address())
+    for name, value in {
+        "AUTH_MODE": "token", "AUTH_TOKEN": "1" * 32, "USE_TLS": "1", "TLS_CA_CERT": str(tmp_path / "ray.crt"),
+        "TLS_SERVER_CERT": str(tmp_path / "ray.crt"), "TLS_SERVER_KEY": str(tmp_path / "ray.key"),
+    }.items():  # fmt: skip
+        monkeypatch.setenv(f"RAY_{name}", value)
+    config = merged(TINY, {"engine": {"name": "ray", "workers": 2}})
+    ended = in_a_process(BEHIND_TLS, config, tmp_path / "ray", str(tmp_path / "refused"))
+    code, errors, refused, said = json.loads(ended.stdout.splitlines()[-1])
+    assert code == 0, errors
+    assert refused == 2
+    assert "If it asks for a token or TLS, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN" in said
+    assert "Traceback" not in said
+    run(parse_config(TINY), tmp_path / "inline")
+    assert lines(tmp_path / "ray") == lines(tmp_path / "inline")
+    assert checkpoint_bytes(tmp_path / "ray") == checkpoint_bytes(tmp_path / "inline")
