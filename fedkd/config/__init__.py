@@ -9,7 +9,16 @@
 
 from .data import DataConfig, PartitionConfig, PublicConfig, RealSites, SetsConfig, ValidationConfig
 from .distill import DistillConfig, ProbeConfig, SetConfig
-from .reading import difference, flattened, overridden, parse_config, read_config, read_distill_config, to_table
+from .reading import (
+    difference,
+    flattened,
+    overridden,
+    parse_config,
+    read_config,
+    read_distill_config,
+    read_table,
+    to_table,
+)
 from .run import (
     Adam,
     CheckpointConfig,
@@ -75,5 +84,6 @@ __all__ = [
     "parse_config",
     "read_config",
     "read_distill_config",
+    "read_table",
     "to_table",
 ]

@@ -99,7 +99,7 @@ def test_what_cannot_be_kept_is_refused_with_its_mode(tmp_path: Path) -> None:
         ("text.png", "cannot identify"),
         ("pipe.png", "not a regular file"),
         ("folder.png", "not a regular file"),
-        ("none.png", "not a regular file"),
+        ("none.png", "No such file"),
     ]:
         with pytest.raises(ValueError, match=message):
             read_picture(tmp_path / name, None)
