@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -117,6 +118,16 @@ def write(path: Path, content: bytes, after: str = _RESUME) -> None:
             with contextlib.suppress(OSError):
                 partial.unlink(missing_ok=True)
             raise
+
+
+def append(path: Path, content: bytes) -> None:
+    """Add bytes to a file, which must be there, and wait until they are on the disk. Raises NotWritten."""
+    with writing(path, lambda: len(content)):
+        if not path.is_file():
+            raise FileNotFoundError(errno.ENOENT, "the file was removed during the run")
+        with path.open("ab") as file:
+            put(file, content)
+            os.fsync(file.fileno())
 
 
 def write_output(path: Path, content: bytes) -> None:

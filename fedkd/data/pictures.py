@@ -28,7 +28,7 @@ def open_picture(file: Path | io.BytesIO, formats: tuple[str, ...] = _FORMATS) -
 
     Pillow's own errors, for what is no image of these formats, come out too.
     """
-    with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning):
+    with warnings.catch_warnings(action="ignore"):
         picture = Image.open(file, formats=formats)
     width, height = picture.size
     if width * height > _MOST_PIXELS:
@@ -46,7 +46,8 @@ def read_picture(path: Path, size: int | None) -> np.ndarray:
     """
     try:
         refuse_odd(path)
-        with open_picture(path) as picture:
+        # a damaged file is an error or none; Pillow's warnings on its parts help nobody
+        with warnings.catch_warnings(action="ignore"), open_picture(path) as picture:
             # an MPO file of a phone is a JPEG with previews after its picture
             frames = 1 if picture.format == "MPO" else getattr(picture, "n_frames", 1)
             if frames != 1:

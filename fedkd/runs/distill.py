@@ -175,12 +175,15 @@ class Distillation:
     def restore(self, state: State) -> _Progress:
         """Restore what `state` returned; return the progress."""
         kept = unpack(state)
-        self.virtual = Virtual.of(kept["virtual"], self.device)
-        if kept["network"] is not None:
-            self.network.load_state_dict(kept["network"])
-        if kept["truth"] is not None:
-            self.truth = [tensor.to(self.device) for tensor in kept["truth"]]
-        return _Progress(**kept["progress"])
+        try:
+            self.virtual = Virtual.of(kept["virtual"], self.device)
+            if kept["network"] is not None:
+                self.network.load_state_dict(kept["network"])
+            if kept["truth"] is not None:
+                self.truth = [tensor.to(self.device) for tensor in kept["truth"]]
+            return _Progress(**kept["progress"])
+        except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+            raise InputError(f"The checkpoint is none of this distillation: {described(error)}.") from error
 
 
 @dataclass

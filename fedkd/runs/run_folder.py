@@ -23,7 +23,7 @@ from ..config import Config, DistillConfig, to_table
 from ..core.record import Captioned
 from ..data.pictures import open_picture
 from ..errors import InputError, on_one_line, reason_of
-from ..files import NotWritten, leads_out, parse_json, put, read, refuse_odd, write, writing
+from ..files import NotWritten, append, leads_out, parse_json, read, refuse_odd, write, writing
 from .forms import DistillLine, Line, read_lines
 from .origin import ORIGIN, Origin, write_origin
 
@@ -66,13 +66,7 @@ class RunFolder:
 
     def append(self, line: dict[str, Any]) -> None:
         """Add a line to metrics.jsonl. Raises RunError if it cannot be written."""
-        path = self.path / METRICS
-        with writing(path):
-            if not path.is_file():
-                raise FileNotFoundError(errno.ENOENT, "the file was removed during the run")
-            with path.open("ab") as file:
-                put(file, json.dumps(line).encode() + b"\n")
-                os.fsync(file.fileno())
+        append(self.path / METRICS, _as_json(line))
 
     def lines(self) -> list[dict[str, Any]]:
         """Return the lines of metrics.jsonl before the first damaged line."""

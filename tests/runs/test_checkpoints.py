@@ -17,7 +17,6 @@ from fedkd.runs.checkpoints import _save, latest, load_nodes, load_server, save
 from fedkd.runs.results import read_run
 from fedkd.runs.run import resume, run
 
-
 OWNER = {"method": "a test", "seed": 0}
 
 
