@@ -97,8 +97,8 @@ class RunConfig(Form):
 class Summary(Form):
     """What is read from a summary.json."""
 
-    status: str
-    versions: dict[str, str]
+    status: Name
+    versions: dict[Name, Name]
 
 
 class Partition(Form):

@@ -14,10 +14,10 @@ from typing import Any
 
 from ..config import flattened, read_table
 from ..errors import InputError, on_one_line, reason_of, unknown
-from ..files import parse_json, read
-from .forms import MOST_BYTES, Partition, RunConfig, Summary, read_form, read_lines, wrong_fields
+from ..files import leads_out, parse_json, read
+from .forms import MOST_BYTES, OriginFile, Partition, RunConfig, Summary, read_form, read_lines, wrong_fields
 from .metrics import lower_is_better
-from .origin import Origin, differences, read_origin
+from .origin import ORIGIN, Origin, differences, read_origin
 from .run_folder import CONFIG, METRICS, MOST_ROWS, PARTITION, SUMMARY
 
 NO_RESULT = ("engine.", "checkpoint.", "trackers", "data.root", "data.download")  # keys that do not change results
@@ -148,6 +148,21 @@ def read_run(path: Path) -> Run:
     return Run(path, config, lines, summary)
 
 
+def left_out(path: Path) -> list[str]:
+    """Return a line about each part of a run folder that is not read: a link out of it, or another form."""
+    problems = []
+    for name, form in ((PARTITION, Partition), (ORIGIN, OriginFile)):
+        if os.path.lexists(path / name):
+            try:
+                read_form(path / name, form, path)
+            except (OSError, ValueError) as error:
+                problems.append(f"{path / name} is left out: {on_one_line(reason_of(error), 200)}.")
+    for one in (path / "logs").rglob("*"):
+        if leads_out(one, path):
+            problems.append(f"{one} is left out: it is a link to a place outside of {path}.")
+    return problems
+
+
 def find_runs(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
     """Return the runs in folders, each a run or a folder of runs, by path; and the problems of other runs there.
 
@@ -175,6 +190,7 @@ def find_runs(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
             seen.add(where)
             if run.lines:
                 runs.append(run)
+                problems += left_out(folder)
             else:
                 problems.append(f"{folder}: no round has ended ({run.status}).")
     if not runs:

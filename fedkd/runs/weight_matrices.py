@@ -28,8 +28,8 @@ def keep_apart(log: dict[str, Any], number: int, home: Path) -> dict[str, Any]:
     if not drawable(log, "weights") or not rows or not len(rows) == len(rows[0]) > _MOST_NODES:
         return log
     weights = np.array(rows)
-    with writing(home / _FOLDER):
-        for folder in (home / _FOLDER.parent, home / _FOLDER):  # `home` is there, or was removed and does not come back
+    for folder in (home / _FOLDER.parent, home / _FOLDER):  # `home` is there, or was removed and does not come back
+        with writing(folder):
             folder.mkdir(exist_ok=True)
     packed = io.BytesIO()
     np.savez_compressed(packed, weights=weights.astype(np.float32), nodes=np.array(log.get("nodes", range(len(rows)))))
