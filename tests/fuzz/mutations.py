@@ -73,7 +73,7 @@ def with_odd_values(draw: st.DrawFn, whole: Any, odd: st.SearchStrategy[Any] = O
             inner = inner[key]
         kind = draw(st.sampled_from(["other", "other", "other", "gone", "renamed", "nested", "double"]))
         if kind == "other":
-            inner[last] = draw(odd)
+            inner[last] = copy.deepcopy(draw(odd))  # what is drawn is shared with later cases
         elif kind == "gone":
             del inner[last]
         elif kind == "renamed" and isinstance(inner, dict):
@@ -81,5 +81,5 @@ def with_odd_values(draw: st.DrawFn, whole: Any, odd: st.SearchStrategy[Any] = O
         elif kind == "nested":
             inner[last] = draw(st.sampled_from([[inner[last]], {"x": inner[last]}]))
         elif isinstance(inner, list):
-            inner.append(inner[last])
+            inner.append(copy.deepcopy(inner[last]))
     return made
