@@ -36,7 +36,8 @@ def full_at(number: int, folder: Path) -> Iterator[list[str]]:
 
     def or_fail(what: str, function: Callable[..., None]) -> Callable[..., None]:
         def call(path: Any, *args: Any, **kwargs: Any) -> None:
-            if fails(what, path):
+            # to make a folder that is there needs no space
+            if not (what == "mkdir" and os.path.isdir(path)) and fails(what, path):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
             function(path, *args, **kwargs)
 
