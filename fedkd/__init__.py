@@ -3,7 +3,7 @@
 `from fedkd import Strategy, Client, Payload, ...`. Names are loaded when first used, so that `import fedkd` and the
 command line's help stay fast. The rooms, lowest first; each has a map of its files in its `__init__.py`:
 
-* `config`, `errors`, `registry`, `stopping`, `streams`: what everything may import.
+* `config`, `errors`, `files`, `registry`, `stopping`, `streams`: what everything may import.
 * `messages`: what crosses between server and nodes: payload, the check on arrival, the byte ledger, merging.
 * `data`: data sets, partitions, the public set.
 * `models`: the model zoo, the adapter to other people's models.

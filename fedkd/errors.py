@@ -46,6 +46,11 @@ def on_one_line(text: str, most: int = 400) -> str:
     return plain if len(plain) <= most else f"{plain[: most - 3]}..."
 
 
+def printable(text: str) -> str:
+    """Return text from outside without control characters, which could move a cursor or hide a part; lines stay."""
+    return "".join(c if c.isprintable() or c == "\n" else " " for c in text)
+
+
 def described(error: BaseException) -> str:
     """Return an error of foreign code on one line: its type and its text, shortened."""
     try:

@@ -19,7 +19,7 @@ from typing import Annotated
 
 import typer
 
-from ..errors import InputError, RunError, described, place_of
+from ..errors import InputError, RunError, described, place_of, printable
 from ..masking import masked_text
 from ..stopping import Stopped, stoppable
 
@@ -95,6 +95,11 @@ def how_to_resume(command: str, folder: Path | None) -> str:
     return f"continue with: fedkd {command} --resume {shlex.quote(str(folder))}"
 
 
+def say(text: str, *, err: bool = False) -> None:
+    """Print text in which names from outside may be: without what moves a terminal's cursor."""
+    typer.echo(printable(text), err=err)
+
+
 def _report(text: str) -> None:
     """Print an error; on a terminal its lines are wrapped between words. With --debug the traceback comes first."""
     if os.environ.get(_DEBUG):
@@ -104,4 +109,4 @@ def _report(text: str) -> None:
         width = max(20, shutil.get_terminal_size().columns)
         fill = textwrap.TextWrapper(width, break_long_words=False, break_on_hyphens=False, subsequent_indent="  ")
         text = "\n".join(fill.fill(line) for line in text.splitlines())
-    typer.echo(text, err=True)
+    say(text, err=True)

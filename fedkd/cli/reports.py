@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from ..errors import InputError
-from .common import AcceptChanges, RunFolders, app, exit_codes
+from ..files import write_output
+from .common import AcceptChanges, RunFolders, app, exit_codes, say
 from .tables import print_comparison
 
 
@@ -54,7 +55,7 @@ def compare(
         if out is not None:
             make_folder(out)
         for problem in [*problems, *refused, *(problem for one in tables for problem in one.problems)]:
-            typer.echo(f"fedkd: {problem}", err=True)
+            say(f"fedkd: {problem}", err=True)
         for one in tables:
             print_comparison(*printed.table(one), printed.caption(one))
         if out is not None:
@@ -63,11 +64,8 @@ def compare(
                 ("tex", printed.to_latex(tables)),
                 ("csv", printed.to_csv(tables)),
             ):
-                try:
-                    (out / f"compare.{ending}").write_text(text, encoding="utf-8")
-                except OSError as error:
-                    raise InputError(f"--out {out}: compare.{ending} cannot be written: {error.strerror}.") from error
-                typer.echo(f"written: {out / f'compare.{ending}'}")
+                write_output(out / f"compare.{ending}", text.encode())
+                say(f"written: {out / f'compare.{ending}'}")
 
 
 @app.command()
@@ -81,8 +79,8 @@ def report(
         from ..reports import report as reporting
 
         for problem in reporting.report(paths, output, title):
-            typer.echo(f"fedkd: {problem}", err=True)
-        typer.echo(f"report: {output}")
+            say(f"fedkd: {problem}", err=True)
+        say(f"report: {output}")
 
 
 @app.command()
@@ -96,5 +94,5 @@ def watch(
 
         page = watching.make_app(path)
         listening = watching.listen(port)
-        typer.echo(f"http://127.0.0.1:{listening.getsockname()[1]}/ shows {path}; Ctrl-C ends it.")
+        say(f"http://127.0.0.1:{listening.getsockname()[1]}/ shows {path}; Ctrl-C ends it.")
         watching.serve(page, listening)

@@ -71,7 +71,7 @@ def distill(
         from ..config import read_distill_config
         from ..runs import distill as distillations
         from ..runs.progress import Progress
-        from ..runs.run_folder import free_folder, refuse_used
+        from ..runs.run_folder import free_folder, refuse_odd_files, refuse_used
 
         progress = Progress(sys.stderr, "iteration")
         if config is not None:
@@ -82,6 +82,7 @@ def distill(
         else:
             assert resume is not None
             folder = resume
+            refuse_odd_files(folder)
             parsed = read_distill_config(folder / "config.toml")
         with progress:
             on_iteration = lambda number, metrics: progress.advance(number, parsed.iterations, metrics)  # noqa: E731

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import pydantic
 
 from ..errors import InputError, on_one_line, reason_of
+from ..files import read
 from ..registry import explain, find, options
 from .distill import DistillConfig
 from .run import Config
@@ -18,6 +19,7 @@ from .tables import Table
 
 _LONGEST_KEY = 300
 _DEEPEST = 20  # tables within tables
+_MOST_BYTES = 2**24  # of a file
 _LONGEST_TEXT = 4096  # the longest path of Linux
 
 _TableKind = TypeVar("_TableKind", bound=Table)
@@ -33,20 +35,26 @@ def read_distill_config(path: Path, overrides: Sequence[str] = ()) -> DistillCon
     return _parsed(DistillConfig, overridden(read_table(path), overrides), str(path))
 
 
-def read_table(path: Path) -> dict[str, Any]:
-    """Return the tables in a TOML file, unchecked. Raises InputError."""
+def read_table(path: Path, home: Path | None = None) -> dict[str, Any]:
+    """Return the table in a TOML file; `home`: its run folder, which may be a stranger's.
+
+    Raises InputError for what cannot be read, and for values that no key can have.
+    """
+    said = on_one_line(str(path), 200)
     try:
-        content = path.read_bytes()
+        content = read(path, _MOST_BYTES, home)
     except FileNotFoundError:
-        raise InputError(f"There is no config file {path}.") from None
+        raise InputError(f"There is no config file {said}.") from None
     except (OSError, ValueError) as error:
-        raise InputError(f"{on_one_line(str(path), 200)} cannot be read: {reason_of(error)}.") from error
+        raise InputError(f"{said} cannot be read: {reason_of(error)}.") from error
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise InputError(f"{path} is in UTF-16, as PowerShell writes it; TOML is UTF-8: save it again as UTF-8.")
+        raise InputError(f"{said} is in UTF-16, as PowerShell writes it; TOML is UTF-8: save it again as UTF-8.")
     try:
-        return _parsed_toml(content.decode("utf-8-sig"))  # without the byte order mark of some editors
+        table = _parsed_toml(content.decode("utf-8-sig"))  # without the byte order mark of some editors
     except ValueError as error:
-        raise InputError(f"{path} is not a TOML file that fedkd can read: {on_one_line(str(error))}.") from error
+        raise InputError(f"{said} is not a TOML file that fedkd can read: {on_one_line(str(error))}.") from error
+    _refuse_odd_values(table, said)
+    return table
 
 
 def _parsed_toml(text: str) -> dict[str, Any]:
@@ -70,8 +78,13 @@ def _odd_value(value: Any) -> str | None:
     return None
 
 
+def _shown(value: Any) -> str:
+    """Return a value as short text; Python does not write out whole numbers of thousands of digits."""
+    return hex(value)[:40] if isinstance(value, int) else on_one_line(repr(value), 100)
+
+
 def _refuse_odd_values(table: Mapping[str, Any], source: str, prefix: str = "") -> None:
-    """Raise InputError, which names the key, for numbers and texts that no key can have."""
+    """Raise InputError, which names the key, for numbers and texts that no key can have, and for deep tables."""
     for name, value in table.items():
         key = f"{prefix}{name}"
         if prefix.count(".") > _DEEPEST:
@@ -81,11 +94,10 @@ def _refuse_odd_values(table: Mapping[str, Any], source: str, prefix: str = "") 
         if isinstance(value, Mapping):
             _refuse_odd_values(value, source, f"{key}.")
             continue
-        for one in value if isinstance(value, list) else [value]:
-            if isinstance(one, Mapping):
-                _refuse_odd_values(one, source, f"{key}.")
-            elif (reason := _odd_value(one)) is not None:
-                raise InputError(f"{source}: {on_one_line(key, 100)} = {on_one_line(repr(one), 100)} {reason}.")
+        if isinstance(value, list):
+            _refuse_odd_values({str(place): one for place, one in enumerate(value)}, source, f"{key}.")
+        elif (reason := _odd_value(value)) is not None:
+            raise InputError(f"{source}: {on_one_line(key, 100)} = {_shown(value)} {reason}.")
 
 
 def overridden(table: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -196,7 +208,8 @@ def difference(before: dict[str, Any], now: dict[str, Any], apart: tuple[str, ..
     flat = [flattened(config) for config in (before, now)]
     for key in sorted(flat[0].keys() | flat[1].keys()):
         if flat[0].get(key) != flat[1].get(key) and not key.startswith(apart):
-            return f"{key} was {flat[0].get(key)!r}, is {flat[1].get(key)!r}"
+            was, now_is = (on_one_line(repr(one.get(key)), 100) for one in flat)
+            return f"{on_one_line(key, 100)} was {was}, is {now_is}"
     return None
 
 

@@ -14,7 +14,10 @@ import torch
 from ..errors import RunError
 
 _CORE = str(Path(__file__).parent)
-_TABLE, _LIST = "a table of numbers with rows of one length", "a list"
+_TABLE, _LIST = "a table of numbers with rows of one length", "a list of numbers"
+_MAP = "a dict of `points`, N x 2, and `labels`, N whole numbers from 0"
+_LARGEST = 1e30  # of a number that is drawn
+_MOST_LABELS = 10_000
 # The names in a round's log that `figures/` and the report draw, and the form of their values.
 DRAWN = {
     "weights": _TABLE,  # nodes x nodes: the weight of each sender (column) for each receiver (row)
@@ -22,8 +25,9 @@ DRAWN = {
     "ensemble_weights": _TABLE,  # classes x teachers
     "teachers": _LIST,  # the teachers of the columns of `ensemble_weights`
     "label_distribution": _LIST,  # a share for each class
-    "feature_map": "a dict of `points`, N x 2, and `labels`, N",
+    "feature_map": _MAP,
 }
+_COLUMNS = (("weights", "nodes"), ("ensemble_weights", "teachers"))  # a table, and what its columns are
 
 
 def plain_value(name: str, value: Any) -> Any:
@@ -46,7 +50,9 @@ def plain_value(name: str, value: Any) -> Any:
 
 def drawable(log: Mapping[str, Any], *names: str) -> bool:
     """Return whether a round's log has all these names with values that the figures can draw."""
-    return all(name in log and _has_form(name, log[name]) for name in names)
+    return all(name in log and _has_form(name, log[name]) for name in names) and not any(
+        {table, columns} <= set(names) and len(log[table][0]) != len(log[columns]) for table, columns in _COLUMNS
+    )
 
 
 def undrawable(log: Mapping[str, Any]) -> list[str]:
@@ -62,12 +68,28 @@ def undrawable(log: Mapping[str, Any]) -> list[str]:
 
 
 def _has_form(name: str, plain: Any) -> bool:
-    if name == "feature_map":
-        return isinstance(plain, dict) and {"points", "labels"} <= plain.keys()
-    if not isinstance(plain, list):
-        return False
-    rows = plain if DRAWN[name] == _TABLE else [plain]
-    return all(isinstance(row, list) and len(row) == len(rows[0]) for row in rows)
+    if DRAWN[name] == _MAP:
+        if not isinstance(plain, dict):
+            return False
+        points, labels = plain.get("points", []), plain.get("labels", [])
+        return (
+            _is_table(points)
+            and _is_table([labels])
+            and len(points[0]) == 2
+            and len(points) == len(labels)
+            and all(isinstance(label, int) and 0 <= label < _MOST_LABELS for label in labels)
+        )
+    return _is_table(plain) if DRAWN[name] == _TABLE else _is_table([plain])
+
+
+def _is_table(rows: Any) -> bool:
+    """Return whether a value is a list of lists of numbers, each of one length, at least one."""
+    return (
+        isinstance(rows, list)
+        and len(rows) > 0
+        and all(isinstance(row, list) and 0 < len(row) == len(rows[0]) for row in rows)
+        and all(isinstance(one, int | float) and abs(one) <= _LARGEST for row in rows for one in row)
+    )
 
 
 def _shown(value: Any) -> str:

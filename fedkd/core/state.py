@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import InputError, described, some
 from ..messages.arrays import Tensors, to_cpu
 from .strategy import Strategy
 
@@ -36,12 +36,14 @@ def state_of(strategy: Strategy) -> State:
 
 def restore_state(strategy: Strategy, state: State) -> None:
     """Restore what `state_of` returned. Raises InputError if the fields are not those of this strategy."""
-    kept: dict[str, Any] = unpack(state)
+    kept = unpack(state)
     for layer in strategy.layers():
-        found, names = sorted(kept.keys() - {"base"}), sorted(declared(layer))
+        if not isinstance(kept, dict):
+            raise InputError(f"The checkpoint's state of {type(layer).__name__} is {type(kept).__name__}, not a table.")
+        found, names = sorted(map(str, kept.keys() - {"base"})), sorted(declared(layer))
         if found != names:
             raise InputError(
-                f"The checkpoint has the fields {', '.join(found)} for {type(layer).__name__}, but its state is "
+                f"The checkpoint has the fields {some(found)} for {type(layer).__name__}, but its state is "
                 f"{', '.join(names)}: another version of the strategy wrote it. Run the config again in a new folder."
             )
         for name in names:
@@ -100,7 +102,7 @@ def pack(value: Any, what: str) -> State:
 
 
 def unpack(state: State) -> Any:
-    """Return the values that `pack` got."""
+    """Return the values that `pack` got. Raises InputError for what it never makes: the file may be a stranger's."""
 
     def value(form: Any) -> Any:
         if not isinstance(form, dict):
@@ -115,7 +117,10 @@ def unpack(state: State) -> Any:
             return {key: value(one) for key, one in inner}
         return {"list": list, "tuple": tuple, "set": set}[kind](value(one) for one in inner)
 
-    return value(state.form)
+    try:
+        return value(state.form)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"The checkpoint's state has another form than fedkd writes: {described(error)}.") from error
 
 
 class StateWatch:

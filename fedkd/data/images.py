@@ -8,9 +8,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from ..errors import InputError
+from ..errors import InputError, on_one_line
 
 KEY = "data.name"
+_LONGEST_NAME = 200  # letters of a class
 PIXEL_MAX = 255  # the largest pixel value of a uint8 image
 
 
@@ -45,8 +46,9 @@ def checked(dataset: object, name: str) -> Dataset:
     if not isinstance(dataset, Dataset):
         raise InputError(f"{KEY} = {name!r}: it returns {type(dataset).__name__}, not a fedkd.Dataset.")
     for one in dataset.classes:
-        if not isinstance(one, str) or not one.strip() or any("\ud800" <= c <= "\udfff" for c in one):
-            raise InputError(f"{KEY} = {name!r}: a class is named {one!r}; a name needs letters, in UTF-8.")
+        if not isinstance(one, str) or not one.strip() or not one.isprintable() or len(one) > _LONGEST_NAME:
+            said = on_one_line(repr(one), 60)
+            raise InputError(f"{KEY} = {name!r}: a class is named {said}; a name is one line of letters, in UTF-8.")
     for part in ("train", "test"):
         images, labels, _ = getattr(dataset, part)
         if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.ndim != 4 or 0 in images.shape[1:]:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import math
+import os
 import unicodedata
+import zipfile
+from collections.abc import Collection
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
-from ..errors import InputError, MissingFiles, on_one_line
+from ..errors import InputError, MissingFiles, on_one_line, reason_of
+from ..files import refuse_odd
 from .images import KEY, Dataset, Images
 
 _NEEDED = ("x_train", "y_train", "x_test", "y_test")
+_MOST_PACKED, _MOST_RATIO = 2**28, 100  # bytes that an archive may become whatever its size; and how often its size
 _MOST_UNNAMED = 1000  # a larger label needs as many images, or names in `classes`
 
 
@@ -20,9 +27,13 @@ def from_npz(path: Path) -> Dataset:
     Labels are 0..classes-1, or the names of classes. An optional array `classes` has the names in the order of the
     labels. Raises InputError for a missing, damaged or wrong file.
     """
-    if not path.is_file():
+    if not path.exists():
         raise MissingFiles(f"{KEY}: there is no file {path}.")
-    arrays = _arrays(path)
+    try:
+        arrays = read_arrays(path, (*_NEEDED, "classes"))
+    except ValueError as error:
+        reason = str(error)
+        raise InputError(f"{KEY}: {path} is not a NumPy archive of plain arrays, or is damaged: {reason}.") from error
     if missing := [key for key in _NEEDED if key not in arrays]:
         raise InputError(f"{KEY}: {path} lacks {', '.join(missing)}; it needs {', '.join(_NEEDED)}.")
     for part in ("train", "test"):
@@ -48,16 +59,53 @@ def from_npz(path: Path) -> Dataset:
     return Dataset(train, test, classes)
 
 
-def _arrays(path: Path) -> dict[str, np.ndarray]:
+def read_arrays(path: Path, names: Collection[str], home: Path | None = None) -> dict[str, np.ndarray]:
+    """Return those of the named arrays that a NumPy archive has; `home` as in `files.refuse_odd`.
+
+    What an array claims to need is compared with what the archive has, and with the memory, before memory is taken.
+    Raises ValueError with the reason for what cannot be read.
+    """
     try:
-        archive = np.load(path, allow_pickle=False)
-        if isinstance(archive, np.ndarray):
-            raise ValueError("it is one array (.npy)")
-        with archive:
-            return {key: archive[key] for key in (*_NEEDED, "classes") if key in archive.files}
+        refuse_odd(path, home)
+        with path.open("rb") as file:
+            if file.read(6) == np.lib.format.MAGIC_PREFIX:
+                raise ValueError("it is one array (.npy)")
+        with zipfile.ZipFile(path) as archive:
+            found = {name: info for info in archive.infolist() if (name := info.filename.removesuffix(".npy")) in names}
+            _refuse_bomb(path.stat().st_size, sum(info.file_size for info in found.values()))
+            arrays = {}
+            for name, info in found.items():
+                with archive.open(info) as member:
+                    _refuse_claim(name, info.file_size, member)
+                with archive.open(info) as member:
+                    arrays[name] = np.lib.format.read_array(member, allow_pickle=False)
+            return arrays
     except Exception as error:  # zip, zlib and NumPy raise many types for damaged files
-        reason = on_one_line(str(error) or type(error).__name__, 200)
-        raise InputError(f"{KEY}: {path} is not a NumPy archive of plain arrays, or is damaged: {reason}.") from error
+        raise ValueError(on_one_line(reason_of(error) or type(error).__name__, 200)) from error
+
+
+def _refuse_bomb(stored: int, whole: int) -> None:
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if whole > memory:
+        raise ValueError(f"its arrays have {whole / 1e9:.1f} GB, this machine has {memory / 1e9:.1f} GB of memory")
+    if whole > _MOST_PACKED and whole > _MOST_RATIO * stored:
+        raise ValueError(
+            f"{stored / 1e6:.1f} MB would become {whole / 1e9:.1f} GB, more than images do; if that is meant, write it "
+            "with np.savez, which does not compress"
+        )
+
+
+def _refuse_claim(name: str, size: int, member: IO[bytes]) -> None:
+    """Raise ValueError if an array's header does not fit the bytes that follow it."""
+    version = np.lib.format.read_magic(member)
+    reader = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
+    if reader is None:
+        raise ValueError(f"{name} has a header of version {version[0]}.{version[1]}")
+    shape, _, dtype = reader(member)
+    if dtype.hasobject:
+        raise ValueError(f"{name} has Python objects, which are not loaded")
+    if math.prod(shape) * dtype.itemsize != size - member.tell() or min(shape, default=0) < 0:
+        raise ValueError(f"{name} claims to be {dtype}, {' x '.join(map(str, shape))}, which its size does not fit")
 
 
 def _names(path: Path, key: str, array: np.ndarray) -> list[str]:

@@ -2,17 +2,39 @@
 
 from __future__ import annotations
 
+import io
+import warnings
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
+from ..errors import reason_of
+from ..files import refuse_odd
+
 _NAMES = "png apng jpg jpeg jpe jfif bmp dib gif tif tiff webp ppm pgm pbm pnm jp2 j2k tga avif"
 ENDINGS = frozenset(f".{name}" for name in _NAMES.split(" "))
+# the formats of these names; Pillow has others, one of which starts Ghostscript
+_FORMATS = ("PNG", "JPEG", "BMP", "DIB", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000", "TGA", "AVIF")
+_MOST_PIXELS = 2**26  # of an image: 8192 x 8192
 _PHOTOMETRIC, _SAMPLE_FORMAT, _WHITE_IS_ZERO = 262, 339, 0  # tags of TIFF, and a value
 _WIDE = 257  # 65535 / 255: from 16 to 8 bits
 _LEFT = 4  # of many greys of a 16-bit image, at least one in this number must be left in 8 bits
 _FEW = 16  # of up to so many greys, all must be left; and the lightest must be so many 8-bit greys above the darkest
+
+
+def open_picture(file: Path | io.BytesIO, formats: tuple[str, ...] = _FORMATS) -> Image.Image:
+    """Open an image without reading its pixels. Raises ValueError for more pixels than any memory should take.
+
+    Pillow's own errors, for what is no image of these formats, come out too.
+    """
+    with warnings.catch_warnings(action="ignore"):
+        picture = Image.open(file, formats=formats)
+    width, height = picture.size
+    if width * height > _MOST_PIXELS:
+        picture.close()
+        raise ValueError(f"it is {width} x {height} pixels; the most are {_MOST_PIXELS}, such as 8192 x 8192")
+    return picture
 
 
 def read_picture(path: Path, size: int | None) -> np.ndarray:
@@ -22,10 +44,10 @@ def read_picture(path: Path, size: int | None) -> np.ndarray:
     Raises ValueError with the reason for a file that cannot be read, or whose pixels this form cannot keep: several
     frames, float or 32-bit pixels, other colour spaces, 16-bit greys of which almost none would be left.
     """
-    if not path.is_file():
-        raise ValueError("it is not a regular file")
     try:
-        with Image.open(path) as picture:
+        refuse_odd(path)
+        # a damaged file is an error or none; Pillow's warnings on its parts help nobody
+        with warnings.catch_warnings(action="ignore"), open_picture(path) as picture:
             # an MPO file of a phone is a JPEG with previews after its picture
             frames = 1 if picture.format == "MPO" else getattr(picture, "n_frames", 1)
             if frames != 1:
@@ -34,7 +56,7 @@ def read_picture(path: Path, size: int | None) -> np.ndarray:
     except ValueError:
         raise
     except Exception as error:  # Pillow's readers raise many types for damaged files
-        raise ValueError(str(error).splitlines()[0] if str(error) else type(error).__name__) from error
+        raise ValueError(reason_of(error) or type(error).__name__) from error
     return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR) if size else image)
 
 

@@ -9,7 +9,7 @@ from statistics import fmean, stdev
 from typing import NamedTuple
 
 from ..config import flattened
-from ..errors import InputError
+from ..errors import InputError, on_one_line
 from ..masking import masked
 from ..messages.metric_names import metric_range
 from ..runs.metrics import lower_is_better
@@ -152,7 +152,7 @@ def split(
             flat = flattened(masked(run.config))
             mine = {name: value for name, value in flat.items() if name == key or name.startswith(f"{key}.")}
             parts += [f"{name} = {value}" for name, value in sorted(mine.items())] or [f"{key} unset"]
-        groups.setdefault(", ".join(parts), []).append(run)
+        groups.setdefault(on_one_line(", ".join(parts)), []).append(run)
     for group in groups.values():
         _refuse_unlike(group, across, accept_changes)
     return groups
@@ -163,10 +163,12 @@ def _refuse_unlike(runs: Sequence[Run], across: Sequence[str], accept_changes: b
     refused = {key: values for key, values in found.items() if not key.startswith(tuple(across))}
     if refused:
         values_of = "; ".join(
-            f"{key} is " + " or ".join("unset" if v is None else repr(v) for v in values)
-            for key, values in refused.items()
+            f"{on_one_line(key, 100)} is "
+            + " or ".join("unset" if v is None else on_one_line(repr(v), 100) for v in values[:5])
+            for key, values in list(refused.items())[:10]
         )
         parts = sorted({".".join(key.split(".")[:2]) for key in refused})  # the keys of a partition belong together
+        parts = [on_one_line(part, 100) for part in parts[:10]]
         by, all_the_same = ("".join(f"{option} {part} " for part in parts) for option in ("--by", "--across"))
         raise InputError(
             f"These runs are not alike in more than their strategies: {values_of}. "
@@ -238,7 +240,7 @@ def compare(
 def _baseline(arms: Sequence[Arm], wanted: str | None) -> Arm:
     if wanted is None:
         return arms[0]
-    found = [arm for arm in arms if wanted in (arm.name, arm.runs[0].settings["strategy.name"])]
+    found = [arm for arm in arms if wanted in (arm.name, arm.runs[0].strategy)]
     if len(found) != 1:
         names = ", ".join(repr(arm.name) for arm in arms)
         raise InputError(f"--baseline {wanted!r}: {'several arms are' if found else 'no arm is'} that; valid: {names}.")

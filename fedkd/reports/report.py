@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 import math
 from collections.abc import Sequence
 from importlib.resources import files
@@ -14,15 +13,15 @@ from typing import Any
 import jinja2
 import numpy as np
 import tomli_w
-from PIL import Image
-from PIL.PngImagePlugin import PngImageFile
 
 from ..core.log import drawable
-from ..errors import InputError
+from ..errors import InputError, printable, reason_of
+from ..files import leads_out, write_output
 from ..masking import masked
 from ..messages.metric_names import metric_range
 from ..runs.metrics import lower_is_better
 from ..runs.results import Arm, Run, arms_of, changes_between, completed, differing, find_runs, in_order, shown
+from ..runs.run_folder import make_folder, read_strip, rows_of_images
 from ..runs.weight_matrices import last_matrix
 from . import charts
 from .charts import Series
@@ -43,11 +42,8 @@ def report(paths: Sequence[Path], out: Path, title: str | None = None) -> list[s
         raise InputError(f"--output {out}: this is a folder; name a file, such as report.html.")
     runs, problems = find_runs(paths)
     page, problems = render(runs, problems, title or f"fedkd: {', '.join(path.resolve().name for path in paths)}")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"--output {out}: cannot be written: {error.strerror}.") from error
+    make_folder(out.parent, "--output")
+    write_output(out, page.encode())
     return problems
 
 
@@ -69,10 +65,10 @@ def render(
         group, more = _group(f"group-{number}", name, arms)
         groups.append(group)
         problems += more
-    template = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
+    template = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, finalize=_plain).from_string(
         files("fedkd.reports").joinpath("page.html").read_text(encoding="utf-8")
     )
-    strategies = sorted({run.settings["strategy.name"] for run in runs})
+    strategies = sorted({run.strategy for run in runs})
     seeds = sorted({run.seed for run in runs})
     versions = sorted({str(run.summary["versions"].get("fedkd")) for run in runs if run.summary})
     problems = list(dict.fromkeys(problems))
@@ -275,8 +271,8 @@ def _features(arms: list[Arm]) -> dict[str, Any] | None:
     figures = []
     for arm, run, line in _of_each(arms, "feature_map"):
         points, labels = np.array(line["log"]["feature_map"]["points"]), np.array(line["log"]["feature_map"]["labels"])
-        kept = run.partition()
-        classes = kept["classes"] if kept else [str(label) for label in range(int(labels.max()) + 1)]
+        classes: list[str] = (run.partition() or {"classes": []})["classes"]
+        classes = [*classes, *map(str, range(len(classes), int(labels.max()) + 1))]
         text = (
             f"{len(points)} test images of {len(np.unique(labels))} classes, by their first two principal components."
         )
@@ -290,14 +286,17 @@ def _images(arms: list[Arm]) -> tuple[dict[str, Any] | None, list[str]]:
     for arm in arms:
         run = arm.runs[0]
         for folder in sorted(path for path in (run.path / "figures").glob("*") if path.is_dir()):
-            found = sorted(folder.glob("round-*.png"))
+            if leads_out(folder, run.path):
+                problems.append(f"{folder}: is not shown: it is a link to a place outside of {run.path}.")
+                continue
+            found = rows_of_images(folder)
             places = np.unique(np.linspace(0, len(found) - 1, min(_MOST_IMAGES, len(found))).round().astype(int))
             rows = []
             for path in [found[i] for i in places] if found else []:
                 try:
-                    rows.append(_image(path, folder.name))
-                except (OSError, ValueError) as error:  # such as an incomplete file after a crash
-                    problems.append(f"{path}: cannot be shown: {error}")
+                    rows.append(_image(path, run.path))
+                except Exception as error:  # Pillow raises many types, such as for an incomplete file after a crash
+                    problems.append(f"{path}: cannot be shown: {reason_of(error)}.")
             if rows:
                 figures.append(
                     {"images": rows, "caption": f"{arm.name}: {folder.name}, seed {run.seed}.", "wide": True}
@@ -306,15 +305,13 @@ def _images(arms: list[Arm]) -> tuple[dict[str, Any] | None, list[str]]:
     return ({"title": "Images over rounds", "about": about, "figures": figures} if figures else None), problems
 
 
-def _image(path: Path, name: str) -> dict[str, str]:
-    with Image.open(path) as opened:
-        opened.load()
-        captions = json.loads(opened.text.get("captions", "[]") if isinstance(opened, PngImageFile) else "[]")
-    number = int(path.stem.removeprefix("round-"))
+def _image(path: Path, home: Path) -> dict[str, str]:
+    strip = read_strip(path, home)
+    number, captions = int(path.stem.removeprefix("round-")), ", ".join(strip.captions)
     return {
-        "title": f"round {number}" + (f": {', '.join(captions)}" if captions else ""),
-        "source": "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode(),
-        "alt": f"{name} of round {number}: {', '.join(captions) or 'no captions'}",
+        "title": f"round {number}" + (f": {captions}" if captions else ""),
+        "source": "data:image/png;base64," + base64.b64encode(strip.png).decode(),
+        "alt": f"{path.parent.name} of round {number}: {captions or 'no captions'}",
     }
 
 
@@ -336,6 +333,11 @@ def _options(runs: Sequence[Run]) -> list[dict[str, Any]]:
             options = [(key.removeprefix("strategy."), *one) for key, one in zip(keys, options_of, strict=True)]
             rows.append({"name": name, "options": options})
     return rows
+
+
+def _plain(value: Any) -> Any:
+    """Return what the page shows without control characters; finished markup and numbers as they are."""
+    return printable(value) if type(value) is str else value
 
 
 def _safe(svg: str) -> Any:

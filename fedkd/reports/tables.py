@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from ..errors import on_one_line
 from ..runs.metrics import lower_is_better
 from .compare import LEAST_SEEDS, Comparison, Estimate
 
@@ -78,10 +79,18 @@ def to_markdown(comparisons: Sequence[Comparison]) -> str:
     texts = []
     for one in comparisons:
         header, rows = table(one)
-        rows = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+        rows = [[_markdown(cell) for cell in row] for row in rows]
         rule = ["---"] + ["---:"] * (len(header) - 1)
-        texts.append("\n".join([caption(one), "", *("| " + " | ".join(row) + " |" for row in [header, rule, *rows])]))
+        texts.append(
+            "\n".join([_markdown(caption(one)), "", *("| " + " | ".join(row) + " |" for row in [header, rule, *rows])])
+        )
     return "\n\n".join(texts) + "\n"
+
+
+def _markdown(text: str) -> str:
+    """Return text that Markdown shows as it is. An underscore within a word and a lone sign are no markup."""
+    text = re.sub(r"([\\`*\[\]|~]|(?<!\w)_|_(?!\w))", r"\\\1", on_one_line(text, 2000))
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("://", ":&#47;&#47;")
 
 
 def to_latex(comparisons: Sequence[Comparison]) -> str:
@@ -121,12 +130,17 @@ def to_latex(comparisons: Sequence[Comparison]) -> str:
 _LATEX = str.maketrans(
     {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
      "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "−": "$-$", "–": "--", "<": "$<$",
-     ">": "$>$"}
+     ">": "$>$", "[": "{[}", "*": "{*}"}
 )  # fmt: skip
 
 
 def _latex(text: str) -> str:
-    return re.sub(r"(?<!\w)-(?=\d)", "−", text).translate(_LATEX)
+    return re.sub(r"(?<!\w)-(?=\d)", "−", on_one_line(text, 2000)).translate(_LATEX)
+
+
+def _no_formula(name: str) -> str:
+    """Return a name that no spreadsheet takes for a formula."""
+    return f"'{name}" if name.startswith(tuple("=+-@＝＋－＠")) else name
 
 
 def to_csv(comparisons: Sequence[Comparison]) -> str:
@@ -134,7 +148,8 @@ def to_csv(comparisons: Sequence[Comparison]) -> str:
     lines: list[dict[str, Any]] = []
     for one in comparisons:
         for row in one.rows:
-            line: dict[str, Any] = {"group": one.title, "strategy": row.arm.name, "metric": one.metric}
+            names = {"group": one.title, "strategy": row.arm.name, "metric": one.metric}
+            line: dict[str, Any] = {key: _no_formula(name) for key, name in names.items()}
             line["seeds"] = " ".join(str(run.seed) for run in row.arm.runs)
             for name, value in (("final", row.final), ("best", row.best)):
                 line |= {f"{name}_{field}": getattr(value, field) for field in ("mean", "deviation", "low", "high")}

@@ -12,7 +12,7 @@ from fastapi import FastAPI, Response
 from fastapi.middleware.trustedhost import TrustedHostMiddleware
 
 from ..errors import InputError
-from ..runs.results import Run, read_run
+from ..runs.results import Run, left_out, read_run
 from ..runs.run_folder import METRICS, SUMMARY
 from .report import render
 
@@ -46,7 +46,9 @@ def make_app(path: Path) -> FastAPI:
                 except InputError as error:  # such as a folder that has been deleted
                     return Response(f"{error}\n", 503, _HEADERS, "text/plain")
                 title = f"fedkd: {path.resolve().name}"
-                kept["page"], _ = render([run] if run.lines else [], [], title, live=_told(run), version=version)
+                kept["page"], _ = render(
+                    [run] if run.lines else [], left_out(path), title, live=_told(run), version=version
+                )
                 kept["version"] = version
             return Response(kept["page"], 200, _HEADERS, "text/html")
 

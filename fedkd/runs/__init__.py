@@ -2,6 +2,7 @@
 
 * `run`: `run` and `resume`.
 * `run_folder`: the files of a run.
+* `forms`: what must be in those files, and what is wrong with one.
 * `checkpoints`: the server's and the nodes' states on disk.
 * `origin`: what a run began with, and what has changed since.
 * `metrics`: lines of metrics.jsonl, and the summary.

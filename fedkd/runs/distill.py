@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from ..config import DistillConfig, TrainConfig, read_distill_config
@@ -23,6 +22,7 @@ from ..data.named_sets import images_fingerprint, named_set
 from ..distillation.distillers import Distiller, train_epoch
 from ..distillation.virtual_images import RealImages, Truth, Virtual, class_statistics, normal_images, real_images
 from ..errors import InputError, RunError, described
+from ..files import NotWritten, write
 from ..learning.batches import Preprocess
 from ..learning.evaluation import evaluate
 from ..learning.optimizers import make_optimizer
@@ -32,9 +32,10 @@ from ..registry import find, options
 from ..stopping import deferred, stoppable
 from ..streams import default_stream, torch_stream
 from . import checkpoints
+from .forms import DistillLine
 from .metrics import surroundings
 from .origin import Origin, accepted_changes, go_on, known_files, note_files, origin_of, refuse_changes
-from .run_folder import CONFIG, NotWritten, RunFolder, alone_in, refuse_used, writing
+from .run_folder import CONFIG, RunFolder, alone_in, refuse_odd_files, refuse_used
 
 _log = logging.getLogger("fedkd")
 
@@ -174,12 +175,15 @@ class Distillation:
     def restore(self, state: State) -> _Progress:
         """Restore what `state` returned; return the progress."""
         kept = unpack(state)
-        self.virtual = Virtual.of(kept["virtual"], self.device)
-        if kept["network"] is not None:
-            self.network.load_state_dict(kept["network"])
-        if kept["truth"] is not None:
-            self.truth = [tensor.to(self.device) for tensor in kept["truth"]]
-        return _Progress(**kept["progress"])
+        try:
+            self.virtual = Virtual.of(kept["virtual"], self.device)
+            if kept["network"] is not None:
+                self.network.load_state_dict(kept["network"])
+            if kept["truth"] is not None:
+                self.truth = [tensor.to(self.device) for tensor in kept["truth"]]
+            return _Progress(**kept["progress"])
+        except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+            raise InputError(f"The checkpoint is none of this distillation: {described(error)}.") from error
 
 
 @dataclass
@@ -208,7 +212,7 @@ def distill(
     with stoppable():
         refuse_used(out)
         work = Distillation(config)
-        folder = RunFolder(out)
+        folder = RunFolder(out, DistillLine)
         folder.create(work.config, work.origin())
         with alone_in(out):
             return _run(work, folder, _Progress(), on_iteration)
@@ -226,9 +230,10 @@ def resume(
     InputError like `distill`, and if images, files or versions have changed.
     """
     with stoppable():
-        folder = RunFolder(path)
+        folder = RunFolder(path, DistillLine)
         if not (path / CONFIG).is_file():
             raise InputError(f"--resume {path}: there is no distillation; its {CONFIG} is missing.")
+        refuse_odd_files(path)
         work = Distillation(read_distill_config(path / CONFIG))
         now = work.origin(known_files(path))
         if not accept_changes:
@@ -236,10 +241,11 @@ def resume(
         with alone_in(path):
             progress = _Progress()
             if not checkpoints.there_are_none(folder.checkpoints):
-                _, checkpoint = checkpoints.latest(folder.checkpoints)
+                owner = checkpoints.owner_of(work.config)
+                _, checkpoint = checkpoints.latest(folder.checkpoints, owner=owner)
                 progress = work.restore(checkpoints.load_server(checkpoint))
             go_on(path, now, progress.done + 1, accept_changes=accept_changes, unit="iteration")
-            folder.rewind(progress.line, "iteration")
+            folder.rewind(progress.line)
             return _run(work, folder, progress, on_iteration)
 
 
@@ -251,7 +257,8 @@ def _run(work: Distillation, folder: RunFolder, progress: _Progress, on_iteratio
 
     def checkpoint() -> None:
         progress.seconds = seconds()
-        checkpoints.save(folder.checkpoints, max(progress.done, 0), work.state(progress), [], config.checkpoint.keep)
+        number, keep = max(progress.done, 0), config.checkpoint.keep
+        checkpoints.save(folder.checkpoints, number, work.state(progress), [], keep, checkpoints.owner_of(config))
 
     def summary(status: str, error: str | None = None) -> dict[str, Any]:
         lines = [line for line in folder.lines() if line["metrics"]]
@@ -330,10 +337,7 @@ def _show(work: Distillation, folder: RunFolder, number: int) -> None:
 
 def _write_images(work: Distillation, folder: RunFolder) -> None:
     plain: dict[str, Tensor] = {"images": work.virtual.images.detach().cpu(), "labels": work.virtual.labels.cpu()}
-    with writing(folder.path / VIRTUAL, lambda: sum(tensor.nbytes for tensor in plain.values())):
-        partial = folder.path / f".{VIRTUAL}.partial"
-        save_file({name: tensor.contiguous() for name, tensor in plain.items()}, partial)
-        os.replace(partial, folder.path / VIRTUAL)
+    write(folder.path / VIRTUAL, to_bytes({name: tensor.contiguous() for name, tensor in plain.items()}))
 
 
 def _draw(work: Distillation, folder: RunFolder) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import io
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +12,6 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from PIL import Image
 
 from ..config import Config
 from ..core.environment import Environment
@@ -20,7 +19,8 @@ from ..core.log import drawable, undrawable
 from ..data.federated_data import FederatedData
 from ..data.images import PIXEL_MAX
 from ..errors import InputError, described
-from .run_folder import MOST_ROWS, RunFolder, make_folder
+from ..files import write_output
+from .run_folder import MOST_ROWS, RunFolder, make_folder, read_strip, rows_of_images
 from .weight_matrices import last_matrix
 
 _COLOURS = (
@@ -198,20 +198,17 @@ def draw_images(folder: Path, title: str, rows: int = 8, unit: str = "round") ->
     """Draw the rows of images in a run's folder, one row for each round, at most `rows`, with the first and the last.
     Returns the path of the figure next to the folder; None for an empty folder.
     """
-    files = sorted(folder.glob("round-*.png"))
+    files = rows_of_images(folder)
     if not files:
         return None
     chosen = [files[i] for i in np.unique(np.linspace(0, len(files) - 1, min(rows, len(files))).round().astype(int))]
-    strips = []
-    for file in chosen:
-        with Image.open(file) as opened:
-            strips.append((file, json.loads(opened.info["captions"]), np.asarray(opened)))
-    columns = max(len(captions) for _, captions, _ in strips)
+    strips = [(file, read_strip(file, folder.parent)) for file in chosen]
+    columns = max(len(strip.captions) for _, strip in strips)
     size = (0.75 * columns + 1.2, 0.75 * len(strips) + 1.0)
     figure = Figure(figsize=(max(size[0], 4.5), max(size[1], 1.9)), layout="constrained")
     grid = figure.subplots(len(strips), columns, squeeze=False)
-    for row, (file, captions, strip) in enumerate(strips):
-        tiles = np.split(strip, len(captions), axis=1)
+    for row, (file, strip) in enumerate(strips):
+        captions, tiles = strip.captions, np.split(strip.pixels, len(strip.captions), axis=1)
         for column, axes in enumerate(grid[row]):
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_visible(False)
@@ -236,10 +233,11 @@ def check_picture(option: str, path: Path) -> None:
 
 
 def _save(figure: Figure, path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    ending, content = path.suffix.lower().removeprefix("."), io.BytesIO()
     with matplotlib.rc_context({"savefig.dpi": 144}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")  # names in scripts that the font lacks
-        figure.savefig(path, metadata={"Software": None} if path.suffix.lower() == ".png" else None)
+        figure.savefig(content, format=ending, metadata={"Software": None} if ending == "png" else None)
+    write_output(path, content.getvalue())
     return path
 
 

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from ..config import Config, DistillConfig, to_table
-from ..errors import InputError, on_one_line
+from ..errors import InputError, on_one_line, reason_of
+from ..files import write
 from ..registry import digests_of_files
+from .forms import OriginFile, read_form
 from .metrics import versions
 
 ORIGIN = "origin.json"
@@ -57,17 +59,15 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         found.append("the partition, the public set or the test images of nodes")
     for part, text in (("files", "the file {0}"), ("versions", "{0} (it was {1}, is {2})")):
         old, new = before.get(part), now.get(part)
-        if isinstance(old, dict) and isinstance(new, dict):
+        if old is not None and new is not None:
             names = [name for name in sorted(old) if old[name] != new.get(name)]
             found += [text.format(name, old[name], new.get(name, "missing")) for name in names]
     return found
 
 
-def write_origin(folder: Path, origin: Origin) -> None:
-    """Write what a run begins with into its folder."""
-    partial = folder / f".{ORIGIN}.partial"
-    partial.write_text(json.dumps(origin, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, folder / ORIGIN)
+def write_origin(folder: Path, origin: Origin, *after: str) -> None:
+    """Write what a run begins with into its folder; `after` as in `files.write`."""
+    write(folder / ORIGIN, json.dumps(origin, indent=2).encode() + b"\n", *after)
 
 
 def note_files(folder: Path, config: Config | DistillConfig) -> None:
@@ -86,17 +86,14 @@ def read_origin(folder: Path) -> Origin | None:
     Raises InputError for a damaged file.
     """
     path = folder / ORIGIN
-    if not path.exists():
+    if not os.path.lexists(path):
         return None
     try:
-        origin = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(origin, dict) or not isinstance(origin.get("files"), dict):
-            raise ValueError("it is no table of what a run began with")
-        return origin
-    except (OSError, ValueError, RecursionError) as error:
+        return read_form(path, OriginFile, folder)
+    except (OSError, ValueError) as error:
         raise InputError(
-            f"{path} cannot be read: {on_one_line(str(error), 200)}. So nobody can say whether data, files or versions "
-            "have changed since the run began; go on with --accept-changes, which records it."
+            f"{path} cannot be read: {on_one_line(reason_of(error), 200)}. So nobody can say whether data, files or "
+            "versions have changed since the run began; go on with --accept-changes, which records it."
         ) from error
 
 
@@ -147,5 +144,4 @@ def known_files(folder: Path) -> list[str]:
 
 def accepted_changes(folder: Path) -> list[dict[str, Any]]:
     """Return the accepted changes of a run: from which round (or iteration) on, and what has changed."""
-    found = (read_origin(folder) or {}).get(_CHANGES, [])
-    return list(found) if isinstance(found, list) else []
+    return list((read_origin(folder) or {}).get(_CHANGES, []))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import tomllib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,50 +12,15 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
-
-from ..config import flattened
-from ..errors import InputError, on_one_line, unknown
+from ..config import flattened, read_table
+from ..errors import InputError, on_one_line, reason_of, unknown
+from ..files import leads_out, parse_json, read
+from .forms import MOST_BYTES, OriginFile, Partition, RunConfig, Summary, read_form, read_lines, wrong_fields
 from .metrics import lower_is_better
-from .origin import Origin, differences, read_origin
-from .run_folder import CONFIG, METRICS, PARTITION, SUMMARY, whole_lines
+from .origin import ORIGIN, Origin, differences, read_origin
+from .run_folder import CONFIG, METRICS, MOST_ROWS, PARTITION, SUMMARY
 
 NO_RESULT = ("engine.", "checkpoint.", "trackers", "data.root", "data.download")  # keys that do not change results
-
-
-class _Line(BaseModel):
-    """The fields that are read from a line of metrics.jsonl."""
-
-    round: int
-    cohort: list[int]
-    metrics: dict[str, float]
-    nodes: dict[str, dict[str, float]]
-    bytes: dict[str, dict[str, int]]
-    failures: list[dict[str, Any]]
-    log: dict[str, Any]
-    seconds: dict[str, float]
-
-
-class _Strategy(BaseModel):
-    """The fields that are read from a config's strategy."""
-
-    name: str
-
-
-class _Config(BaseModel):
-    """The fields that are read from a config.toml."""
-
-    seed: int
-    rounds: int
-    strategy: _Strategy
-    data: dict[str, Any]
-
-
-class _Summary(BaseModel):
-    """The fields that are read from a summary.json."""
-
-    status: str
-    versions: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -72,6 +36,11 @@ class Run:
     def seed(self) -> int:
         """Return the run's seed."""
         return int(self.config["seed"])
+
+    @property
+    def strategy(self) -> str:
+        """Return the name of the run's strategy."""
+        return on_one_line(self.config["strategy"]["name"])
 
     @property
     def status(self) -> str:
@@ -127,10 +96,13 @@ class Run:
     def partition(self) -> dict[str, Any] | None:
         """Return which node has which images: `classes`, and `counts`, nodes x classes; None if it was not stored."""
         try:
-            kept: dict[str, Any] = json.loads((self.path / PARTITION).read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
+            kept = read_form(self.path / PARTITION, Partition, self.path)
+        except (OSError, ValueError):
             return None
-        return kept
+        classes, counts = [on_one_line(name, 100) for name in kept["classes"]], kept["counts"]
+        if not classes or not 0 < len(counts) <= MOST_ROWS or {len(row) for row in counts} != {len(classes)}:
+            return None
+        return {"classes": classes, "counts": counts}
 
 
 @dataclass(frozen=True)
@@ -149,44 +121,46 @@ def read_run(path: Path) -> Run:
     if not os.path.isfile(path / CONFIG):  # Path.is_file raises where it may not look
         raise InputError(f"{path}: there is no run; its {CONFIG} is missing.")
     try:
-        config = tomllib.loads((path / CONFIG).read_text(encoding="utf-8"))
+        config = read_table(path / CONFIG, path)
+    except InputError as error:
+        raise InputError(f"{path}: its files cannot be read: {error}") from error
+    try:
         if "distiller" in config:
             raise InputError(f"{path}: this is a distillation, not a federation; it has no rounds to compare.")
-        lines = whole_lines(path / METRICS)
-        summary = json.loads((path / SUMMARY).read_text(encoding="utf-8")) if (path / SUMMARY).is_file() else None
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: its files cannot be read: {on_one_line(str(error))}") from error
-    wrong = [*_wrong(_Config, config, "config."), *_wrong(_Summary, summary, "summary.")]
-    wrong += next((found for line in lines if (found := _wrong(_Line, line, ""))), [])
+        lines, damage = read_lines(path / METRICS)
+        summary = parse_json(read(path / SUMMARY, MOST_BYTES, path)) if os.path.lexists(path / SUMMARY) else None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: its files cannot be read: {on_one_line(reason_of(error))}.") from error
+    wrong = wrong_fields(RunConfig, config, "config.")
+    wrong += wrong_fields(Summary, summary, "summary.") if summary is not None else []
+    wrong += [damage] if damage is not None else []
     if wrong:
         versions = summary.get("versions") if isinstance(summary, dict) else None
         said = versions.get("fedkd", "nothing") if isinstance(versions, dict) else "nothing"
         raise InputError(
-            f"{path}: not a run of this version of fedkd (it says {said}): {', '.join(wrong)}; run it again."
+            f"{path}: {', '.join(wrong)}. This version of fedkd cannot read it (it says {on_one_line(str(said), 40)}): "
+            "run it again."
         )
     rounds = [line["round"] for line in lines]
-    if rounds != list(range(len(rounds))):
-        number = next(i for i, found in enumerate(rounds) if found != i)
-        raise InputError(f"{path}: {METRICS} has round {rounds[number]} instead of round {number}.")
     if summary is not None and summary["status"] == "completed" and len(rounds) != config["rounds"] + 1:
         ends = f"ends with round {rounds[-1]} of {config['rounds']}" if rounds else "has no round"
         raise InputError(f"{path}: completed, but its {METRICS} {ends}; lines were lost.")
     return Run(path, config, lines, summary)
 
 
-def _wrong(form: type[BaseModel], found: Any, where: str) -> list[str]:
-    """Return the fields that are missing or have another type; empty for a missing summary."""
-    if found is None and form is _Summary:
-        return []
-    try:
-        form.model_validate(found, strict=True)
-    except ValidationError as error:
-        wrong = []
-        for one in error.errors():
-            key = where + ".".join(map(str, one["loc"]))
-            wrong.append(f"without {key}" if one["type"] == "missing" else f"{key.strip('.')} is {one['input']!r:.60}")
-        return wrong
-    return []
+def left_out(path: Path) -> list[str]:
+    """Return a line about each part of a run folder that is not read: a link out of it, or another form."""
+    problems = []
+    for name, form in ((PARTITION, Partition), (ORIGIN, OriginFile)):
+        if os.path.lexists(path / name):
+            try:
+                read_form(path / name, form, path)
+            except (OSError, ValueError) as error:
+                problems.append(f"{path / name} is left out: {on_one_line(reason_of(error), 200)}.")
+    for one in (path / "logs").rglob("*"):
+        if leads_out(one, path):
+            problems.append(f"{one} is left out: it is a link to a place outside of {path}.")
+    return problems
 
 
 def find_runs(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
@@ -216,6 +190,7 @@ def find_runs(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
             seen.add(where)
             if run.lines:
                 runs.append(run)
+                problems += left_out(folder)
             else:
                 problems.append(f"{folder}: no round has ended ({run.status}).")
     if not runs:
@@ -241,6 +216,7 @@ def _folders(path: Path) -> tuple[list[Path], list[str]]:
         within.sort()
         if CONFIG in names:
             found.append(Path(home))
+            within.clear()  # a link in a run folder may lead anywhere
     return sorted(found), unread
 
 
@@ -279,20 +255,16 @@ def arms_of(runs: Sequence[Run]) -> tuple[list[Arm], list[str]]:
                 problems.append(f"{run.path}: the same run as {by_seed[run.seed].path}; left out.")
             else:
                 by_seed[run.seed] = run
-        name = first.settings["strategy.name"]
-        same = [run for run in members if run.settings["strategy.name"] == name]
+        name = first.strategy
+        same = [run for run in members if run.strategy == name]
         own = sorted({key for run in same for key in run.settings if key.startswith("strategy.")})
         own = [key for key in own if len(_unique(run.settings.get(key) for run in same)) > 1]
         parts = [f"{key.removeprefix('strategy.')} {shown(first.settings.get(key))}" for key in (*own, *elsewhere)]
         short = name.rsplit(":", 1)[-1]
-        if len({other for m in members if (other := m.settings["strategy.name"]).rsplit(":", 1)[-1] == short}) > 1:
+        if len({m.strategy for m in members if m.strategy.rsplit(":", 1)[-1] == short}) > 1:
             short = name  # several files have classes with this name
-        arms.append(
-            Arm(
-                f"{short} ({', '.join(parts)})" if parts else short,
-                [by_seed[seed] for seed in sorted(by_seed)],
-            )
-        )
+        name = on_one_line(f"{short} ({', '.join(parts)})" if parts else short)
+        arms.append(Arm(name, [by_seed[seed] for seed in sorted(by_seed)]))
     return arms, problems
 
 
@@ -377,4 +349,4 @@ def shown(value: Any) -> str:
         return ", ".join(map(shown, value)) or "none"
     if value is None:
         return "unset"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:g}" if isinstance(value, float) else on_one_line(str(value), 200)

@@ -18,13 +18,14 @@ from ..core.setup import Setup, make_setup
 from ..core.state import State, restore_state, state_of
 from ..core.wrapper import make_strategy
 from ..errors import EngineLost, InputError, RunError, StatesLost, described
+from ..files import NotWritten
 from ..messages.carrier import Carrier, Engine
 from ..registry import errors_of, find, options
 from ..stopping import stoppable
 from . import checkpoints
 from .metrics import summarise, to_line
 from .origin import Origin, accepted_changes, go_on, known_files, note_files, origin_of, refuse_changes
-from .run_folder import CONFIG, METRICS, MOST_ROWS, NotWritten, RunFolder, alone_in, refuse_used, writing
+from .run_folder import CONFIG, MOST_ROWS, RunFolder, alone_in, refuse_odd_files, refuse_used
 from .trackers import Trackers, make_trackers
 from .weight_matrices import keep_apart
 
@@ -93,6 +94,7 @@ def resume(
         folder = RunFolder(path)
         if not (path / CONFIG).is_file():
             raise InputError(f"--resume {path}: there is no run; its {CONFIG} is missing.")
+        refuse_odd_files(path)
         config = read_config(path / CONFIG)
         if engine is not None:
             config = config.model_copy(update={"engine": engine})
@@ -147,7 +149,8 @@ def _back_to_checkpoint(setup: Setup, engine: Engine, folder: RunFolder, on_even
     if checkpoints.there_are_none(folder.checkpoints):
         engine.restore(())
     else:
-        number, checkpoint = checkpoints.latest(folder.checkpoints, on_event)
+        owner = checkpoints.owner_of(setup.environment.config)
+        number, checkpoint = checkpoints.latest(folder.checkpoints, on_event, owner)
         restore_state(setup.strategy, checkpoints.load_server(checkpoint))
         engine.restore(checkpoints.load_nodes(checkpoint))
     folder.rewind(number)
@@ -171,6 +174,7 @@ def run_with(
 ) -> dict[str, Any]:
     """Run the rounds and write to a folder; return the summary, which is written for any end of the run."""
     environment, config = setup.environment, setup.environment.config
+    owner = checkpoints.owner_of(config)
     begin = time.perf_counter()
     before = sum(sum(line["seconds"].values()) for line in folder.lines())  # of the run's earlier parts
     trackers.begin(config, folder.path, first_round)
@@ -179,10 +183,9 @@ def run_with(
     def keep(record: Record) -> None:
         nonlocal ended
         line = to_line(record)
-        with writing(folder.path / METRICS):
-            for name, row in record.images.items():
-                folder.keep_images(name, record.number, row)
-            line["log"] = keep_apart(record.log, record.number, folder.path)
+        for name, row in record.images.items():
+            folder.keep_images(name, record.number, row)
+        line["log"] = keep_apart(record.log, record.number, folder.path)
         folder.append(line)
         trackers.note(line)
         ended = _Ended(record.number, state_of(setup.strategy), carrier.states())
@@ -193,7 +196,7 @@ def run_with(
         nonlocal ended
         assert ended is not None
         assert ended.number == number
-        checkpoints.save(folder.checkpoints, number, ended.server, ended.states, config.checkpoint.keep)
+        checkpoints.save(folder.checkpoints, number, ended.server, ended.states, config.checkpoint.keep, owner)
         ended = None
 
     def end(status: str, error: str | None = None) -> dict[str, Any]:

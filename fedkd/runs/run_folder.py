@@ -5,34 +5,43 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import io
 import json
 import os
+import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tomli_w
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
-from safetensors import SafetensorError
+from PIL.PngImagePlugin import PngImageFile, PngInfo
 
 from ..config import Config, DistillConfig, to_table
 from ..core.record import Captioned
-from ..errors import InputError, RunError, on_one_line, reason_of
+from ..data.pictures import open_picture
+from ..errors import InputError, on_one_line, reason_of
+from ..files import NotWritten, append, leads_out, parse_json, read, refuse_odd, write, writing
 from ..masking import masked
+from .forms import DistillLine, Line, read_lines
 from .origin import ORIGIN, Origin, write_origin
 
 CONFIG, METRICS, SUMMARY, PARTITION = "config.toml", "metrics.jsonl", "summary.json", "partition.json"
+_NOTHING = "Nothing had begun: make space, then give the command again."
+_MOST_OF_IMAGES = 2**24  # bytes of a row of images
+_OF_A_ROUND = re.compile(r"round-\d{6,9}\.png")
 MOST_ROWS = 1000  # the largest number of nodes whose label counts are stored and drawn
 
 
 class RunFolder:
     """The folder of one run. A line is written to disk when its round ends."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, form: type[Line | DistillLine] = Line) -> None:
         self.path = path
+        self._form = form
+        self._unit = "round" if form is Line else "iteration"
         self.checkpoints = path / "checkpoints"
         self.figures = path / "figures"
 
@@ -42,35 +51,31 @@ class RunFolder:
         Raises InputError if the folder has other content, RunError if the files cannot be written.
         """
         refuse_used(self.path)
-        for folder in (self.path, self.checkpoints, self.figures):
-            make_folder(folder)
-        with writing(self.path / CONFIG):
-            (self.path / METRICS).touch()
-            write_origin(self.path, origin)
-            partial = self.path / f".{CONFIG}.partial"
-            partial.write_text(tomli_w.dumps(masked(to_table(config))), encoding="utf-8")
-            os.replace(partial, self.path / CONFIG)  # last, because with it the folder is a run that can be continued
+        there = self.path.is_dir()
+        try:
+            for folder in (self.path, self.checkpoints, self.figures):
+                make_folder(folder)
+            write(self.path / METRICS, b"", _NOTHING)
+            write_origin(self.path, origin, _NOTHING)
+            # last, because with it the folder is a run that can be continued
+            write(self.path / CONFIG, tomli_w.dumps(masked(to_table(config))).encode(), _NOTHING)
+        except NotWritten:
+            shutil.rmtree(self.path, ignore_errors=True)  # all of it was made here
+            if there:
+                self.path.mkdir()
+            raise
 
     def append(self, line: dict[str, Any]) -> None:
         """Add a line to metrics.jsonl. Raises RunError if it cannot be written."""
-        path = self.path / METRICS
-        with writing(path):
-            if not path.is_file():
-                raise FileNotFoundError(errno.ENOENT, "the file was removed during the run")
-            with path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
+        append(self.path / METRICS, _as_json(line))
 
     def lines(self) -> list[dict[str, Any]]:
         """Return the lines of metrics.jsonl before the first damaged line."""
-        return _read_lines(self.path / METRICS)[0]
+        return read_lines(self.path / METRICS, self._form)[0]
 
     def keep_partition(self, classes: Sequence[str], counts: np.ndarray) -> None:
         """Write which node has which images: the classes, and the number of images of each, nodes x classes."""
-        (self.path / PARTITION).write_text(
-            json.dumps({"classes": list(classes), "counts": counts.tolist()}) + "\n", encoding="utf-8"
-        )
+        write(self.path / PARTITION, _as_json({"classes": list(classes), "counts": counts.tolist()}))
 
     def keep_images(self, name: str, number: int, row: Captioned) -> None:
         """Write a round's row of images side by side as one PNG, without scaling; captions are the PNG's text.
@@ -78,102 +83,111 @@ class RunFolder:
         For images with neither 1 nor 3 channels, the first channel is shown.
         """
         home = self.figures / name
-        home.mkdir(exist_ok=True)  # not its parents: a run folder that was removed does not come back
+        with writing(home):
+            home.mkdir(exist_ok=True)  # not its parents: a run folder that was removed does not come back
         strip = np.concatenate(list(row.images.transpose(0, 2, 3, 1)), axis=1)
         about = PngInfo()
         about.add_itxt("captions", json.dumps(row.captions))
-        partial, final = home / f".round-{number:06d}.partial", home / f"round-{number:06d}.png"
-        Image.fromarray(strip if strip.shape[2] == 3 else strip[:, :, 0]).save(partial, "PNG", pnginfo=about)
-        os.replace(partial, final)
+        png = io.BytesIO()
+        Image.fromarray(strip if strip.shape[2] == 3 else strip[:, :, 0]).save(png, "PNG", pnginfo=about)
+        write(home / f"round-{number:06d}.png", png.getvalue())
 
     def image_folders(self) -> list[Path]:
         """Return the folders in figures/ that contain images of rounds."""
-        return sorted(path for path in self.figures.iterdir() if path.is_dir())
+        return sorted(path for path in self.figures.iterdir() if path.is_dir() and not leads_out(path, self.path))
 
-    def rewind(self, number: int, unit: str = "round") -> None:
+    def rewind(self, number: int) -> None:
         """Drop the summary, and lines of rounds (or iterations) after `number`: a resumed run writes them again.
 
-        Raises InputError if earlier lines are missing or damaged.
+        Raises InputError, which names the line, if earlier lines are missing or damaged.
         """
-        kept = [line for line in self.lines() if line[unit] <= number]
-        if number >= 0 and (not kept or kept[-1][unit] != number):
-            reached = f"is whole up to {unit} {kept[-1][unit]}" if kept else "has no whole line"
+        path = self.path / METRICS
+        try:
+            lines, wrong = read_lines(path, self._form)
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path} cannot be read: {reason_of(error)}.") from error
+        kept = [line for line in lines if line[self._unit] <= number]
+        if number >= 0 and (not kept or kept[-1][self._unit] != number):
+            reached = f"is whole up to {self._unit} {kept[-1][self._unit]}" if kept else "has no whole line"
             raise InputError(
-                f"{self.path / METRICS} {reached}, its checkpoint is of {unit} {number}: what was measured between "
-                "them is lost. Restore the file, or run the config again in a new folder."
+                f"{path} {reached}, its checkpoint is of {self._unit} {number}: what was measured between them is "
+                f"lost{f' ({wrong})' if wrong else ''}. Restore the file, or run the config again in a new folder."
             )
-        with writing(self.path / METRICS):
+        with writing(self.path / SUMMARY):
             (self.path / SUMMARY).unlink(missing_ok=True)
-            partial = self.path / f".{METRICS}.partial"
-            partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-            os.replace(partial, self.path / METRICS)
+        write(path, b"".join(json.dumps(line).encode() + b"\n" for line in kept))
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write summary.json. Raises RunError if it cannot be written."""
-        with writing(self.path / SUMMARY):
-            partial = self.path / f".{SUMMARY}.partial"
-            partial.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-            os.replace(partial, self.path / SUMMARY)
+        write(self.path / SUMMARY, _as_json(summary, indent=2))
+
+
+def _as_json(value: Any, indent: int | None = None) -> bytes:
+    return json.dumps(value, indent=indent).encode() + b"\n"
 
 
 def whole_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a metrics.jsonl without an incomplete last line, which may be in the process of writing.
+    """Return the lines of a run's metrics.jsonl, without an incomplete last one: it may be in the process of writing.
 
     Raises ValueError if another line is damaged.
     """
-    lines, count = _read_lines(path)
-    if len(lines) < count - 1:
-        raise ValueError(f"line {len(lines) + 1} of {path.name} is damaged")
+    lines, wrong = read_lines(path)
+    if wrong is not None:
+        raise ValueError(wrong)
     return lines
 
 
-def _read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """Return the lines before the first damaged line, and the number of lines of the file."""
-    texts = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    lines = []
-    for text in texts:
-        try:
-            lines.append(json.loads(text))
-        except (ValueError, RecursionError):
-            break
-    return lines, len(texts)
+class Strip(NamedTuple):
+    """A row of images side by side: the PNG, its pixels, and a caption for each image."""
+
+    png: bytes
+    pixels: np.ndarray
+    captions: list[str]
 
 
-class NotWritten(RunError):
-    """A file of a run that cannot be written: the disk is full, read-only, or its folder is gone."""
+def read_strip(path: Path, home: Path) -> Strip:
+    """Return a row of images in a run folder `home`. Raises ValueError or OSError with the reason."""
+    content = read(path, _MOST_OF_IMAGES, home)
+    with open_picture(io.BytesIO(content), ("PNG",)) as picture:
+        picture.load()
+        captions = parse_json(picture.text.get("captions", "[]")) if isinstance(picture, PngImageFile) else None
+        if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
+            raise ValueError("its captions are no list of texts")
+        return Strip(content, np.asarray(picture), captions)
 
 
-@contextlib.contextmanager
-def writing(path: Path, size: Callable[[], int] = lambda: 0) -> Iterator[None]:
-    """Turn what goes wrong with a disk inside the `with` block into `NotWritten` with the path and the space.
+def rows_of_images(folder: Path) -> list[Path]:
+    """Return the files of rounds (or iterations) in a folder of images, in their order."""
+    return sorted(path for path in folder.iterdir() if _OF_A_ROUND.fullmatch(path.name))
 
-    `size`: a function that returns about how many bytes are needed; 0 if they are few.
+
+def refuse_odd_files(path: Path) -> None:
+    """Raise InputError for what a run never makes: a link out of its folder, a pipe, a device, a socket.
+
+    A run that goes on writes to its folder, so a link could make it write, and delete, somewhere else.
     """
     try:
-        yield
-    except (OSError, SafetensorError) as error:
-        home = next((folder for folder in (path, *path.parents) if folder.is_dir()), Path("/"))
-        space = f"{shutil.disk_usage(home).free / 1e6:.1f} MB are free there"
-        space += f", about {size() / 1e6:.1f} MB are needed" if size() else ""
-        if not path.parent.is_dir():
-            raise NotWritten(
-                f"{path} cannot be written: the folder {path.parent} was removed during the run."
-            ) from error
-        raise NotWritten(
-            f"{path} cannot be written: {reason_of(error)}; {space}. What was complete is kept: mend the disk or make "
-            "space, then continue with --resume."
-        ) from error
+        within = [one for name in ("checkpoints", "figures", "logs") for one in (path / name).rglob("*")]
+        for one in (*path.iterdir(), *within):
+            if leads_out(one, path):
+                raise InputError(f"{one} is a link to a place outside of the run folder; put what it means there.")
+            if one.exists() and not one.is_dir():
+                refuse_odd(one)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{on_one_line(str(path), 200)}: {reason_of(error)}.") from error
 
 
 def make_folder(path: Path, option: str = "--out") -> None:
     """Make a folder for output, if it does not exist.
 
-    Raises InputError, which names the option, if it cannot be made or is not writable.
+    Raises InputError, which names the option, if it cannot be made or is not writable; NotWritten if the disk is full.
     """
     said = f"{option} {on_one_line(str(path), 200)}"
     try:
         path.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise NotWritten(f"{said}: the folder cannot be made: {reason_of(error)}. {_NOTHING}") from error
         raise InputError(f"{said}: the folder cannot be made: {reason_of(error)}.") from error
     if not os.access(path, os.W_OK | os.X_OK):
         raise InputError(f"{said}: the folder is not writable.")

@@ -5,12 +5,11 @@ from __future__ import annotations
 import itertools
 import json
 import re
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..config import Config, difference, read_config, to_table
+from ..config import Config, difference, read_config, read_table, to_table
 from ..core.setup import make_setup
 from ..core.wrapper import make_strategy
 from ..data.federated_data import FederatedData
@@ -199,12 +198,9 @@ def _is_finished(job: Job) -> bool:
     if not (job.path / CONFIG).is_file():
         raise InputError(f"--out: {job.path} contains other files than a run's.")
     try:
-        kept = tomllib.loads((job.path / CONFIG).read_text(encoding="utf-8"))
-        if (other := difference(masked(kept), masked(to_table(job.config)), NO_RESULT)) is not None:
-            raise InputError(f"--out: {job.path} contains a run with another config: {other}; name a new folder.")
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"--out: {job.path / CONFIG} cannot be read: {error}; name a new folder.") from error
-    try:
-        return read_run(job.path).status == "completed"
+        other = difference(masked(read_table(job.path / CONFIG, job.path)), masked(to_table(job.config)), NO_RESULT)
+        if other is None:
+            return read_run(job.path).status == "completed"
     except InputError:
         return False  # continuing repairs it, or reports the error for this run only
+    raise InputError(f"--out: {job.path} contains a run with another config: {other}; name a new folder.")

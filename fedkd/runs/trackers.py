@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from ..config import Config, flattened, to_table
 from ..errors import InputError
+from ..files import read, write
 from ..masking import is_hidden, masked, masked_text, without_hidden
 from ..registry import errors_of, find, options
 
@@ -52,6 +53,11 @@ def scalars(line: dict[str, Any]) -> dict[str, float]:
     found["failures"] = float(len(line["failures"]))
     found |= {f"log/{name}": float(value) for name, value in line["log"].items() if isinstance(value, int | float)}
     return found
+
+
+def _identity(path: Path) -> str:
+    """Return a tracker's id of a run, from a file in its folder."""
+    return read(path, 1000, path.parent).decode().strip()
 
 
 class TensorBoard(Tracker):
@@ -97,7 +103,7 @@ class MLflow(Tracker):
         self._client = self._mlflow.MlflowClient(tracking_uri=self.uri)
         kept = folder / _IDENTITY.format(name="mlflow")
         if kept.is_file():
-            self._id = kept.read_text(encoding="utf-8").strip()
+            self._id = _identity(kept)
             self._client.update_run(self._id, status="RUNNING")
             return
         found = self._client.get_experiment_by_name(self.experiment)
@@ -105,7 +111,7 @@ class MLflow(Tracker):
         self._id = self._client.create_run(number, run_name=folder.name).info.run_id
         for key, value in flattened(masked(to_table(config))).items():
             self._client.log_param(self._id, key, str(value)[:500])
-        kept.write_text(self._id + "\n", encoding="utf-8")
+        write(kept, f"{self._id}\n".encode())
 
     def note(self, line: dict[str, Any]) -> None:
         """Send a round's scalars."""
@@ -130,12 +136,12 @@ class WandB(Tracker):
     def begin(self, config: Config, folder: Path, first_round: int) -> None:
         """Start the run, or continue the run of this folder."""
         kept = folder / _IDENTITY.format(name="wandb")
-        name = kept.read_text(encoding="utf-8").strip() if kept.is_file() else None
+        name = _identity(kept) if kept.is_file() else None
         self._run = self._wandb.init(
             project=self.project, mode=self.mode, dir=str(folder), name=folder.name, id=name, resume="allow",
             config=masked(to_table(config)),
         )  # fmt: skip
-        kept.write_text(self._run.id + "\n", encoding="utf-8")
+        write(kept, f"{self._run.id}\n".encode())
 
     def note(self, line: dict[str, Any]) -> None:
         """Send a round's scalars."""

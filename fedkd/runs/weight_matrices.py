@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 
 from ..core.log import drawable
+from ..data.npz import read_arrays
+from ..files import write, writing
 
 _MOST_NODES = 100  # a line of metrics.jsonl has the matrix of at most so many nodes: 1,000 nodes would be 10 MB a round
 _KEPT = 3  # files, of the last rounds
@@ -27,10 +29,11 @@ def keep_apart(log: dict[str, Any], number: int, home: Path) -> dict[str, Any]:
         return log
     weights = np.array(rows)
     for folder in (home / _FOLDER.parent, home / _FOLDER):  # `home` is there, or was removed and does not come back
-        folder.mkdir(exist_ok=True)
-    partial = home / _FOLDER / ".partial.npz"
-    np.savez_compressed(partial, weights=weights.astype(np.float32), nodes=np.array(log.get("nodes", range(len(rows)))))
-    os.replace(partial, _file(home, number))
+        with writing(folder):
+            folder.mkdir(exist_ok=True)
+    packed = io.BytesIO()
+    np.savez_compressed(packed, weights=weights.astype(np.float32), nodes=np.array(log.get("nodes", range(len(rows)))))
+    write(_file(home, number), packed.getvalue())
     for old in sorted((home / _FOLDER).glob("round-*.npz"))[:-_KEPT]:
         old.unlink()
     return {**log, "weights": summary(weights)}
@@ -64,14 +67,16 @@ def last_matrix(lines: Sequence[dict[str, Any]], home: Path) -> tuple[int, list[
     )
     if line is None:
         return None
-    number, weights = line["round"], line["log"]["weights"]
+    number, nodes, weights = line["round"], line["log"]["nodes"], line["log"]["weights"]
     if isinstance(weights, dict):
         try:
-            with np.load(_file(home, number)) as kept:
-                weights = kept["weights"]
-        except (OSError, ValueError, KeyError):
+            weights = read_arrays(_file(home, number), ["weights"], home).get("weights")
+        except ValueError:
             return None
-    return number, line["log"]["nodes"], np.array(weights)
+    matrix = np.array(weights)
+    if matrix.shape != (len(nodes), len(nodes)) or matrix.dtype.kind not in "fiu" or not np.isfinite(matrix).all():
+        return None
+    return number, nodes, matrix
 
 
 def _file(home: Path, number: int) -> Path:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import os
+import tracemalloc
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -102,3 +106,37 @@ def test_damaged_files_are_refused_by_name(tmp_path: Path) -> None:
             read(f"npz:{name}.npz", tmp_path)
     with pytest.raises(InputError, match="it is one array"):
         read("npz:one.npy", tmp_path)
+
+
+def test_a_bomb_is_refused_before_memory_is_taken(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "bomb.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        header = io.BytesIO()
+        np.lib.format.write_array_header_1_0(
+            header, {"descr": "|u1", "fortran_order": False, "shape": (300 << 20, 1, 1)}
+        )
+        with archive.open("x_train.npy", "w") as member:
+            member.write(header.getvalue())
+            for _ in range(300):
+                member.write(bytes(1 << 20))
+    tracemalloc.start()
+    with pytest.raises(InputError, match=r"0\.3 MB would become 0\.3 GB, more than images do"):
+        read("npz:bomb.npz", tmp_path)
+    taken = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert taken < 10 << 20
+
+
+@pytest.mark.parametrize("shape", [(10**12, 8, 8), (2**62, 4), (-1, 8), (12, 8, 9), (11, 8, 8)])
+def test_a_header_that_claims_more_than_there_is_is_refused(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    with zipfile.ZipFile(tmp_path / "s.npz", "w") as archive:
+        archive.writestr("x_train.npy", header.getvalue() + bytes(12 * 64))
+    with pytest.raises(InputError, match="x_train claims to be uint8, .* which its size does not fit"):
+        read("npz:s.npz", tmp_path)
+
+
+def test_a_pipe_in_place_of_an_archive_is_named(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "s.npz")
+    with pytest.raises(InputError, match="s.npz is not .*: it is not a regular file"):
+        read("npz:s.npz", tmp_path)

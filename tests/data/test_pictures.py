@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -99,7 +100,7 @@ def test_what_cannot_be_kept_is_refused_with_its_mode(tmp_path: Path) -> None:
         ("text.png", "cannot identify"),
         ("pipe.png", "not a regular file"),
         ("folder.png", "not a regular file"),
-        ("none.png", "not a regular file"),
+        ("none.png", "No such file"),
     ]:
         with pytest.raises(ValueError, match=message):
             read_picture(tmp_path / name, None)
@@ -141,3 +142,19 @@ def test_colours_of_sixteen_bits_keep_their_high_byte_or_are_refused(tmp_path: P
 def test_a_broken_exif_does_not_cost_the_image(tmp_path: Path) -> None:
     Image.fromarray(RGB).save(tmp_path / "x.png", exif=b"Exif\x00\x00garbage")
     assert np.array_equal(read_picture(tmp_path / "x.png", None), RGB)
+
+
+def test_a_bomb_is_refused_before_its_pixels_are_read(tmp_path: Path) -> None:
+    """A PNG of a few kilobytes whose pixels would be gigabytes, of several sizes about Pillow's own limits."""
+    for width, height in ((8193, 8192), (9000, 9000), (15_000, 15_000), (2**31 - 1, 2**31 - 1), (1, 2**27)):
+        head = b"IHDR" + width.to_bytes(4, "big") + height.to_bytes(4, "big") + b"\x08\x02\x00\x00\x00"
+        body = b"\x00\x00\x00\x0d" + head + zlib.crc32(head).to_bytes(4, "big")
+        (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + body + b"\x00\x00\x00\x64IDAT" + bytes(100))
+        with pytest.raises(ValueError, match="pixels"):
+            read_picture(tmp_path / "bomb.png", 8)
+
+
+def test_what_pillow_would_give_to_other_programs_is_no_image(tmp_path: Path) -> None:
+    (tmp_path / "x.png").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n")
+    with pytest.raises(ValueError, match="cannot identify"):
+        read_picture(tmp_path / "x.png", None)

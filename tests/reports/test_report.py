@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import os
 import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from fedkd.cli import app
@@ -125,3 +129,26 @@ def test_partitions_are_kept_for_the_page(runs: Path) -> None:
     kept = json.loads((runs / "knfu-0" / "partition.json").read_text())
     assert [sum(row) for row in kept["counts"]] == [24] * 6
     assert len(kept["classes"]) == 10
+
+
+def test_images_from_outside_of_a_run_are_named_and_not_in_the_page(runs: Path, tmp_path: Path) -> None:
+    private = tmp_path / "private"
+    private.mkdir()
+    pixels = np.random.default_rng(7).integers(0, 256, (16, 16), dtype=np.uint8)
+    Image.fromarray(pixels).save(private / "round-000001.png")
+    run = tmp_path / "run"
+    shutil.copytree(runs / "fedmd-0", run)
+    for name in ("file", "pipe", "text"):
+        (run / "figures" / name).mkdir(parents=True)
+    (run / "figures/file/round-000001.png").symlink_to(private / "round-000001.png")
+    (run / "figures/folder").symlink_to(private)
+    os.mkfifo(run / "figures/pipe/round-000001.png")
+    (run / "figures/text/round-000001.png").write_text("no picture")
+    (run / "figures/text/round-000001.png.bak").write_text("a copy")
+    done = CliRunner().invoke(app, ["report", str(run), "-o", str(tmp_path / "page.html")])
+    assert done.exit_code == 0, done.output
+    secret = base64.b64encode((private / "round-000001.png").read_bytes()).decode()
+    assert secret not in (tmp_path / "page.html").read_text()
+    for name in ("file/round-000001.png", "folder", "pipe/round-000001.png", "text/round-000001.png"):
+        assert f"figures/{name}: " in done.stderr
+    assert ".bak" not in done.stderr

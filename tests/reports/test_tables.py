@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import re
 
 import pytest
@@ -78,3 +79,33 @@ def test_a_narrow_terminal_gets_the_table_in_parts(write: Write, monkeypatch: py
 def test_latex_escapes_names(write: Write) -> None:
     folder = write("a", 0, [0.5], {"strategy": {"name": "my_file.py:Fed_{50%}"}}).parent
     assert r"Fed\_\{50\%\} & 1" in to_latex([compare(find_runs([folder])[0])])
+
+
+EVIL = [
+    "a | <img src=x onerror=own()> \\input{/etc/passwd} \n\n# x", "=HYPERLINK(1)", "@SUM(1)", "+1", "-1+1", "\t=1",
+    "[1em] x", "*", "\x1b[2J\x07x", "`code` [a](https://x.example) *b* _c_", "a\u202eb", "${x}^2 & 50% #1 ~ _",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EVIL)
+def test_a_strangers_name_stays_text_in_every_form(write: Write, name: str) -> None:
+    for seed in range(3):
+        write(f"a-{seed}", seed, [0.5])
+        folder = write(f"b-{seed}", seed, [0.4], {"train": {"batch_size": 4}}).parent
+        path = folder / f"b-{seed}" / "config.toml"
+        path.write_text(path.read_text().replace('"fedavg"', json.dumps(name.replace("\x1b", "").replace("\x07", ""))))
+    runs, _ = find_runs([folder])
+    found = compare(runs, title=f"data.name = {name}")
+    markdown, latex = to_markdown([found]), to_latex([found])
+    rows = [line for line in markdown.splitlines() if line.startswith("|")]
+    assert len({len(re.findall(r"(?<!\\)\|", line)) for line in rows}) == 1
+    assert len(markdown.splitlines()) == len(rows) + 2
+    assert not re.search(r"<|(?<!\\)[`\[\]*]|://", markdown)
+    assert r"\input" not in latex
+    assert not re.search(r"^\s*[\[*]", latex, re.MULTILINE)
+    assert len(latex.splitlines()) == 13
+    assert all(c.isprintable() or c == "\n" for c in markdown + latex)
+    for line in csv.DictReader(io.StringIO(to_csv([found]))):
+        assert not line["strategy"].startswith(("=", "+", "-", "@"))
+        assert float(line["final_mean"]) == pytest.approx(0.45, abs=0.06)  # numbers stay numbers
+    assert any(float(line["difference_mean"] or 0) < 0 for line in csv.DictReader(io.StringIO(to_csv([found]))))

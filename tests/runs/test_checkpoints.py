@@ -13,15 +13,19 @@ from helpers import Make, checkpoint_bytes, lines, server_state
 from fedkd.core.state import pack
 from fedkd.errors import InputError
 from fedkd.messages.arrays import array_record
-from fedkd.runs.checkpoints import _digest, _save, latest, load_nodes, load_server, save
+from fedkd.runs.checkpoints import _save, latest, load_nodes, load_server, save
 from fedkd.runs.results import read_run
 from fedkd.runs.run import resume, run
+
+OWNER = {"method": "a test", "seed": 0}
 
 
 def saved(folder: Path, count: int, keep: int = 9) -> list[Path]:
     folder.mkdir(exist_ok=True)
     state = RecordDict({"model": array_record({"w": torch.ones(2)})})
-    return [save(folder, n, pack({"w": torch.full((3,), n)}, "a test"), [(7, state)], keep) for n in range(count)]
+    return [
+        save(folder, n, pack({"w": torch.full((3,), n)}, "a test"), [(7, state)], keep, OWNER) for n in range(count)
+    ]
 
 
 def test_the_newest_stay_and_hold_what_was_saved(tmp_path: Path) -> None:
@@ -109,9 +113,8 @@ def test_a_checkpoint_of_an_earlier_version_is_refused_by_name(tiny: Make, tmp_p
     run(tiny(), tmp_path / "run")
     newest = tmp_path / "run" / "checkpoints" / "round-000002"
     tensors = load_server(newest).tensors
-    _save(newest / "server.safetensors", tensors, {})
     about = json.loads((newest / "checkpoint.json").read_text())
-    about["files"]["server.safetensors"] = _digest(newest / "server.safetensors")
+    about["files"]["server.safetensors"] = _save(newest / "server.safetensors", tensors, {})
     (newest / "checkpoint.json").write_text(json.dumps(about))
     with pytest.raises(InputError, match="round-000002 was written by an earlier version of fedkd.*in a new folder"):
         resume(tmp_path / "run")

@@ -47,9 +47,9 @@ def test_partial_foreign_and_old_folders_are_told_and_the_rest_works(write: Writ
         ("going-on", "unfinished after round 1 of 1; left out"),
         ("stopped", "interrupted after round 1 of 1; left out"),
         ("distillation", "this is a distillation"),
-        ("old", "not a run of this version of fedkd (it says 0.0.1): without cohort, without nodes"),
+        ("old", "line 1 of metrics.jsonl has another form: without cohort, without spread, without nodes"),
         ("empty", "completed, but its metrics.jsonl has no round; lines were lost"),
-        ("broken", "its files cannot be read"),
+        ("broken", "its files cannot be read: "),
     ]:
         assert f"{folder / name}: {why}" in reported
     (tmp_path / "nothing").mkdir()
