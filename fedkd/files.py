@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import math
 import os
 import re
 import shutil
@@ -13,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from .errors import RunError, reason_of
+from .errors import InputError, RunError, reason_of
 
 _DEEPEST = 50  # lists and tables within each other
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
@@ -76,7 +77,7 @@ def parse_json(content: bytes | str) -> Any:
 
 
 def _whole(digits: str) -> int:
-    if len(digits) > 20 or not -(2**63) <= (number := int(digits)) < 2**63:
+    if len(digits) > 20 or not -(2**63) <= (number := int(digits)) < 2**64:
         raise ValueError(f"the number {digits[:20]}... is too large")
     return number
 
@@ -92,6 +93,23 @@ def _depth(text: str) -> int:
 
 
 # Writing
+
+
+def as_json(value: Any, indent: int | None = None) -> bytes:
+    """Return a value as a JSON text and the end of its line. Numbers that are not finite are null: JSON has none."""
+    try:
+        text = json.dumps(value, indent=indent, allow_nan=False)
+    except ValueError:
+        text = json.dumps(_without_nan(value), indent=indent, allow_nan=False)
+    return text.encode() + b"\n"
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def put(file: BinaryIO, content: bytes) -> None:
@@ -131,7 +149,12 @@ def append(path: Path, content: bytes) -> None:
 
 
 def write_output(path: Path, content: bytes) -> None:
-    """Write what a command shows to where the user wants it, which may be a link or a device. Raises NotWritten."""
+    """Write what a command shows to where the user wants it, which may be a link or a device.
+
+    Raises InputError if this is no place for a file, NotWritten if the disk refuses it.
+    """
+    if path.is_dir():
+        raise InputError(f"{path} cannot be written: Is a directory")
     with (
         writing(path, lambda: len(content), "Make space, or name another place, and give the command again."),
         path.open("wb") as file,

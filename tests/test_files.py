@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 from pathlib import Path
 
 import pytest
 
-from fedkd.files import NotWritten, append, parse_json, put_new, read, write
+from fedkd.files import NotWritten, append, as_json, parse_json, put_new, read, write
 
 
 def test_what_is_no_regular_file_is_refused_before_it_is_opened(
@@ -57,7 +58,8 @@ def test_no_link_leads_out_and_links_within_are_followed(tmp_path: Path) -> None
         ("[" * 100_000, "nested too deeply"),
         ('{"a":' * 60 + "1" + "}" * 60, "nested too deeply"),
         ("1" * 5000, "number|digits"),
-        (str(2**63), "too large"),
+        (str(2**64), "too large"),
+        (str(-(2**63) - 1), "too large"),
         ('["\\ud800"]', "surrogates"),
         (b"\xff", "utf-8"),
         ("{", "."),
@@ -83,3 +85,10 @@ def test_a_file_is_written_whole_and_links_are_not_followed(tmp_path: Path) -> N
     assert (tmp_path / "private").read_text() == "secret"
     with pytest.raises(NotWritten, match="the file was removed during the run"):
         append(tmp_path / "gone", b"x")
+
+
+def test_what_is_not_finite_is_null() -> None:
+    value = {"a": [1.5, math.nan, (math.inf, -math.inf)], "b": {"c": math.nan, "d": 2}, "e": "NaN"}
+    written = as_json(value)
+    assert written == b'{"a": [1.5, null, [null, null]], "b": {"c": null, "d": 2}, "e": "NaN"}\n'
+    assert as_json({"a": 1.0}) == b'{"a": 1.0}\n'

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_module
 import logging
 import math
 import shlex
@@ -13,6 +12,7 @@ from typing import Annotated
 import typer
 
 from ..errors import InputError, RunError
+from ..files import as_json
 from .common import AcceptChanges, ConfigPath, Overrides, app, exit_codes, how_to_resume
 from .tables import print_partition, print_summary
 
@@ -52,7 +52,7 @@ def run(
                 )
         print_summary(summary, folder)
         if json:
-            typer.echo(json_module.dumps(summary))
+            typer.echo(as_json(summary).decode().strip())
 
 
 @app.command()
@@ -99,7 +99,7 @@ def distill(
         typer.echo("figures: " + " ".join(sorted(str(path) for path in (folder / "figures").glob("*.png"))))
         typer.echo(f"folder: {folder}")
         if json:
-            typer.echo(json_module.dumps(summary))
+            typer.echo(as_json(summary).decode().strip())
 
 
 def _refuse_mixed(config: Path | None, out: Path | None, overrides: list[str] | None, resume: Path | None) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
 import uuid
 from dataclasses import dataclass, field
@@ -13,8 +11,10 @@ from typing import Annotated
 import pydantic
 
 from ..errors import InputError, on_one_line, reason_of
+from ..files import as_json, parse_json, read, write
 
 ROSTER = "sites.json"
+_MOST_BYTES = 2**26
 _SEPARATORS = re.compile(r"[ ._-]+")
 _ALIKE = str.maketrans("il|o", "1110")
 
@@ -62,9 +62,9 @@ class Roster:
     def read(cls, path: Path) -> Roster:
         """Return the roster in a file. Raises InputError if it is damaged."""
         try:
-            table = json.loads(path.read_text(encoding="utf-8"))
+            table = parse_json(read(path, _MOST_BYTES, path.parent))
             roster = cls(**_File.model_validate(table).model_dump(), path=path)
-        except (OSError, ValueError, RecursionError) as error:
+        except (OSError, ValueError) as error:
             reason = (
                 "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:3])
                 if isinstance(error, pydantic.ValidationError)
@@ -76,9 +76,6 @@ class Roster:
         return roster
 
     def write(self) -> None:
-        """Write the file atomically."""
+        """Write the file, whole or not at all. Raises NotWritten."""
         if self.path is not None:
-            table = {key: value for key, value in vars(self).items() if key != "path"}
-            partial = self.path.with_name(f".{self.path.name}.partial")
-            partial.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
-            os.replace(partial, self.path)
+            write(self.path, as_json({key: value for key, value in vars(self).items() if key != "path"}, indent=2))

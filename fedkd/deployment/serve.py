@@ -18,7 +18,7 @@ from ..masking import masked
 from ..runs import checkpoints
 from ..runs.origin import go_on, known_files
 from ..runs.run import OnRound, OnStep, origin_in, run_with
-from ..runs.run_folder import CONFIG, RunFolder, alone_in, refuse_used
+from ..runs.run_folder import CONFIG, RunFolder, alone_in, refuse_odd_files, refuse_used
 from ..runs.trackers import make_trackers
 from ..stopping import Stopped, stoppable
 from .roster import ROSTER, Roster
@@ -45,6 +45,8 @@ def serve(
     folder = RunFolder(path)
     if resume and not (path / ROSTER).is_file():
         raise InputError(f"{path}: there is no run of real sites to continue; its {ROSTER} is missing.")
+    if resume:
+        refuse_odd_files(path)
     if not resume:
         refuse_used(path)
     setup = make_setup(config, device=prepare_as_engine(config))
@@ -59,7 +61,8 @@ def serve(
             begun, wanted = to_table(read_config(path / CONFIG)), masked(to_table(setup.environment.config))
             if (other := difference(begun, wanted, ("rounds", "timeout"))) is not None:
                 raise InputError(f"{path} was begun with another config: {other}.")
-            number, checkpoint = checkpoints.latest(folder.checkpoints, on_event)
+            owner = checkpoints.owner_of(setup.environment.config)
+            number, checkpoint = checkpoints.latest(folder.checkpoints, on_event, owner)
             restore_state(setup.strategy, checkpoints.load_server(checkpoint))
             go_on(path, now, number + 1, accept_changes=accept_changes)
             folder.rewind(number)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,8 +17,8 @@ _MOST_OF_LINES = 2**31
 _LARGEST = 1e100  # of a number: sums and squares stay finite
 
 
-def _bounded(value: float) -> float:
-    if _LARGEST < abs(value) < float("inf"):
+def _bounded(value: float | None) -> float | None:
+    if value is not None and _LARGEST < abs(value) < float("inf"):
         raise ValueError("too large")
     return value
 
@@ -31,7 +32,7 @@ def _numbered(nodes: dict[str, float]) -> dict[str, float]:
 # one line without control characters
 Name = Annotated[str, StringConstraints(pattern=r"^[^\p{C}\p{Zl}\p{Zp}]{1,200}$")]
 Count = Annotated[int, Field(ge=0, lt=2**63)]
-Number = Annotated[float, AfterValidator(_bounded)]  # nan and inf too: a measured value may be that
+Number = Annotated[float | None, AfterValidator(_bounded)]  # null: a measured value that is not finite
 Seconds = Annotated[float, Field(ge=0, le=_LARGEST, allow_inf_nan=False)]
 
 
@@ -178,5 +179,19 @@ def read_lines(path: Path, form: type[Line | DistillLine] = Line) -> tuple[list[
             return lines, f"{path.name} has round {line['round']} instead of round {len(lines)}, in line {number}"
         if form is DistillLine and lines and line["iteration"] <= lines[-1]["iteration"]:
             return lines, f"{path.name} has iteration {line['iteration']} twice, or too late, in line {number}"
-        lines.append(line)
+        lines.append(_with_nan(line))
     return lines, None
+
+
+def _with_nan(line: dict[str, Any]) -> dict[str, Any]:
+    """Return a line in which measured values that are null are NaN again."""
+    if None in line["metrics"].values():
+        line["metrics"] = _as_numbers(line["metrics"])
+    line.update(
+        {key: {m: _as_numbers(one) for m, one in line[key].items()} for key in ("nodes", "spread") if key in line}
+    )
+    return line
+
+
+def _as_numbers(values: dict[str, float | None]) -> dict[str, float]:
+    return {name: math.nan if value is None else value for name, value in values.items()}

@@ -15,6 +15,7 @@ from typing import Any
 from ..config import flattened, read_table
 from ..errors import InputError, on_one_line, reason_of, unknown
 from ..files import leads_out, parse_json, read
+from ..masking import masked
 from .forms import MOST_BYTES, OriginFile, Partition, RunConfig, Summary, read_form, read_lines, wrong_fields
 from .metrics import lower_is_better
 from .origin import ORIGIN, Origin, differences, read_origin
@@ -145,7 +146,7 @@ def read_run(path: Path) -> Run:
     if summary is not None and summary["status"] == "completed" and len(rounds) != config["rounds"] + 1:
         ends = f"ends with round {rounds[-1]} of {config['rounds']}" if rounds else "has no round"
         raise InputError(f"{path}: completed, but its {METRICS} {ends}; lines were lost.")
-    return Run(path, config, lines, summary)
+    return Run(path, masked(config), lines, summary)
 
 
 def left_out(path: Path) -> list[str]:

@@ -23,7 +23,7 @@ from ..config import Config, DistillConfig, to_table
 from ..core.record import Captioned
 from ..data.pictures import open_picture
 from ..errors import InputError, on_one_line, reason_of
-from ..files import NotWritten, append, leads_out, parse_json, read, refuse_odd, write, writing
+from ..files import NotWritten, append, as_json, leads_out, parse_json, read, refuse_odd, write, writing
 from ..masking import masked
 from .forms import DistillLine, Line, read_lines
 from .origin import ORIGIN, Origin, write_origin
@@ -67,7 +67,7 @@ class RunFolder:
 
     def append(self, line: dict[str, Any]) -> None:
         """Add a line to metrics.jsonl. Raises RunError if it cannot be written."""
-        append(self.path / METRICS, _as_json(line))
+        append(self.path / METRICS, as_json(line))
 
     def lines(self) -> list[dict[str, Any]]:
         """Return the lines of metrics.jsonl before the first damaged line."""
@@ -75,7 +75,7 @@ class RunFolder:
 
     def keep_partition(self, classes: Sequence[str], counts: np.ndarray) -> None:
         """Write which node has which images: the classes, and the number of images of each, nodes x classes."""
-        write(self.path / PARTITION, _as_json({"classes": list(classes), "counts": counts.tolist()}))
+        write(self.path / PARTITION, as_json({"classes": list(classes), "counts": counts.tolist()}))
 
     def keep_images(self, name: str, number: int, row: Captioned) -> None:
         """Write a round's row of images side by side as one PNG, without scaling; captions are the PNG's text.
@@ -115,15 +115,11 @@ class RunFolder:
             )
         with writing(self.path / SUMMARY):
             (self.path / SUMMARY).unlink(missing_ok=True)
-        write(path, b"".join(json.dumps(line).encode() + b"\n" for line in kept))
+        write(path, b"".join(as_json(line) for line in kept))
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write summary.json. Raises RunError if it cannot be written."""
-        write(self.path / SUMMARY, _as_json(summary, indent=2))
-
-
-def _as_json(value: Any, indent: int | None = None) -> bytes:
-    return json.dumps(value, indent=indent).encode() + b"\n"
+        write(self.path / SUMMARY, as_json(summary, indent=2))
 
 
 def whole_lines(path: Path) -> list[dict[str, Any]]:

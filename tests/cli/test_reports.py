@@ -16,7 +16,7 @@ from fedkd.cli import app
     [
         (["--out", "file"], "--out file: the folder cannot be made: File exists"),
         (["--out", "file/deeper"], "--out file/deeper: the folder cannot be made: Not a directory"),
-        (["--out", "full"], "--out full: compare.md cannot be written: Is a directory"),
+        (["--out", "full"], "full/compare.md cannot be written: Is a directory"),
         (["--target", "nan"], "--target nan: give a number"),
         (["--metric", "no", "--out", "unmade"], "--metric: unknown 'no'"),
     ],
