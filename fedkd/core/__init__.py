@@ -7,6 +7,7 @@
 * `round_loop`: `run_rounds`: the loop over rounds, one for all methods and engines.
 * `sampling`: client sampling: the cohort, and the nodes that are measured.
 * `record`: the results of a round.
+* `undo`: a round with real sites whose result is not usable: it is undone, and the sites that spoiled it are found.
 * `log`: which values and names a method may log.
 * `state`: the server's state: declared fields, saved and restored; an attribute that is not declared is an error.
 * `contract`: the checks of a strategy's class before anything runs.

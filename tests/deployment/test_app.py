@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import HOME, PLUGINS, lines
+from helpers import HOME, PLUGINS, checkpoint_bytes, lines
 from helpers.docs import blocks
 from helpers.shell import Shell
+from helpers.tricks import TRICKS
 
 from fedkd.config import read_config
 from fedkd.runs.run import run
@@ -162,10 +163,10 @@ def test_run_sh_exits_with_1_for_a_run_that_failed_and_2_for_a_config_that_was_r
         assert said in output
 
 
-def wait_for(path: Path, text: str) -> None:
+def wait_for(path: Path, text: str, seconds: float = 120.0) -> None:
     """Wait until a file has this text."""
     waited = threading.Event()
-    for _ in range(600):
+    for _ in range(int(seconds / 0.2)):
         if path.is_file() and text in path.read_text():
             return
         waited.wait(0.2)
@@ -231,3 +232,87 @@ def test_nginx_lets_sites_through_and_nobody_else(shell: Shell, tmp_path: Path) 
             answers[path] = error.code
     assert answers.pop("fleet/pull-messages") != 403  # the SuperLink itself answers there
     assert set(answers.values()) == {403}, answers
+
+
+HOSTILE_SITE = """\
+rounds = ROUNDS
+timeout = 120.0
+payload_limit = 10_000_000
+[data]
+name = "digits"
+train_per_class = 20
+partition = { scheme = "iid", clients = 3 }
+[model]
+name = "mlp"
+hidden = [8]
+[strategy]
+name = "fedavg"
+[evaluate]
+every = 100
+"""
+
+
+def test_a_hostile_site_changes_nothing_for_two_honest_ones(shell: Shell, tmp_path: Path) -> None:
+    """Each trick in turn; before them it takes another's name, after them it lies about its images."""
+    rounds = len(TRICKS) + 3
+    (tmp_path / "c.toml").write_text(HOSTILE_SITE.replace("ROUNDS", str(rounds)))
+    ports = free_ports(4)
+    shell.does(f"fedkd deploy init fed --config c.toml --sites 3 --port {ports[0]}")
+    shell.does("fed/server/start.sh > server.log 2>&1 &")
+    wait_for(tmp_path / "server.log", "Uvicorn running")
+    shell.does("fed/server/register.sh")
+    evil = f"PYTHONPATH={PLUGINS / 'hostile_site'}:{HOME / 'tests'} RUNTIME_PORT={ports[3]}"
+
+    def begin(variables: str, site: int, log: str) -> None:
+        shell.does(f"{variables} fed/sites/site-{site}/start.sh > {log} 2>&1 &")
+        wait_for(tmp_path / log, "SuperNode ID")
+
+    begin(f"RUNTIME_PORT={ports[1]}", 1, "site-1.log")
+    begin(f"RUNTIME_PORT={ports[2]}", 2, "site-2.log")
+    begin(f"{evil} SITE=site-2", 3, "name.log")
+    shell.does("(fed/server/run.sh --run-config 'out=\"runs/a\"' > run.log 2>&1; echo $? > code) &")
+    wait_for(tmp_path / "run.log", "its key was registered under the name")
+    end(shell, str(tmp_path), "site-3")
+    begin(evil, 3, "site-3.log")
+    folder = tmp_path / "fed/server/runs/a"
+    wait_for(folder / "metrics.jsonl", f'"round": {len(TRICKS)},', seconds=600)
+    end(shell, str(tmp_path), "site-3")
+    begin(f"{evil} LIED_IMAGES=2147483647", 3, "images.log")
+    wait_for(tmp_path / "code", "\n", seconds=300)
+
+    output = (tmp_path / "run.log").read_text()
+    assert (tmp_path / "code").read_text() == "0\n", output
+    found = lines(folder)
+    blamed = {(failure["node"], failure["action"]) for line in found for failure in line["failures"]}
+    assert blamed <= {(2, "fit"), (2, "evaluate")}, blamed
+    assert all(line["failures"] for line in found[1 : len(TRICKS) + 1])
+    events = [event["event"] for line in found for event in line["events"]]
+    assert any("and of 2147483647 now" in event for event in events) or found[-1]["failures"], events
+
+    config = read_config(tmp_path / "c.toml")
+    strategy = config.strategy.model_copy(update={"name": f"{PLUGINS / 'leaves.py'}:AloneFedAvg"})
+    run(config.model_copy(update={"strategy": strategy}), tmp_path / "without")
+    models = [checkpoint_bytes(one)["server.safetensors"] for one in (folder, tmp_path / "without")]
+    assert models[0] == models[1]
+
+
+def end(shell: Shell, *parts: str) -> None:
+    """End the SuperNode whose command line and folder have these parts, as Ctrl-C does, and wait until it is gone."""
+    waited, asked = threading.Event(), set()
+    for _ in range(300):
+        there = set()
+        for entry in Path("/proc").glob("[0-9]*"):
+            try:
+                command = (entry / "cmdline").read_bytes().decode(errors="replace") + os.readlink(entry / "cwd")
+            except OSError:
+                continue
+            if "flower-supernode" in command and all(part in command for part in parts):
+                there.add(int(entry.name))
+        if not there:
+            shell.does("jobs")  # the shell takes note
+            return
+        for one in there - asked:
+            os.kill(one, signal.SIGTERM)
+        asked |= there
+        waited.wait(0.2)
+    raise AssertionError(f"a SuperNode does not end: {parts}")

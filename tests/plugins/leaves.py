@@ -30,3 +30,11 @@ class LeavingKnFu(KnFu):
 class LeavingFedAvg(FedAvg):
     def client_class(self) -> type[Client]:
         return leaving(super().client_class(), 1, (2, 3))
+
+
+@dataclass(kw_only=True)
+class AloneFedAvg(FedAvg):
+    """FedAvg without the replies of node 2."""
+
+    def client_class(self) -> type[Client]:
+        return leaving(super().client_class(), 2, tuple(range(1, 1000)))
