@@ -32,6 +32,8 @@ from fedkd import (
 class FedProtoClient(Client):
     """Trains with a loss that pulls its features towards the global prototypes; predicts the nearest prototype."""
 
+    reports: ClassVar[tuple[str, ...]] = (*Client.reports, "personal_classifier/accuracy")
+
     def fit(self, request: Payload) -> Payload:
         """Train, keep the model; return the mean features and the number of the node's images of each class."""
         weight = cast(FedProto, self.strategy).prototype_weight

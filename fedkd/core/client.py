@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from flwr.app import RecordDict
@@ -34,6 +34,13 @@ class Client:
     `keep_model`, read it with `recall`. A request's changes to the state count once the server has accepted the reply;
     they are lost if the request raises an error, or if its reply is refused, late or lost.
     """
+
+    reports: ClassVar[tuple[str, ...]] = (
+        "personal/accuracy",
+        "personal/loss",
+        "personal_global_test/accuracy",
+        "personal_after_fit/accuracy",
+    )  # the metrics that a node may report; a subclass adds its own
 
     def __init__(
         self,
@@ -209,9 +216,11 @@ class Client:
     def report(self, metric: str, value: float) -> None:
         """Report a metric, named `scope/metric`, of this node in this round, if the server wants its metrics.
 
-        Raises ValueError for a name of another form, a name that only the server reports, a value that is not a finite
-        number, and a name that belongs to another request: `personal` to `evaluate`, `personal_after_...` to others.
+        Raises ValueError for a name that is not in `reports`, a name that only the server reports, a value that is not
+        a finite number, and a name of another request: `personal` of `evaluate`, `personal_after_...` of others.
         """
+        if metric not in self.reports:
+            raise ValueError(f"metric {metric!r} is not declared: add it to {type(self).__name__}.reports")
         if not belongs_to(metric, self.action):
             raise ValueError(f"metric {metric!r} cannot be reported by {self.action!r}")
         number = checked_metric(metric, value)

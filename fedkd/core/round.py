@@ -42,8 +42,8 @@ class Round:
     `nodes`: all nodes of the federation. `measured`: the nodes whose models are measured at the end of this round;
     empty if the round is not measured. `actions`: the requests that the client half answers. `most_images`: a function
     from a node's number of images to the largest number of images that the node may report to have trained on.
-    `server_scopes`: scopes of metrics that the server measures, so that no node may report them. `on_step`: see
-    `run_rounds`.
+    `server_scopes`: scopes of metrics that the server measures, so that no node may report them; `reports`: the
+    metrics that nodes may report. `on_step`: see `run_rounds`.
     """
 
     def __init__(
@@ -57,6 +57,7 @@ class Round:
         actions: Sequence[str],
         most_images: Callable[[int], int] = lambda images: images,
         server_scopes: set[str] | None = None,
+        reports: Sequence[str] = (),
         on_step: Callable[[int, str, int, int], None] = lambda number, what, done, total: None,
     ) -> None:
         self.environment = environment
@@ -68,6 +69,7 @@ class Round:
         self.server_scopes = server_scopes or set()
         self.record = Record(number, cohort)
         self._actions = actions
+        self._reports = frozenset(reports)
         self._most_images = most_images
         self._on_step = on_step
         self._least = environment.config.min_replies  # good replies that a request needs, if it goes to that many nodes
@@ -232,7 +234,7 @@ class Round:
         """
         self._finish_open()
         messages = self._messages("evaluate", payload, self.measured)
-        self._open = _Stream(self._replies("evaluate", messages, None, self.record.evaluation_bytes, 0))
+        self._open = _Stream(self._replies("evaluate", messages, Expected(), self.record.evaluation_bytes, 0))
         return self._finish_open
 
     def close(self) -> None:
@@ -332,7 +334,7 @@ class Round:
 
     def _door(self, action: str, expect: Expectation) -> Door:
         """Return the check of the replies to a request, with the metrics that it asks for."""
-        asked = AskedMetrics(action, frozenset(self.measured), frozenset(self.server_scopes))
+        asked = AskedMetrics(action, frozenset(self.measured), self._reports, frozenset(self.server_scopes))
         return Door(expect, self.config.limits, asked)
 
     def _send(self, messages: list[Message], traffic: Sizes) -> Iterator[Message]:

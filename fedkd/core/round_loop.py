@@ -64,6 +64,7 @@ def run_rounds(
             answers,
             lambda images: strategy.most_images(images, environment),
             server_scopes,
+            strategy.client_class().reports,
             on_step,
         )
         before = None if recorder is None else state_of(strategy)

@@ -11,13 +11,12 @@ from itertools import accumulate
 from typing import Any
 
 import numpy as np
-import torch
 from flwr.app import Message, RecordDict
 
 from ..data.images import Images
 from ..errors import RunError
 from ..learning.evaluation import predict
-from ..messages.arrays import PayloadError, Tensors, is_finite, tensors_of
+from ..messages.arrays import PayloadError, Tensors, are_within, is_finite, tensors_of
 from ..messages.carrier import Carrier
 from ..messages.flower import error_reply
 from ..messages.ledger import all_bytes
@@ -28,6 +27,7 @@ from .strategy import Strategy
 
 _MOST_KEPT = 2 * 2**30  # bytes of replies of a round that are kept for the search
 _MOST_TRIALS = 100
+_MOST_OUTPUT = 1e6  # of a model: training that starts beyond it diverges
 _PROBE = 8  # images on which a model's output is looked at
 
 
@@ -44,8 +44,8 @@ def flaw_of(strategy: Strategy, state: Tensors, environment: Environment) -> str
     for architecture, weights in strategy.global_models():
         model = environment.model(architecture)
         fill(model, weights)
-        if not bool(torch.isfinite(predict(model, _probe(environment), environment.preprocess)).all()):
-            return "the output of the global model is not finite"
+        if not are_within(predict(model, _probe(environment), environment.preprocess), _MOST_OUTPUT):
+            return f"the output of the global model is not finite, or beyond {_MOST_OUTPUT:g}"
     return None
 
 

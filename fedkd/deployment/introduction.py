@@ -21,6 +21,7 @@ NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_. -]{0,62}[A-Za-z0-9])?")  # of a sit
 LOST = "its state was lost; it starts afresh"  # an event, and the error of a site of which the server did not know it
 DAMAGED = "its newest state is damaged; it goes on from an older one"
 _MOST = float(2**53)
+_MOST_PIXELS = 1e5  # of a side
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,8 @@ def introduction_of(records: RecordDict, limits: Limits) -> Introduction:
 
     Names of classes and of the model are not checked: only compare them, and show them only through `on_one_line`.
     """
-    numbers = dict.fromkeys(("images", "test_images", "channels", "height", "width"), (0.0, _MOST))
+    numbers = {name: (0.0, _MOST) for name in ("images", "test_images")}
+    numbers |= {name: (1.0, _MOST_PIXELS) for name in ("channels", "height", "width")}
     expected = Expected(
         numbers={**numbers, "partition": (-1.0, _MOST)}, strings=("name", "model", "version", "classes", "states")
     )
@@ -80,6 +82,8 @@ def introduction_of(records: RecordDict, limits: Limits) -> Introduction:
         classes = None
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
         raise PayloadError("string 'classes' is not a list of names")
+    if len(set(classes)) < len(classes) or not all(name.isprintable() for name in classes):
+        raise PayloadError("string 'classes' has a name twice, or one that cannot be printed")
     if not NAME.fullmatch(payload.strings["name"]) or is_the_servers(payload.strings["name"]):
         raise PayloadError(f"string 'name' is {on_one_line(payload.strings['name'], 80)!r}")
     if parts := [name for name, value in payload.numbers.items() if value != int(value)]:

@@ -45,7 +45,7 @@ from .templates import (
 
 _SUPERLINK_PORT = 8000  # on the server's loopback address, behind nginx
 _OURS = ("federation.toml", "pyproject.toml", "fedkd_app.py")  # the files of the app that are no plug-ins
-_HOST = re.compile(r"[A-Za-z0-9.:-]+")
+_HOST = re.compile(r"[A-Za-z0-9:][A-Za-z0-9.:-]*")
 
 
 class Provisioned(NamedTuple):

@@ -26,10 +26,10 @@ def looks_like(name: str) -> str:
 
 def is_the_servers(name: str) -> bool:
     """Return whether a site of this name could be taken for the server or for the number of a node."""
-    return _SERVERS.fullmatch(looks_like(name)) is not None
+    return name.isdecimal() or _SERVERS.fullmatch(looks_like(name)) is not None
 
 
-_WORDS = ("fedkd", "flower", "server", "superlink", "supernode", "global", "aggregator")
+_WORDS = ("fedkd", "flower", "server", "superlink", "supernode", "global", "aggregator", "all", "total", "mean", "nan")
 _SERVERS = re.compile(f"({'|'.join(map(looks_like, _WORDS))})(-?[0-9]+)?|{looks_like('node')}-?[0-9]{{1,9}}")
 
 

@@ -13,7 +13,7 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 from ..config import KINDS, Limits
-from ..errors import described, on_one_line
+from ..errors import described, on_one_line, some
 from .arrays import PayloadError, are_within
 from .ledger import all_bytes, count_bytes
 from .metric_names import MOST, belongs_to, checked_metric, scope_of
@@ -44,10 +44,11 @@ _ROUNDING = 1e-3  # tolerance for the sum of a row of probabilities, also in hal
 
 
 class AskedMetrics(NamedTuple):
-    """The metrics that a request asked for: of these nodes, and of no scope that the server measures."""
+    """The metrics that a request asked for: these, of these nodes, and of no scope that the server measures."""
 
     action: str
     nodes: frozenset[int]
+    names: frozenset[str]
     server_scopes: frozenset[str] = frozenset()
 
 
@@ -114,9 +115,9 @@ def _check_names(payload: Payload, expected: Expected) -> None:
             continue
         got, wanted = set(got), set(wanted)
         if missing := wanted - got:
-            raise PayloadError(f"{kind} without {', '.join(map(repr, sorted(missing)))}")
+            raise PayloadError(f"{kind} without {some(sorted(map(repr, missing)), 5)}")
         if surplus := got - wanted:
-            raise PayloadError(f"{kind} has {', '.join(map(repr, sorted(surplus)))}, which was not asked for")
+            raise PayloadError(f"{kind} has {some(sorted(map(repr, surplus)), 5)}, which was not asked for")
     for kind, arrays in payload.by_kind():
         for name, tensor in arrays.items():
             shape, dtype, between, probabilities, counts = getattr(expected, kind)[name]
@@ -220,6 +221,6 @@ def _metrics(report: object, node: int, asked: AskedMetrics | None) -> dict[str,
             raise PayloadError(f"metric {name!r} was not asked for in this round")
         if scope_of(name) in asked.server_scopes:
             raise PayloadError(f"metric {name!r} may only be reported by the server")
-        if not belongs_to(name, asked.action):
+        if name not in asked.names or not belongs_to(name, asked.action):
             raise PayloadError(f"metric {name!r} was not asked for by {asked.action!r}")
     return metrics

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -27,6 +28,8 @@ _log = logging.getLogger("fedkd")
 
 class PublicSetClient(Client):
     """A client that sends its knowledge on the public set, and learns from targets on it. It has a personal model."""
+
+    reports: ClassVar[tuple[str, ...]] = (*Client.reports, "personal_after_distillation/accuracy")
 
     @property
     def transfer(self) -> PublicSetStrategy:

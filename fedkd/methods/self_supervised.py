@@ -85,6 +85,8 @@ def whole_batches(count: int, size: int, order: torch.Generator) -> Iterator[np.
 class SelfSupervisedClient(Client):
     """Trains the encoder on views of its images. A base implements `contrast`. Labels are never read."""
 
+    reports: ClassVar[tuple[str, ...]] = (*Client.reports, "drift/feature_angle", "drift/projection_angle")
+
     @property
     def method(self) -> SelfSupervised:
         """Return the base's hyper-parameters."""

@@ -119,7 +119,7 @@ def read_run(path: Path) -> Run:
 
     Raises InputError for a folder without a run, one of `fedkd distill`, and one whose files this version cannot read.
     """
-    if not os.path.isfile(path / CONFIG):  # Path.is_file raises where it may not look
+    if not os.path.lexists(path / CONFIG):
         raise InputError(f"{path}: there is no run; its {CONFIG} is missing.")
     try:
         config = read_table(path / CONFIG, path)

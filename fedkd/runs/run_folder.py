@@ -162,6 +162,7 @@ def refuse_odd_files(path: Path) -> None:
 
     A run that goes on writes to its folder, so a link could make it write, and delete, somewhere else.
     """
+    one = path
     try:
         within = [one for name in ("checkpoints", "figures", "logs") for one in (path / name).rglob("*")]
         for one in (*path.iterdir(), *within):
@@ -170,7 +171,7 @@ def refuse_odd_files(path: Path) -> None:
             if one.exists() and not one.is_dir():
                 refuse_odd(one)
     except (OSError, ValueError) as error:
-        raise InputError(f"{on_one_line(str(path), 200)}: {reason_of(error)}.") from error
+        raise InputError(f"{on_one_line(str(one), 200)}: {reason_of(error)}.") from error
 
 
 def make_folder(path: Path, option: str = "--out") -> None:

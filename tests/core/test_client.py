@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
+from flwr.app import RecordDict
 from helpers import PLUGINS, Make, lines
 
 from fedkd import Client, Payload
@@ -37,3 +39,35 @@ def test_whatever_a_client_raises_is_its_nodes_failure(tiny: Make, tmp_path: Pat
     assert [reason for reason in reasons.values() if "leave.py:" not in reason] == []
     assert max(map(len, reasons.values())) < 500
     assert not second["failures"]
+
+
+class Gaining(Client):
+    reports = (*Client.reports, "own/gain")
+
+
+def client_of(kind: type[Client], action: str, measured: bool) -> Client:
+    return kind(Mock(), [Mock()], 3, RecordDict(), 2, action, measured)
+
+
+def test_a_client_reports_what_it_declares_and_only_if_it_is_measured() -> None:
+    for measured in (True, False):
+        client = client_of(Gaining, "evaluate", measured)
+        client.report("own/gain", -2)
+        client.report("personal/accuracy", 1.0)
+        assert client.metrics == ({"own/gain": -2.0, "personal/accuracy": 1.0} if measured else {})
+
+
+@pytest.mark.parametrize(
+    ("kind", "action", "metric", "value", "reason"),
+    [
+        (Client, "evaluate", "own/gain", 1.0, "metric 'own/gain' is not declared: add it to Client.reports"),
+        (Gaining, "fit", "personal/loss", 1.0, "metric 'personal/loss' cannot be reported by 'fit'"),
+        (Gaining, "evaluate", "personal_after_fit/accuracy", 1.0, "cannot be reported by 'evaluate'"),
+        (Gaining, "evaluate", "personal/loss", -1.0, "metric 'personal/loss' is -1.0, out of range"),
+    ],
+)
+def test_other_metrics_are_refused_where_they_are_reported(
+    kind: type[Client], action: str, metric: str, value: float, reason: str
+) -> None:
+    with pytest.raises(ValueError, match=reason):
+        client_of(kind, action, False).report(metric, value)

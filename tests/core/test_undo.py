@@ -18,14 +18,14 @@ HUGE = 9e7  # within value_limit: the door lets it in
 SCAFFOLD = {"strategy": "scaffold"}
 
 
-def with_huge_weights(nodes: set[int], number: str = "2") -> Callable[[Message, Message], Message]:
+def with_huge_weights(nodes: set[int], number: str = "2", value: float = HUGE) -> Callable[[Message, Message], Message]:
     """Return what these nodes make of their models: each value is allowed, but the model's output overflows."""
 
     def tampered(message: Message, reply: Message) -> Message:
         hostile = message.metadata.dst_node_id in {IDS[node] for node in nodes}
         if hostile and message.metadata.message_type == "train.fit" and message.metadata.group_id == number:
             weights = tensors_of(reply.content["weights"])  # type: ignore[arg-type]
-            reply.content["weights"] = array_record({name: torch.full_like(w, HUGE) for name, w in weights.items()})
+            reply.content["weights"] = array_record({name: torch.full_like(w, value) for name, w in weights.items()})
             reply.content = on_the_wire(serialised(reply.content))
         return reply
 
@@ -73,6 +73,17 @@ def test_after_an_undone_round_server_and_sites_are_as_before_it(
             assert all(ours[name].equal(theirs[name]) for name in ours)
         assert before.config_records["round"]["accepted"] == after.config_records["round"]["accepted"]
     assert bool(second[0].config_records["round"]["accepted"]) == bool(changes)
+
+
+def test_a_model_whose_output_is_huge_but_finite_is_undone_too(tiny: Make, tmp_path: Path) -> None:
+    """Honest training from such a model would diverge in the next round, and honest sites would be blamed."""
+    config = tiny(DEEP)
+    grid = partitioned(config)
+    grid.tampered = with_huge_weights({4}, value=1e4)
+    start(config, grid, tmp_path / "run")
+    (reason,) = failures(tmp_path / "run")
+    assert reason.startswith("2 4 merge: the round is undone")
+    assert "or beyond 1e+06" in reason
 
 
 def test_two_sites_together_are_found_too(tiny: Make, tmp_path: Path) -> None:

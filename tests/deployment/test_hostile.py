@@ -162,8 +162,13 @@ def test_names_that_differ_do_not() -> None:
     assert len({looks_like(name) for name in names}) == len(names)
 
 
-@pytest.mark.parametrize("name", ["server", "Server", "SERVER-1", "superlink", "SuperNode 11",
-                                  "g1obal", "fedkd", "node-3", "Node 12", "n0de_4"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    [
+        "0", "12", "total", "mean", "NaN", "all", "server", "Server", "SERVER-1", "superlink", "SuperNode 11", "g1obal",
+        "fedkd", "node-3", "Node 12", "n0de_4",
+    ],
+)  # fmt: skip
 def test_no_site_is_called_like_the_server(name: str) -> None:
     assert is_the_servers(name)
 

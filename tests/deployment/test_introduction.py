@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import pytest
@@ -40,6 +41,29 @@ def test_bad_introductions_are_refused(payload: dict[str, dict[str, Any]], messa
 
 def test_names_of_classes_and_models_arrive_as_they_are_however_odd() -> None:
     reported = Introduction(
-        "a", -1, "y" * 300, 1, 1, ("x" * 300, "two\nlines", " "), (1, 8, 8), "1", ("000001-000002",)
+        "a", -1, "y" * 300, 1, 1, ("x" * 300, "two  words|<b>", " "), (1, 8, 8), "1", ("000001-000002",)
     )
     assert introduction_of(reported.to_payload().to_records(), Limits(10**6, {})) == reported
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"classes": '["a", "a"]'}, "a name twice, or one that cannot be printed"),
+        ({"classes": '["a", "\\u001b[2J"]'}, "a name twice, or one that cannot be printed"),
+        ({"classes": '["a", "\\ud800"]'}, "a name twice, or one that cannot be printed"),
+        ({"classes": '{"a": 1}'}, "is not a list of names"),
+        ({"classes": "[" * 10**5}, "is not a list of names"),
+        ({"name": "node-3"}, "string 'name' is 'node-3'"),
+        ({"height": 0.0}, "number 'height' is 0"),
+        ({"channels": 1e9}, "number 'channels' is 1000000000"),
+        ({"images": 1.5}, "number 'images' is not whole"),
+        ({"images": -1.0}, "number 'images' is -1"),
+    ],
+)  # fmt: skip
+def test_what_no_site_can_be_is_refused(changes: dict[str, Any], reason: str) -> None:
+    one = Introduction("site-1", 0, "", 5, 2, ("a", "b"), (1, 8, 8), "1", ()).to_payload()
+    for name, value in changes.items():
+        (one.numbers if isinstance(value, float) else one.strings)[name] = value
+    with pytest.raises(PayloadError, match=re.escape(reason)):
+        introduction_of(one.to_records(), Limits(10**6, {}))

@@ -207,7 +207,16 @@ def test_a_loss_has_a_range(loss: float) -> None:
         receive(Payload(weights=dict(WEIGHTS), numbers={"examples": 5, "loss": loss}).to_records(), expected, LIMIT)
 
 
-FIT = AskedMetrics("fit", frozenset({QUESTION}), frozenset({"latest"}))
+NAMES = (
+    "personal_after_fit/accuracy",
+    "personal/accuracy",
+    "personal/loss",
+    "personal/other",
+    "drift/feature_angle",
+    "own/gain",
+    "latest/accuracy",
+)
+FIT = AskedMetrics("fit", frozenset({QUESTION}), frozenset(NAMES), frozenset({"latest"}))
 EVALUATE = FIT._replace(action="evaluate")
 
 
@@ -217,6 +226,8 @@ EVALUATE = FIT._replace(action="evaluate")
         (None, "personal_after_fit/accuracy", 0.5, "was not asked for in this round"),
         (FIT._replace(nodes=frozenset({4})), "personal_after_fit/accuracy", 0.5, "was not asked for in this round"),
         (FIT, "personal/accuracy", 0.5, "was not asked for by 'fit'"),
+        (FIT, "best/accuracy", 0.5, "was not asked for by 'fit'"),
+        (EVALUATE, "xyz/loss", 0.5, "was not asked for by 'evaluate'"),
         (EVALUATE, "personal_after_fit/accuracy", 0.5, "was not asked for by 'evaluate'"),
         (EVALUATE, "latest/accuracy", 0.5, "may only be reported by the server"),
         (FIT, "global/loss", 0.5, "may only be reported by the server"),

@@ -28,7 +28,7 @@ from fuzz.mutations import damaged, with_odd_values
 
 NODE = 3
 LIMITS = Limits(10**5, {"images": 1000}, 1e6)
-ASKED = AskedMetrics("evaluate", frozenset({NODE}), frozenset({"latest"}))
+ASKED = AskedMetrics("evaluate", frozenset({NODE}), frozenset({"personal/accuracy"}), frozenset({"latest"}))
 EXPECTED = Expected(
     weights={"w": ArraySpec((2, 3)), "bn.num_batches_tracked": ArraySpec((), torch.int64)},
     logits={"z": ArraySpec((None, 3), probabilities=True)},
