@@ -40,7 +40,7 @@ def test_no_file_has_a_secret_and_a_resumed_run_says_that_it_is_missing(
     tracker = {"name": f"{tmp_path / 'told.py'}:Told", **options}
     with caplog.at_level(logging.WARNING, "fedkd"):
         run(tiny({"trackers": [tracker, "tensorboard"], "rounds": 1}), tmp_path / "run")
-    resume(tmp_path / "run")
+        resume(tmp_path / "run")
     assert log.read_text().splitlines() == ["https://me:hunter2@h hunter3", "https://h from the environment"]
     assert "trackers.0.uri: its secret is not in this copy" in caplog.text
     assert "MLFLOW_TRACKING_PASSWORD" in caplog.text
