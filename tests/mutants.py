@@ -209,6 +209,7 @@ def tests_for(file: str) -> list[str]:
 
 def try_all(wanted: list[Mutant]) -> None:
     """Try changes one after the other in a copy of the tree, and write down each result."""
+    os.environ["OMP_NUM_THREADS"] = "1"  # threads that wait for each other are slow on a busy machine
     for name in HEAVY:
         importlib.import_module(name)
     STORE.parent.mkdir(exist_ok=True)
@@ -249,7 +250,7 @@ def main() -> None:
 
     files = sorted({str(path.relative_to(ROOT)) for pattern in args.modules for path in ROOT.glob(pattern)})
     every = [mutant for file in files for mutant in mutants_of(file, (ROOT / file).read_text(encoding="utf-8"))]
-    sample = random.Random(args.seed).sample(every, min(args.sample, len(every)))
+    sample = random.Random(args.seed).sample(every, len(every))[: args.sample]  # a larger sample contains a smaller one
     if not args.list:
         known = results()
         try_all([m for m in sample if m not in known or (args.again and known[m] in ("lived", "not imported"))])
