@@ -99,7 +99,7 @@ def changes(node: ast.AST) -> Iterator[ast.AST]:
                 yield ast.AugAssign(target, ARITHMETIC[type(op)](), value)
 
 
-def code(node: ast.AST) -> Iterator[ast.AST]:
+def code(node: ast.AST) -> Iterator[ast.expr | ast.stmt]:
     """Yield the nodes that run: no types, no decorators, no texts, no `strict=` of a `zip`."""
     for name, value in ast.iter_fields(node):
         if name in ("annotation", "returns", "decorator_list"):
@@ -108,7 +108,8 @@ def code(node: ast.AST) -> Iterator[ast.AST]:
             if isinstance(child, ast.AST) and not (
                 isinstance(child, ast.JoinedStr) or (isinstance(child, ast.keyword) and child.arg == "strict")
             ):
-                yield child
+                if isinstance(child, ast.expr | ast.stmt):
+                    yield child
                 yield from code(child)
 
 
@@ -127,10 +128,11 @@ def mutants_of(file: str, source: str) -> Iterator[Mutant]:
     """Yield every change of a file, in the order of its lines."""
     tree = ast.parse(source)
     text = hashlib.sha256(source.encode()).hexdigest()[:16]
+    pairs: list[tuple[ast.expr | ast.stmt, ast.AST]]
     pairs = [(node, new) for node in code(tree) for new in changes(node)]
-    pairs += [(node, ast.Constant(node.value + "x")) for node in option_defaults(tree)]
+    pairs += [(node, ast.Constant(f"{node.value!s}x")) for node in option_defaults(tree)]
     for old, new in sorted(pairs, key=lambda pair: (pair[0].lineno, pair[0].col_offset)):
-        place = (old.lineno, old.col_offset, old.end_lineno, old.end_col_offset)
+        place = (old.lineno, old.col_offset, old.end_lineno or 0, old.end_col_offset or 0)
         written = ast.unparse(new)
         yield Mutant(file, text, *place, ast.unparse(old), f"({written})" if isinstance(new, ast.expr) else written)
 
