@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import pytest
 import torch
@@ -108,3 +109,18 @@ def test_the_default_temperatures_are_the_papers() -> None:
     assert torch.equal(kl_from_probabilities(first, probabilities), kl_from_probabilities(first, probabilities, 1.0))
     assert torch.equal(supervised_contrast(first, labels), supervised_contrast(first, labels, 0.07))
     assert torch.equal(diversity_loss(first, second), diversity_loss(first, second, "l1"))
+
+
+@pytest.mark.parametrize("metric", ["l1", "l2", "cosine"])
+def test_the_diversity_loss_by_loops(metric: Literal["l1", "l2", "cosine"]) -> None:
+    x, z = normal(4, 3, 2), normal(4, 5, seed=1)
+    rows, total = [row.flatten() for row in x], 0.0
+    for i, a in enumerate(rows):
+        for j, b in enumerate(rows):
+            distance = {
+                "l1": sum(abs(p - q) for p, q in zip(a, b, strict=True)) / 6,
+                "l2": sum((p - q) ** 2 for p, q in zip(a, b, strict=True)) / 6,
+                "cosine": 1 - sum(p * q for p, q in zip(a, b, strict=True)) / (a.norm() * b.norm()),
+            }[metric]
+            total += float(distance) * float(sum((p - q) ** 2 for p, q in zip(z[i], z[j], strict=True))) / 5 / 16
+    assert float(diversity_loss(x, z, metric)) == pytest.approx(math.exp(-total), rel=1e-9)
