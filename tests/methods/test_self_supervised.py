@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -188,3 +189,14 @@ def test_a_target_network_moves_by_its_momentum() -> None:
     ]
     move_towards(target, source, 0.75)
     torch.testing.assert_close([p.detach() for p in target.parameters()], wanted)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_map_of_features_needs_two_test_images(tiny: Make, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    setup = make_setup(tiny({**SSL, "strategy": {**ALONE["simclr"], "probe_epochs": 1}}))
+    method, data = setup.strategy, setup.environment.data
+    method.weights = method.initial_weights(setup.environment)
+    monkeypatch.setattr(setup.environment, "data", dataclasses.replace(data, test=data.test.take(np.arange(count))))
+    federation = Round(setup.environment, Mock(), 1, [0], [0], [], [])
+    assert method.measure(federation).keys() == {"probe/accuracy", "knn/accuracy"}
+    assert ("feature_map" in federation.record.log) == (count == 2)
