@@ -261,7 +261,7 @@ def main() -> None:
     for mutant in sorted(lived, key=lambda m: (m.file, m.line)):
         print(shown(mutant, known[mutant]))
     tried = sum(m in known for m in sample)
-    print(f"{len(every)} changes, {len(sample)} in the sample, {tried} tried, {len(lived)} lived")
+    print(f"{len(every)} changes, {len(sample)} in the sample, {tried} tried, {tried - len(lived)} killed")
 
 
 if __name__ == "__main__":
