@@ -34,6 +34,7 @@ def tests_of(name: str) -> Iterator[Path]:
     own = Path("tests", *parts[:-1], f"test_{path.name}")
     if (ROOT / own).is_file():
         yield own
+        yield from [p for p in [own.with_stem(f"{own.stem}_published")] if (ROOT / p).is_file()]
     elif len(parts) > 1:
         yield from sorted(p.relative_to(ROOT) for p in (ROOT / "tests" / parts[0]).glob("test_*.py"))
 

@@ -9,7 +9,7 @@ import pytest
 from flwr.app import RecordDict
 from helpers import PLUGINS, Make, lines
 
-from fedkd import Client, Payload
+from fedkd import Client, Environment, Payload
 from fedkd.core.client import actions
 from fedkd.runs.run import run
 
@@ -71,3 +71,26 @@ def test_other_metrics_are_refused_where_they_are_reported(
 ) -> None:
     with pytest.raises(ValueError, match=reason):
         client_of(kind, action, False).report(metric, value)
+
+
+def test_a_client_has_the_public_set_of_the_run(tiny: Make) -> None:
+    environment = Environment(tiny({"data.public": {"size": 40}}))
+    client = Client(environment, [object()], 0, RecordDict(), 1, "fit", False)
+    assert client.public is environment.data.public
+    assert len(client.public.labels) == 40
+
+
+def test_a_client_trains_as_the_config_says_unless_told_otherwise(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny({"train.epochs": 3, "train.steps": 7, "train.clip": 0.5, "train.lr_decay": 0.5})
+    client = Client(Environment(config), [object()], 2, RecordDict(), 2, "fit", False)
+    given = Mock(return_value=0.5)
+    monkeypatch.setattr("fedkd.learning.training.train", given)
+    client.train(client.data, client.labels, purpose="x")
+    plain = given.call_args.kwargs
+    assert {name: plain[name] for name in ("epochs", "batch_size", "steps", "clip", "augment")} == {
+        "epochs": 3, "batch_size": 8, "steps": 7, "clip": 0.5, "augment": True,
+    }  # fmt: skip
+    assert plain["optimizer"].param_groups[0]["lr"] == 0.05
+    client.train(client.data, client.labels, purpose="x", epochs=0, batch_size=5, augment=False)
+    other = given.call_args.kwargs
+    assert (other["epochs"], other["batch_size"], other["steps"], other["augment"]) == (0, 5, None, False)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
+import torch
 from helpers import PLUGINS, Make, lines
 
-from fedkd import Environment, RunError
-from fedkd.runs.run import run
+from fedkd import ArraySpec, Environment, Expected, Payload, RunError
+from fedkd.core.round import Round, _flower_records
+from fedkd.core.setup import make_setup
+from fedkd.runs.run import make_engine, run
 
 COUNT = {"name": f"{PLUGINS / 'ask.py'}:Count"}
 
@@ -94,3 +98,48 @@ def test_the_ledger_counts_what_is_sent_by_direction_and_kind(tiny: Make, tmp_pa
             "down": {"weights": 4 * one_model},
         }
         assert line["evaluation_bytes"] == {"up": {}, "down": {"weights": 6 * one_model}}
+
+
+def test_replies_come_as_a_list_or_one_at_a_time(tiny: Make) -> None:
+    setup = make_setup(tiny({"strategy": COUNT}))
+    with make_engine(setup) as engine:
+        federation = Round(setup.environment, engine, 1, engine.nodes(), list(range(6)), [], ["count"])
+        assert isinstance(federation.ask("count"), list)
+        arriving = federation.ask("count", stream=True)
+        assert not isinstance(arriving, list)
+        assert next(arriving).payload.numbers["count"] == 2
+        federation.ask("count")
+        assert [(node, reply.numbers["count"]) for node, reply in arriving] == [(node, 2) for node in range(1, 6)]
+        federation.close()
+
+
+def test_flowers_records_have_the_order_that_was_expected() -> None:
+    payload = Payload(weights={"b": torch.ones(1), "a": torch.zeros(1)}, numbers={"examples": 3})
+    asked = Expected(weights={name: ArraySpec((1,)) for name in ("a", "b")})
+    for expected, order in ((None, ["b", "a"]), (asked, ["a", "b"])):
+        records = _flower_records(payload, expected)
+        assert list(records.array_records["arrays"]) == order
+        assert dict(records.metric_records["metrics"]) == {"examples": 3}
+
+
+@pytest.mark.parametrize(("good", "required"), [(2, 2), (3, 2), (0, 0)])
+def test_enough_replies_are_enough(tiny: Make, good: int, required: int) -> None:
+    Round(Environment(tiny({})), Mock(), 1, [0], [0], [], [])._need("fit", 6, good, required)
+
+
+@pytest.mark.parametrize(("count", "end"), [(3, "node 2: why2$"), (4, r"node 2: why2 \.\.\.$")])
+def test_three_reasons_are_named_when_replies_are_too_few(tiny: Make, count: int, end: str) -> None:
+    federation = Round(Environment(tiny({})), Mock(), 1, [0], [0], [], [])
+    federation.record.failures += [{"node": n, "action": "fit", "reason": f"why{n}"} for n in range(count)]
+    federation.record.failures.append({"node": 9, "action": "other", "reason": "why9"})
+    with pytest.raises(RunError, match=f"1 of 6 replies are good, min_replies is 2. node 0: why0; node 1: why1; {end}"):
+        federation._need("fit", 6, 1, 2)
+
+
+def test_what_a_node_may_count_is_bounded_by_what_it_has(tiny: Make) -> None:
+    carrier = Mock(images_of={0: 5, 1: None}.get)
+    federation = Round(Environment(tiny({})), carrier, 1, [0, 1], [0, 1], [], [], lambda images: 3 * images)
+    bounded = federation._bounded(Expected(), federation._messages("fit", Payload(), [0, 1]))
+    assert isinstance(bounded, dict)
+    assert [bounded[node].most_images for node in (0, 1)] == [15, 2**31 - 1]
+    assert federation._bounded(None, federation._messages("fit", Payload(), [0])) is None

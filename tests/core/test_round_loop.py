@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
 from helpers import Make, lines
 from helpers.bases import SMALL
 
+from fedkd import Client, GlobalModelClient, Payload, Round, RunError
 from fedkd.core.round_loop import run_rounds
 from fedkd.core.setup import make_setup
+from fedkd.core.undo import Recorder
+from fedkd.messages.arrays import copied
 from fedkd.runs.run import make_engine, run
+from fedkd.strategies.fedavg import FedAvg
 
 
 def test_metrics_are_means_over_nodes_with_their_spread(tiny: Make, tmp_path: Path) -> None:
@@ -39,3 +46,60 @@ def test_long_work_on_the_server_tells_its_progress(tiny: Make) -> None:
     with make_engine(setup) as engine:
         run_rounds(setup, engine, on_step=lambda *step: reported.append(step))
     assert reported == [(n, "server distillation", done, 3) for n in (1, 2) for done in range(4)]
+
+
+class OfSites(Recorder):
+    """A carrier that is no engine, as that of real sites: its rounds can be undone."""
+
+    undone = 0
+
+    def undo(self) -> None:
+        self.undone += 1
+
+
+@dataclass(kw_only=True)
+class Spoiled(FedAvg):
+    def run_round(self, federation: Round) -> None:
+        with federation.overheard() as heard:
+            super().run_round(federation)
+        if federation.number == 1 and 2 in [node for node, _ in heard]:
+            self.weights = {name: tensor * math.nan for name, tensor in (self.weights or {}).items()}
+
+
+def test_a_round_with_sites_that_one_spoils_is_undone_and_names_it(tiny: Make) -> None:
+    setup = make_setup(tiny({}))
+    setup.strategy.__class__ = Spoiled
+    first, records = setup.environment.initial_weights(), []
+    with make_engine(setup) as engine:
+        sites = OfSites(engine)
+        run_rounds(setup, sites, on_round=lambda record: records.append((record, copied(setup.strategy.weights or {}))))
+    assert sites.undone == 1
+    (undone, after), (whole, last) = records[1:]
+    assert [(failure["node"], failure["action"]) for failure in undone.failures] == [(2, "merge")]
+    assert [event["event"].split(":")[0] for event in undone.events] == ["the round is undone"]
+    assert all(torch.equal(after[name], first[name]) for name in first)
+    assert (whole.failures, whole.events) == ([], [])
+    assert not all(torch.equal(last[name], first[name]) for name in first)
+
+
+class Boasting(GlobalModelClient):
+    reports: ClassVar[tuple[str, ...]] = (*GlobalModelClient.reports, "own/gain")
+
+    def fit(self, request: Payload) -> Payload:
+        self.report("own/gain", 0.9)
+        return super().fit(request)
+
+
+@dataclass(kw_only=True)
+class Boasted(FedAvg):
+    client: ClassVar[type[Client]] = Boasting
+
+    def measure(self, federation: Round) -> dict[str, float]:
+        return {"own/gain": 0.1}
+
+
+def test_what_the_server_has_measured_no_node_may_report(tiny: Make) -> None:
+    setup = make_setup(tiny({"rounds": 1}))
+    setup.strategy.__class__ = Boasted
+    with make_engine(setup) as engine, pytest.raises(RunError, match="'own/gain' may only be reported by the server"):
+        run_rounds(setup, engine)

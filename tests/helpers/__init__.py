@@ -35,6 +35,14 @@ TINY: dict[str, Any] = {
 }
 
 
+def has_defaults(method: object, values: dict[str, Any]) -> None:
+    """Check that a method, made without options, has these values, each of the same type."""
+    found = {name: getattr(method, name) for name in values}
+    assert [(name, type(value), value) for name, value in found.items()] == [
+        (name, type(value), value) for name, value in values.items()
+    ]
+
+
 def default_signals() -> None:
     """Take signals in a child as a terminal's programs do (`preexec_fn`): a job in the background ignores some."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import pytest
 import torch
@@ -11,7 +12,13 @@ from helpers.formulas import kl, normal, softmax
 from helpers.self_supervised import grid, published
 from torch.nn import functional as F
 
-from fedkd.learning.losses import kl_divergence, kl_from_probabilities, nt_xent, supervised_contrast
+from fedkd.learning.losses import (
+    diversity_loss,
+    kl_divergence,
+    kl_from_probabilities,
+    nt_xent,
+    supervised_contrast,
+)
 from fedkd.streams import torch_stream
 
 
@@ -91,3 +98,29 @@ def test_nt_xent_has_the_published_values() -> None:
     g1, g2 = torch.autograd.grad(nt_xent(a, b, 0.1), (a, b))
     assert (float(g1.norm()), float(g2.norm())) == pytest.approx((0.9013597965, 1.2754358053), abs=1e-5)
     assert g1[0, :3].tolist() == pytest.approx([0.07121573, -0.01844397, 0.09539239], abs=1e-5)
+
+
+def test_the_default_temperatures_are_the_papers() -> None:
+    """Hinton et al. for T = 1; Khosla et al. and the specification of FedLGD, section 2.3, for 0.07."""
+    first, second = normal(4, 6), normal(4, 6, seed=1)
+    labels = torch.tensor([0, 1, 0, 1])
+    assert torch.equal(kl_divergence(first, second), kl_divergence(first, second, 1.0))
+    probabilities = torch.softmax(second, 1)
+    assert torch.equal(kl_from_probabilities(first, probabilities), kl_from_probabilities(first, probabilities, 1.0))
+    assert torch.equal(supervised_contrast(first, labels), supervised_contrast(first, labels, 0.07))
+    assert torch.equal(diversity_loss(first, second), diversity_loss(first, second, "l1"))
+
+
+@pytest.mark.parametrize("metric", ["l1", "l2", "cosine"])
+def test_the_diversity_loss_by_loops(metric: Literal["l1", "l2", "cosine"]) -> None:
+    x, z = normal(4, 3, 2), normal(4, 5, seed=1)
+    rows, total = [row.flatten() for row in x], 0.0
+    for i, a in enumerate(rows):
+        for j, b in enumerate(rows):
+            distance = {
+                "l1": sum(abs(p - q) for p, q in zip(a, b, strict=True)) / 6,
+                "l2": sum((p - q) ** 2 for p, q in zip(a, b, strict=True)) / 6,
+                "cosine": 1 - sum(p * q for p, q in zip(a, b, strict=True)) / (a.norm() * b.norm()),
+            }[metric]
+            total += float(distance) * float(sum((p - q) ** 2 for p, q in zip(z[i], z[j], strict=True))) / 5 / 16
+    assert float(diversity_loss(x, z, metric)) == pytest.approx(math.exp(-total), rel=1e-9)

@@ -62,3 +62,9 @@ def test_the_angle_is_in_degrees() -> None:
     a = torch.tensor([[1.0, 0.0], [1.0, 0.0], [2.0, 2.0]])
     b = torch.tensor([[0.0, 3.0], [-1.0, 0.0], [1.0, 1.0]])
     assert mean_angle(a, b) == pytest.approx((90 + 180 + 0) / 3, abs=1e-4)
+
+
+def test_the_defaults_are_the_published_protocols() -> None:
+    """FedX's code for the linear probe (section 4 of the specification); FedU2's for the neighbours (ibid.)."""
+    assert linear_probe.__kwdefaults__ == {"epochs": 100, "batch_size": 64, "lr": 1e-3, "weight_decay": 1e-6}
+    assert nearest_neighbours.__kwdefaults__ == {"neighbours": 200, "temperature": 0.1}

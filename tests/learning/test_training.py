@@ -13,7 +13,7 @@ from torch import nn
 
 from fedkd.config import Adam, Sgd
 from fedkd.learning.optimizers import make_optimizer
-from fedkd.learning.training import cross_entropy, train
+from fedkd.learning.training import _scale, cross_entropy, train
 from fedkd.streams import torch_stream
 
 
@@ -121,3 +121,33 @@ def test_a_gradient_that_two_parameters_share_is_clipped_once() -> None:
     )  # fmt: skip
     assert torch.equal(net.a, net.b)
     assert torch.cat([net.a, net.b]).norm().item() == pytest.approx(0.5, rel=1e-4)
+
+
+@pytest.mark.parametrize(("norm", "factor"), [(0.1, 1.0), (0.4, 1.0), (1.0, 0.5), (5.0, 0.1)])
+def test_a_clip_shortens_long_gradients_and_never_lengthens_short_ones(norm: float, factor: float) -> None:
+    scale = _scale([torch.tensor([0.6 * norm, 0.0]), None, torch.tensor([0.8 * norm])], 0.5)
+    assert float(scale) == pytest.approx(factor, rel=1e-4)
+
+
+def test_no_epochs_change_nothing_and_steps_need_images() -> None:
+    net, data = model(), images(4)
+    common = {"batch_size": 4, "preprocess": PLAIN, "optimizer": make_optimizer(net, Sgd(name="sgd", lr=0.1))}
+    before = net[1].weight.detach().clone()
+    assert train(net, data, torch.arange(4) % 3, epochs=0, order=torch_stream(0, 0, 0, "o"), **common) == 0.0
+    assert torch.equal(net[1].weight, before)
+    none = data.take(np.arange(0))
+    with pytest.raises(ValueError, match="3 steps of training need images"):
+        train(net, none, torch.arange(0), epochs=1, steps=3, order=torch_stream(0, 0, 0, "o"), **common)
+
+
+def test_the_returned_loss_is_of_the_last_epoch_or_of_all_steps() -> None:
+    values = iter(range(1, 100))
+
+    def counted(net: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return net(x).sum() * 0 + next(values)
+
+    net, data = model(), images(8)
+    common = {"batch_size": 4, "preprocess": PLAIN, "optimizer": make_optimizer(net, Sgd(name="sgd", lr=0.1))}
+    common |= {"loss": counted, "order": torch_stream(0, 0, 0, "o")}
+    assert train(net, data, torch.arange(8) % 3, epochs=2, **common) == 3.5  # of 3 and 4
+    assert train(net, data, torch.arange(8) % 3, epochs=1, steps=5, **common) == 7.0  # of 5 ... 9

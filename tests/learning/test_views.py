@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import kornia.augmentation
 import numpy as np
 import pytest
 import torch
 from helpers import Make
+from torch import nn
 from torch.nn import functional as F
 
 from fedkd import Environment
@@ -52,3 +56,33 @@ def test_strong_views_follow_their_stream_and_differ_between_images(
     stream = torch_stream(0, 0, 0, "a")
     make(images, stream)
     assert not torch.equal(make(images, stream), first)  # the stream goes on
+
+
+@pytest.mark.parametrize(("kind", "channels", "steps"), [
+    ("simclr", 3, [("RandomResizedCrop", ((16, 16),), {"scale": (0.2, 1.0), "ratio": (3 / 4, 4 / 3)}),
+                   ("RandomHorizontalFlip", (), {"p": 0.5}),
+                   ("ColorJitter", (0.8, 0.8, 0.8, 0.2), {"p": 0.8}), ("RandomGrayscale", (), {"p": 0.2})]),
+    ("simclr", 1, [("RandomResizedCrop", ((16, 16),), {"scale": (0.2, 1.0), "ratio": (3 / 4, 4 / 3)}),
+                   ("RandomHorizontalFlip", (), {"p": 0.5}), ("ColorJitter", (0.8, 0.8, 0.0, 0.0), {"p": 0.8})]),
+    ("official", 3, [("RandomCrop", ((16, 16),), {"padding": 2}),
+                     ("ColorJitter", (0.4, 0.4, 0.4, 0.4), {"p": 1.0}), ("RandomRotation", (15.0,), {"p": 1.0})]),
+    ("fine_tuning", 3, [("RandomResizedCrop", ((16, 16),), {"scale": (0.64, 1.0), "ratio": (1.0, 1.0)}),
+                        ("RandomHorizontalFlip", (), {"p": 0.5})]),
+])  # fmt: skip
+def test_strong_views_have_the_published_strengths(
+    monkeypatch: pytest.MonkeyPatch, kind: str, channels: int, steps: list[Any]
+) -> None:
+    """`simclr`, `fine_tuning`: FedU2's and SSD's code; `official` for SVHN: FedX's code."""
+    made: dict[int, Any] = {}
+    for name in {name for name, *_ in steps}:
+
+        def step(*args: Any, name: str = name, **more: Any) -> nn.Module:
+            module = nn.Identity()
+            made[id(module)] = (module, (name, args, more))
+            return module
+
+        monkeypatch.setattr(kornia.augmentation, name, step)
+    sequence: list[nn.Module] = []
+    monkeypatch.setattr(nn, "Sequential", lambda *modules: sequence.extend(modules))
+    views_of(kind, ["svhn"], (channels, 16, 16), None)  # type: ignore[arg-type]
+    assert [made[id(module)][1] for module in sequence] == steps

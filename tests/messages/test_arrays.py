@@ -16,7 +16,19 @@ from hypothesis import strategies as st
 
 from fedkd import Payload
 from fedkd.config import Limits
-from fedkd.messages.arrays import HeldArray, PayloadError, is_finite, on_cpu, owned, split_off, tensors_of, under
+from fedkd.messages.arrays import (
+    HeldArray,
+    PayloadError,
+    are_within,
+    array_record,
+    is_finite,
+    on_cpu,
+    owned,
+    parts_of,
+    split_off,
+    tensors_of,
+    under,
+)
 from fedkd.messages.arrival import receive
 from fedkd.messages.payload import from_records
 
@@ -156,3 +168,36 @@ def test_tensors_on_the_cpu_are_contiguous_and_share_memory_where_they_can() -> 
     assert found["plain"].data_ptr() == plain.data_ptr()
     assert not found["plain"].requires_grad
     assert found["last"].is_contiguous()
+
+
+def test_a_flat_dict_is_parted_at_the_first_slash() -> None:
+    one, two = torch.ones(1), torch.zeros(1)
+    assert parts_of({"a/b/c/d": one, "a/e": two, "f/g": one}) == {"a": {"b/c/d": one, "e": two}, "f": {"g": one}}
+
+
+def test_an_array_may_have_16_axes_and_lengths_of_2_to_the_31() -> None:
+    def read(shape: tuple[int, ...], body: bytes) -> torch.Tensor:
+        header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+        data = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + body
+        return tensors_of(ArrayRecord({"w": Array("float32", (1,), "numpy.ndarray", data)}))["w"]
+
+    assert read((1,) * 16, b"\x00" * 4).shape == (1,) * 16
+    assert read((0, 2**31), b"").shape == (0, 2**31)
+    for shape, body in (((1,) * 17, b"\x00" * 4), ((0, 2**31 + 1), b"")):
+        with pytest.raises(PayloadError, match="more values than an array may have"):
+            read(shape, body)
+
+
+def test_a_record_is_a_copy_unless_it_shall_share_memory() -> None:
+    tensor = torch.zeros(2)
+    mine, shared = array_record({"w": tensor}), array_record({"w": tensor}, copy=False)
+    tensor += 1
+    assert mine["w"].numpy().tolist() == [0, 0]
+    assert shared["w"].numpy().tolist() == [1, 1]
+
+
+def test_values_within_the_limit_include_it() -> None:
+    assert are_within(torch.tensor([-2.0, 2.0]), 2.0)
+    assert not are_within(torch.tensor([-2.1, 0.0]), 2.0)
+    assert not are_within(torch.tensor([0.0, 2.1]), 2.0)
+    assert are_within(torch.tensor([9]), 2.0)  # integers are always

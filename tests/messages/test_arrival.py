@@ -8,7 +8,7 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 
 from fedkd import ArraySpec, Expected, Payload, expected_model, like
 from fedkd.config import Limits
@@ -254,3 +254,67 @@ def test_what_was_asked_for_is_kept() -> None:
     assert arrive(reply_with(report=MetricRecord(dict(metrics))), None, LIMIT, asked=EVALUATE).metrics == metrics
     after = {"personal_after_fit/accuracy": 0.0}
     assert arrive(reply_with(report=MetricRecord(dict(after))), None, LIMIT, asked=FIT).metrics == after
+
+
+def reply_that_fails(reason: str) -> Message:
+    be_the_server()
+    return Message(Error(7, reason), reply_to=Message(RecordDict(), QUESTION, "train.fit"))
+
+
+def test_an_error_reply_is_told_by_its_reason_or_its_code() -> None:
+    assert arrive(reply_that_fails("no disk"), None, LIMIT).failure == "no disk"
+    assert arrive(reply_that_fails(""), None, LIMIT).failure == "error 7"
+    assert arrive(reply_that_fails("x" * 1000), None, LIMIT).failure == "x" * 1000
+    assert arrive(reply_that_fails("x" * 1001), None, LIMIT).failure == "x" * 997 + "..."
+
+
+def accepts(records: RecordDict, expected: Expected | None = None, limits: Limits = LIMIT) -> bool:
+    try:
+        receive(records, expected, limits)
+    except PayloadError:
+        return False
+    return True
+
+
+def test_sizes_are_accepted_up_to_the_limit() -> None:
+    records = Payload(images={"x": torch.zeros(1, 1, 4, 4, dtype=torch.uint8)}, numbers={"a": 1.0}).to_records()
+    images, total = 16 + 128 + 1, 16 + 128 + 1 + 8 + 1
+    assert accepts(records, limits=Limits(total, {"images": images}))
+    assert not accepts(records, limits=Limits(total - 1, {"images": images}))
+    assert not accepts(records, limits=Limits(total, {"images": images - 1}))
+
+
+def test_names_and_numbers_are_accepted_up_to_the_limit() -> None:
+    assert accepts(RecordDict({"numbers": MetricRecord({"a" * 200: 3.4e38, "b": -3.4e38})}))
+    assert not accepts(RecordDict({"numbers": MetricRecord({"b": math.nextafter(3.4e38, math.inf)})}))
+    assert not accepts(RecordDict({"numbers": MetricRecord({"": 1.0})}))
+    assert accepts(RecordDict({"numbers": MetricRecord({f"{n}": 1.0 for n in range(10_000)})}))
+    assert not accepts(RecordDict({"numbers": MetricRecord({f"{n}": 1.0 for n in range(10_001)})}))
+    most = {f"personal/x{n}": 1.0 for n in range(100)}
+    asked = EVALUATE._replace(names=frozenset(most))
+    assert arrive(reply_with(report=MetricRecord(dict(most))), None, LIMIT, asked=asked).metrics == most
+
+
+def test_rows_of_probabilities_sum_to_1_but_for_rounding() -> None:
+    expected = Expected(logits={"z": ArraySpec((1, 2), torch.float64, probabilities=True)})
+    for more, fits in ((0.0, True), (9e-4, True), (-9e-4, True), (1.1e-3, False), (-1.1e-3, False)):
+        row = torch.tensor([[0.5, 0.5 + more]], dtype=torch.float64)
+        assert accepts(one_array("z", row, "logits"), expected) == fits
+    for first, fits in ((0.0, True), (-1e-4, False)):
+        row = torch.tensor([[first, 1.0]], dtype=torch.float64)
+        assert accepts(one_array("z", row, "logits"), expected) == fits
+
+
+def test_ranges_contain_both_ends_and_nothing_beyond() -> None:
+    spec = {"c": ArraySpec((None,), torch.int64, between=(2, 5))}
+    for values, fits in (([2, 5], True), ([], True), ([1], False), ([6], False)):
+        records = one_array("c", torch.tensor(values, dtype=torch.int64), "indices")
+        assert accepts(records, Expected(indices=spec)) == fits
+    for number, fits in ((2.0, True), (5.0, True), (2.5, True), (1.9, False), (5.1, False)):
+        records = Payload(numbers={"a": number}).to_records()
+        assert accepts(records, Expected(numbers={"a": (2.0, 5.0)})) == fits
+    for count, fits in ((2**31 - 1, True), (2**31, False)):
+        records = Payload(numbers={"examples": float(count)}).to_records()
+        assert accepts(records, Expected(numbers={"examples": IMAGES})) == fits
+        records = one_array("c", torch.tensor([count], dtype=torch.int64), "statistics")
+        assert accepts(records, Expected(statistics={"c": ArraySpec((1,), torch.int64, counts=True)})) == fits

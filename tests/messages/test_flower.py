@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -125,6 +126,21 @@ def test_a_message_whose_pieces_are_too_many_or_too_large_is_not_fetched() -> No
         with pytest.raises(ObjectPullError, match="60000 objects"):
             http_grid.pull_objects([str(n) for n in range(60_000)], fetch)
     assert fetched == []
+
+
+@pytest.mark.parametrize("count", [50_001, 50_002])
+def test_a_message_may_have_50_000_objects_and_one_for_each_million_bytes(count: int) -> None:
+    with (
+        flower.at_most(10**6, 9.0),
+        pytest.raises(ObjectPullError, match="larger than" if count == 50_001 else "50002 objects"),
+    ):
+        http_grid.pull_objects([str(n) for n in range(count)], lambda id: b"x" * 10**9)
+
+
+@pytest.mark.parametrize(("size", "fits"), [(10**6 + 1002, True), (10**6 + 1003, False)])
+def test_objects_have_room_beside_what_counts(size: int, fits: bool) -> None:
+    with flower.at_most(2, 9.0), contextlib.nullcontext() if fits else pytest.raises(ObjectPullError, match="larger"):
+        assert len(http_grid.pull_objects(["a"], lambda id: b"x" * size)) == 1
 
 
 def test_a_message_whose_pieces_never_come_is_given_up() -> None:

@@ -5,11 +5,18 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from flwr.app import Message, RecordDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from fedkd import Payload, weighted_mean
+from fedkd.config import Limits
+from fedkd.messages.arrays import PayloadError
+from fedkd.messages.arrival import Door
+from fedkd.messages.flower import be_the_server
+from fedkd.messages.merging import blocks_of, merge_block
+from fedkd.messages.payload import from_records
 
 REPLIES = st.lists(
     st.tuples(hnp.arrays(np.float32, 4, elements=st.floats(-5, 5, width=32)), st.integers(1, 500)),
@@ -65,3 +72,48 @@ def test_integers_are_merged_as_integers_of_their_type(dtype: torch.dtype) -> No
     merged = weighted_mean(one, Payload(weights={"n": torch.tensor([0, 1]).to(dtype)}, numbers={"examples": 3}))
     assert merged.weights["n"].dtype == dtype
     assert merged.weights["n"].long().tolist() == [0, 1]
+
+
+def test_a_block_is_five_messages_in_their_order() -> None:
+    messages = list(range(12))
+    assert blocks_of(messages) == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9], [10, 11]]  # type: ignore[arg-type, comparison-overlap]
+
+
+@pytest.mark.parametrize("lacks", ["first", "second", "both"])
+def test_a_mean_needs_the_examples_of_both(lacks: str) -> None:
+    pair = [Payload(numbers={} if lacks in (name, "both") else {"examples": 2}) for name in ("first", "second")]
+    with pytest.raises(PayloadError, match="needs the number 'examples' in each reply"):
+        weighted_mean(*pair)
+
+
+def test_replies_without_examples_to_weigh_leave_the_first() -> None:
+    pair = [Payload(weights={"w": torch.tensor([value])}, numbers={"examples": 0}) for value in (1.0, 5.0)]
+    assert weighted_mean(*pair).weights["w"].tolist() == [1.0]
+
+
+def replies(values: list[float]) -> list[Message]:
+    be_the_server()
+    payloads = [Payload(weights={"w": torch.tensor([v])}, numbers={"examples": 1}) for v in values]
+    asked = Message(RecordDict(), 3, "train.fit")
+    return [Message(payload.to_records(), reply_to=asked) for payload in payloads]
+
+
+def test_a_merge_of_ones_own_may_keep_the_second_payload_and_no_merge_changes_a_reply() -> None:
+    door = Door(None, Limits(10**6, {}))
+    kept: list[Payload] = []
+
+    def keep(total: Payload, reply: Payload) -> Payload:
+        kept.append(reply)
+        return total
+
+    messages = replies([1.0, 5.0])
+    assert merge_block(messages, keep, door).merged is not None
+    kept[0].weights["w"].add_(1)
+    sent = [from_records(message.content).weights["w"].item() for message in messages]
+    assert sent == [1.0, 5.0]
+    block = merge_block(messages, weighted_mean, door)
+    assert block.merged is not None
+    assert from_records(block.merged).weights["w"].item() == 3.0
+    assert [from_records(message.content).weights["w"].item() for message in messages] == [1.0, 5.0]
+    assert [arrival.payload for arrival in block.arrivals] == [None, None]
+    assert merge_block([], weighted_mean, door).merged is None

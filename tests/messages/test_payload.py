@@ -6,13 +6,14 @@ import re
 
 import numpy as np
 import torch
+from flwr.app import ConfigRecord, MetricRecord, RecordDict
 from helpers import HOME
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from fedkd import Payload
-from fedkd.messages.payload import from_records
+from fedkd import ArraySpec, Expected, Payload, expected_model
+from fedkd.messages.payload import ANY_NUMBER, IMAGES, LOSS, MOST_IMAGES, from_records
 
 ARRAYS = hnp.arrays(
     st.sampled_from([np.float32, np.float64, np.float16, np.int64, np.int32, np.uint8, np.bool_]),
@@ -44,3 +45,29 @@ def test_nothing_of_ours_unpickles() -> None:
     unpickling = r"pickle\.|import pickle|torch\.load\b|allow_pickle=True|(?<![.\w])(eval|exec)\("
     for path in sources:
         assert not re.search(unpickling, path.read_text()), path
+
+
+def test_ranges_and_specs_are_what_their_comments_say() -> None:
+    assert MOST_IMAGES == 2_147_483_647  # of int32
+    assert IMAGES == (1.0, 2_147_483_647.0)
+    assert LOSS == (-0.0001, 3.4e38)
+    assert ANY_NUMBER == (-3.4e38, 3.4e38)
+    assert ArraySpec((2,)) == ((2,), torch.float32, None, False, False)
+    assert Expected().most_images == MOST_IMAGES
+    model = {"w": torch.zeros(2)}
+    assert expected_model(model).numbers == {"examples": IMAGES, "loss": LOSS}
+    assert expected_model(model, unweighted=True).numbers == {"examples": (1.0, 1.0), "loss": LOSS}
+
+
+def test_what_is_no_part_of_the_payload_is_left_out() -> None:
+    records = RecordDict(
+        {
+            "round": ConfigRecord({"a": "b"}),
+            "report": MetricRecord({"personal/accuracy": 1.0}),
+            "site": ConfigRecord({"name": "x"}),
+            "numbers": MetricRecord({"a": 1.0, "more": [1.0, 2.0]}),
+            "strings": ConfigRecord({"text": "t", "bytes": b"b"}),
+        }
+    )
+    assert from_records(records) == Payload(numbers={"a": 1.0}, strings={"text": "t"})
+    assert not Payload().to_records()

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
-from helpers import Make, lines, server_state
+from helpers import Make, has_defaults, lines, server_state
 from helpers.self_supervised import ALONE, SELF_SUPERVISED, SSL, client_of
 
-from fedkd import Payload
-from fedkd.methods.self_supervised import Encoder, feature_map
+from fedkd import InputError, Payload, nt_xent
+from fedkd.core.round import Round
+from fedkd.core.setup import make_setup
+from fedkd.learning.batches import shuffled
+from fedkd.learning.views import view
+from fedkd.methods.self_supervised import Encoder, SelfSupervised, feature_map, move_towards, whole_batches
 from fedkd.runs.run import run
+from fedkd.strategies.simclr import SimCLR
+from fedkd.streams import torch_stream
 
 # The client
 
@@ -93,3 +102,101 @@ def test_the_clip_of_local_training_is_heeded(tiny: Make) -> None:
         after = client.fit(Payload(weights=start)).weights
         moved.append(float((after["projector.0.weight"] - start["projector.0.weight"]).norm()))
     assert moved[1] < 1e-4 < moved[0]
+
+
+def test_the_pooled_start_is_simclr_at_temperature_0_1_with_the_first_rounds_rate(tiny: Make) -> None:
+    train = {**SSL["train"], "lr_decay": 0.5, "clip": 0.3}
+    setup = make_setup(tiny({**SSL, "train": train, "strategy": {**ALONE["simclr"], "pooled_steps": 2}}))
+    method, environment = setup.strategy, setup.environment
+    assert isinstance(method, SelfSupervised)
+    method.weights = method.initial_weights(environment)
+    encoder = copy.deepcopy(method.encoder(environment)).train()
+    encoder.load_state_dict(method.weights)
+    method.prepare(Round(environment, Mock(), 0, range(6), list(range(6)), [], []))
+    images = environment.data.train.take(environment.data.pooled()).images
+    views, order = (torch_stream(0, 0, "server", name) for name in ("pooled-views", "pooled-shuffle"))
+    optimizer = torch.optim.SGD(encoder.parameters(), lr=0.03, momentum=0.9)
+    for chosen in torch.randperm(len(images), generator=order)[:16].numpy().reshape(2, 8):
+        both = torch.cat([view(images[chosen], environment.preprocess, views) for _ in range(2)])
+        optimizer.zero_grad()
+        nt_xent(*encoder(both).chunk(2), 0.1).backward()
+        torch.nn.utils.clip_grad_norm_(encoder.parameters(), 0.3)
+        optimizer.step()
+    for name, tensor in encoder.state_dict().items():
+        torch.testing.assert_close(method.weights[name], tensor, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_two_images_are_enough_for_a_batch_and_for_a_node(tiny: Make) -> None:
+    def check(batch: int, images: int) -> None:
+        changes = {**SSL, "train": {**SSL["train"], "batch_size": batch}, "data.partition.size": images}
+        make_setup(tiny({**changes, "strategy": ALONE["simclr"]})).check()
+
+    check(2, 2)
+    for batch, images, message in ((1, 2, "train.batch_size = 1"), (2, 1, "has only one image")):
+        with pytest.raises(InputError, match=message):
+            check(batch, images)
+
+
+def test_the_defaults_are_those_of_the_published_code() -> None:
+    """Sections 3.3 and 4 of FedX's specification."""
+    has_defaults(SimCLR(), {"width": 256, "aug": "official", "probe_epochs": 100, "pooled_steps": 0, "semi_epochs": 0})
+
+
+def test_fine_tuning_follows_the_published_protocol(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Section 4 of FedX's specification: SGD with momentum 0.9, 0.001 for the encoder, 0.3 for the classifier, 128."""
+    setup = make_setup(tiny({**SSL, "strategy": {**ALONE["simclr"], "semi_epochs": 3}}))
+    method, environment = setup.strategy, setup.environment
+    assert isinstance(method, SelfSupervised)
+    method.weights = method.initial_weights(environment)
+    federation = Round(environment, Mock(), 1, [0], [0], [], [])
+    sgd, batches = Mock(side_effect=torch.optim.SGD), Mock(side_effect=shuffled)
+    monkeypatch.setattr(torch.optim, "SGD", sgd)
+    monkeypatch.setattr("fedkd.methods.self_supervised.shuffled", batches)
+    known = environment.data.train
+    counts = np.bincount(known.labels)
+    for percent in (1, 10):
+        batches.reset_mock()
+        assert method._fine_tune(federation, known, percent) is not None
+        assert [call.args[:2] for call in batches.call_args_list] == [
+            (int((counts * percent // 100).clip(1).sum()), 128)
+        ] * 3
+    rates = [group["lr"] for group in sgd.call_args.args[0]]  # torch fills in the common rate
+    assert (rates, sgd.call_args.kwargs) == ([0.001, 0.3], {"lr": 0.001, "momentum": 0.9})
+    assert method._fine_tune(federation, known.take(np.arange(1)), 10) is None
+
+
+@pytest.mark.parametrize(("count", "shown"), [(2, 2), (499, 499), (500, 500), (501, 500), (900, 500)])
+def test_a_map_of_features_has_500_images_at_most(count: int, shown: int) -> None:
+    found = feature_map(torch.arange(3.0 * count).view(count, 3).sin(), np.arange(count))
+    assert len(found["labels"]) == len(found["points"]) == shown
+    assert (found["labels"][0], found["labels"][-1]) == (0, count - 1)
+
+
+@pytest.mark.parametrize(("count", "size", "sizes"), [(10, 4, [4, 4]), (8, 4, [4, 4]), (3, 4, [3]), (4, 4, [4])])
+def test_whole_batches_leave_out_what_does_not_fill_one(count: int, size: int, sizes: list[int]) -> None:
+    endless = whole_batches(count, size, torch_stream(0, 0, 0, "x"))
+    for _ in range(3):
+        seen = [next(endless) for _ in sizes]
+        assert [len(batch) for batch in seen] == sizes
+        assert len(set(np.concatenate(seen).tolist())) == sum(sizes)
+
+
+def test_a_target_network_moves_by_its_momentum() -> None:
+    with torch.random.fork_rng():
+        target, source = torch.nn.Linear(2, 1), torch.nn.Linear(2, 1)
+    wanted = [
+        0.75 * a.detach() + 0.25 * b.detach() for a, b in zip(target.parameters(), source.parameters(), strict=True)
+    ]
+    move_towards(target, source, 0.75)
+    torch.testing.assert_close([p.detach() for p in target.parameters()], wanted)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_map_of_features_needs_two_test_images(tiny: Make, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    setup = make_setup(tiny({**SSL, "strategy": {**ALONE["simclr"], "probe_epochs": 1}}))
+    method, data = setup.strategy, setup.environment.data
+    method.weights = method.initial_weights(setup.environment)
+    monkeypatch.setattr(setup.environment, "data", dataclasses.replace(data, test=data.test.take(np.arange(count))))
+    federation = Round(setup.environment, Mock(), 1, [0], [0], [], [])
+    assert method.measure(federation).keys() == {"probe/accuracy", "knn/accuracy"}
+    assert ("feature_map" in federation.record.log) == (count == 2)

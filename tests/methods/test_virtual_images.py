@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import RecordDict
-from helpers import Make, lines
+from helpers import Make, has_defaults, lines
 from helpers.virtual_images import LGD, NET, QUICK, server, virtual_of
 
 from fedkd import Environment, InputError, Payload
 from fedkd.core.setup import make_setup
 from fedkd.data.federated_data import FederatedData
 from fedkd.learning.losses import supervised_contrast
-from fedkd.methods.virtual_images import VirtualImagesClient
+from fedkd.methods.virtual_images import VirtualImages, VirtualImagesClient
 from fedkd.runs.checkpoints import latest, load_node
 from fedkd.runs.run import run
 
@@ -182,3 +182,10 @@ def test_a_last_batch_of_one_image_is_no_trouble(tiny: Make, tmp_path: Path) -> 
     supervised_contrast(alone, torch.tensor([1])).backward()
     assert alone.grad is not None
     assert not alone.grad.any()
+
+
+def test_the_defaults_are_those_of_the_authors_code() -> None:
+    """Sections 1.1 and 2.5 of FedLGD's specification."""
+    images = {"ipc": 10, "initial": "normal", "initial_steps": 10_000, "real_batch": 256, "show_local": False}
+    has_defaults(VirtualImages(), images | {"pixel_lr": 1.0, "pixel_momentum": 0.5})
+    assert VirtualImages().augment == ["color", "crop", "cutout", "flip", "scale", "rotate"]

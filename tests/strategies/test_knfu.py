@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from helpers import Make, lines
+from flwr.app import RecordDict
+from helpers import Make, has_defaults, lines
 from helpers.fusion import soft, weights_of
 from torch import Tensor
 
-from fedkd import Environment
+from fedkd import Environment, Payload
 from fedkd.config import Limits
 from fedkd.core.round_loop import run_rounds
 from fedkd.core.setup import make_setup
@@ -19,7 +21,7 @@ from fedkd.errors import InputError
 from fedkd.learning.losses import kl_from_probabilities
 from fedkd.methods.knowledge_fusion import fuse
 from fedkd.runs.run import make_engine, run
-from fedkd.strategies.knfu import distances, estimated_priors, neighbour_weights
+from fedkd.strategies.knfu import KnFu, KnFuClient, distances, estimated_priors, neighbour_weights
 
 
 def seeded() -> tuple[Tensor, Tensor]:
@@ -49,6 +51,69 @@ def test_the_worked_example() -> None:
     fused = fuse(weights, q)
     np.testing.assert_allclose(fused[0, 0], [0.024235, 0.01915017, 0.08966363, 0.06347169, 0.80347973], atol=1e-6)
     assert kl_from_probabilities(student, fused[0]).item() == pytest.approx(1.06634796, abs=1e-6)
+
+
+def test_the_defaults_are_the_specifications() -> None:
+    """Fact K6 (beta = 10 in all experiments) and the proposed reading in section 1.3 of the specification."""
+    priors = {"epd_mode": "soft", "epd_epsilon": 1e-8, "divergence": "kl_receiver_sender"}
+    neighbours = {"beta": 10.0, "weight_function": "softmax", "k": None, "threshold": 0.0, "include_self": True}
+    tuning = {"fuse_space": "prob", "extraction_temperature": 1.0, "temperature": 1.0, "public_cross_entropy": 0.0}
+    has_defaults(KnFu(), priors | neighbours | tuning)
+    apart = torch.tensor([[0.0, 0.3], [0.2, 0.0]])
+    own = 1 / (1 + np.exp([-3.0, -2.0]))  # softmax over (0, -10 d)
+    np.testing.assert_allclose(neighbour_weights(apart).diagonal(), own, rtol=1e-6)
+    every = neighbour_weights(apart, function="threshold")
+    torch.testing.assert_close(every, neighbour_weights(apart))  # the default threshold of 0 keeps all senders
+    assert estimated_priors(torch.tensor([[[1.0, 0.0]]]))[0, 1].item() == pytest.approx(1e-8, rel=1e-6)
+
+
+def test_a_threshold_keeps_the_weights_that_reach_it() -> None:
+    apart = torch.log(torch.tensor([[1.0, 2.0, 5.0], [1.0, 1.0, 1.0], [1.0, 4.0, 4.0]], dtype=torch.float64))
+    edge = float(neighbour_weights(apart, 1.0)[0, 1])  # 5/17; the others 10/17, 2/17; three times 1/3; 2/3, 1/6, 1/6
+    kept = neighbour_weights(apart, 1.0, function="threshold", threshold=edge)
+    np.testing.assert_allclose(kept, [[2 / 3, 1 / 3, 0], [1 / 3] * 3, [1, 0, 0]], atol=1e-9)
+    above = neighbour_weights(apart, 1.0, function="threshold", threshold=edge + 1e-12)
+    assert above[0].tolist() == [1.0, 0.0, 0.0]
+
+
+def test_topk_keeps_k_of_each_row_and_all_without_a_k() -> None:
+    apart = torch.tensor([[0.0, 0.1, 0.3, 0.2]]).repeat(4, 1)
+    for k, kept in ((1, 1), (3, 3), (4, 4), (9, 4), (None, 4)):
+        weights = neighbour_weights(apart, function="topk", k=k)
+        assert ((weights > 0).sum(1) == kept).all()
+        torch.testing.assert_close(weights.sum(1), torch.ones(4, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("space", ["prob", "logit"])
+def test_fine_tuning_takes_the_temperature_and_the_public_labels_by_their_weights(
+    tiny: Make, monkeypatch: pytest.MonkeyPatch, space: str
+) -> None:
+    strategy = {"name": "knfu", "fuse_space": space, "temperature": 3.0, "public_cross_entropy": 0.5}
+    setup = make_setup(tiny({"data.public": {"size": 8, "labelled": True}, "strategy": strategy}))
+    client = KnFuClient(setup.environment, setup.strategy.layers(), 0, RecordDict(), 1, "finetune", False)
+    given = torch.linspace(-1, 1, 80).view(8, 10)
+    targets = torch.softmax(given, 1)
+    seen: list[tuple[Tensor, Any]] = []
+    monkeypatch.setattr(client, "distil", lambda images, wanted, loss: seen.append((wanted, loss)))
+    client.finetune(Payload(logits={"targets": given if space == "logit" else targets}))
+    (wanted, loss) = seen[0]
+    logits = torch.linspace(2, -3, 80).view(8, 10) ** 2
+    labels = torch.from_numpy(client.public.labels)
+    logs = torch.log_softmax(logits.double() / 3, 1)
+    right = 9 * (targets.double() * (targets.double().log() - logs)).sum(1).mean()
+    right -= 0.5 * torch.log_softmax(logits.double(), 1)[torch.arange(8), labels].mean()
+    assert float(loss(lambda batch: batch, logits, wanted)) == pytest.approx(float(right), rel=1e-5)
+
+
+def test_public_cross_entropy_needs_public_labels(tiny: Make) -> None:
+    def check(labelled: bool, weight: float) -> None:
+        strategy = {"name": "knfu", "public_cross_entropy": weight}
+        make_setup(tiny({"data.public": {"size": 60, "labelled": labelled}, "strategy": strategy})).check()
+
+    check(True, 0.5)
+    check(False, 0.0)
+    with pytest.raises(InputError, match=r"strategy\.public_cross_entropy = 0\.5: the public set has no labels"):
+        check(False, 0.5)
 
 
 def test_distances_by_loops_in_every_direction() -> None:
