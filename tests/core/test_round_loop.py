@@ -13,12 +13,14 @@ from helpers import Make, lines
 from helpers.bases import SMALL
 
 from fedkd import Client, GlobalModelClient, Payload, Round, RunError
-from fedkd.core.round_loop import run_rounds
+from fedkd.core.round_loop import _first_cohort, _prepares_nodes, run_rounds
 from fedkd.core.setup import make_setup
 from fedkd.core.undo import Recorder
 from fedkd.messages.arrays import copied
 from fedkd.runs.run import make_engine, run
 from fedkd.strategies.fedavg import FedAvg
+from fedkd.strategies.fedftg import FedFTG
+from fedkd.strategies.fedlgd import FedLGD
 
 
 def test_metrics_are_means_over_nodes_with_their_spread(tiny: Make, tmp_path: Path) -> None:
@@ -103,3 +105,11 @@ def test_what_the_server_has_measured_no_node_may_report(tiny: Make) -> None:
     setup.strategy.__class__ = Boasted
     with make_engine(setup) as engine, pytest.raises(RunError, match="'own/gain' may only be reported by the server"):
         run_rounds(setup, engine)
+
+
+def test_the_first_cohort_is_all_nodes_unless_nothing_is_prepared_on_very_many() -> None:
+    few, many = range(10_000), range(10_001)
+    preparing, over = FedLGD(), FedFTG()  # one prepares its nodes, the other the server
+    assert [_prepares_nodes(method) for method in (FedAvg(), preparing, over)] == [False, True, False]
+    assert [len(_first_cohort(FedAvg(), nodes)) for nodes in (few, many)] == [10_000, 0]
+    assert [len(_first_cohort(method, many)) for method in (preparing, over)] == [10_001, 10_001]

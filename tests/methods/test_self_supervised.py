@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import Mock
 
 import numpy as np
@@ -200,3 +201,16 @@ def test_a_map_of_features_needs_two_test_images(tiny: Make, monkeypatch: pytest
     federation = Round(setup.environment, Mock(), 1, [0], [0], [], [])
     assert method.measure(federation).keys() == {"probe/accuracy", "knn/accuracy"}
     assert ("feature_map" in federation.record.log) == (count == 2)
+
+
+def test_real_sites_need_images_of_the_servers_own(tiny: Make) -> None:
+    def check(validation: object, labels: int, pooled: int = 0) -> None:
+        data = SimpleNamespace(validation=validation, test=SimpleNamespace(labels=[0] * labels))
+        SimCLR(pooled_steps=pooled)._check_sites("simclr", data)  # type: ignore[arg-type]
+
+    check("images", 1)
+    for validation, labels in ((None, 1), ("images", 0), (None, 0)):
+        with pytest.raises(InputError, match="data.sites: simclr measures features"):
+            check(validation, labels)
+    with pytest.raises(InputError, match="strategy.pooled_steps = 3: the server does not have"):
+        check("images", 1, pooled=3)

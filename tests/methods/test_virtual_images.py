@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -189,3 +190,29 @@ def test_the_defaults_are_those_of_the_authors_code() -> None:
     images = {"ipc": 10, "initial": "normal", "initial_steps": 10_000, "real_batch": 256, "show_local": False}
     has_defaults(VirtualImages(), images | {"pixel_lr": 1.0, "pixel_momentum": 0.5})
     assert VirtualImages().augment == ["color", "crop", "cutout", "flip", "scale", "rotate"]
+
+
+def test_the_first_distillation_is_asked_for_a_hundred_steps_at_a_time() -> None:
+    federation = Mock(ask=Mock(return_value=[(4, Payload(numbers={"loss": 1.0})), (5, Payload(numbers={"loss": 2.0}))]))
+    federation.track = lambda what, steps: steps
+    VirtualImages(initial_steps=250).distil(federation, [4, 5])
+    asked = [call.args[1] for call in federation.ask.call_args_list]
+    assert [[one[node].numbers["end"] for node in (4, 5)] for one in asked] == [[100, 100], [200, 200], [250, 250]]
+    federation.log.assert_called_once_with("distillation_loss", 1.5)
+
+
+def test_a_node_may_report_its_virtual_images(tiny: Make) -> None:
+    environment = Environment(tiny({}))
+    assert [VirtualImages(ipc=7).most_images(images, environment) for images in (69, 70, 71)] == [70, 70, 71]
+
+
+def test_shown_images_have_labels_of_the_classes(tiny: Make) -> None:
+    federation = Mock(environment=Environment(tiny({})), cohort=[3, 1], ask=Mock(return_value=[]))
+    for shown, due in ((False, True), (True, False), (True, True)):
+        federation.due = due
+        VirtualImages(show_local=shown).show_images(federation)
+    federation.ask.assert_called_once()
+    assert list(federation.ask.call_args.args[1]) == [3]
+    expect = federation.ask.call_args.kwargs["expect"]
+    assert expect.indices["labels"].between == (0, 9)
+    assert expect.images["virtual"].shape == (None, 1, 8, 8)
