@@ -29,7 +29,7 @@ from .ray_cluster import refuse_lost, umask
 from .ray_placement import Workers, connect, count_workers, disconnect, refuse_relative_files
 from .ray_pool import Call, WorkerPool
 
-_SMALL = 64 * 1024  # bytes of a content that Ray sends with a call: faster than the object store
+_SMALL = 16 * 1024  # bytes of a content that Ray sends with a call; of larger ones it would keep memory
 
 
 class RayGrid(SimulationGrid):

@@ -25,6 +25,7 @@ from ..data.pictures import open_picture
 from ..errors import InputError, on_one_line, reason_of
 from ..files import NotWritten, append, as_json, leads_out, parse_json, read, refuse_odd, write, writing
 from ..masking import masked
+from ..stopping import deferred
 from .forms import DistillLine, Line, read_lines
 from .origin import ORIGIN, Origin, write_origin
 
@@ -53,12 +54,13 @@ class RunFolder:
         refuse_used(self.path)
         there = self.path.is_dir()
         try:
-            for folder in (self.path, self.checkpoints, self.figures):
-                make_folder(folder)
-            write(self.path / METRICS, b"", _NOTHING)
-            write_origin(self.path, origin, _NOTHING)
-            # last, because with it the folder is a run that can be continued
-            write(self.path / CONFIG, tomli_w.dumps(masked(to_table(config))).encode(), _NOTHING)
+            with deferred():  # a signal finds a run that can be continued, or nothing
+                for folder in (self.path, self.checkpoints, self.figures):
+                    make_folder(folder)
+                write(self.path / METRICS, b"", _NOTHING)
+                write_origin(self.path, origin, _NOTHING)
+                # last, because with it the folder is a run that can be continued
+                write(self.path / CONFIG, tomli_w.dumps(masked(to_table(config))).encode(), _NOTHING)
         except NotWritten:
             shutil.rmtree(self.path, ignore_errors=True)  # all of it was made here
             if there:

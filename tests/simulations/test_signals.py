@@ -30,7 +30,7 @@ def until_done(first: list[str], again: list[str], folder: Path, seconds: float,
     moments = random.Random(number)
     ended = 0
     for _ in range(MOMENTS):
-        begun = (folder / "out").is_dir() and any((folder / "out").iterdir())
+        begun = any((folder / "out").rglob("config.toml"))
         command = again if begun else first
         process = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True, preexec_fn=default_signals)
         alarm = threading.Timer(moments.uniform(0.1, seconds), process.send_signal, [number])
@@ -40,7 +40,7 @@ def until_done(first: list[str], again: list[str], folder: Path, seconds: float,
         assert "Traceback" not in errors, errors
         assert process.returncode in (0, 128 + number, -number), errors  # negative: before Python had its handlers
         ended += process.returncode != 0
-    begun = (folder / "out").is_dir()
+    begun = any((folder / "out").rglob("config.toml"))
     last = subprocess.run(again if begun else first, cwd=folder, capture_output=True, text=True, check=False)
     assert last.returncode == 0, last.stderr
     return ended
