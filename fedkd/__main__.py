@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
 import io
 import os
 import sys
+from typing import NoReturn
 
 
 def main() -> None:
@@ -20,9 +22,11 @@ def main() -> None:
 
             app(prog_name="fedkd")
     except Stopped as stopped:  # before or after a command's own work
-        sys.exit(128 + stopped.number)
+        _end(128 + stopped.number)
     except SystemExit as done:
         sys.stdout.flush()
+        if isinstance(done.code, int) and done.code > 128:
+            _end(done.code)
         lost = getattr(sys.stdout, "lost", None)
         command = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
         if lost and not done.code and command not in ("run", "sweep", "distill"):  # their results are files
@@ -32,6 +36,14 @@ def main() -> None:
     finally:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
+
+
+def _end(code: int) -> NoReturn:
+    """End this process after a signal, without taking Python apart: Ray's threads, if one is at work, would crash."""
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(code)
 
 
 def _open_standard_streams() -> None:
