@@ -104,6 +104,8 @@ def _refuse_claim(name: str, size: int, member: IO[bytes]) -> None:
     shape, _, dtype = reader(member)
     if dtype.hasobject:
         raise ValueError(f"{name} has Python objects, which are not loaded")
+    if dtype.itemsize == 0:
+        raise ValueError(f"{name} has values of no bytes, of which a file can claim any number")
     if math.prod(shape) * dtype.itemsize != size - member.tell() or min(shape, default=0) < 0:
         raise ValueError(f"{name} claims to be {dtype}, {' x '.join(map(str, shape))}, which its size does not fit")
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from fedkd.data.datasets import load
+from fedkd.data.npz import from_npz
 from fedkd.errors import InputError
 
 RNG = np.random.default_rng(0)
@@ -140,3 +141,15 @@ def test_a_pipe_in_place_of_an_archive_is_named(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "s.npz")
     with pytest.raises(InputError, match="s.npz is not .*: it is not a regular file"):
         read("npz:s.npz", tmp_path)
+
+
+def test_values_of_no_bytes_are_refused_however_many_are_claimed(tmp_path: Path) -> None:
+    images, labels = np.zeros((2, 4, 4), np.uint8), np.array([0, 1])
+    arrays = {"x_train": images, "y_train": labels, "x_test": images, "y_test": labels}
+    np.savez(tmp_path / "s.npz", **arrays)  # type: ignore[arg-type]
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|S0", "fortran_order": False, "shape": (10**18,)})
+    with zipfile.ZipFile(tmp_path / "s.npz", "a") as archive:
+        archive.writestr("classes.npy", header.getvalue())
+    with pytest.raises(InputError, match="classes has values of no bytes, of which a file can claim any number"):
+        from_npz(tmp_path / "s.npz")
