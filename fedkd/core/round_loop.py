@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..errors import TooFewReplies, some
-from ..messages.carrier import Carrier, Engine
+from ..messages.carrier import Carrier, SiteCarrier
 from ..messages.metric_names import scope_of
 from ..stopping import check
 from ..streams import default_stream
@@ -45,7 +45,7 @@ def run_rounds(
     answers = actions(strategy.client_class())
     watch = StateWatch(strategy)
     server_scopes: set[str] = set()
-    recorder = None if isinstance(carrier, Engine) else Recorder(carrier)
+    recorder = Recorder(carrier) if isinstance(carrier, SiteCarrier) else None
     carrier = recorder or carrier
     for number in range(first_round, config.rounds + 1):
         check()

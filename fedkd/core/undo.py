@@ -17,7 +17,7 @@ from ..data.images import Images
 from ..errors import RunError
 from ..learning.evaluation import predict
 from ..messages.arrays import PayloadError, Tensors, are_within, is_finite, tensors_of
-from ..messages.carrier import Carrier
+from ..messages.carrier import Carrier, SiteCarrier
 from ..messages.flower import error_reply
 from ..messages.ledger import all_bytes
 from ..models.build import fill
@@ -59,10 +59,10 @@ def _probe(environment: Environment) -> Images:
     return Images(images, np.zeros(_PROBE, np.int64))
 
 
-class Recorder(Carrier):
+class Recorder(SiteCarrier):
     """A carrier that keeps the replies of the current round, so that the round can be computed again without a node."""
 
-    def __init__(self, carrier: Carrier) -> None:
+    def __init__(self, carrier: SiteCarrier) -> None:
         self.carrier = carrier
         self.exchanges: list[dict[int, RecordDict]] | None = []  # None: they are too large to be kept
         self._bytes = 0

@@ -44,7 +44,7 @@ class Introduction:
     states: tuple[str, ...]
 
     @property
-    def told(self) -> tuple[int, str]:
+    def reported(self) -> tuple[int, str]:
         """Return what a site cannot change later: its number of training images, a digest of classes and shape."""
         about = json.dumps([self.classes, self.shape]).encode()
         return self.images, hashlib.blake2b(about, digest_size=8).hexdigest()

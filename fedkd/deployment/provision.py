@@ -49,7 +49,7 @@ _HOST = re.compile(r"[A-Za-z0-9:][A-Za-z0-9.:-]*")
 
 
 class Provisioned(NamedTuple):
-    """What `provision` has to tell: what could not be checked, and the plug-in files that the app has."""
+    """What `provision` has to report: what could not be checked, and the plug-in files that the app has."""
 
     unchecked: str | None
     files: list[str]

@@ -41,21 +41,21 @@ class _File(pydantic.BaseModel):
     federation: Annotated[str, pydantic.Field(pattern=r"^[0-9a-f]{32}$")]
     numbers: dict[str, Annotated[int, pydantic.Field(ge=0, lt=2**53)]]
     ids: dict[str, int]
-    told: dict[str, Annotated[tuple[int, str], pydantic.Field(strict=False)]] = {}
+    reported: dict[str, Annotated[tuple[int, str], pydantic.Field(strict=False)]] = {}
 
 
 @dataclass
 class Roster:
     """The sites that have joined a federation, in a file, so that a restarted server recognises them.
 
-    `numbers`: the numbers of sites, by name. `ids`: the ids of their SuperNodes in Flower. `told`: what each has told
-    of itself at the first contact and cannot change: its number of training images, a digest of classes and shape.
+    `numbers`: the numbers of sites, by name. `ids`: the ids of their SuperNodes in Flower. `reported`: what each
+    has reported at the first contact and cannot change: its number of training images, a digest of classes and shape.
     """
 
     federation: str = field(default_factory=lambda: uuid.uuid4().hex)
     numbers: dict[str, int] = field(default_factory=dict)
     ids: dict[str, int] = field(default_factory=dict)
-    told: dict[str, tuple[int, str]] = field(default_factory=dict)
+    reported: dict[str, tuple[int, str]] = field(default_factory=dict)
     path: Path | None = None
 
     @classmethod

@@ -69,7 +69,7 @@ def serve(
             states = list(checkpoints.load_nodes(checkpoint))
             first_round, roster = number + 1, Roster.read(path / ROSTER)
             if accept_changes:
-                roster.told = {}  # what sites tell of themselves now counts
+                roster.reported = {}  # what sites report of themselves now counts
         else:
             roster = Roster(path=path / ROSTER)
             roster.write()

@@ -22,7 +22,7 @@ from ..core.setup import Setup
 from ..data.site_data import misfit
 from ..errors import RunError, described, on_one_line
 from ..messages.arrays import PayloadError, serialised
-from ..messages.carrier import Carrier
+from ..messages.carrier import SiteCarrier
 from ..messages.flower import (
     activations,
     at_most,
@@ -46,7 +46,7 @@ _MOST_MISSED = 3  # requests in a row without a reply in time; then a site gets 
 _PULL_SECONDS = 2.0  # time for a reply to be fetched before the server looks after the others meanwhile
 _REMIND_SECONDS = 30.0  # time between two lines about missing sites
 _ONE_MEGABYTE = 10**6
-_MOST_ABOUT = 1000  # bytes of what a site tells of itself with each reply
+_MOST_ABOUT = 1000  # bytes of what a site reports of itself with each reply
 _PATIENT_TIMEOUTS = 3  # after this number of time limits, a late reply is given up
 _LEAST_TTL = 60.0
 _LEFT_OUT = "left out: it has missed the time limit too often; continue the run (resume=true) to ask it again"
@@ -105,7 +105,7 @@ def _action_of(message: Message) -> str:
     return message.metadata.message_type.removeprefix("train.")
 
 
-class Sites(Carrier):
+class Sites(SiteCarrier):
     """Carries messages to real sites over Flower's Grid.
 
     Each SuperNode introduces itself at the first contact and after each restart, and is accepted or refused. A late
@@ -320,13 +320,13 @@ class Sites(Carrier):
             return reason
         if not 1 <= one.images <= MOST_IMAGES:
             return f"it has {one.images} training images"
-        before = self._roster.told.get(one.name, one.told)
+        before = self._roster.reported.get(one.name, one.reported)
         if before[0] != one.images:
             return (
-                f"it told of {before[0]} training images at the first contact, and of {one.images} now; if that is "
+                f"it reported {before[0]} training images at the first contact, and {one.images} now; if that is "
                 "right, continue the run with accept-changes=true"
             )
-        if before != one.told:
+        if before != one.reported:
             return "it has other classes, or another image shape, than at the first contact"
         listed = [architecture.name for architecture in config.model.architectures]
         if one.model and one.model not in listed and (strategy.equal_models or strategy.listed_models):
@@ -363,7 +363,7 @@ class Sites(Carrier):
         free = next(n for n in range(len(numbers) + 1) if n not in numbers.values())
         number = numbers.setdefault(one.name, one.partition if one.partition >= 0 else free)
         self._roster.ids[one.name] = id
-        self._roster.told[one.name] = one.told
+        self._roster.reported[one.name] = one.reported
         self._roster.write()
         self._sites[number] = _Site(one.name, id, self._asked[id], one.images)
         listed = [architecture.name for architecture in self._environment.config.model.architectures]

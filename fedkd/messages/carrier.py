@@ -1,4 +1,4 @@
-"""`Carrier`: the interface through which engines and real sites carry messages; and `Engine`."""
+"""`Carrier`: the interface through which engines and real sites carry messages; `SiteCarrier` and `Engine`."""
 
 from __future__ import annotations
 
@@ -40,10 +40,6 @@ class Carrier(ABC):
         been checked or has not come, and before the node's next request.
         """
 
-    def undo(self) -> None:
-        """Go back to the states of nodes that counted at the last call of `nodes`; only real sites can."""
-        raise NotImplementedError
-
     def states(self) -> Iterable[tuple[int, RecordDict]]:
         """Return the current states of nodes that this side stores, by node. Each is read when it is needed."""
         return ()
@@ -59,6 +55,14 @@ class Carrier(ABC):
     def events(self) -> list[dict[str, Any]]:
         """Return the events of nodes since the last call."""
         return []
+
+
+class SiteCarrier(Carrier):
+    """A carrier to real sites, which are not trusted: a round whose result is not usable can be undone."""
+
+    @abstractmethod
+    def undo(self) -> None:
+        """Go back to the states of nodes that counted at the last call of `nodes`."""
 
 
 class Engine(Carrier):

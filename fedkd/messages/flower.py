@@ -112,7 +112,7 @@ def _count_what_arrives() -> None:
         if not hasattr(_budget, "bytes"):
             return pull_objects(object_ids, pull_object_fn, **more)
         most, left = _budget.bytes, [_budget.bytes + _OVERHEAD[0] + _OVERHEAD[1] * len(object_ids)]
-        if len(object_ids) > _MOST_OBJECTS + most // 10**6:
+        if len(object_ids) > _MOST_OBJECTS + most // 10**6:  # large arrays come in pieces of 5 MB
             raise ObjectPullError("", f"the message has {len(object_ids)} objects")
 
         def one(object_id: str) -> bytes:

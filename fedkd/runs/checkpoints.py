@@ -36,7 +36,7 @@ _NODE = re.compile(r"nodes/(0|[1-9]\d{0,18})\.safetensors")
 
 
 def owner_of(config: Config | DistillConfig) -> Owner:
-    """Return what tells the checkpoints of a run from those of others: its method, seed, model and data."""
+    """Return what distinguishes the checkpoints of a run from those of others: its method, seed, model and data."""
     table = to_table(config)
     method = "strategy" if isinstance(config, Config) else "distiller"
     data = {key: value for key, value in table["data"].items() if key not in ("root", "download")}

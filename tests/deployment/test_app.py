@@ -287,7 +287,7 @@ def test_a_hostile_site_changes_nothing_for_two_honest_ones(shell: Shell, tmp_pa
     assert blamed <= {(2, "fit"), (2, "evaluate")}, blamed
     assert all(line["failures"] for line in found[1 : len(TRICKS) + 1])
     events = [event["event"] for line in found for event in line["events"]]
-    assert any("and of 2147483647 now" in event for event in events) or found[-1]["failures"], events
+    assert any("and 2147483647 now" in event for event in events) or found[-1]["failures"], events
 
     config = read_config(tmp_path / "c.toml")
     strategy = config.strategy.model_copy(update={"name": f"{PLUGINS / 'leaves.py'}:AloneFedAvg"})

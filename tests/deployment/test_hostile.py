@@ -78,8 +78,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def told(grid: Loopback, **changes: float) -> None:
-    """Let the hostile site tell other numbers of itself once it has been started anew."""
+def reporting(grid: Loopback, **changes: float) -> None:
+    """Let the hostile site report other numbers of itself once it has been started anew."""
 
     def tampered(message: Message, reply: Message) -> Message:
         again = message.metadata.dst_node_id == IDS[HOSTILE] and grid.starts[IDS[HOSTILE]] > 1
@@ -93,19 +93,19 @@ def told(grid: Loopback, **changes: float) -> None:
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"images": 2.0**31 - 1}, "it told of 24 training images at the first contact, and of 2147483647 now"),
-        ({"images": 23.0}, "it told of 24 training images at the first contact, and of 23 now"),
+        ({"images": 2.0**31 - 1}, "it reported 24 training images at the first contact, and 2147483647 now"),
+        ({"images": 23.0}, "it reported 24 training images at the first contact, and 23 now"),
         ({"images": 23.5}, "number 'images' is not whole"),
         ({"height": 9.0}, "it has other classes, or another image shape, than at the first contact"),
         ({"partition": 1.0}, "has partition-id = 1"),
     ],
 )
-def test_what_a_site_has_told_binds_it(
+def test_what_a_site_has_reported_counts(
     tiny: Make, tmp_path: Path, clock: Clock, changes: dict[str, float], reason: str
 ) -> None:
     config = tiny({"rounds": 3, "evaluate.every": 9, "timeout": 20.0})
     grid = partitioned(config)
-    told(grid, **changes)
+    reporting(grid, **changes)
 
     def restart(record: Any, environment: Any) -> None:
         if record.number == 1:
@@ -124,7 +124,7 @@ def test_an_operator_may_accept_what_has_changed(tiny: Make, tmp_path: Path, clo
     longer = config.model_copy(update={"rounds": 3})
     grid = partitioned(longer)
     grid.starts[IDS[HOSTILE]] = 2
-    told(grid, images=25.0)
+    reporting(grid, images=25.0)
     start(longer, grid, tmp_path / "run", resume=True, accept_changes=True)
     events = [event["event"] for line in lines(tmp_path / "run") for event in line["events"]]
     assert "is back: 25 training images" in events
@@ -243,8 +243,8 @@ def test_a_reply_that_is_sent_slowly_holds_nobody_up(
     assert {reason.split()[1] for reason in failures(tmp_path / "run")} == {str(HOSTILE)}
 
 
-def test_an_introduction_is_told_apart_by_what_it_tells() -> None:
+def test_an_introduction_is_told_apart_by_what_it_reports() -> None:
     one = Introduction("a", 0, "", 5, 2, ("x", "y"), (1, 8, 8), "1", ())
-    assert one.told == Introduction("b", 1, "mlp", 5, 9, ("x", "y"), (1, 8, 8), "2", ("r",)).told
-    assert one.told != Introduction("a", 0, "", 5, 2, ("y", "x"), (1, 8, 8), "1", ()).told
-    assert one.told != Introduction("a", 0, "", 6, 2, ("x", "y"), (1, 8, 8), "1", ()).told
+    assert one.reported == Introduction("b", 1, "mlp", 5, 9, ("x", "y"), (1, 8, 8), "2", ("r",)).reported
+    assert one.reported != Introduction("a", 0, "", 5, 2, ("y", "x"), (1, 8, 8), "1", ()).reported
+    assert one.reported != Introduction("a", 0, "", 6, 2, ("x", "y"), (1, 8, 8), "1", ()).reported

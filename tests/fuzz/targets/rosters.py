@@ -12,7 +12,7 @@ TABLE = {
     "federation": "0123456789abcdef" * 2,
     "numbers": {"site-1": 0, "site-2": 1},
     "ids": {"site-1": 2**64 - 5, "site-2": 7},
-    "told": {"site-1": [67, "ab"], "site-2": [5, "cd"]},
+    "reported": {"site-1": [67, "ab"], "site-2": [5, "cd"]},
 }
 
 
