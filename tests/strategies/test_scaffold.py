@@ -51,3 +51,10 @@ def test_scaffolds_official_anchor_is_the_aggregated_model(tiny: Make, tmp_path:
     base = server_state(tmp_path / "run")["base"]
     assert base["aggregated"].keys() == base["control"].keys()
     assert any(not torch.equal(base["aggregated"][n], base["weights"][n]) for n in base["control"])
+
+
+def test_an_objective_below_zero_is_no_failure(tiny: Make, tmp_path: Path) -> None:
+    """<theta, c - c_k> is a part of what a node reports as its loss."""
+    train = {"epochs": 4, "batch_size": 16, "optimizer": {"name": "sgd", "lr": 0.3}}
+    changes = {"strategy": {"name": "scaffold"}, "data.partition.alpha": 0.1, "rounds": 5, "train": train}
+    assert run(tiny(changes), tmp_path / "run")["failures"] == 0
