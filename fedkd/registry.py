@@ -34,7 +34,7 @@ def find(group: str, name: str, key: str) -> Any:
     """Return the object with a name; `key` is the config key whose value is this name.
 
     `name` is an entry point of `fedkd.<group>`, a `package.module:Name` or a `path/to/file.py:Name`.
-    Raises InputError with the nearest valid name, or with the names that the file defines.
+    Raises InputError with the nearest valid name, with the names that the file defines, or with a missing package.
     """
     if ":" in name:
         if _app is not None:
@@ -49,8 +49,18 @@ def find(group: str, name: str, key: str) -> Any:
         return getattr(module, attribute)
     for point in entry_points(group=f"fedkd.{group}"):
         if point.name == name:
-            return point.load()
+            with installed(f"{key} = {name!r}"):
+                return point.load()
     raise unknown(key, name, names(group))
+
+
+@contextmanager
+def installed(what: str) -> Iterator[None]:
+    """Turn an import of a package that is not installed into InputError; `what` needs the package."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise InputError(f"{what} needs the package {error.name!r}, which is not installed here.") from error
 
 
 def _load_module(name: str, key: str) -> ModuleType:

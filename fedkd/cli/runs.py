@@ -132,8 +132,11 @@ def sweep(
     with exit_codes("repeat the command to continue"):
         from ..runs.progress import ManyRuns
         from ..runs.run_folder import alone_in, make_folder
+        from ..registry import installed
         from ..runs.sweep import check, plan
-        from ..simulations.sweep import run_jobs
+
+        with installed("fedkd sweep"):
+            from ..simulations.sweep import run_jobs
 
         for option, value in (("--gpus", gpus), ("--memory", memory)):
             if value is not None and not math.isfinite(value):
