@@ -38,9 +38,10 @@ def numpy_stream(seed: int, round_number: int, node: Node, purpose: str) -> np.r
 def default_stream(generator: torch.Generator) -> Iterator[None]:
     """Make torch's default generators continue this stream inside the `with` block, and restore them after it.
 
-    For torch code that has no generator argument: module initialisers, dropout, torchvision's transforms.
+    For torch code that has no generator argument: module initialisers, dropout, torchvision's transforms. Of GPUs it
+    is the current one, if this process has used it.
     """
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices=devices):
         torch.set_rng_state(generator.get_state())
         for device in devices:

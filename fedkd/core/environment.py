@@ -79,13 +79,13 @@ class Environment:
         """Make the environment of a config. `data`: the data, if it is loaded already. Raises InputError."""
         self.config = config
         self.data = data if data is not None else federate(config.data, config.seed)
-        self.device = torch.device(device)
+        self.device = _ready(device)
         self.architecture_numbers: dict[int, int] = {}  # of nodes that have reported their architecture
         self._models: dict[str, nn.Module] = {}
 
     def use_device(self, device: str) -> None:
         """Make models and batches on another device from now on."""
-        self.device = torch.device(device)
+        self.device = _ready(device)
         self._models.clear()
         self.__dict__.pop("preprocess", None)
 
@@ -140,3 +140,10 @@ class Environment:
     def preprocess(self) -> Preprocess:
         """Return the preprocessing that turns uint8 images into batches."""
         return Preprocess(self.data, self.config.data.augment, self.device)
+
+
+def _ready(device: str) -> torch.device:
+    """Return a device that is ready: `default_stream` sets the generator of a GPU only when this process uses it."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.init()
+    return torch.device(device)
