@@ -79,8 +79,11 @@ def ours(config: Config) -> list[float]:
     return seconds
 
 
-def flower(config: Config) -> list[float]:
-    """Return the seconds of each round of the same ServerApp and ClientApp under Flower's own simulation, 2 actors."""
+def flower(config: Config, gpus: float = 0.0) -> list[float]:
+    """Return the seconds of each round of the same ServerApp and ClientApp under Flower's own simulation, 2 actors.
+
+    `gpus`: the share of a GPU of each actor.
+    """
     seconds: list[float] = []
 
     def note(record: Record) -> None:
@@ -94,23 +97,23 @@ def flower(config: Config) -> list[float]:
     def main(grid: Grid, context: Context) -> None:
         run_rounds(setup, Sites(grid, setup), on_round=note)
 
-    resources = {"client_resources": {"num_cpus": 1, "num_gpus": 0.0}, "init_args": {"num_cpus": 2}}
-    run_simulation(server_app, client_app, CLIENTS, backend_config=resources)  # type: ignore[arg-type]
+    resources = {"client_resources": {"num_cpus": 1, "num_gpus": gpus}, "init_args": {"num_cpus": 2}}
+    run_simulation(server_app, client_app, setup.environment.data.clients, backend_config=resources)  # type: ignore[arg-type]
     return seconds
 
 
 class Plain:
     """FedAvg as one would write it in plain PyTorch: a model, tensors sliced once, in-place SGD, a running sum."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, device: str = "cpu") -> None:
         torch.set_num_threads(1)
-        environment = Environment(config)
+        environment = Environment(config, device=device)
         self.model = environment.model(0).to(memory_format=torch.contiguous_format)  # as models are made
         data = environment.data
-        images = torch.from_numpy(data.train.images)
-        floats = images.float().div_(255).sub_(data.mean[0]).div_(data.deviation[0])
-        labels = torch.from_numpy(data.train.labels)
-        self.parts = [(floats[data.train_parts[i]], labels[data.train_parts[i]]) for i in range(CLIENTS)]
+        floats = environment.preprocess(data.train.images)
+        labels = torch.from_numpy(data.train.labels).to(environment.device)
+        self.parts = [(floats[data.train_parts[i]], labels[data.train_parts[i]]) for i in range(data.clients)]
+        self.batch, self.rate = config.train.batch_size, config.train.optimizer.lr
 
     def work(self, clients: list[int], start: list[torch.Tensor]) -> list[torch.Tensor]:
         """Return the sum of these clients' trained weights."""
@@ -120,11 +123,11 @@ class Plain:
             with torch.no_grad():
                 for parameter, value in zip(parameters, start, strict=True):
                     parameter.copy_(value)
-            optimizer = torch.optim.SGD(parameters, lr=RATE)
+            optimizer = torch.optim.SGD(parameters, lr=self.rate)
             images, labels = self.parts[client]
-            order = torch.randperm(len(labels))
-            for begin in range(0, len(labels), BATCH):
-                batch = order[begin : begin + BATCH]
+            order = torch.randperm(len(labels)).to(labels.device)
+            for begin in range(0, len(labels), self.batch):
+                batch = order[begin : begin + self.batch]
                 optimizer.zero_grad()
                 F.cross_entropy(self.model(images[batch]), labels[batch]).backward()
                 optimizer.step()
@@ -134,14 +137,17 @@ class Plain:
         return total
 
 
-def plain_one(config: Config) -> list[float]:
+def plain_one(config: Config, device: str = "cpu") -> list[float]:
     """Return the seconds of each round of the plain loop in one process."""
-    plain = Plain(config)
+    plain = Plain(config, device)
     weights = [p.detach().clone() for p in plain.model.parameters()]
     seconds = []
     for number in range(config.rounds):
         begin = time.perf_counter()
-        weights = [t / COHORT for t in plain.work(_cohort(number), weights)]
+        cohort = _cohort(number, len(plain.parts), config.cohort or len(plain.parts))
+        weights = [t / len(cohort) for t in plain.work(cohort, weights)]
+        if device != "cpu":
+            torch.cuda.synchronize()
         seconds.append(time.perf_counter() - begin)
     return seconds
 
@@ -181,10 +187,10 @@ def plain_two(config: Config) -> list[float]:
     return seconds
 
 
-def _cohort(number: int) -> list[int]:
+def _cohort(number: int, clients: int = CLIENTS, cohort: int = COHORT) -> list[int]:
     generator = torch.Generator()
     generator.manual_seed(number)
-    return torch.randperm(CLIENTS, generator=generator)[:COHORT].tolist()
+    return torch.randperm(clients, generator=generator)[:cohort].tolist()
 
 
 def _in_process(function: Callable[[Config], list[float]], config: Config, pipe: Any) -> None:

@@ -130,9 +130,9 @@ def sweep(
 ) -> None:
     """Run a grid of configs and seeds, several at a time. Repeat the command to continue an interrupted grid."""
     with exit_codes("repeat the command to continue"):
+        from ..registry import installed
         from ..runs.progress import ManyRuns
         from ..runs.run_folder import alone_in, make_folder
-        from ..registry import installed
         from ..runs.sweep import check, plan
 
         with installed("fedkd sweep"):

@@ -111,14 +111,18 @@ def resnet20(shape: Shape, classes: int, *, norm: Norm = "batch") -> nn.Module:
     return _cifar_resnet(shape, classes, 3, norm)
 
 
-def resnet18_cifar(shape: Shape, classes: int, *, norm: Literal["batch", "instance"] = "batch") -> nn.Module:
+def resnet18_cifar(shape: Shape, classes: int, *, norm: Literal["batch", "group", "instance"] = "batch") -> nn.Module:
     """Return ResNet-18 with a 3 x 3 first convolution of stride 1 and no max-pooling, as in MOON and FedX, for CIFAR.
 
-    With instance norm (with parameters), as in dataset distillation and FedLGD, for images of up to 32 pixels.
+    With instance norm (with parameters), as in dataset distillation and FedLGD, for images of up to 32 pixels. Group
+    norm has 32 groups (Wu and He, 2018).
     """
     from torchvision import models as zoo
 
-    trunk = zoo.resnet18(weights=None, norm_layer=lambda channels: _conv_norm(norm, channels))
+    def layer(channels: int) -> nn.Module:
+        return nn.GroupNorm(32, channels) if norm == "group" else _conv_norm(norm, channels)
+
+    trunk = zoo.resnet18(weights=None, norm_layer=layer)
     trunk.conv1 = nn.Conv2d(shape[0], 64, 3, padding=1, bias=False)
     nn.init.kaiming_normal_(trunk.conv1.weight, mode="fan_out", nonlinearity="relu")
     trunk.maxpool, trunk.fc = nn.Identity(), nn.Identity()

@@ -27,6 +27,7 @@ def _stream() -> object:
         ("resnet8", {}, (3, 32, 32), 75290),
         ("resnet18_cifar", {}, (3, 32, 32), 11_168_832 + 5130),  # and FedX's without the classifier
         ("resnet18_cifar", {"norm": "instance"}, (3, 28, 28), 11_173_962),  # FedLGD's
+        ("resnet18_cifar", {"norm": "group"}, (3, 32, 32), 11_173_962),
         ("convnet", {}, (3, 32, 32), 320010),  # Zhao et al., 2021
         ("convnet", {}, (3, 28, 28), 311_050),  # FedLGD's
         ("convnet", {}, (3, 96, 96), 483_850),  # with two classes its 336,386

@@ -1,0 +1,36 @@
+"""The script for CUDA machines, on a CPU: each row is written, also one that fails."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import HOME
+
+
+def _rows(out: Path, *words: str) -> list[dict[str, Any]]:
+    script = HOME / "benchmarks" / "gpu.py"
+    subprocess.run([sys.executable, script, "--tiny", "--out", out, *words], check=True, capture_output=True)
+    return [json.loads(line) for line in out.read_text().splitlines()]
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("ray")
+def test_each_row_runs_on_a_cpu(tmp_path: Path) -> None:
+    found = _rows(tmp_path / "rows.jsonl", "--device", "cpu", "--minutes", "9")
+    assert [row["row"] for row in found if row["status"] == "failed" or row.get("good") is False] == []
+    assert {"start", "check/ray", "mnist-100/inline", "knfu/inline", "dsa/device"} <= {row["row"] for row in found}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the rows fail only without a GPU")
+def test_a_row_that_fails_is_a_row_and_no_end(tmp_path: Path) -> None:
+    found = _rows(tmp_path / "rows.jsonl", "--device", "cuda", "--only", "check/twice", "check/cpu")
+    assert [(row["row"], row["status"]) for row in found] == [
+        ("start", "failed"), ("check/twice", "failed"), ("check/cpu", "failed"),
+    ]  # fmt: skip
+    assert "engine.device = 'cuda'" in found[1]["reason"]
