@@ -82,6 +82,9 @@ if TYPE_CHECKING:
     from .learning.probes import mean_angle as mean_angle
     from .learning.probes import nearest_neighbours as nearest_neighbours
     from .learning.training import Loss as Loss
+    from .learning.training import ModelLoss as ModelLoss
+    from .learning.training import Outputs as Outputs
+    from .learning.training import Own as Own
     from .learning.training import cross_entropy as cross_entropy
     from .learning.training import train as train
     from .learning.training import train_as as train_as
@@ -171,6 +174,9 @@ _HOMES = {
     "LabelLogits": "methods.label_logits",
     "LabelLogitsClient": "methods.label_logits",
     "Loss": "learning.training",
+    "ModelLoss": "learning.training",
+    "Outputs": "learning.training",
+    "Own": "learning.training",
     "Metric": "learning.losses",
     "NamedTable": "config",
     "NotNegative": "config",

@@ -7,16 +7,32 @@ follows the public re-implementation in SCARLET's code (clusters for each sample
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Literal
 
 import numpy as np
 import torch
 from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_limits
-from torch import Tensor, nn
+from torch import Tensor
 
-from fedkd import Client, Count, Loss, Positive, RelayClient, RelayStrategy, Round, kl_from_probabilities
+from fedkd import (
+    Client,
+    Count,
+    Loss,
+    ModelLoss,
+    Outputs,
+    Own,
+    Positive,
+    RelayClient,
+    RelayStrategy,
+    Round,
+    kl_from_probabilities,
+)
+
+Distance = Literal["kl", "l2"]
 
 
 class COMETClient(RelayClient):
@@ -25,14 +41,15 @@ class COMETClient(RelayClient):
     def distillation_loss(self) -> Loss:
         """Return lambda KL(t || p), or lambda ||t - p||^2 summed over classes; means over the batch."""
         method: COMET = self.strategy
+        return ModelLoss(partial(_towards, weight=method.regularization, distance=method.distance))
 
-        def loss(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
-            logits = model(images)
-            if method.distance == "kl":
-                return method.regularization * kl_from_probabilities(logits, targets)
-            return method.regularization * (torch.softmax(logits, 1) - targets).square().sum(1).mean()
 
-        return loss
+def _towards(
+    outputs: Outputs, targets: Tensor, own: Own, frozen: Mapping[str, Outputs], weight: float, distance: Distance
+) -> Tensor:
+    if distance == "kl":
+        return weight * kl_from_probabilities(outputs.logits, targets)
+    return weight * (torch.softmax(outputs.logits, 1) - targets).square().sum(1).mean()
 
 
 def cluster_targets(knowledge: Tensor, clusters: int, by: Literal["sample", "client"], seed: int) -> Tensor:
@@ -75,7 +92,7 @@ class COMET(RelayStrategy):
     clusters: Count = 2
     cluster_by: Literal["sample", "client"] = "sample"
     regularization: Positive = 1.0
-    distance: Literal["kl", "l2"] = "kl"
+    distance: Distance = "kl"
 
     def run_round(self, federation: Round) -> None:
         """Relay, cluster the knowledge, store each node's targets for the next round."""

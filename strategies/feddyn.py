@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import ClassVar, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fedkd import (
     ANY_NUMBER,
@@ -19,17 +20,18 @@ from fedkd import (
     Client,
     Environment,
     InputError,
-    Loss,
+    ModelLoss,
+    Own,
     Payload,
     Positive,
     Round,
     SharesClient,
     Strategy,
     Tensors,
-    cross_entropy,
     expected_model,
     mean_images,
     share_numbers,
+    under,
     weighted_mean,
 )
 
@@ -57,23 +59,26 @@ class FedDynClient(SharesClient):
 
 def dynamic_loss(
     start: Mapping[str, Tensor], drift: Mapping[str, Tensor], alpha: float, *, linear_only: bool = False
-) -> Loss:
+) -> ModelLoss:
     """Return CE + alpha/2 ||theta - w||^2 + alpha <theta, h>, by parameter names; w is `start`, h is `drift`.
 
     `linear_only`: CE + alpha <theta, h - w>, for an optimiser whose weight decay is increased by alpha. The gradient is
     the same, but `train.clip` does not include alpha theta.
     """
+    any_of = next(iter(start.values()))
+    own = {**under("start", start), **under("drift", drift), "alpha": any_of.new_tensor(alpha)}
+    return ModelLoss(of_parameters=partial(_dynamic_term, linear_only=linear_only), own=own)
 
-    def loss(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-        parts = []
-        for name, theta in model.named_parameters():
-            if linear_only:
-                parts.append((theta * (drift[name] - start[name])).sum())
-            else:
-                parts.append(((theta - start[name]) ** 2).sum() / 2 + (theta * drift[name]).sum())
-        return cross_entropy(model, images, labels) + alpha * torch.stack(parts).sum()
 
-    return loss
+def _dynamic_term(parameters: Mapping[str, Tensor], own: Own, linear_only: bool) -> Tensor:
+    parts = []
+    for name, theta in parameters.items():
+        start, drift = own[f"start/{name}"], own[f"drift/{name}"]
+        if linear_only:
+            parts.append((theta * (drift - start)).sum())
+        else:
+            parts.append(((theta - start) ** 2).sum() / 2 + (theta * drift).sum())
+    return own["alpha"] * torch.stack(parts).sum()
 
 
 @dataclass(kw_only=True)

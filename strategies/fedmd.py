@@ -6,11 +6,13 @@ authors' reference code. Each round: new alignment subset -> mean logits -> dige
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from fedkd import (
@@ -19,6 +21,9 @@ from fedkd import (
     Expected,
     Images,
     Loss,
+    ModelLoss,
+    Outputs,
+    Own,
     Payload,
     Positive,
     Pretraining,
@@ -67,13 +72,15 @@ class FedMDClient(PublicSetClient):
 def digest_loss(kind: Literal["mae", "kl"], temperature: float) -> Loss:
     """Return the loss of a digest: mean |z - consensus| over samples and classes, or KL at a temperature."""
 
-    def mae(model: nn.Module, images: Tensor, consensus: Tensor) -> Tensor:
-        return F.l1_loss(model(images), consensus)
+    return ModelLoss(_mae if kind == "mae" else partial(_kl, temperature=temperature))
 
-    def kl(model: nn.Module, images: Tensor, consensus: Tensor) -> Tensor:
-        return kl_divergence(model(images), consensus, temperature)
 
-    return mae if kind == "mae" else kl
+def _mae(outputs: Outputs, consensus: Tensor, own: Own, frozen: Mapping[str, Outputs]) -> Tensor:
+    return F.l1_loss(outputs.logits, consensus)
+
+
+def _kl(outputs: Outputs, consensus: Tensor, own: Own, frozen: Mapping[str, Outputs], temperature: float) -> Tensor:
+    return kl_divergence(outputs.logits, consensus, temperature)
 
 
 @dataclass(kw_only=True)

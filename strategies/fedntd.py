@@ -7,14 +7,16 @@ Lee, Jeong, Shin, Bae, Yun: Preservation of the Global Knowledge by Not-True Dis
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from fedkd import Client, GlobalModelClient, Loss, NotNegative, Positive, kl_divergence
+from fedkd import Client, GlobalModelClient, Loss, ModelLoss, NotNegative, Outputs, Own, Positive, kl_divergence
 
 from .fedavg import FedAvg
 
@@ -26,22 +28,22 @@ class FedNTDClient(GlobalModelClient):
         """Return CE + beta tau^2 KL over the not-true classes."""
         method: FedNTD = self.strategy
         teacher = copy.deepcopy(self.model).eval().requires_grad_(False)
+        distilled = partial(not_true_distillation, beta=method.beta, temperature=method.temperature)
+        return ModelLoss(distilled, frozen={"teacher": teacher})
 
-        def loss(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-            logits = model(images)
-            with torch.no_grad():
-                taught = teacher(images)
-            kept = kl_divergence(not_true(logits, labels), not_true(taught, labels), method.temperature)
-            return F.cross_entropy(logits, labels) + method.beta * kept
 
-        return loss
+def not_true_distillation(
+    outputs: Outputs, labels: Tensor, own: Own, frozen: Mapping[str, Outputs], beta: float, temperature: float
+) -> Tensor:
+    """Return CE + beta tau^2 KL over the not-true classes."""
+    logits, taught = not_true(outputs.logits, labels), not_true(frozen["teacher"].logits, labels)
+    return F.cross_entropy(outputs.logits, labels) + beta * kl_divergence(logits, taught, temperature)
 
 
 def not_true(logits: Tensor, labels: Tensor) -> Tensor:
     """Return the logits without the logit of each row's label, B x (C - 1), in their order."""
-    count, classes = logits.shape
-    others = torch.arange(classes, device=logits.device) != labels[:, None]
-    return logits[others].reshape(count, classes - 1)
+    others = torch.arange(logits.shape[1] - 1, device=logits.device)
+    return logits.gather(1, others + (others >= labels[:, None]))
 
 
 @dataclass(kw_only=True)

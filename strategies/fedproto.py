@@ -6,11 +6,13 @@ arXiv:2105.00243, Algorithm 1 and equations 3 to 6.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import ClassVar, Literal, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from fedkd import (
@@ -20,7 +22,10 @@ from fedkd import (
     Environment,
     Images,
     InputError,
+    ModelLoss,
     NotNegative,
+    Outputs,
+    Own,
     Payload,
     Round,
     Strategy,
@@ -37,17 +42,7 @@ class FedProtoClient(Client):
     def fit(self, request: Payload) -> Payload:
         """Train, keep the model; return the mean features and the number of the node's images of each class."""
         weight = cast(FedProto, self.strategy).prototype_weight
-        prototypes, present = request.prototypes.get("global"), request.statistics.get("present")
-
-        def loss(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-            both = cast(Classifier, model)
-            features = both.features(images)
-            value = F.cross_entropy(both.classifier(features), labels)
-            if prototypes is None or present is None:
-                return value
-            return value + weight * prototype_distance(features, labels, prototypes, present)
-
-        self.train_locally(loss)
+        self.train_locally(prototype_loss(request, weight))
         self.keep_model()
         means = ClassMeans(len(self.environment.data.classes))
         means.add(self.features(self.data), self.labels)
@@ -71,6 +66,19 @@ class FedProtoClient(Client):
     def _accuracy(self, images: Images, prototypes: Tensor, present: Tensor) -> float:
         found = nearest_prototype(self.features(images), prototypes, present)
         return float((found == torch.from_numpy(images.labels)).double().mean())
+
+
+def prototype_loss(request: Payload, weight: float) -> ModelLoss:
+    """Return CE + weight `prototype_distance` to the prototypes of a request; CE if it has none."""
+    prototypes, present = request.prototypes.get("global"), request.statistics.get("present")
+    if prototypes is None or present is None:
+        return ModelLoss(features=True)
+    return ModelLoss(partial(_pulled, weight=weight), own={"prototypes": prototypes, "present": present}, features=True)
+
+
+def _pulled(outputs: Outputs, labels: Tensor, own: Own, frozen: Mapping[str, Outputs], weight: float) -> Tensor:
+    distance = prototype_distance(outputs.features, labels, own["prototypes"], own["present"])
+    return F.cross_entropy(outputs.logits, labels) + weight * distance
 
 
 def prototype_distance(features: Tensor, labels: Tensor, prototypes: Tensor, present: Tensor) -> Tensor:

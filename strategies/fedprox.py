@@ -6,14 +6,27 @@ arXiv:1812.06127, equation 2.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from fedkd import Adam, Client, Environment, GlobalModelClient, InputError, Loss, NotNegative, Sgd, cross_entropy
+from fedkd import (
+    Adam,
+    Client,
+    Environment,
+    GlobalModelClient,
+    InputError,
+    Loss,
+    ModelLoss,
+    NotNegative,
+    Own,
+    Sgd,
+    cross_entropy,
+)
 
 from .fedavg import FedAvg
 
@@ -26,7 +39,7 @@ class FedProxClient(GlobalModelClient):
         method: FedProx = self.strategy
         if method.official_quirks:
             return cross_entropy
-        return proximal_loss([p.detach().clone() for p in self.model.parameters()], method.mu)
+        return proximal_loss({name: p.detach().clone() for name, p in self.model.named_parameters()}, method.mu)
 
     def local_optimizer(self) -> Sgd | Adam:
         """Return the optimiser of `[train]`; with official_quirks, mu is added to its weight decay."""
@@ -35,14 +48,14 @@ class FedProxClient(GlobalModelClient):
         return optimizer.model_copy(update={"weight_decay": optimizer.weight_decay + extra})
 
 
-def proximal_loss(center: Sequence[Tensor], mu: float) -> Loss:
-    """Return CE + mu/2 ||w - center||^2; `center`: a tensor for each parameter."""
+def proximal_loss(center: Mapping[str, Tensor], mu: float) -> ModelLoss:
+    """Return CE + mu/2 ||w - center||^2; `center`: a tensor for each parameter, by name."""
+    return ModelLoss(of_parameters=partial(_proximal_term, mu=mu), own=center)
 
-    def loss(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-        parts = [((p - c) ** 2).sum() for p, c in zip(model.parameters(), center, strict=True)]
-        return cross_entropy(model, images, labels) + mu / 2 * torch.stack(parts).sum()
 
-    return loss
+def _proximal_term(parameters: Mapping[str, Tensor], center: Own, mu: float) -> Tensor:
+    parts = [((p - center[name]) ** 2).sum() for name, p in parameters.items()]
+    return mu / 2 * torch.stack(parts).sum()
 
 
 @dataclass(kw_only=True)

@@ -16,12 +16,15 @@ also a sender to itself. Each is a named hyper-parameter.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn import functional as F
 
 from fedkd import (
     Client,
@@ -29,7 +32,10 @@ from fedkd import (
     Environment,
     Expected,
     InputError,
+    ModelLoss,
     NotNegative,
+    Outputs,
+    Own,
     Payload,
     Positive,
     PublicSetClient,
@@ -44,6 +50,7 @@ from fedkd import (
 EpdMode = Literal["soft", "hard"]
 Divergence = Literal["kl_receiver_sender", "kl_sender_receiver", "jeffreys", "js"]
 WeightFunction = Literal["softmax", "topk", "threshold"]
+FuseSpace = Literal["prob", "logit"]
 
 
 class KnFuClient(PublicSetClient):
@@ -62,21 +69,32 @@ class KnFuClient(PublicSetClient):
     def finetune(self, request: Payload) -> Payload:
         """Do step 4: train the model towards the fused targets on the public set."""
         method: KnFu = self.strategy
-        images, targets, temperature = self.subset(request), request.logits["targets"], method.temperature
+        images, targets = self.subset(request), request.logits["targets"]
         wanted = torch.cat([targets, torch.from_numpy(images.labels).float()[:, None]], dim=1)
-
-        def loss(model: nn.Module, batch: Tensor, wanted: Tensor) -> Tensor:
-            logits, targets = model(batch), wanted[:, :-1]
-            if method.fuse_space == "logit":
-                targets = torch.softmax(targets, dim=1)  # they are divided by the extraction's temperature already
-            value = temperature**2 * kl_from_probabilities(logits, targets, temperature)
-            if method.public_cross_entropy:
-                value = value + method.public_cross_entropy * nn.functional.cross_entropy(logits, wanted[:, -1].long())
-            return value
-
-        self.distil(images, wanted, loss)
+        self.distil(images, wanted, fused_loss(method.temperature, method.public_cross_entropy, method.fuse_space))
         self.keep_model()
         return Payload()
+
+
+def fused_loss(temperature: float, label_weight: float, space: FuseSpace) -> ModelLoss:
+    """Return T^2 KL(t || softmax(z / T)) + label_weight CE(z, y), the mean over the batch.
+
+    A row of its targets, B x (C + 1): the fused target t, or its logits, as `space` says, then the public label y.
+    """
+    return ModelLoss(partial(_fused, temperature=temperature, label_weight=label_weight, space=space))
+
+
+def _fused(
+    outputs: Outputs, wanted: Tensor, own: Own, frozen: Mapping[str, Outputs],
+    temperature: float, label_weight: float, space: FuseSpace,
+) -> Tensor:  # fmt: skip
+    targets = wanted[:, :-1]
+    if space == "logit":
+        targets = torch.softmax(targets, dim=1)  # they are divided by the extraction's temperature already
+    value = temperature**2 * kl_from_probabilities(outputs.logits, targets, temperature)
+    if label_weight:
+        value = value + label_weight * F.cross_entropy(outputs.logits, wanted[:, -1].long())
+    return value
 
 
 def estimated_priors(soft_labels: Tensor, mode: EpdMode = "soft", epsilon: float = 1e-8) -> Tensor:
@@ -86,7 +104,7 @@ def estimated_priors(soft_labels: Tensor, mode: EpdMode = "soft", epsilon: float
     normalised, so that no entry is 0.
     """
     if mode == "hard":
-        mean = torch.nn.functional.one_hot(soft_labels.argmax(-1), soft_labels.shape[-1]).double().mean(1)
+        mean = F.one_hot(soft_labels.argmax(-1), soft_labels.shape[-1]).double().mean(1)
     else:
         mean = soft_labels.double().mean(1)
     return normalised(mean + epsilon)
@@ -166,7 +184,7 @@ class KnFu(PublicSetStrategy):
     k: Count | None = None
     threshold: Annotated[float, Field(ge=0, le=1)] = 0.0
     include_self: bool = True
-    fuse_space: Literal["prob", "logit"] = "prob"
+    fuse_space: FuseSpace = "prob"
     extraction_temperature: Positive = 1.0
     temperature: Positive = 1.0
     public_cross_entropy: NotNegative = 0.0

@@ -6,11 +6,13 @@ arXiv:2111.02862; and the authors' code.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import ClassVar, Literal, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fedkd import (
     Client,
@@ -18,7 +20,10 @@ from fedkd import (
     Expected,
     Images,
     Loss,
+    ModelLoss,
     NotNegative,
+    Outputs,
+    Own,
     Payload,
     Positive,
     Pretraining,
@@ -29,6 +34,8 @@ from fedkd import (
 )
 
 from .fedmd import FedMDClient
+
+Reduction = Literal["mean", "batchmean"]
 
 
 class KTpFLClient(FedMDClient):
@@ -41,12 +48,14 @@ class KTpFLClient(FedMDClient):
     def digest_loss(self) -> Loss:
         """Return KL(t || softmax(z / T)): the mean over the batch, or over batch and classes."""
         method: KTpFL = self.strategy
+        return ModelLoss(partial(_towards, temperature=method.temperature, reduction=method.reduction))
 
-        def loss(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
-            value = kl_from_probabilities(model(images), targets, method.temperature)
-            return value / targets.shape[1] if method.reduction == "mean" else value
 
-        return loss
+def _towards(
+    outputs: Outputs, targets: Tensor, own: Own, frozen: Mapping[str, Outputs], temperature: float, reduction: Reduction
+) -> Tensor:
+    value = kl_from_probabilities(outputs.logits, targets, temperature)
+    return value / targets.shape[1] if reduction == "mean" else value
 
 
 def update_coefficients(
@@ -102,7 +111,7 @@ class KTpFL(Pretraining):
     rho: NotNegative = 0.7
     temperature: Positive = 10.0
     divergence: Literal["mse", "kl"] = "mse"
-    reduction: Literal["mean", "batchmean"] = "mean"
+    reduction: Reduction = "mean"
     known: list[int] = field(default_factory=list, init=False)
     coefficients: Tensor = field(default_factory=lambda: torch.empty(0, 0, dtype=torch.float64), init=False)
 

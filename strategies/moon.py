@@ -6,15 +6,16 @@ Li, He, Song: Model-Contrastive Federated Learning, CVPR 2021, arXiv:2103.16257,
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedkd import Client, GlobalModelClient, Loss, NotNegative, Payload, Positive
+from fedkd import Client, GlobalModelClient, Loss, ModelLoss, NotNegative, Outputs, Own, Payload, Positive
 
 from .fedavg import FedAvg
 
@@ -41,29 +42,25 @@ class MOONClient(GlobalModelClient):
         return contrastive_loss(received, previous, method.mu, method.temperature)
 
 
-def contrastive_loss(received: nn.Module, previous: nn.Module | None, mu: float, temperature: float) -> Loss:
+def contrastive_loss(received: nn.Module, previous: nn.Module | None, mu: float, temperature: float) -> ModelLoss:
     """Return CE - mu log( e^(s_g/tau) / (e^(s_g/tau) + e^(s_p/tau)) ), the mean over the batch.
 
     s_g, s_p: cosines of the model's features with those of the received and of the previous model. Without a previous
     model the contrastive loss is 0.
     """
-
-    def loss(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-        features = _features(model, images)
-        value = F.cross_entropy(cast(nn.Module, model.classifier)(features), labels)
-        if previous is None:
-            return value
-        with torch.no_grad():
-            others = [_features(other, images) for other in (received, previous)]
-        cosines = torch.stack([F.cosine_similarity(features, other, dim=1) for other in others], dim=1)
-        first = torch.zeros(len(labels), dtype=torch.long, device=labels.device)
-        return value + mu * F.cross_entropy(cosines / temperature, first)
-
-    return loss
+    if previous is None:
+        return ModelLoss(features=True)
+    both = {"received": received, "previous": previous}
+    return ModelLoss(partial(_contrast, mu=mu, temperature=temperature), frozen=both, features=True)
 
 
-def _features(model: nn.Module, images: Tensor) -> Tensor:
-    return cast(Callable[[Tensor], Tensor], model.features)(images)
+def _contrast(
+    outputs: Outputs, labels: Tensor, own: Own, frozen: Mapping[str, Outputs], mu: float, temperature: float
+) -> Tensor:
+    others = [frozen[name].features for name in ("received", "previous")]
+    cosines = torch.stack([F.cosine_similarity(outputs.features, other, dim=1) for other in others], dim=1)
+    first = torch.zeros_like(labels)
+    return F.cross_entropy(outputs.logits, labels) + mu * F.cross_entropy(cosines / temperature, first)
 
 
 @dataclass(kw_only=True)

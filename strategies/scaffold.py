@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fedkd import (
     ANY_NUMBER,
@@ -20,7 +20,8 @@ from fedkd import (
     Environment,
     Expected,
     InputError,
-    Loss,
+    ModelLoss,
+    Own,
     Payload,
     Positive,
     Round,
@@ -28,7 +29,6 @@ from fedkd import (
     SharesClient,
     Strategy,
     Tensors,
-    cross_entropy,
     like,
     mean_images,
     share_numbers,
@@ -68,14 +68,13 @@ class ScaffoldClient(SharesClient):
         )
 
 
-def corrected_loss(correction: Mapping[str, Tensor]) -> Loss:
+def corrected_loss(correction: Mapping[str, Tensor]) -> ModelLoss:
     """Return CE + <theta, correction>, whose gradient is g + c - c_k; `correction` is c - c_k by parameter name."""
+    return ModelLoss(of_parameters=_linear_term, own=correction)
 
-    def loss(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-        parts = [(theta * correction[name]).sum() for name, theta in model.named_parameters()]
-        return cross_entropy(model, images, labels) + torch.stack(parts).sum()
 
-    return loss
+def _linear_term(parameters: Mapping[str, Tensor], correction: Own) -> Tensor:
+    return torch.stack([(theta * correction[name]).sum() for name, theta in parameters.items()]).sum()
 
 
 @dataclass(kw_only=True)

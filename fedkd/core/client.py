@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from ..config import Adam, Sgd, TrainConfig
 from ..data.images import Images
-from ..learning import evaluation, training
-from ..learning.training import Loss, cross_entropy
+from ..learning import evaluation
+from ..learning.training import LocalTraining, Loss, cross_entropy
 from ..messages.arrays import Tensors, array_record, is_finite, on_cpu, tensors_of
 from ..messages.metric_names import belongs_to, checked_metric
 from ..messages.payload import Payload
@@ -178,20 +178,22 @@ class Client:
         `beside`: a module of the loss, which the same optimiser trains too.
         """
         settings = self.settings
-        trained = self.model if beside is None else nn.ModuleList([self.model, beside])
-        return training.train(
-            self.model,
-            data,
-            targets,
-            epochs=epochs if epochs is not None else settings.epochs,
-            batch_size=batch_size or settings.batch_size,
-            optimizer=training.make_optimizer(trained, optimizer or settings.optimizer),
-            preprocess=self.environment.preprocess,
-            order=self.stream(purpose),
-            steps=settings.steps if epochs is None else None,
-            clip=settings.clip,
-            loss=loss,
-            augment=augment,
+        return self.environment.train(
+            LocalTraining(
+                self.model,
+                data,
+                targets,
+                epochs=epochs if epochs is not None else settings.epochs,
+                batch_size=batch_size or settings.batch_size,
+                optimizer=optimizer or settings.optimizer,
+                preprocess=self.environment.preprocess,
+                order=self.stream(purpose),
+                steps=settings.steps if epochs is None else None,
+                clip=settings.clip,
+                loss=loss,
+                augment=augment,
+                beside=beside,
+            )
         )
 
     def train_locally(self, loss: Loss = cross_entropy, optimizer: Sgd | Adam | None = None) -> float:

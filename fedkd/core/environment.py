@@ -20,6 +20,7 @@ from ..data.images import Images
 from ..errors import InputError
 from ..learning.batches import Preprocess
 from ..learning.evaluation import evaluate
+from ..learning.training import LocalTraining, train_alone
 from ..messages.arrays import copied
 from ..models.build import build, fill
 from ..registry import options
@@ -81,6 +82,7 @@ class Environment:
         self.data = data if data is not None else federate(config.data, config.seed)
         self.device = _ready(device)
         self.architecture_numbers: dict[int, int] = {}  # of nodes that have reported their architecture
+        self.train: Callable[[LocalTraining], float] = train_alone  # an engine may train several clients together
         self._models: dict[str, nn.Module] = {}
 
     def use_device(self, device: str) -> None:

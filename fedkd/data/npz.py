@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 import unicodedata
 import zipfile
 from collections.abc import Collection
@@ -114,6 +115,10 @@ def _names(path: Path, key: str, array: np.ndarray) -> list[str]:
     """Return an array of names as texts. Raises InputError for another shape or kind, and for bytes in no UTF-8."""
     if array.ndim != 1 or array.dtype.kind not in "SUiu":
         raise InputError(f"{KEY}: {key} in {path} is {array.dtype}, {array.ndim}-D; it must be a list of names.")
+    if array.dtype.kind == "U" and array.size:
+        letters = np.ascontiguousarray(array.astype(array.dtype.newbyteorder("="))).view(np.uint32)
+        if int(letters.max()) > sys.maxunicode:
+            raise InputError(f"{KEY}: {key} in {path} has a name with {letters.max()}, which is no letter.")
     try:
         texts = [one.decode() if isinstance(one, bytes) else str(one) for one in array.tolist()]
     except UnicodeDecodeError as error:

@@ -32,8 +32,12 @@ class Preprocess:
         batch = torch.from_numpy(images).to(self.device)
         if generator is not None and self.augment == "crop_flip":
             batch = crop_flip(batch, generator)
+        return self.scaled(batch)
+
+    def scaled(self, images: Tensor) -> Tensor:
+        """Return uint8 images on the device as normalised float images."""
         # contiguous strides: an array's strides may differ between processes, and then torch chooses other kernels
-        return self.normalise(batch.to(torch.float32, memory_format=torch.contiguous_format).div_(PIXEL_MAX))
+        return self.normalise(images.to(torch.float32, memory_format=torch.contiguous_format).div_(PIXEL_MAX))
 
     def of(self, data: Images, generator: torch.Generator | None = None) -> Tensor:
         """Return a batch of all these images; virtual images are normalised already and are not changed."""
@@ -56,17 +60,27 @@ def crop_flip(images: Tensor, generator: torch.Generator) -> Tensor:
 
     The usual augmentation for CIFAR (He et al., 2016: 4 pixels of 32). Images: uint8, B x C x H x W.
     """
-    pad = max(1, images.shape[2] // 8)
-    return shift_mirror(F.pad(images, (pad, pad, pad, pad)), pad, generator)
+    pad = crop_pad(images.shape[2])
+    return shift_mirror(F.pad(images, (pad, pad, pad, pad)), pad, *shift_draws(len(images), pad, generator))
 
 
-def shift_mirror(padded: Tensor, pad: int, generator: torch.Generator) -> Tensor:
-    """Return a window of each padded image, `pad` pixels smaller on each side, shifted randomly, and mirrored with
-    probability 1/2; each image has its own draws. Images: B x C x H x W.
+def crop_pad(height: int) -> int:
+    """Return the border of `crop_flip` in pixels."""
+    return max(1, height // 8)
+
+
+def shift_draws(count: int, pad: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Draw for each image a shift down and right, 2 x B, 0 to 2 `pad`, and whether it is mirrored, B."""
+    shifts = torch.randint(0, 2 * pad + 1, (2, count), generator=generator)
+    return shifts, torch.rand(count, generator=generator) < 0.5
+
+
+def shift_mirror(padded: Tensor, pad: int, shifts: Tensor, mirror: Tensor) -> Tensor:
+    """Return a window of each padded image, `pad` pixels smaller on each side, shifted and mirrored as `shift_draws`
+    says. Images: B x C x H x W.
     """
     count, height, width = len(padded), padded.shape[2] - 2 * pad, padded.shape[3] - 2 * pad
-    shifts = torch.randint(0, 2 * pad + 1, (2, count), generator=generator).to(padded.device)
-    mirror = torch.rand(count, generator=generator).to(padded.device) < 0.5
+    shifts, mirror = shifts.to(padded.device), mirror.to(padded.device)
     rows = shifts[0, :, None] + torch.arange(height, device=padded.device)
     columns = shifts[1, :, None] + torch.arange(width, device=padded.device)
     columns = torch.where(mirror[:, None], columns.flip(1), columns)
@@ -88,15 +102,24 @@ def batches(
     `targets`: one row for each image (labels, logits, probabilities). `most`: the largest number of batches. The last
     batch of an epoch follows `batch_sizes`. Several batches are prepared together, with about a million values.
     """
-    count = len(data.labels)
+    for chosen, sizes in chunks(len(data.labels), size, data.images, order, most):
+        images = preprocess.of(data.take(chosen.numpy()), order if augment else None)
+        yield from zip(images.split(sizes), targets[chosen].to(preprocess.device).split(sizes), strict=True)
+
+
+def chunks(
+    count: int, size: int, images: np.ndarray, order: torch.Generator | None, most: int | None = None
+) -> Iterator[tuple[Tensor, list[int]]]:
+    """Yield positions in the order of an epoch, as many as are prepared together, and the sizes of their batches.
+
+    `images`: those that are prepared, which say how many fit. Other arguments as in `batches`.
+    """
     positions = torch.randperm(count, generator=order) if order is not None else torch.arange(count)
     sizes = batch_sizes(count, size)[:most]
-    together = max(1, _VALUES // max(1, size * math.prod(data.images.shape[1:])))
+    together = max(1, _VALUES // max(1, size * math.prod(images.shape[1:])))
     for first in range(0, len(sizes), together):
         these = sizes[first : first + together]
-        chosen = positions[first * size : first * size + sum(these)]
-        images = preprocess.of(data.take(chosen.numpy()), order if augment else None)
-        yield from zip(images.split(these), targets[chosen].to(preprocess.device).split(these), strict=True)
+        yield positions[first * size : first * size + sum(these)], these
 
 
 def shuffled(count: int, size: int, order: torch.Generator) -> Iterator[Tensor]:

@@ -18,7 +18,7 @@ def kl_divergence(student_logits: Tensor, teacher_logits: Tensor, temperature: f
     """
     student = F.log_softmax(student_logits / temperature, dim=1)
     teacher = F.log_softmax(teacher_logits.detach() / temperature, dim=1)
-    return temperature**2 * F.kl_div(student, teacher, reduction="batchmean", log_target=True)
+    return temperature**2 * ((teacher.exp() * (teacher - student)).sum() / len(student))
 
 
 def kl_from_probabilities(student_logits: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:
@@ -27,8 +27,8 @@ def kl_from_probabilities(student_logits: Tensor, targets: Tensor, temperature: 
     Both arguments B x C. No factor T^2: methods differ in it, so the caller multiplies. A target of 0 adds 0. The
     targets get no gradient.
     """
-    student = F.log_softmax(student_logits / temperature, dim=1)
-    return F.kl_div(student, targets.detach(), reduction="batchmean")
+    student, wanted = F.log_softmax(student_logits / temperature, dim=1), targets.detach()
+    return (torch.xlogy(wanted, wanted) - wanted * student).sum() / len(student)
 
 
 def normalised(probabilities: Tensor) -> Tensor:
@@ -68,7 +68,7 @@ def nt_xent(first: Tensor, second: Tensor, temperature: float) -> Tensor:
     """
     z = F.normalize(torch.cat([first, second]), dim=1)
     count = len(z)
-    similarity = (z @ z.T / temperature).fill_diagonal_(-torch.inf)
+    similarity = (z @ z.T / temperature).masked_fill(torch.eye(count, dtype=torch.bool, device=z.device), -torch.inf)
     partner = torch.arange(count, device=z.device).roll(count // 2)
     return F.cross_entropy(similarity, partner)
 

@@ -1,15 +1,17 @@
-"""Local training: the training loop of all methods."""
+"""Local training: the training loop of all methods, and the form of a loss that many clients can share."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import count, islice
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..config import TrainConfig
+from ..config import Adam, Sgd, TrainConfig
 from ..data.images import Images
 from .batches import Preprocess, batches
 from .optimizers import Optimizer, make_optimizer
@@ -20,6 +22,109 @@ Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]  # (model, images, targets)
 def cross_entropy(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
     """Return the mean cross-entropy of the model's logits with labels (B) or probabilities (B x C)."""
     return F.cross_entropy(model(images), targets)
+
+
+class Outputs(NamedTuple):
+    """What a loss reads of a model: logits, B x C; features, B x D; its classifier, a function of features.
+
+    Features are there if the loss says so.
+    """
+
+    logits: Tensor
+    features: Tensor
+    classifier: Callable[[Tensor], Tensor]
+
+
+Own = Mapping[str, Tensor]  # tensors of one client's loss, by name
+OfOutputs = Callable[[Outputs, Tensor, Own, Mapping[str, Outputs]], Tensor]
+OfParameters = Callable[[Mapping[str, Tensor], Own], Tensor]
+
+
+def label_loss(outputs: Outputs, targets: Tensor, own: Own, frozen: Mapping[str, Outputs]) -> Tensor:
+    """Return the mean cross-entropy of logits with labels (B) or probabilities (B x C)."""
+    return F.cross_entropy(outputs.logits, targets)
+
+
+@dataclass(frozen=True)
+class ModelLoss:
+    """A loss of a model's outputs and parameters, which the vectorised engine computes for many clients in one step.
+
+    `of_outputs(outputs, targets, own, frozen)`: a mean of one term for each row of the batch. `of_parameters(by name,
+    own)`, if given, is added. Both are functions of a module, or `functools.partial` of one with plain constants: two
+    clients share a step if these are equal. `own`: the client's tensors. `frozen`: models without gradients, in eval
+    mode, whose outputs the loss reads. `features`: whether it reads features.
+    """
+
+    of_outputs: OfOutputs = label_loss
+    of_parameters: OfParameters | None = None
+    own: Own = field(default_factory=dict)
+    frozen: Mapping[str, nn.Module] = field(default_factory=dict)
+    features: bool = False
+
+    def __call__(self, model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+        """Return the loss of a model on a batch."""
+        with torch.no_grad():
+            frozen = {name: outputs_of(other, images, self.features) for name, other in self.frozen.items()}
+        value = self.of_outputs(outputs_of(model, images, self.features), targets, self.own, frozen)
+        if self.of_parameters is not None:
+            value = value + self.of_parameters(dict(model.named_parameters()), self.own)
+        return value
+
+
+def outputs_of(model: nn.Module, images: Tensor, features: bool = False) -> Outputs:
+    """Return what a loss reads of a model."""
+
+    def classify(found: Tensor) -> Tensor:
+        return cast(Tensor, cast(nn.Module, model.classifier)(found))
+
+    if not features:
+        logits = model(images)
+        return Outputs(logits, logits.new_empty(0), classify)
+    found = features_of(model, images)
+    return Outputs(classify(found), found, classify)
+
+
+def features_of(model: nn.Module, images: Tensor) -> Tensor:
+    """Return a model's features of a batch, B x D."""
+    return cast(Callable[[Tensor], Tensor], model.features)(images)
+
+
+@dataclass(frozen=True)
+class LocalTraining:
+    """One call of local training: what is trained, on what, and how. Fields as the arguments of `train`."""
+
+    model: nn.Module
+    data: Images
+    targets: Tensor
+    epochs: int
+    batch_size: int
+    optimizer: Sgd | Adam
+    preprocess: Preprocess
+    order: torch.Generator
+    steps: int | None = None
+    clip: float | None = None
+    loss: Loss = cross_entropy
+    augment: bool = True
+    beside: nn.Module | None = None
+
+
+def train_alone(local: LocalTraining) -> float:
+    """Train one client's model; return the mean loss as `train` does."""
+    trained = local.model if local.beside is None else nn.ModuleList([local.model, local.beside])
+    return train(
+        local.model,
+        local.data,
+        local.targets,
+        epochs=local.epochs,
+        batch_size=local.batch_size,
+        optimizer=make_optimizer(trained, local.optimizer),
+        preprocess=local.preprocess,
+        order=local.order,
+        steps=local.steps,
+        clip=local.clip,
+        loss=local.loss,
+        augment=local.augment,
+    )
 
 
 def train(

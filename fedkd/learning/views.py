@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from ..data.images import PIXEL_MAX
 from ..models.zoo import Shape
 from ..streams import default_stream
-from .batches import Preprocess, shift_mirror
+from .batches import Preprocess, crop_pad, shift_draws, shift_mirror
 
 Augmentation = Literal["official", "simclr"]
 Kind = Literal["official", "simclr", "fine_tuning"]
@@ -68,5 +68,6 @@ def view(images: np.ndarray, preprocess: Preprocess, stream: torch.Generator) ->
     The shift is up to one eighth of the side (FedX's code on CIFAR-10: 4 pixels of 32). Images: uint8, B x C x H x W;
     each has its own draws.
     """
-    pad = max(1, images.shape[2] // 8)
-    return shift_mirror(F.pad(preprocess(images), (pad, pad, pad, pad), mode="reflect"), pad, stream)
+    pad = crop_pad(images.shape[2])
+    padded = F.pad(preprocess(images), (pad, pad, pad, pad), mode="reflect")
+    return shift_mirror(padded, pad, *shift_draws(len(images), pad, stream))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..core.round import Round
 from ..learning.losses import kl_from_probabilities
-from ..learning.training import Loss
+from ..learning.training import Loss, ModelLoss, Outputs, Own
 from ..messages.arrays import Tensors
 from ..messages.payload import Payload
 from .public_distillation import PublicSetClient, PublicSetStrategy
@@ -32,9 +33,11 @@ class RelayClient(PublicSetClient):
         return distillation_kl
 
 
-def distillation_kl(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
-    """Return KL(t || softmax(z)), the mean over the batch."""
-    return kl_from_probabilities(model(images), targets)
+def _kl(outputs: Outputs, targets: Tensor, own: Own, frozen: Mapping[str, Outputs]) -> Tensor:
+    return kl_from_probabilities(outputs.logits, targets)
+
+
+distillation_kl = ModelLoss(_kl)  # KL(t || softmax(z)), the mean over the batch
 
 
 @dataclass(kw_only=True)

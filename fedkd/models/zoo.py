@@ -133,6 +133,18 @@ def _norm(kind: Norm, channels: int) -> nn.Module:
     return nn.BatchNorm2d(channels) if kind == "batch" else nn.GroupNorm(8, channels)
 
 
+class PadChannels(nn.Module):
+    """Adds channels of zeros to images, B x C x H x W."""
+
+    def __init__(self, before: int, after: int) -> None:
+        super().__init__()
+        self.before, self.after = before, after
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the images with more channels."""
+        return F.pad(x, (0, 0, 0, 0, self.before, self.after)) if self.before + self.after else x
+
+
 class _Block(nn.Module):
     """Two 3 x 3 convolutions and a parameter-free shortcut (option A of the paper)."""
 
@@ -143,15 +155,12 @@ class _Block(nn.Module):
         self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
         self.norm2 = _norm(norm, outputs)
         self.stride = stride
-        self.extra = outputs - inputs
+        self.extra = PadChannels((outputs - inputs) // 2, outputs - inputs - (outputs - inputs) // 2)
 
     def forward(self, x: Tensor) -> Tensor:
         out = F.relu(self.norm1(self.conv1(x)))
         out = self.norm2(self.conv2(out))
-        shortcut = x[:, :, :: self.stride, :: self.stride]
-        if self.extra:
-            shortcut = F.pad(shortcut, (0, 0, 0, 0, self.extra // 2, self.extra - self.extra // 2))
-        return F.relu(out + shortcut)
+        return F.relu(out + self.extra(x[:, :, :: self.stride, :: self.stride]))
 
 
 def _cifar_resnet(shape: Shape, classes: int, blocks: int, norm: Norm) -> nn.Module:

@@ -153,3 +153,12 @@ def test_values_of_no_bytes_are_refused_however_many_are_claimed(tmp_path: Path)
         archive.writestr("classes.npy", header.getvalue())
     with pytest.raises(InputError, match="classes has values of no bytes, of which a file can claim any number"):
         from_npz(tmp_path / "s.npz")
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_a_name_of_numbers_that_are_no_letters_is_refused(tmp_path: Path, order: str) -> None:
+    """Found by fuzzing: Python's text of such a name raises SystemError."""
+    names = np.array([[97, 98], [99, 0x110000], [100, 101]], f"{order}u4").view(f"{order}U2")[:, 0]
+    write_npz(tmp_path / "odd.npz", classes=names)
+    with pytest.raises(InputError, match=r"classes in .*odd\.npz has a name with 1114112, which is no letter"):
+        from_npz(tmp_path / "odd.npz")

@@ -1,0 +1,76 @@
+"""Optimisers of stacked training: one row for each client, each with its own learning rate and number of steps.
+
+The arithmetic is that of torch's optimisers (`SgdSteps`, Adam, AdamW) for each row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..config import Adam, Sgd
+
+_BETA1, _BETA2, _EPSILON = 0.9, 0.999, 1e-8  # torch's defaults
+
+
+class StackedOptimizer(Protocol):
+    """Changes the first rows of K x W parameters by their gradients."""
+
+    def step(self, rows: Tensor, gradients: Tensor) -> None:
+        """Change the parameters of the first clients, k x W, in place by their gradients, k x W."""
+
+
+def make_stacked(settings: Sequence[Sgd | Adam], like: Tensor) -> StackedOptimizer:
+    """Return a new optimiser for K clients. Their settings are equal but for the rate; `like`: K x W parameters."""
+    first = settings[0]
+    rates = torch.tensor([one.lr for one in settings], dtype=torch.float64)
+    return StackedSgd(first, rates, like) if isinstance(first, Sgd) else StackedAdam(first, rates, like)
+
+
+class StackedSgd:
+    """SGD with momentum and weight decay, which comes before momentum."""
+
+    def __init__(self, settings: Sgd, rates: Tensor, like: Tensor) -> None:
+        self._settings = settings
+        self._rates = rates.to(like)[:, None]
+        self._velocity = torch.zeros_like(like) if settings.momentum else None
+
+    @torch.no_grad()
+    def step(self, rows: Tensor, gradients: Tensor) -> None:
+        """Change the first rows by their gradients."""
+        count, direction = len(rows), gradients
+        if self._settings.weight_decay:
+            direction = torch.add(direction, rows, alpha=self._settings.weight_decay)
+        if self._velocity is not None:
+            direction = self._velocity[:count].mul_(self._settings.momentum).add_(direction)
+        rows.addcmul_(direction, self._rates[:count], value=-1)
+
+
+class StackedAdam:
+    """Adam and AdamW. A client's first rows are in each step before it has finished, so one step count serves all."""
+
+    def __init__(self, settings: Adam, rates: Tensor, like: Tensor) -> None:
+        self._settings = settings
+        self._rates = rates
+        self._first, self._second = torch.zeros_like(like), torch.zeros_like(like)
+        self._steps = 0
+
+    @torch.no_grad()
+    def step(self, rows: Tensor, gradients: Tensor) -> None:
+        """Change the first rows by their gradients."""
+        count, decay = len(rows), self._settings.weight_decay
+        self._steps += 1
+        rates = self._rates[:count]
+        if decay and self._settings.name == "adamw":
+            rows.mul_((1 - rates * decay).to(rows)[:, None])
+        elif decay:
+            gradients = torch.add(gradients, rows, alpha=decay)
+        first, second = self._first[:count], self._second[:count]
+        first.lerp_(gradients, 1 - _BETA1)
+        second.mul_(_BETA2).addcmul_(gradients, gradients, value=1 - _BETA2)
+        sizes = rates / (1 - _BETA1**self._steps)
+        scale = (1 - _BETA2**self._steps) ** 0.5
+        rows.sub_(first / (second.sqrt().div_(scale).add_(_EPSILON)) * sizes.to(rows)[:, None])

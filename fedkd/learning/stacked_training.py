@@ -1,0 +1,315 @@
+"""Local training of many clients in one step: their parameters are the rows of one tensor.
+
+Each client has its own images, batches, learning rate, loss tensors and statistics of batch norm. Its result is that of
+training alone, up to rounding. Clients are sorted by their number of steps; those that have finished are no longer
+part of a step. A batch that is smaller than others of its step is filled with rows that do not count.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+from torch.utils._pytree import tree_map
+
+from .batches import crop_pad, shift_mirror
+from .plans import Plan, plan_of
+from .stacked_models import Path, Stack, StackedModel, StackedOutputs, has_norm, why_not_stacked
+from .stacked_optimizers import make_stacked
+from .training import LocalTraining, ModelLoss, Outputs, cross_entropy
+
+_CLASSIFIER = "classifier."
+
+
+class Trained(NamedTuple):
+    """A client's mean loss, and its model's parameters and buffers by name, on the device."""
+
+    loss: float
+    weights: dict[str, Tensor]
+
+
+class NotStacked(Exception):
+    """These clients cannot be trained in one step; the message says why."""
+
+
+def why_alone(local: LocalTraining) -> str | None:
+    """Return why a client can only be trained alone, or None."""
+    if local.loss is not cross_entropy and not isinstance(local.loss, ModelLoss):
+        return "its loss is not a ModelLoss"
+    if local.beside is not None:
+        return "its optimiser trains a second module"
+    if len(local.data.labels) < (2 if has_norm(local.model) else 1):
+        return "it has too few images"
+    return why_not_stacked(local.model)
+
+
+def key_of(local: LocalTraining) -> Hashable:
+    """Return what clients must have in common to be trained in one step."""
+    loss = _loss_of(local)
+    return (
+        id(local.model), _identity(loss.of_outputs), _identity(loss.of_parameters), loss.features,
+        _forms(loss.own), tuple(sorted(loss.frozen)),
+        local.optimizer.model_copy(update={"lr": 1.0}), local.clip, local.batch_size, local.steps is None,
+        local.augment, local.data.normalised, local.data.images.shape[1:], local.targets.shape[1:], local.targets.dtype,
+    )  # fmt: skip
+
+
+def _loss_of(local: LocalTraining) -> ModelLoss:
+    return local.loss if isinstance(local.loss, ModelLoss) else ModelLoss()
+
+
+def _identity(function: Any) -> Hashable:
+    if isinstance(function, partial):
+        return _identity(function.func), function.args, tuple(sorted(function.keywords.items()))
+    return cast(Hashable, function)
+
+
+def _forms(tensors: Mapping[str, Tensor]) -> Hashable:
+    return tuple((name, tensor.shape, tensor.dtype) for name, tensor in sorted(tensors.items()))
+
+
+def train_stacked(
+    trainings: Sequence[LocalTraining], starts: Sequence[Mapping[str, Tensor]], path: Path
+) -> list[Trained]:
+    """Train clients with one `key_of` in common; return what each has learned, in their order.
+
+    `starts`: the parameters and buffers that each begins with. Raises NotStacked if a loss or model cannot be computed
+    for many clients, and OutOfMemoryError. After an error nothing is changed, and the streams are where they were.
+    """
+    streams = [local.order.get_state() for local in trainings]
+    plans = [plan_of(local) for local in trainings]
+    order = sorted(range(len(plans)), key=lambda i: -len(plans[i].sizes))
+    try:
+        work = _Stacked([trainings[i] for i in order], [plans[i] for i in order], [starts[i] for i in order], path)
+        found = work.run()
+    except BaseException:
+        for local, stream in zip(trainings, streams, strict=True):
+            local.order.set_state(stream)
+        raise
+    return [found[order.index(i)] for i in range(len(order))]
+
+
+class _Stacked:
+    """One stacked training. Clients are in the order of their number of steps, the most first."""
+
+    def __init__(
+        self, trainings: list[LocalTraining], plans: list[Plan], starts: list[Mapping[str, Tensor]], path: Path
+    ) -> None:
+        first = trainings[0]
+        self.trainings, self.plans, self.loss = trainings, plans, _loss_of(first)
+        self.model, self.preprocess, self.device = first.model, first.preprocess, first.preprocess.device
+        self.used = _used_parameters(first, starts[0])
+        shapes = {name: p.shape for name, p in self.model.named_parameters() if name in self.used}
+        self.shapes, self.sizes = shapes, [shape.numel() for shape in shapes.values()]
+        rows = [torch.cat([start[name].to(self.device).flatten() for name in shapes]) for start in starts]
+        self.flat = torch.stack(rows)
+        rest = [name for name in starts[0] if name not in shapes]
+        self.rest = {name: torch.stack([start[name].to(self.device) for start in starts]) for name in rest}
+        losses = [_loss_of(local) for local in trainings]
+        self.own = {n: torch.stack([one.own[n].to(self.device) for one in losses]) for n in self.loss.own}
+        self.frozen = {
+            name: _stacked_states([one.frozen[name] for one in losses], self.device) for name in self.loss.frozen
+        }
+        self.optimizer = make_stacked([local.optimizer for local in trainings], self.flat)
+        self.stack = StackedModel(self.model, path)
+        self.batches = _Batches(trainings, plans)
+
+    def run(self) -> list[Trained]:
+        """Take all steps."""
+        values: list[Tensor] = []
+        steps = [len(plan.sizes) for plan in self.plans]
+        for step in range(max(steps)):
+            count = sum(1 for mine in steps if mine > step)
+            with _no_loops() if step == 0 else _nothing():
+                values.append(F.pad(self._step(step, count), (0, len(steps) - count)))
+        every = torch.stack(values, dim=1).double().cpu() if values else torch.zeros(len(steps), 0, dtype=torch.float64)
+        return [
+            Trained(float(every[i, mine - plan.counted : mine].mean()) if mine else 0.0, self._weights(i))
+            for i, (plan, mine) in enumerate(zip(self.plans, steps, strict=True))
+        ]
+
+    def _step(self, step: int, count: int) -> Tensor:
+        """Take a step of the first clients; return their losses, k."""
+        images, targets, rows = self.batches.of(step, count)
+        leaf = self.flat[:count].detach().requires_grad_()
+        views = leaf.split(self.sizes, dim=1)
+        trained = {n: v.view(count, *s) for (n, s), v in zip(self.shapes.items(), views, strict=True)}
+        rest = {name: tensor[:count] for name, tensor in self.rest.items()}
+        own = {name: tensor[:count] for name, tensor in self.own.items()}
+        with torch.no_grad():
+            frozen = {
+                name: self.stack.outputs(
+                    {n: t[:count] for n, t in state.items()}, images, rows=None, training=False,
+                    features=self.loss.features,
+                )
+                for name, state in self.frozen.items()
+            }  # fmt: skip
+        outputs = self.stack.outputs(trained | rest, images, rows=rows, training=True, features=self.loss.features)
+        values = self._losses(outputs, targets, own, frozen, trained | rest, rows)
+        (gradients,) = torch.autograd.grad(values.sum(), leaf)
+        if (clip := self.trainings[0].clip) is not None:
+            norms = torch.linalg.vector_norm(gradients, dim=1, keepdim=True)
+            gradients = gradients * torch.clamp(clip / (norms + 1e-6), max=1.0)
+        self.optimizer.step(self.flat[:count], gradients)
+        return values.detach()
+
+    def _losses(
+        self,
+        outputs: StackedOutputs,
+        targets: Tensor,
+        own: Stack,
+        frozen: Mapping[str, StackedOutputs],
+        tensors: Stack,
+        rows: Tensor | None,
+    ) -> Tensor:
+        """Return the loss of each client, k."""
+        classifier, loss = cast(nn.Module, self.model.classifier), self.loss
+        names = [name for name, _ in self.model.named_parameters()]
+
+        def one(
+            outputs: StackedOutputs,
+            targets: Tensor,
+            own: Stack,
+            frozen: Mapping[str, StackedOutputs],
+            tensors: Stack,
+            real: Stack,
+        ) -> Tensor:
+            head = {n.removeprefix(_CLASSIFIER): t for n, t in tensors.items() if n.startswith(_CLASSIFIER)}
+
+            def classify(features: Tensor) -> Tensor:
+                return cast(Tensor, functional_call(classifier, head, (features,), strict=True))
+
+            def of_outputs(outputs: StackedOutputs, targets: Tensor, frozen: Mapping[str, StackedOutputs]) -> Tensor:
+                others = {name: _read(other, classify) for name, other in frozen.items()}
+                return loss.of_outputs(_read(outputs, classify), targets, own, others)
+
+            if real:
+                each = torch.vmap(of_outputs)(*tree_map(lambda t: t[:, None], (outputs, targets, frozen)))
+                value = torch.where(real["rows"], each, 0.0).sum() / real["rows"].sum()
+            else:
+                value = of_outputs(outputs, targets, frozen)
+            if loss.of_parameters is not None:
+                value = value + loss.of_parameters({name: tensors[name] for name in names}, own)
+            return value
+
+        losses: Callable[..., Tensor] = torch.vmap(one)
+        real = {} if rows is None else {"rows": rows}
+        return losses(outputs, targets, dict(own), dict(frozen), dict(tensors), real)
+
+    def _weights(self, client: int) -> dict[str, Tensor]:
+        parts = self.flat[client].split(self.sizes)
+        trained = {n: part.view(s) for (n, s), part in zip(self.shapes.items(), parts, strict=True)}
+        return trained | {name: tensor[client] for name, tensor in self.rest.items()}
+
+
+def _read(outputs: StackedOutputs, classify: Callable[[Tensor], Tensor]) -> Outputs:
+    logits = outputs["logits"]
+    return Outputs(logits, outputs.get("features", logits), classify)
+
+
+class _Batches:
+    """The batches of all clients: their images on the device, and for each step which of them."""
+
+    def __init__(self, trainings: list[LocalTraining], plans: list[Plan]) -> None:
+        first = trainings[0]
+        self.preprocess, self.normalised = first.preprocess, first.data.normalised
+        device = self.preprocess.device
+        starts, pools = _joined([local.data.images for local in trainings])
+        self.images = torch.cat([torch.from_numpy(pool) for pool in pools]).to(device)
+        target_starts, targets = _joined([local.targets for local in trainings])
+        self.targets = torch.cat(targets).to(device)
+        steps, widest = max(len(plan.sizes) for plan in plans), max((max(p.sizes) for p in plans if p.sizes), default=0)
+        form = (steps, len(plans), widest)
+        self.sizes = torch.zeros(form[:2], dtype=torch.int64)
+        index, wanted = torch.zeros(form, dtype=torch.int64), torch.zeros(form, dtype=torch.int64)
+        self.augmented = plans[0].shifts is not None
+        shifts, mirror = torch.zeros((2, *form), dtype=torch.int64), torch.zeros(form, dtype=torch.bool)
+        for client, plan in enumerate(plans):
+            sizes = torch.tensor(plan.sizes, dtype=torch.int64)
+            real = torch.arange(widest)[None] < sizes[:, None]
+            self.sizes[: len(sizes), client] = sizes
+            index[: len(sizes), client][real] = plan.positions + starts[client]
+            wanted[: len(sizes), client][real] = plan.positions + target_starts[client]
+            if plan.shifts is not None and plan.mirror is not None:
+                for way in (0, 1):
+                    shifts[way, : len(sizes), client][real] = plan.shifts[way]
+                mirror[: len(sizes), client][real] = plan.mirror
+        self.index, self.wanted = index.to(device), wanted.to(device)
+        self.shifts, self.mirror = (shifts.to(device), mirror.to(device)) if self.augmented else (shifts, mirror)
+
+    def of(self, step: int, count: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return images, k x B x channels x H x W, targets, k x B, and which rows are real, or None if all are."""
+        sizes = self.sizes[step, :count]
+        widest = int(sizes.max())
+        chosen = self.index[step, :count, :widest].flatten()
+        images = self.images[chosen]
+        if self.augmented:
+            pad = crop_pad(images.shape[2])
+            shifts = self.shifts[:, step, :count, :widest].flatten(1)
+            mirror = self.mirror[step, :count, :widest].flatten()
+            images = shift_mirror(F.pad(images, (pad, pad, pad, pad)), pad, shifts, mirror)
+        ready = images if self.normalised else self.preprocess.scaled(images)
+        ready = ready.view(count, widest, *ready.shape[1:])
+        targets = self.targets[self.wanted[step, :count, :widest]]
+        if int(sizes.min()) == widest:
+            return ready, targets, None
+        real = torch.arange(widest)[None] < sizes[:, None]
+        return ready, targets, real.to(ready.device)
+
+
+def _joined(parts: list[Any]) -> tuple[list[int], list[Any]]:
+    """Return where each part begins in the concatenation of all different ones, and the different ones."""
+    places: dict[int, int] = {}
+    different: list[Any] = []
+    length = 0
+    for part in parts:
+        if id(part) not in places:
+            places[id(part)] = length
+            different.append(part)
+            length += len(part)
+    return [places[id(part)] for part in parts], different
+
+
+def _stacked_states(models: list[nn.Module], device: torch.device) -> dict[str, Tensor]:
+    states = [model.state_dict() for model in models]
+    return {name: torch.stack([state[name].to(device) for state in states]) for name in states[0]}
+
+
+def _used_parameters(local: LocalTraining, start: Mapping[str, Tensor]) -> set[str]:
+    """Return the names of the trainable parameters that the loss depends on; others get no weight decay either."""
+    model = copy.deepcopy(local.model).train()
+    model.load_state_dict(dict(start))
+    few = local.data.take(torch.arange(min(2, len(local.data.labels))).numpy())
+    targets = local.targets[: len(few.labels)].to(local.preprocess.device)
+    value = local.loss(model, local.preprocess.of(few), targets)
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    found = torch.autograd.grad(value, list(named.values()), allow_unused=True)
+    return {name for name, gradient in zip(named, found, strict=True) if gradient is not None}
+
+
+@contextmanager
+def _no_loops() -> Iterator[None]:
+    """Raise NotStacked where vmap would compute clients one after another, and for all else that it refuses."""
+    functorch: Any = torch._C._functorch  # no public name turns the fallback off
+    before = functorch._is_vmap_fallback_enabled()
+    functorch._set_vmap_fallback_enabled(False)
+    try:
+        yield
+    except (RuntimeError, ValueError, TypeError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise NotStacked(str(error).splitlines()[0]) from error
+    finally:
+        functorch._set_vmap_fallback_enabled(before)
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield
