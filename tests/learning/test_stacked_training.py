@@ -15,18 +15,17 @@ from torch import Tensor, nn
 from fedkd import Payload
 from fedkd.config import Adam, Sgd
 from fedkd.data.images import Images
-from fedkd.learning.batches import Preprocess, batches
-from fedkd.learning.plans import plan_of
-from fedkd.learning.stacked_models import Path, folding_is_sound, why_not_folded, why_not_stacked
-from fedkd.learning.stacked_training import NotStacked, key_of, train_stacked, why_alone
-from fedkd.learning.training import LocalTraining, ModelLoss, cross_entropy, train_alone
+from fedkd.learning.batches import Preprocess
+from fedkd.learning.stacked_models import Path
+from fedkd.learning.stacked_training import key_of, train_stacked, why_alone
+from fedkd.learning.training import LocalTraining, ModelLoss, train_alone
 from fedkd.methods.relay import distillation_kl
 from fedkd.models.build import build
 from fedkd.strategies.feddyn import dynamic_loss
 from fedkd.strategies.fedmd import digest_loss
 from fedkd.strategies.fedntd import not_true_distillation
-from fedkd.strategies.fedprox import proximal_loss
 from fedkd.strategies.fedproto import prototype_loss
+from fedkd.strategies.fedprox import proximal_loss
 from fedkd.strategies.knfu import fused_loss
 from fedkd.strategies.moon import contrastive_loss
 from fedkd.strategies.scaffold import corrected_loss
@@ -97,7 +96,9 @@ def apart(make: Callable[[], list[LocalTraining]], path: Path) -> float:
             n: (t.shape, t.dtype) for n, t in weights.items()
         }
         worst = max(worst, abs(stacked.loss - value))
-        worst = max([worst, *(float((stacked.weights[n].double() - t.double()).abs().max()) for n, t in weights.items())])
+        worst = max(
+            [worst, *(float((stacked.weights[n].double() - t.double()).abs().max()) for n, t in weights.items())]
+        )
     for one, other in zip(trainings, again, strict=True):
         assert torch.equal(one.order.get_state(), other.order.get_state())
     return worst
@@ -148,6 +149,7 @@ def _prototypes(k: int, model: nn.Module) -> ModelLoss:
     return prototype_loss(Payload(prototypes={"global": points}, statistics={"present": present}), 1.0)
 
 
+NOT_TRUE = partial(not_true_distillation, beta=1.0, temperature=2.0)
 LOSSES: dict[str, tuple[str, Callable[[int, nn.Module], Any]]] = {
     "fedprox": ("labels", lambda k, m: proximal_loss(_drawn(m, k, 1.0), 0.1)),
     "scaffold": ("labels", lambda k, m: corrected_loss(_drawn(m, k, 0.01))),
@@ -159,7 +161,7 @@ LOSSES: dict[str, tuple[str, Callable[[int, nn.Module], Any]]] = {
     "moon, first round": ("labels", lambda k, m: contrastive_loss(_frozen(m, k), None, 1.0, 0.5)),
     "fedntd": (
         "labels",
-        lambda k, m: ModelLoss(partial(not_true_distillation, beta=1.0, temperature=2.0), frozen={"teacher": _frozen(m, k)}),
+        lambda k, m: ModelLoss(NOT_TRUE, frozen={"teacher": _frozen(m, k)}),
     ),
     "fedproto": ("labels", _prototypes),
     "fedmd": ("soft", lambda k, m: digest_loss("mae", 1.0)),
