@@ -8,7 +8,6 @@ its reply was refused, or late, or lost, or the server continues from an earlier
 from __future__ import annotations
 
 import logging
-import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,6 +18,7 @@ from flwr.app.user_config import UserConfig
 
 from ..config import CheckpointConfig
 from ..errors import InputError, on_one_line
+from ..files import put_in_place
 from ..runs import checkpoints
 
 _FEDERATION = re.compile(r"[0-9a-f]{32}")
@@ -124,7 +124,7 @@ def keep_state(folder: Path, version: Version, every: CheckpointConfig, first_ro
     path = _path(folder, version.request)
     partial = folder / f".{path.name}.partial"
     checkpoints.save_node(partial, version.state)
-    os.replace(partial, path)
+    put_in_place(partial, path)
     requests = requests_on_disk(folder)
     number = _round_of(version.request)
     last = number // every.every * every.every
