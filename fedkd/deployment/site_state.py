@@ -93,7 +93,8 @@ def recall_state(folder: Path, accepted: str) -> tuple[Version | None, bool]:
     """Return the state that counts, None if there is none; and whether a newer state is damaged.
 
     `accepted`: the last request whose reply the server has accepted, empty if there is none. States of later requests
-    are deleted, so that server and site continue from the same point.
+    are deleted, so that server and site continue from the same point. Raises InputError or OutOfReach for a file that
+    the disk does not read; it stays.
     """
     damaged = False
     for request in reversed(requests_on_disk(folder)):
@@ -104,6 +105,8 @@ def recall_state(folder: Path, accepted: str) -> tuple[Version | None, bool]:
         try:
             return Version(request, checkpoints.load_node(path)), damaged
         except InputError as error:
+            if isinstance(error.__cause__, OSError):  # the disk may read it the next time
+                raise
             _log.error("%s It is passed over.", error)
             damaged = True
             path.unlink()

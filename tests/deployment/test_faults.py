@@ -182,11 +182,18 @@ CASES = {
     "the site's open files": Case(at_the_disk(errno.EMFILE), [*JOINS, *FITS]),
     "a restart and open files": Case(at_the_disk(errno.EMFILE, restarted=True), [*JOINS, *FITS, *LATER]),
     "a restart and memory": Case(at_the_disk(errno.ENOMEM, restarted=True), [*JOINS, *FITS, *LATER]),
+    "a restart and the disk": Case(at_the_disk(errno.EIO, restarted=True), [*JOINS, *FITS, *LATER]),
     "a clock a day back": Case(with_a_clock_set_by(-1), []),
     "a clock a day on": Case(with_a_clock_set_by(1), []),
 }
-ALIKE = ("memory", "torch's memory", "a restart and memory", "a clock a day back")  # where one message is enough
-FAST = {name: [13] for name in CASES} | {"lost": [1, 13], "a restart and memory": [16]}
+ALIKE = (
+    "memory",
+    "torch's memory",
+    "a restart and memory",
+    "a restart and the disk",
+    "a clock a day back",
+)  # where one message is enough
+FAST = {name: [13] for name in CASES} | {"lost": [1, 13], "a restart and memory": [16], "a restart and the disk": [16]}
 
 
 # What a run leaves
