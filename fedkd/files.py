@@ -11,6 +11,7 @@ import re
 import shutil
 import stat
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,11 +20,21 @@ from .errors import InputError, RunError, reason_of
 _DEEPEST = 50  # lists and tables within each other
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
 _BRACKET = re.compile(r"[\[\]{}]")
+_SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+_RETRY = (
+    "What was complete is kept: free memory, allow more open files (ulimit -n) or mend the disk, then continue with "
+    "--resume."
+)
+_SYNCS = 16  # files that wait for the disk at the same time: it writes them together
 _RESUME = "What was complete is kept: mend the disk or make space, then continue with --resume."
 
 
 class NotWritten(RunError):
     """A file that cannot be written: the disk is full, read-only, or its folder is gone."""
+
+
+class OutOfReach(RunError):
+    """A file of a run that cannot be read at this moment: too little memory, too many open files, a broken disk."""
 
 
 # Reading
@@ -56,6 +67,23 @@ def read(path: Path, most: int, home: Path | None = None) -> bytes:
     if content is None or len(content) > most:
         raise ValueError(f"it is larger than {most / 1e6:.0f} MB")
     return content
+
+
+def refuse_shortage(path: Path, error: Exception) -> None:
+    """Raise OutOfReach for an error that comes from a machine short of memory or open files: the file may be whole."""
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in _SHORTAGES):
+        raise OutOfReach(
+            f"{path} cannot be read at this moment: {reason_of(error) or 'out of memory'}. {_RETRY}"
+        ) from error
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn what goes wrong with a disk inside the `with` block into `OutOfReach`, with the path of what is read."""
+    try:
+        yield
+    except OSError as error:
+        raise OutOfReach(f"{path} cannot be read at this moment: {reason_of(error)}. {_RETRY}") from error
 
 
 def parse_json(content: bytes | str) -> Any:
@@ -125,13 +153,35 @@ def put_new(path: Path, content: bytes) -> None:
         put(file, content)
 
 
+def put_in_place(partial: Path, path: Path) -> None:
+    """Give a file, or a folder with all that is in it, its name once it is on the disk: a power cut finds it whole.
+
+    Raises OSError.
+    """
+    if partial.is_dir():
+        with ThreadPoolExecutor(_SYNCS) as pool:
+            list(pool.map(_sync, [*partial.rglob("*"), partial]))
+    else:
+        _sync(partial)
+    os.replace(partial, path)
+    _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def write(path: Path, content: bytes, after: str = _RESUME) -> None:
     """Write a file, whole or not at all. Raises NotWritten, which says `after` it what to do."""
     partial = path.with_name(f".{path.name}.partial")
     with writing(path, lambda: len(content), after):
         try:
             put_new(partial, content)
-            os.replace(partial, path)
+            put_in_place(partial, path)
         except OSError:
             with contextlib.suppress(OSError):
                 partial.unlink(missing_ok=True)

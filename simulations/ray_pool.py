@@ -23,6 +23,7 @@ _log = logging.getLogger("fedkd")
 _TRIES = 3  # if the worker of a client dies this often, the client has failed
 _START_SECONDS = 300.0  # time to wait for a worker if none is left
 _LOOK_SECONDS = 1.0  # time between two looks at Ray's own processes
+_CPU_MEMORY = "DefaultCPUAllocator: can't allocate memory"  # for which PyTorch has no type of error
 _QUEUED = 2  # the most calls of a worker: with two it never waits for the driver
 
 
@@ -287,4 +288,4 @@ def _out_of_memory(result: Any) -> str | None:
         reasons = [value.error.reason or ""] if value.has_error() else []
     else:
         reasons = [arrival.failure or "" for arrival in value.arrivals] if isinstance(value, Block) else []
-    return next((reason for reason in reasons if reason.startswith(("OutOfMemoryError", "MemoryError"))), None)
+    return next((r for r in reasons if r.startswith(("OutOfMemoryError", "MemoryError")) or _CPU_MEMORY in r), None)

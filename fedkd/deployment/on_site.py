@@ -123,7 +123,9 @@ def _answer_request(app: ClientApp, message: Message, context: Context, config: 
             keep_state(folder, after, config.checkpoint, cast(int, about_round["first_round"]))
             versions = [after]
     context.state = serialised(in_context(versions))
-    reply.content[SITE] = ConfigRecord({"keeps": bool(inner.state), "damaged": damaged})
+    # the server compares which request this answers, because replies can be mixed up on their way
+    which = {NODE: about_round[NODE], "request": about_round["request"]}
+    reply.content[SITE] = ConfigRecord({**which, "keeps": bool(inner.state), "damaged": damaged})
     return reply
 
 

@@ -39,8 +39,9 @@ def serve(
     """Run a config over Flower's Grid into a new folder, or continue the run in a folder; return the summary.
 
     Nodes keep their own states. In the folder are the server's checkpoint, which also has the last accepted request of
-    each node, and its roster of sites. `on_event` gets a
-    line about each event of a site. Raises like `run`, and InputError if the folder to continue has another config.
+    each node, and its roster of sites. A run that ended before its first checkpoint starts again, with this roster.
+    `on_event` gets a line about each event of a site. Raises like `run`, and InputError if the folder to continue has
+    another config.
     """
     folder = RunFolder(path)
     if resume and not (path / ROSTER).is_file():
@@ -61,12 +62,15 @@ def serve(
             begun, wanted = to_table(read_config(path / CONFIG)), masked(to_table(setup.environment.config))
             if (other := difference(begun, wanted, ("rounds", "timeout"))) is not None:
                 raise InputError(f"{path} was begun with another config: {other}.")
-            owner = checkpoints.owner_of(setup.environment.config)
-            number, checkpoint = checkpoints.latest(folder.checkpoints, on_event, owner)
-            restore_state(setup.strategy, checkpoints.load_server(checkpoint))
+            number = -1  # it ended before its first checkpoint, and starts again
+            if not checkpoints.there_are_none(folder.checkpoints):
+                owner = checkpoints.owner_of(setup.environment.config)
+                number, checkpoint = checkpoints.latest(folder.checkpoints, on_event, owner)
+                restore_state(setup.strategy, checkpoints.load_server(checkpoint))
+                states = list(checkpoints.load_nodes(checkpoint))
+                checkpoints.drop_newer(checkpoint)
             go_on(path, now, number + 1, accept_changes=accept_changes)
             folder.rewind(number)
-            states = list(checkpoints.load_nodes(checkpoint))
             first_round, roster = number + 1, Roster.read(path / ROSTER)
             if accept_changes:
                 roster.reported = {}  # what sites report of themselves now counts

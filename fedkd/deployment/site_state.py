@@ -8,7 +8,6 @@ its reply was refused, or late, or lost, or the server continues from an earlier
 from __future__ import annotations
 
 import logging
-import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,6 +18,7 @@ from flwr.app.user_config import UserConfig
 
 from ..config import CheckpointConfig
 from ..errors import InputError, on_one_line
+from ..files import put_in_place
 from ..runs import checkpoints
 
 _FEDERATION = re.compile(r"[0-9a-f]{32}")
@@ -93,7 +93,8 @@ def recall_state(folder: Path, accepted: str) -> tuple[Version | None, bool]:
     """Return the state that counts, None if there is none; and whether a newer state is damaged.
 
     `accepted`: the last request whose reply the server has accepted, empty if there is none. States of later requests
-    are deleted, so that server and site continue from the same point.
+    are deleted, so that server and site continue from the same point. Raises InputError or OutOfReach for a file that
+    the disk does not read; it stays.
     """
     damaged = False
     for request in reversed(requests_on_disk(folder)):
@@ -104,6 +105,8 @@ def recall_state(folder: Path, accepted: str) -> tuple[Version | None, bool]:
         try:
             return Version(request, checkpoints.load_node(path)), damaged
         except InputError as error:
+            if isinstance(error.__cause__, OSError):  # the disk may read it the next time
+                raise
             _log.error("%s It is passed over.", error)
             damaged = True
             path.unlink()
@@ -124,7 +127,7 @@ def keep_state(folder: Path, version: Version, every: CheckpointConfig, first_ro
     path = _path(folder, version.request)
     partial = folder / f".{path.name}.partial"
     checkpoints.save_node(partial, version.state)
-    os.replace(partial, path)
+    put_in_place(partial, path)
     requests = requests_on_disk(folder)
     number = _round_of(version.request)
     last = number // every.every * every.every

@@ -548,6 +548,8 @@ class Sites(SiteCarrier):
         if all_bytes(RecordDict({SITE: about})) > _MOST_ABOUT:
             return error_reply(message, "bad reply: its record about the site is too large")
         about = about if isinstance(about, ConfigRecord) else ConfigRecord()
+        if (about.get(NODE), about.get("request")) != (node, sent.request):
+            return error_reply(message, f"bad reply: it is not the reply of this site to {sent.what}")
         if about.get("damaged") is True:
             self._note(self._sites[node].name, node, DAMAGED)
         self._replied[node] = sent.request, about.get("keeps") is True

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
@@ -18,7 +17,7 @@ from safetensors.torch import save as to_bytes
 from ..config import Config, DistillConfig, to_table
 from ..core.state import State
 from ..errors import InputError, RunError, described, on_one_line, reason_of
-from ..files import parse_json, put_new, refuse_odd, writing
+from ..files import parse_json, put_in_place, put_new, reading, refuse_odd, refuse_shortage, writing
 from ..messages.arrays import Tensors, array_record, tensors_of
 from ..messages.ledger import count_bytes
 from .forms import About, read_form
@@ -73,7 +72,7 @@ def save(
             if (objection := _objection(partial, number)) is not None:
                 raise OSError(f"it was written, but {objection}")
             shutil.rmtree(target, ignore_errors=True)
-            os.replace(partial, target)
+            put_in_place(partial, target)
     except RunError:
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -113,6 +112,7 @@ def _load(path: Path) -> tuple[Tensors, dict[str, Any]]:
                 raise ValueError("its records are no table")
             return tensors, records
     except Exception as error:  # safetensors and torch raise several types for a file that is none of theirs
+        refuse_shortage(path, error)
         raise InputError(f"The checkpoint {path} is damaged: {described(error)}.") from error
 
 
@@ -122,7 +122,7 @@ def latest(
     """Return the newest complete checkpoint, and its round; `on_event` gets a line about each newer, damaged one.
 
     `owner`: of the run that goes on, see `owner_of`. Raises InputError if there is none, which names damaged files, and
-    for the checkpoint of another run.
+    for the checkpoint of another run; OutOfReach if the machine is too short of something to read one.
     """
     damaged = []
     for number, path in reversed(_all(folder)):
@@ -135,8 +135,19 @@ def latest(
     raise InputError(" ".join([f"There is no complete checkpoint in {folder}.", *damaged[:3]]))
 
 
+def drop_newer(checkpoint: Path) -> None:
+    """Delete the damaged checkpoints after the one from which a run goes on: the run makes them again.
+
+    A disk may read one again later, when metrics.jsonl no longer has its round.
+    """
+    paths = [path for _, path in _all(checkpoint.parent)]
+    for path in paths[paths.index(checkpoint) + 1 :]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
 def _refuse_other(checkpoint: Path, owner: Owner) -> None:
-    found = read_form(checkpoint / _ABOUT, About, checkpoint)["owner"]
+    with reading(checkpoint):
+        found = read_form(checkpoint / _ABOUT, About, checkpoint)["owner"]
     unlike = [name for name in owner if found.get(name) != owner[name]]
     if unlike:
         known = [
@@ -158,8 +169,9 @@ def there_are_none(folder: Path) -> bool:
 
 def _all(folder: Path) -> list[tuple[int, Path]]:
     """Return the checkpoints in a folder with their rounds, oldest first."""
-    found = [(name, path) for path in folder.glob("round-*") if (name := _NAME.fullmatch(path.name)) and path.is_dir()]
-    return sorted((int(name[1]), path) for name, path in found)
+    with reading(folder):
+        found = [(name, path) for path in folder.glob("round-*") if (name := _NAME.fullmatch(path.name))]
+        return sorted((int(name[1]), path) for name, path in found if path.is_dir())
 
 
 def _objection(checkpoint: Path, number: int) -> str | None:
@@ -178,6 +190,7 @@ def _objection(checkpoint: Path, number: int) -> str | None:
             if path.stat().st_size != kept["size"] or _digest(path) != kept["digest"]:
                 return f"{name} is not what was written"
     except (OSError, ValueError) as error:
+        refuse_shortage(checkpoint, error)
         missing = f"{Path(error.filename).name}: " if isinstance(error, OSError) and error.filename else ""
         return on_one_line(f"{missing}{reason_of(error)}", 200).removesuffix(".")
     return None
@@ -204,6 +217,7 @@ def load_nodes(checkpoint: Path) -> Iterator[tuple[int, RecordDict]]:
     try:
         names = read_form(checkpoint / _ABOUT, About, checkpoint)["files"]
     except (OSError, ValueError) as error:
+        refuse_shortage(checkpoint, error)
         raise InputError(f"The checkpoint {checkpoint} is damaged: {reason_of(error)}.") from error
     for number in sorted(int(found[1]) for name in names if (found := _NODE.fullmatch(name))):
         yield number, load_node(checkpoint / _NODES / f"{number}.safetensors")
@@ -222,4 +236,5 @@ def load_node(path: Path) -> RecordDict:
             state[key] = (MetricRecord if entry["kind"] == "MetricRecord" else ConfigRecord)(entry["values"])
         return state
     except Exception as error:  # Flower's records raise several types for values that they do not take
+        refuse_shortage(path, error)
         raise InputError(f"The checkpoint {path} is damaged: {described(error)}.") from error

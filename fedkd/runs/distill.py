@@ -244,6 +244,7 @@ def resume(
                 owner = checkpoints.owner_of(work.config)
                 _, checkpoint = checkpoints.latest(folder.checkpoints, owner=owner)
                 progress = work.restore(checkpoints.load_server(checkpoint))
+                checkpoints.drop_newer(checkpoint)
             go_on(path, now, progress.done + 1, accept_changes=accept_changes, unit="iteration")
             folder.rewind(progress.line)
             return _run(work, folder, progress, on_iteration)

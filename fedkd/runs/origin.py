@@ -11,7 +11,7 @@ from typing import Any
 
 from ..config import Config, DistillConfig, to_table
 from ..errors import InputError, on_one_line, reason_of
-from ..files import write
+from ..files import refuse_shortage, write
 from ..registry import digests_of_files
 from .forms import OriginFile, read_form
 from .metrics import versions
@@ -83,7 +83,7 @@ def note_files(folder: Path, config: Config | DistillConfig) -> None:
 def read_origin(folder: Path) -> Origin | None:
     """Return what the run in a folder began with; None if its file is missing.
 
-    Raises InputError for a damaged file.
+    Raises InputError for a damaged file, OutOfReach if the machine is too short of something to read it.
     """
     path = folder / ORIGIN
     if not os.path.lexists(path):
@@ -91,6 +91,7 @@ def read_origin(folder: Path) -> Origin | None:
     try:
         return read_form(path, OriginFile, folder)
     except (OSError, ValueError) as error:
+        refuse_shortage(path, error)
         raise InputError(
             f"{path} cannot be read: {on_one_line(reason_of(error), 200)}. So nobody can say whether data, files or "
             "versions have changed since the run began; go on with --accept-changes, which records it."

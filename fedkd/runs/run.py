@@ -153,6 +153,7 @@ def _back_to_checkpoint(setup: Setup, engine: Engine, folder: RunFolder, on_even
         number, checkpoint = checkpoints.latest(folder.checkpoints, on_event, owner)
         restore_state(setup.strategy, checkpoints.load_server(checkpoint))
         engine.restore(checkpoints.load_nodes(checkpoint))
+        checkpoints.drop_newer(checkpoint)
     folder.rewind(number)
     engine.events()  # drops the events of a round that will run again
     return number + 1

@@ -23,7 +23,7 @@ from ..config import Config, DistillConfig, to_table
 from ..core.record import Captioned
 from ..data.pictures import open_picture
 from ..errors import InputError, on_one_line, reason_of
-from ..files import NotWritten, append, as_json, leads_out, parse_json, read, refuse_odd, write, writing
+from ..files import NotWritten, append, as_json, leads_out, parse_json, read, reading, refuse_odd, write, writing
 from ..masking import masked
 from ..stopping import deferred
 from .forms import DistillLine, Line, read_lines
@@ -72,8 +72,9 @@ class RunFolder:
         append(self.path / METRICS, as_json(line))
 
     def lines(self) -> list[dict[str, Any]]:
-        """Return the lines of metrics.jsonl before the first damaged line."""
-        return read_lines(self.path / METRICS, self._form)[0]
+        """Return the lines of metrics.jsonl before the first damaged line. Raises OutOfReach if it cannot be read."""
+        with reading(self.path / METRICS):
+            return read_lines(self.path / METRICS, self._form)[0]
 
     def keep_partition(self, classes: Sequence[str], counts: np.ndarray) -> None:
         """Write which node has which images: the classes, and the number of images of each, nodes x classes."""
@@ -162,7 +163,8 @@ def rows_of_images(folder: Path) -> list[Path]:
 def refuse_odd_files(path: Path) -> None:
     """Raise InputError for what a run never makes: a link out of its folder, a pipe, a device, a socket.
 
-    A run that goes on writes to its folder, so a link could make it write, and delete, somewhere else.
+    A run that goes on writes to its folder, so a link could make it write, and delete, somewhere else. What is odd but
+    no such link within a checkpoint damages it, and the one before is used (see `checkpoints.latest`).
     """
     one = path
     try:
@@ -170,7 +172,7 @@ def refuse_odd_files(path: Path) -> None:
         for one in (*path.iterdir(), *within):
             if leads_out(one, path):
                 raise InputError(f"{one} is a link to a place outside of the run folder; put what it means there.")
-            if one.exists() and not one.is_dir():
+            if one.exists() and not one.is_dir() and path / "checkpoints" not in one.parents[1:]:
                 refuse_odd(one)
     except (OSError, ValueError) as error:
         raise InputError(f"{on_one_line(str(one), 200)}: {reason_of(error)}.") from error
@@ -194,8 +196,9 @@ def make_folder(path: Path, option: str = "--out") -> None:
 
 @contextlib.contextmanager
 def alone_in(path: Path) -> Iterator[None]:
-    """Lock a folder for this process. Raises InputError if another process uses it."""
-    handle = os.open(path, os.O_RDONLY)
+    """Lock a folder for this process. Raises InputError if another process uses it, OutOfReach for a broken disk."""
+    with reading(path):
+        handle = os.open(path, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):  # for file systems without locks
             try:

@@ -12,6 +12,7 @@ from flwr.app import ConfigRecord, Message, MetricRecord
 from helpers import Make
 from helpers.federations import IDS, failures, metrics_of, partitioned, start
 
+from fedkd import RunError
 from fedkd.messages.arrays import array_record
 from fedkd.runs.run import run
 
@@ -138,17 +139,48 @@ def test_names_of_three_megabytes_are_not_repeated(tiny: Make, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    "about", [ConfigRecord({"damaged": ["x"]}), ConfigRecord({"keeps": 7.5}), MetricRecord({"x": 1})]
+    ("about", "failing"),
+    [
+        ({"damaged": ["x"]}, 0),
+        ({"keeps": 7.5}, 0),
+        ({"request": "000001-000001"}, 6),
+        ({"node": 1}, 5),
+        ({"node": 1.5, "request": [1]}, 6),
+    ],
 )
-def test_what_a_site_says_of_itself_may_be_anything(tiny: Make, tmp_path: Path, about: Any) -> None:
-    config = tiny({"rounds": 1})
+def test_what_a_site_says_of_itself_may_be_anything_but_another_request_or_site(
+    tiny: Make, tmp_path: Path, about: dict[str, Any], failing: int
+) -> None:
+    config = tiny({"rounds": 1, "evaluate.every": 2})
     grid = partitioned(config)
 
     def tampered(message: Message, reply: Message) -> Message:
         if message.metadata.message_type == "train.fit":
-            reply.content["site"] = about
+            reply.content["site"] = ConfigRecord({**reply.content["site"], **about})  # type: ignore[dict-item]
+        return reply
+
+    grid.tampered = tampered
+    reason = "bad reply: it is not the reply of this site to 'fit' of round 1"
+    if failing == 6:
+        with pytest.raises(RunError, match=f"0 of 6 replies are good, min_replies is 1. node 0: {reason}"):
+            start(config, grid, tmp_path / "run")
+    else:
+        start(config, grid, tmp_path / "run")
+        assert failures(tmp_path / "run") == [f"1 {node} fit: {reason}" for node in (0, 2, 3, 4, 5)[:failing]]
+
+
+@pytest.mark.parametrize("about", [None, MetricRecord({"x": 1})])
+def test_a_reply_that_does_not_say_what_it_answers_is_refused(tiny: Make, tmp_path: Path, about: Any) -> None:
+    config = tiny({"rounds": 1, "evaluate.every": 2})
+    grid = partitioned(config)
+
+    def tampered(message: Message, reply: Message) -> Message:
+        if message.metadata.message_type == "train.fit" and message.metadata.dst_node_id == IDS[3]:
+            del reply.content["site"]
+            if about is not None:
+                reply.content["site"] = about
         return reply
 
     grid.tampered = tampered
     start(config, grid, tmp_path / "run")
-    assert failures(tmp_path / "run") == []
+    assert failures(tmp_path / "run") == ["1 3 fit: bad reply: it is not the reply of this site to 'fit' of round 1"]

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import pytest
 import torch
 from flwr.app import RecordDict
 from helpers import Make, checkpoint_bytes, lines, server_state
 
+from fedkd import files
+from fedkd.config import CheckpointConfig
 from fedkd.core.state import pack
+from fedkd.deployment.site_state import Version, keep_state, request_name
 from fedkd.errors import InputError
 from fedkd.messages.arrays import array_record
+from fedkd.runs import figures
 from fedkd.runs.checkpoints import _save, latest, load_nodes, load_server, save
 from fedkd.runs.results import read_run
 from fedkd.runs.run import resume, run
@@ -53,6 +60,68 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(tmp_path: Path, f
     assert latest(tmp_path, reported.append) == (1, paths[1])
     assert len(reported) == 1
     assert reported[0].startswith(f"The checkpoint {paths[2]} is damaged: ")
+
+
+def test_a_run_goes_on_from_before_a_checkpoint_with_an_odd_file(
+    tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(figures, "draw", lambda environment, folder: [])
+    run(tiny({"strategy": {"name": "scaffold"}, "checkpoint": {"every": 1}}), tmp_path / "whole")
+    for number, name in enumerate(
+        ("server.safetensors", "nodes/1.safetensors", "checkpoint.json", "nodes/2.safetensors")
+    ):
+        out = shutil.copytree(tmp_path / "whole", tmp_path / f"run-{number}")
+        path = out / "checkpoints/round-000002" / name
+        path.unlink()
+        path.mkdir() if number == 3 else os.mkfifo(path)
+        reported: list[str] = []
+        resume(out, on_event=reported.append)
+        assert f"The checkpoint {path.parents[len(Path(name).parents) - 1]} is damaged: " in reported[0]
+        assert "it is not a regular file. The one before it is used." in reported[0]
+        assert lines(out) == lines(tmp_path / "whole")
+        assert checkpoint_bytes(out) == checkpoint_bytes(tmp_path / "whole")
+
+
+def test_a_power_cut_finds_whole_files_under_their_names(
+    tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What gets its name, or is followed by something that gets deleted, is on the disk by then."""
+    safe: set[int] = set()  # numbers of files and folders that are on the disk as they are
+    renamed: list[str] = []
+    replace, rmtree, put = os.replace, shutil.rmtree, files.put
+
+    def put_unsafely(file: BinaryIO, content: bytes) -> None:
+        put(file, content)
+        safe.discard(os.fstat(file.fileno()).st_ino)
+
+    def replace_if_safe(old: Path, new: Path) -> None:
+        for path in (old, *old.rglob("*")):
+            assert path.stat().st_ino in safe, path
+        replace(old, new)
+        renamed.append(new.name)
+        safe.discard(new.parent.stat().st_ino)
+
+    def rmtree_if_safe(path: Path, **more: Any) -> None:
+        if path.is_dir():
+            assert path.parent.stat().st_ino in safe, path
+        rmtree(path, **more)
+
+    def fsync(handle: int) -> None:
+        safe.add(os.fstat(handle).st_ino)
+
+    monkeypatch.setattr(files, "put", put_unsafely)
+    monkeypatch.setattr(os, "replace", replace_if_safe)
+    monkeypatch.setattr(shutil, "rmtree", rmtree_if_safe)
+    monkeypatch.setattr(os, "fsync", fsync)
+    run(tiny({"checkpoint": {"every": 1, "keep": 1}, "strategy": {"name": "scaffold"}}), tmp_path / "run")
+    assert {"config.toml", "metrics.jsonl", "summary.json", "round-000000", "round-000001", "round-000002"} <= {
+        *renamed
+    }
+    assert (tmp_path / "run/metrics.jsonl").stat().st_ino in safe
+    state = RecordDict({"model": array_record({"w": torch.ones(2)})})
+    keep_state(tmp_path / "site", Version(request_name(1, 1), state), CheckpointConfig(), 0)
+    assert renamed[-1] == "round-000001-000001.safetensors"
+    assert (tmp_path / "site").stat().st_ino in safe
 
 
 def test_where_none_is_whole_each_is_named(tmp_path: Path) -> None:

@@ -144,7 +144,7 @@ def test_copies_beside_checkpoints_are_left_alone(whole: Path, tmp_path: Path) -
     assert found == {*strays, "round-000007", "round-000002", "round-000003"}
 
 
-def test_the_last_good_checkpoint_stays_beside_a_damaged_newer_one(tiny: Make, tmp_path: Path) -> None:
+def test_a_damaged_newer_checkpoint_costs_no_good_one(tiny: Make, tmp_path: Path) -> None:
     config = tiny({"checkpoint": {"every": 1, "keep": 1}, "rounds": 3})
     run(config, tmp_path / "whole")
     run(config.model_copy(update={"rounds": 2}), tmp_path / "run")
@@ -154,7 +154,7 @@ def test_the_last_good_checkpoint_stays_beside_a_damaged_newer_one(tiny: Make, t
     resume(path, on_event=reported.append)
     assert "round-000009 is damaged: it is that of round 2" in reported[0]
     assert (path / "checkpoints/round-000003/checkpoint.json").is_file()
-    shutil.rmtree(path / "checkpoints/round-000009")
+    assert not (path / "checkpoints/round-000009").exists()
     assert lines(path) == lines(tmp_path / "whole")
     assert checkpoint_bytes(path) == checkpoint_bytes(tmp_path / "whole")
 

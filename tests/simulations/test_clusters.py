@@ -149,8 +149,12 @@ run(read_config(Path(sys.argv[1])), out)
 """
 
 
-@pytest.mark.parametrize("strategy", ["FedAvg", "Local"])
-def test_out_of_memory_halves_the_packing_once_and_tries_again(strategy: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("strategy", "fails"),
+    [("FedAvg", "raise torch.OutOfMemoryError('CUDA out of memory')"), ("Local", "torch.empty(2**45)")],
+    ids=["FedAvg", "Local"],
+)
+def test_out_of_memory_halves_the_packing_once_and_tries_again(strategy: str, fails: str, tmp_path: Path) -> None:
     plugin = tmp_path / "greedy.py"
     plugin.write_text(
         "import os, torch\n"
@@ -162,7 +166,7 @@ def test_out_of_memory_halves_the_packing_once_and_tries_again(strategy: str, tm
         "    def fit(self, request):\n"
         "        share = ray.get_runtime_context().get_assigned_resources().get('GPU', 1)\n"
         "        if self.round == 2 and self.node in (1, 4) and share < 0.5:\n"
-        "            raise torch.OutOfMemoryError('CUDA out of memory')\n"
+        f"            {fails}\n"
         "        if self.round == 3 and self.node == 2:\n"
         "            raise torch.OutOfMemoryError('CUDA out of memory, whatever the share')\n"
         "        return super().fit(request)\n"
