@@ -1,0 +1,154 @@
+"""The vectorised engine: the inline engine's results up to rounding, and what it cannot stack runs one by one."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import Make, checkpoint_bytes, lines
+from helpers.bases import SMALL
+
+from fedkd.config import read_config
+from fedkd.errors import InputError
+from fedkd.learning.stacked_training import train_stacked
+from fedkd.runs.run import resume, run
+from fedkd.simulations import vectorised
+
+VECTORISED = {"name": "vectorised", "clients_per_step": 3}
+NET = {"name": "convnet", "channels": [6], "norm": "batch"}
+BASE: dict[str, Any] = {"model": NET, "rounds": 2, "cohort": 5, "data.partition": {
+    "scheme": "dirichlet", "clients": 6, "alpha": 1.0, "minimum": 10}, "data.train_per_class": 20}  # fmt: skip
+PUBLIC = {"data.public": {"size": 30}}
+METHODS: dict[str, dict[str, Any]] = {
+    "fedavg": {}, "fedprox": {}, "moon": {}, "scaffold": {}, "feddyn": {}, "fednova": {}, "fedntd": {}, "fedproto": {},
+    "fedmd": {**PUBLIC, "strategy.private_epochs": 1}, "dsfl": PUBLIC, "knfu": PUBLIC,
+    "fedftg": {"strategy": {"name": "fedftg", **SMALL}},
+}  # fmt: skip
+
+
+def _changes(method: str) -> dict[str, Any]:
+    return BASE | {"strategy": {"name": method}} | METHODS[method]
+
+
+def _apart(one: Path, other: Path) -> float:
+    """Return the largest difference of a metric in a line of two runs' metrics.jsonl."""
+    worst = 0.0
+    for first, second in zip(lines(one), lines(other), strict=True):
+        assert first["metrics"].keys() == second["metrics"].keys()
+        assert first["failures"] == second["failures"] == []
+        assert first["bytes"] == second["bytes"]
+        worst = max([worst, *(abs(v - second["metrics"][k]) for k, v in first["metrics"].items() if "loss" in k)])
+    return worst
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_results_are_those_of_one_client_at_a_time_up_to_rounding(tiny: Make, tmp_path: Path, method: str) -> None:
+    run(tiny(_changes(method)), tmp_path / "inline")
+    run(tiny(_changes(method) | {"engine": VECTORISED}), tmp_path / "stacked")
+    most = 2e-2 if method == "fedftg" else 1e-3  # its server's generator makes much of little
+    assert _apart(tmp_path / "inline", tmp_path / "stacked") < most
+    assert [line["events"] for line in lines(tmp_path / "stacked")] == [[]] * 3  # no client trained alone
+
+
+def test_a_repeat_and_a_resumed_run_give_the_same_bytes(tiny: Make, tmp_path: Path) -> None:
+    changes = _changes("moon") | {"engine": {"name": "vectorised"}, "rounds": 3, "checkpoint": {"every": 1, "keep": 9}}
+    run(tiny(changes), tmp_path / "one")
+    run(tiny(changes), tmp_path / "two")
+    assert checkpoint_bytes(tmp_path / "one") == checkpoint_bytes(tmp_path / "two")
+    for kept in sorted((tmp_path / "two" / "checkpoints").iterdir())[-2:]:
+        shutil.rmtree(kept)
+    resume(tmp_path / "two")
+    assert checkpoint_bytes(tmp_path / "one") == checkpoint_bytes(tmp_path / "two")
+    assert lines(tmp_path / "one") == lines(tmp_path / "two")
+    assert read_config(tmp_path / "one" / "config.toml").engine.options["clients_per_step"] == 5
+
+
+ODD = """
+from dataclasses import dataclass
+import torch
+from fedkd.strategies.fedavg import FedAvg
+from fedkd.core.client import GlobalModelClient
+
+class Client(GlobalModelClient):
+    def fit(self, request):
+        if self.node == 1 and self.round == 1:
+            raise ValueError("before training")
+        reply = super().fit(request)
+        if self.node == 3 and self.round == 1:
+            raise ValueError("after training")
+        return reply
+
+@dataclass(kw_only=True)
+class Raises(FedAvg):
+    client = Client
+
+class Plain(GlobalModelClient):
+    def local_loss(self):
+        return lambda model, images, labels: torch.nn.functional.cross_entropy(model(images), labels)
+
+@dataclass(kw_only=True)
+class Closure(FedAvg):
+    client = Plain
+"""
+
+
+def test_a_client_that_raises_fails_alone(tiny: Make, tmp_path: Path) -> None:
+    (tmp_path / "odd.py").write_text(ODD)
+    changes = _changes("fedavg") | {"strategy": {"name": f"{tmp_path / 'odd.py'}:Raises"}, "cohort": 6}
+    for name, engine in (("inline", {"name": "inline"}), ("stacked", VECTORISED)):
+        run(tiny(changes | {"engine": engine}), tmp_path / name)
+    for one, other in zip(lines(tmp_path / "inline"), lines(tmp_path / "stacked"), strict=True):
+        assert one["failures"] == other["failures"]
+        assert abs(one["metrics"]["global/loss"] - other["metrics"]["global/loss"]) < 1e-3
+    assert [f["node"] for f in lines(tmp_path / "stacked")[1]["failures"]] == [1, 3]
+
+
+def test_a_loss_that_cannot_be_stacked_trains_one_by_one_and_says_so(tiny: Make, tmp_path: Path) -> None:
+    (tmp_path / "odd.py").write_text(ODD)
+    changes = _changes("fedavg") | {"strategy": {"name": f"{tmp_path / 'odd.py'}:Closure"}}
+    for name, engine in (("inline", {"name": "inline"}), ("stacked", VECTORISED)):
+        run(tiny(changes | {"engine": engine}), tmp_path / name)
+    assert checkpoint_bytes(tmp_path / "inline") == checkpoint_bytes(tmp_path / "stacked")
+    said = [event["event"] for line in lines(tmp_path / "stacked") for event in line["events"]]
+    assert said == ["clients train one at a time: its loss is not a ModelLoss"]
+
+
+def test_too_little_memory_halves_the_clients_of_a_step(
+    tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+
+    def small(trainings: list[Any], starts: list[Any], path: str) -> list[Any]:
+        sizes.append(len(trainings))
+        if len(trainings) > 2:
+            raise torch.OutOfMemoryError("a card with room for two")
+        return train_stacked(trainings, starts, path)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(vectorised, "train_stacked", small)
+    run(
+        tiny(_changes("fedavg") | {"cohort": 6, "engine": {"name": "vectorised", "clients_per_step": 6}}),
+        tmp_path / "o",
+    )
+    assert sizes == [6, 3, 2, 3, 2, 2, 2, 2]  # the first groups of round 1, then those of round 2
+    said = [event["event"] for line in lines(tmp_path / "o") for event in line["events"]]
+    assert said[-1].startswith("out of memory with 3 clients in one step; from now on at most 2")
+    run(tiny(_changes("fedavg") | {"cohort": 6}), tmp_path / "inline")
+    assert _apart(tmp_path / "inline", tmp_path / "o") < 1e-3
+
+
+def test_a_model_that_cannot_be_folded_is_refused_or_takes_the_other_path(tiny: Make, tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\n"
+        "from fedkd import Classifier\n"
+        "def build(shape, classes):\n"
+        "    return Classifier(nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.LayerNorm(8)), 8, classes)\n"
+    )
+    changes = _changes("fedavg") | {"model": {"name": f"{tmp_path / 'net.py'}:build"}}
+    with pytest.raises(InputError, match=r"engine.path = 'folded': .*features.2 is a LayerNorm"):
+        run(tiny(changes | {"engine": {"name": "vectorised", "path": "folded"}}), tmp_path / "refused")
+    run(tiny(changes | {"engine": {"name": "vectorised"}}), tmp_path / "stacked")
+    run(tiny(changes), tmp_path / "inline")
+    assert _apart(tmp_path / "inline", tmp_path / "stacked") < 1e-3
