@@ -1,4 +1,4 @@
-"""Lets clients run side by side in one thread: each runs until it trains, then waits until the others train too."""
+"""Lets clients run side by side in one thread: each runs until it trains or predicts, then waits for the others."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from greenlet import GreenletExit, getcurrent, greenlet
 from torch import Tensor
 
 from fedkd.core.environment import Environment
+from fedkd.learning.evaluation import Prediction, predict_alone
 from fedkd.learning.stacked_training import Trained
 from fedkd.learning.training import LocalTraining, train_alone
 from fedkd.models.build import fill
@@ -20,32 +21,33 @@ Result = TypeVar("Result")
 
 @dataclass
 class Waiting:
-    """A client that waits for its training, which begins with these parameters and buffers."""
+    """A client that waits for its training or its prediction, of a model with these parameters and buffers."""
 
-    local: LocalTraining
-    start: dict[str, Tensor]
-
-
-Outcome = Trained | Exception
-TrainAll = Callable[[list[Waiting]], list[Outcome]]
+    work: LocalTraining | Prediction
+    state: dict[str, Tensor]
 
 
-def meet(environment: Environment, calls: Sequence[Callable[[], Result]], train_all: TrainAll) -> list[Result]:
+Outcome = Trained | Tensor | Exception
+DoAll = Callable[[list[Waiting]], list[Outcome]]
+
+
+def meet(environment: Environment, calls: Sequence[Callable[[], Result]], do_all: DoAll) -> list[Result]:
     """Call all functions, which run clients of this environment; return their results in their order.
 
-    When all of them that have not ended wait for a training, `train_all` gets these, in the order of the functions, and
-    returns what each has learned, or the error that its client gets. Each function continues torch's default streams
-    where it has stopped. An exception of a function ends all of them.
+    When all of them that have not ended wait, `do_all` gets their work, in the order of the functions, and returns for
+    each what it has learned, its outputs, or the error that its client gets. Each function continues torch's default
+    streams where it has stopped. An exception of a function ends all of them.
     """
     clients = [_Client(call) for call in calls]
-    before, environment.train = environment.train, _train_with_others
+    before = environment.train, environment.predict
+    environment.train, environment.predict = _train_with_others, _predict_with_others
     try:
         waiting = [client for client in clients if client.go_on(None)]
         while waiting:
-            outcomes = train_all([client.waiting for client in waiting])
+            outcomes = do_all([client.waiting for client in waiting])
             waiting = [client for client, outcome in zip(waiting, outcomes, strict=True) if client.go_on(outcome)]
     finally:
-        environment.train = before
+        environment.train, environment.predict = before
         for client in clients:
             client.leave()
     return [client.result for client in clients]
@@ -53,20 +55,40 @@ def meet(environment: Environment, calls: Sequence[Callable[[], Result]], train_
 
 def _train_with_others(local: LocalTraining) -> float:
     """Wait for the training together with other clients; return the mean loss of the last epoch."""
-    main = getcurrent().parent
-    if main is None:  # not a client
+    if getcurrent().parent is None:  # not a client
         return train_alone(local)
-    start = {name: tensor.clone() for name, tensor in local.model.state_dict().items()}
-    outcome: Outcome = main.switch(Waiting(local, start))
+    trained: Trained = _wait(_waiting(local))
+    fill(local.model, trained.weights)
+    local.model.train()
+    return trained.loss
+
+
+def _predict_with_others(asked: Prediction) -> Tensor:
+    """Wait for the prediction together with other clients; return the outputs."""
+    if getcurrent().parent is None:
+        return predict_alone(asked)
+    waiting = _waiting(asked)
+    outputs: Tensor = _wait(waiting)
+    fill(asked.model, waiting.state)
+    asked.model.eval()
+    return outputs
+
+
+def _waiting(work: LocalTraining | Prediction) -> Waiting:
+    return Waiting(work, {name: tensor.clone() for name, tensor in work.model.state_dict().items()})
+
+
+def _wait(waiting: Waiting) -> Any:
+    main = getcurrent().parent
+    assert main is not None
+    outcome = main.switch(waiting)
     if isinstance(outcome, Exception):
         raise outcome
-    fill(local.model, outcome.weights)
-    local.model.train()
-    return outcome.loss
+    return outcome
 
 
 class _Client:
-    """A function that stops for trainings, with what torch keeps for it meanwhile."""
+    """A function that stops where it waits, with what torch keeps for it meanwhile."""
 
     def __init__(self, call: Callable[[], Any]) -> None:
         self._call = call
@@ -76,7 +98,7 @@ class _Client:
         self.result: Any = None
 
     def go_on(self, outcome: Outcome | None) -> bool:
-        """Run until the next training, or to the end; return whether it waits for a training."""
+        """Run until it waits, or to the end; return whether it waits."""
         before = _modes()
         _set_modes(self._kept)
         try:

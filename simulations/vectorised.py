@@ -19,9 +19,11 @@ from fedkd.config import NamedTable
 from fedkd.core.environment import Device, Threads
 from fedkd.core.setup import Setup
 from fedkd.errors import InputError
-from fedkd.learning.stacked_models import Path, folding_is_sound, why_not_folded
+from fedkd.learning.evaluation import Prediction, predict_alone
+from fedkd.learning.stacked_models import Path, folding_is_sound, why_not_folded, why_not_stacked
+from fedkd.learning.stacked_prediction import predict_stacked, prediction_key
 from fedkd.learning.stacked_training import NotStacked, Trained, key_of, train_stacked, why_alone
-from fedkd.learning.training import train_alone
+from fedkd.learning.training import LocalTraining, train_alone
 from fedkd.messages.arrays import owned
 from fedkd.messages.arrival import Door
 from fedkd.messages.merging import Block, Merge
@@ -56,7 +58,7 @@ class VectorisedGrid(InlineGrid):
         environment = self._environment
         self._shape = environment.data.image_shape
         most = environment.config.cohort or environment.data.clients
-        self._together = min(most, _ON_CPU) if clients_per_step == "auto" else clients_per_step
+        self._clients = min(most, _ON_CPU) if clients_per_step == "auto" else clients_per_step
         self._wanted: Literal["auto", "vmap", "folded"] = path
         self._paths: dict[int, Path] = {}
         for number in range(len(environment.config.model.architectures)):
@@ -64,16 +66,16 @@ class VectorisedGrid(InlineGrid):
         self._alone: dict[Hashable, str] = {}  # why clients of a kind train alone
         self._said: set[str] = set()
         table = environment.config.engine
-        chosen = {"name": table.name, **table.options, "clients_per_step": self._together}
+        chosen = {"name": table.name, **table.options, "clients_per_step": self._clients}
         environment.config = environment.config.model_copy(update={"engine": NamedTable.model_validate(chosen)})
 
     def carry(self, messages: list[Message], timeout: float | None) -> Iterator[Message]:
         """Run the clients group by group."""
         first = 0
         while first < len(messages):
-            group = messages[first : first + self._together]
+            group = messages[first : first + self._clients]
             first += len(group)
-            yield from meet(self._environment, [partial(self._owned, message) for message in group], self._train)
+            yield from meet(self._environment, [partial(self._owned, message) for message in group], self._do_all)
 
     def carry_merged(
         self, blocks: list[list[Message]], merge: Merge, door: Door, timeout: float | None
@@ -87,13 +89,12 @@ class VectorisedGrid(InlineGrid):
             reply.content = owned(reply.content)  # the next client changes the model
         return reply
 
-    def _train(self, waiting: list[Waiting]) -> list[Outcome]:
-        """Train clients, together where this is possible; return what each has learned, or its error."""
+    def _do_all(self, waiting: list[Waiting]) -> list[Outcome]:
+        """Do the work of clients, together where this is possible; return what each gets, or its error."""
         outcomes: list[Outcome | None] = [None] * len(waiting)
         groups: dict[Hashable, list[int]] = {}
         for place, one in enumerate(waiting):
-            reason = why_alone(one.local)
-            key = None if reason else key_of(one.local)
+            key, reason = _kind_of(one.work)
             reason = reason or self._alone.get(key)
             if reason is None:
                 groups.setdefault(key, []).append(place)
@@ -106,12 +107,11 @@ class VectorisedGrid(InlineGrid):
         return [outcome for outcome in outcomes if outcome is not None]
 
     def _stacked(self, key: Hashable, group: Sequence[Waiting]) -> list[Outcome]:
-        """Train clients of one kind; in halves if the memory does not suffice for all of them."""
+        """Do the work of clients of one kind; in halves if the memory does not suffice for all of them."""
         if len(group) == 1:
             return [_alone(group[0])]
         try:
-            path = self._path_of(group[0].local.model)
-            return list(train_stacked([one.local for one in group], [one.start for one in group], path))
+            return _together(group, self._path_of(group[0].work.model))
         except NotStacked as error:
             self._alone[key] = str(error)
             self._say(str(error))
@@ -123,7 +123,7 @@ class VectorisedGrid(InlineGrid):
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
         half = (len(group) + 1) // 2
-        self._together = min(self._together, half)
+        self._clients = min(self._clients, half)
         self._say(f"out of memory with {len(group)} clients in one step; from now on at most {half}")
         return self._stacked(key, group[:half]) + self._stacked(key, group[half:])
 
@@ -144,12 +144,29 @@ class VectorisedGrid(InlineGrid):
         return self._paths[id(model)]
 
 
+def _kind_of(work: LocalTraining | Prediction) -> tuple[Hashable, str | None]:
+    """Return what clients must have in common to do such work together, and why one can only do it alone."""
+    if isinstance(work, LocalTraining):
+        reason = why_alone(work)
+        return None if reason else key_of(work), reason
+    return prediction_key(work), why_not_stacked(work.model) or (None if len(work.data.labels) else "it has no images")
+
+
+def _together(group: Sequence[Waiting], path: Path) -> list[Outcome]:
+    trainings = [one.work for one in group if isinstance(one.work, LocalTraining)]
+    asked = [one.work for one in group if isinstance(one.work, Prediction)]
+    states = [one.state for one in group]
+    return [*(train_stacked(trainings, states, path) if trainings else predict_stacked(asked, states, path))]
+
+
 def _alone(one: Waiting) -> Outcome:
-    """Train one client; return what it has learned, or its error."""
-    model = one.local.model
+    """Do the work of one client; return what it gets, or its error."""
+    model = one.work.model
     try:
-        fill(model, one.start)
-        value = train_alone(one.local)
+        fill(model, one.state)
+        if isinstance(one.work, Prediction):
+            return predict_alone(one.work)
+        value = train_alone(one.work)
     except Exception as error:
         return error
     return Trained(value, {name: tensor.clone() for name, tensor in model.state_dict().items()})

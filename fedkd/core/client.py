@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..config import Adam, Sgd, TrainConfig
 from ..data.images import Images
-from ..learning import evaluation
+from ..learning.evaluation import Prediction, measured
 from ..learning.training import LocalTraining, Loss, cross_entropy
 from ..messages.arrays import Tensors, array_record, is_finite, on_cpu, tensors_of
 from ..messages.metric_names import belongs_to, checked_metric
@@ -207,11 +207,11 @@ class Client:
 
     def predict(self, data: Images) -> Tensor:
         """Return the model's logits, N x C, in the order of the images, in eval mode."""
-        return evaluation.predict(self.model, data, self.environment.preprocess)
+        return self.environment.predict(Prediction(self.model, data, self.environment.preprocess))
 
     def features(self, data: Images) -> Tensor:
         """Return the model's features, N x D, in the order of the images, in eval mode."""
-        return evaluation.features(self.model, data, self.environment.preprocess)
+        return self.environment.predict(Prediction(self.model, data, self.environment.preprocess, features=True))
 
     # Its metrics
 
@@ -236,7 +236,7 @@ class Client:
 
     def score(self, data: Images) -> dict[str, float]:
         """Return `accuracy` (a fraction) and `loss` of the model on labelled images."""
-        return evaluation.evaluate(self.model, data, self.environment.preprocess)
+        return measured(self.predict(data), data)
 
     def evaluate(self, request: Payload) -> Payload:
         """Answer the core's request at the end of a round: report the metrics of the node's model.

@@ -19,7 +19,7 @@ from ..data.federation import federate
 from ..data.images import Images
 from ..errors import InputError
 from ..learning.batches import Preprocess
-from ..learning.evaluation import evaluate
+from ..learning.evaluation import Prediction, evaluate, predict_alone
 from ..learning.training import LocalTraining, train_alone
 from ..messages.arrays import copied
 from ..models.build import build, fill
@@ -82,7 +82,8 @@ class Environment:
         self.data = data if data is not None else federate(config.data, config.seed)
         self.device = _ready(device)
         self.architecture_numbers: dict[int, int] = {}  # of nodes that have reported their architecture
-        self.train: Callable[[LocalTraining], float] = train_alone  # an engine may train several clients together
+        self.train: Callable[[LocalTraining], float] = train_alone  # an engine may take several clients together
+        self.predict: Callable[[Prediction], Tensor] = predict_alone
         self._models: dict[str, nn.Module] = {}
 
     def use_device(self, device: str) -> None:

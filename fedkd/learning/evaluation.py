@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import cast
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -11,30 +10,48 @@ from torch.nn import functional as F
 
 from ..data.images import Images
 from .batches import Preprocess, batches
+from .training import features_of
 
 _PREDICTION_BATCH = 500
 
 
+@dataclass(frozen=True)
+class Prediction:
+    """What a model is asked for: its logits, N x C, or its features, N x D, of all images in their order."""
+
+    model: nn.Module
+    data: Images
+    preprocess: Preprocess
+    features: bool = False
+
+
 @torch.no_grad()
+def predict_alone(asked: Prediction) -> Tensor:
+    """Return what is asked of one model, on the CPU, in eval mode."""
+    model, data = asked.model.eval(), asked.data
+    labels = torch.from_numpy(data.labels)
+    parts = batches(data, labels, _PREDICTION_BATCH, asked.preprocess)
+    return torch.cat([(features_of(model, x) if asked.features else model(x)).cpu() for x, _ in parts])
+
+
 def predict(model: nn.Module, data: Images, preprocess: Preprocess) -> Tensor:
     """Return the logits of all images in their order, N x C, on the CPU, in eval mode."""
-    model.eval()
-    labels = torch.from_numpy(data.labels)
-    return torch.cat([model(images).cpu() for images, _ in batches(data, labels, _PREDICTION_BATCH, preprocess)])
+    return predict_alone(Prediction(model, data, preprocess))
 
 
-@torch.no_grad()
 def features(model: nn.Module, data: Images, preprocess: Preprocess) -> Tensor:
     """Return the features of all images in their order, N x D, on the CPU, in eval mode."""
-    model.eval()
-    labels = torch.from_numpy(data.labels)
-    extract = cast(Callable[[Tensor], Tensor], model.features)
-    return torch.cat([extract(images).cpu() for images, _ in batches(data, labels, _PREDICTION_BATCH, preprocess)])
+    return predict_alone(Prediction(model, data, preprocess, features=True))
 
 
 def evaluate(model: nn.Module, data: Images, preprocess: Preprocess) -> dict[str, float]:
     """Return `accuracy` (a fraction) and `loss` (mean cross-entropy) of a model in eval mode."""
-    logits, labels = predict(model, data, preprocess), torch.from_numpy(data.labels)
+    return measured(predict(model, data, preprocess), data)
+
+
+def measured(logits: Tensor, data: Images) -> dict[str, float]:
+    """Return `accuracy` (a fraction) and `loss` (mean cross-entropy) of logits of labelled images, N x C."""
+    labels = torch.from_numpy(data.labels)
     correct = int((logits.argmax(1) == labels).sum())
     return {
         "accuracy": correct / len(labels),

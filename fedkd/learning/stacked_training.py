@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any, NamedTuple, cast
 
@@ -127,7 +127,7 @@ class _Stacked:
         steps = [len(plan.sizes) for plan in self.plans]
         for step in range(max(steps)):
             count = sum(1 for mine in steps if mine > step)
-            with _no_loops() if step == 0 else _nothing():
+            with refusing_loops() if step == 0 else nullcontext():
                 values.append(F.pad(self._step(step, count), (0, len(steps) - count)))
         every = torch.stack(values, dim=1).double().cpu() if values else torch.zeros(len(steps), 0, dtype=torch.float64)
         return [
@@ -295,7 +295,7 @@ def _used_parameters(local: LocalTraining, start: Mapping[str, Tensor]) -> set[s
 
 
 @contextmanager
-def _no_loops() -> Iterator[None]:
+def refusing_loops() -> Iterator[None]:
     """Raise NotStacked where vmap would compute clients one after another, and for all else that it refuses."""
     functorch: Any = torch._C._functorch  # no public name turns the fallback off
     before = functorch._is_vmap_fallback_enabled()
@@ -308,8 +308,3 @@ def _no_loops() -> Iterator[None]:
         raise NotStacked(str(error).splitlines()[0]) from error
     finally:
         functorch._set_vmap_fallback_enabled(before)
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
