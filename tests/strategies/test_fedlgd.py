@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import HOME, Make, has_defaults, lines
+from helpers import HOME, Make, lines
 from helpers.distillation import det
 from helpers.virtual_images import LGD, NET, noise, server, virtual_of
 from torch import Tensor
@@ -23,7 +23,7 @@ from fedkd.learning.losses import supervised_contrast
 from fedkd.messages.arrays import Tensors
 from fedkd.models.build import build
 from fedkd.runs.run import run
-from fedkd.strategies.fedlgd import FedLGD, anchored_loss, average_statistics, kernel_discrepancy
+from fedkd.strategies.fedlgd import anchored_loss, average_statistics, kernel_discrepancy
 from fedkd.strategies.supcon_only import contrasted_loss
 from fedkd.streams import default_stream, torch_stream
 
@@ -66,15 +66,6 @@ def test_the_regularised_loss_is_the_sum_of_its_parts() -> None:
     torch.testing.assert_close(found, cross + 3 * kernel_discrepancy(f, g))
     found = contrasted_loss(2.0, 0.07)(model, images, labels)
     torch.testing.assert_close(found, cross + 2 * supervised_contrast(f, labels, 0.07))
-
-
-def test_the_defaults_are_the_papers() -> None:
-    """Sections 1.2, 2.3 and 2.5 of the specification: the submission's values, else those of the authors' code."""
-    schedule = {"gap": 5, "times": 10, "local_steps": 100, "global_steps": 500, "initial_steps": 10_000}
-    images = {"ipc": 10, "server_ipc": 10, "real_batch": 256, "pixel_lr": 1.0, "pixel_momentum": 0.5}
-    loss = {"lambda_con": 1.0, "temperature": 0.07, "regulariser": "supcon", "distance": "rows"}
-    kind = {"selected": "figure", "equal_models": True, "global_model": True}
-    has_defaults(FedLGD(), schedule | images | loss | kind)
 
 
 def test_gradients_of_the_regulariser_go_through_both_sides() -> None:
