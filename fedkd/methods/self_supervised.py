@@ -333,11 +333,10 @@ class SelfSupervised(Strategy):
         encoder.train()
         for _ in federation.track(f"fine-tuning on {percent} %", range(self.semi_epochs)):
             for part in shuffled(len(labels), _SEMI_BATCH, stream):
-                if len(part) > 1:  # batch norm needs two images
-                    optimizer.zero_grad()
-                    images = make_views(chosen.images[part.numpy()], stream)
-                    F.cross_entropy(classifier(encoder.features(images)), labels[part]).backward()
-                    optimizer.step()
+                optimizer.zero_grad()
+                images = make_views(chosen.images[part.numpy()], stream)
+                F.cross_entropy(classifier(encoder.features(images)), labels[part]).backward()
+                optimizer.step()
         features = self.embeddings_of(environment, encoder, environment.data.test)[0]
         with torch.no_grad():
             found = classifier.cpu()(features).argmax(1)
