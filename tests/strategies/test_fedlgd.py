@@ -17,7 +17,7 @@ from helpers.virtual_images import LGD, NET, noise, server, virtual_of
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedkd import ArraySpec, Payload, RunError
+from fedkd import ArraySpec, Environment, Payload, RunError
 from fedkd.config import Config
 from fedkd.core.round import Reply
 from fedkd.core.setup import make_setup
@@ -351,3 +351,33 @@ def test_rounds_are_selected_by_gap_and_times(
     assert distilled.call_count == selected
     if selected:
         assert distilled.call_args.args[1]["w"].tolist() == [1, 1]  # the model of before the round
+
+
+def test_the_server_matches_the_rounds_step_divided_by_its_rate(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    environment = Environment(tiny({"model": NET, "train.optimizer.lr": 0.5, "train.lr_decay": 0.5}))
+    before = environment.initial_weights()
+    method = FedLGD(global_steps=3, pixel_lr=0.7, pixel_momentum=0.2, distance="cosine")
+    method.weights = {name: tensor - 1 for name, tensor in before.items()}
+    method.anchors, method.cached = {"images": torch.zeros(1, 1, 8, 8), "labels": torch.tensor([0])}, {3}
+    seen: list[tuple[FGM, list[Tensor]]] = []
+
+    def iterate(self: FGM, virtual: Virtual, truth: list[Tensor], network: object, stream: object) -> float:
+        seen.append((self, truth))
+        virtual.images = virtual.images + 1
+        return float(len(seen))
+
+    monkeypatch.setattr(FGM, "iterate", iterate)
+    federation = Mock(environment=environment, config=environment.config, number=3)
+    federation.track = lambda what, steps: steps
+    method._distil(federation, before)
+    distiller, target = seen[0]
+    assert (distiller.lr, distiller.momentum, distiller.distance) == (0.7, 0.2, "cosine")
+    assert all(torch.allclose(tensor, torch.tensor(8.0), rtol=1e-4) for tensor in target)  # 1 / (0.5 * 0.5^2)
+    assert len(target) == len(list(environment.model(0).parameters()))
+    assert method.anchors["images"].unique().tolist() == [3.0]
+    assert method.cached == set()
+    federation.log.assert_called_once_with("gradient_distance", [1.0, 3.0])
+    quiet = FedLGD(global_steps=0)
+    quiet.weights, quiet.anchors, quiet.cached = method.weights, method.anchors, {3}
+    quiet._distil(federation, before)
+    assert quiet.cached == {3}  # nothing has changed

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fedkd import Environment, Payload
 from fedkd.config import Limits
+from fedkd.core.record import Record
 from fedkd.core.round_loop import run_rounds
 from fedkd.core.setup import make_setup
 from fedkd.errors import InputError
@@ -230,14 +231,19 @@ def test_every_node_gets_what_its_row_of_the_matrix_says(tiny: Make, tmp_path: P
             super().run_round(federation)
 
     setup.strategy.__class__ = Watching
+    records: list[Record] = []
     with make_engine(setup) as engine:
-        run_rounds(setup, engine)
+        run_rounds(setup, engine, on_round=records.append)
     q = {n: torch.softmax(k.double(), 1) if space == "logit" else k.double() for n, k in reported.items()}
     epd = {n: p.mean(0) for n, p in q.items()}
     for n in range(6):
         scores = [np.exp(-3.0 * float((epd[n] * (epd[n] / epd[m]).log()).sum())) for m in range(6)]
         right = sum(s / sum(scores) * reported[m].double() for m, s in enumerate(scores))
         torch.testing.assert_close(sent[n].double(), right, atol=1e-5, rtol=1e-4)
+    known = setup.environment.data.priors
+    assert known is not None
+    off = [float(abs(epd[n].numpy() - known[n]).sum()) for n in range(6)]
+    assert records[1].log["prior_distance"] == pytest.approx(sum(off) / 6, abs=1e-6)
 
 
 def test_a_node_with_another_transfer_set_is_a_named_failure(tiny: Make, tmp_path: Path) -> None:
@@ -280,3 +286,14 @@ def test_in_logit_space_the_extraction_temperature_counts_once(tiny: Make, tmp_p
         run(tiny({"strategy": strategy, "data.public": {"size": 40}, "rounds": 1}), tmp_path / space)
     found = [lines(tmp_path / space)[1]["metrics"]["personal/loss"] for space in ("prob", "logit")]
     assert found[0] == pytest.approx(found[1], rel=1e-5)
+
+
+def test_hard_priors_count_the_most_likely_classes() -> None:
+    q = torch.tensor([
+        [[0.6, 0.2, 0.1, 0.1], [0.4, 0.3, 0.2, 0.1], [0.1, 0.1, 0.1, 0.7]],
+        [[0.2, 0.5, 0.2, 0.1], [0.1, 0.6, 0.2, 0.1], [0.1, 0.9, 0.0, 0.0]],
+    ])  # fmt: skip
+    counts = torch.tensor([[2.0, 0, 0, 1], [0, 3, 0, 0]], dtype=torch.float64)
+    torch.testing.assert_close(estimated_priors(q, "hard", 0.25), (counts / 3 + 0.25) / 2)
+    soft_ones = torch.tensor([1.1, 0.6, 0.4, 0.9], dtype=torch.float64) / 3
+    torch.testing.assert_close(estimated_priors(q, "soft", 0.25)[0], (soft_ones + 0.25) / 2, rtol=1e-6, atol=0)
