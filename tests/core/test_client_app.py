@@ -35,7 +35,7 @@ class Reporting(GlobalModelClient):
         raise {0.0: ValueError("full"), 1.0: SystemExit(3), 2.0: Stopped(15)}[request.numbers["how"]]
 
     def end(self, request: Payload) -> Payload:
-        exec(compile("raise SystemExit(3)", "/x/flwr/supercore/exit/exit.py", "exec"))
+        exec(compile("raise SystemExit(3)", "site/flwr/supercore/exit/exit.py", "exec"))
         return request
 
     def wrong(self, request: Payload) -> Any:
@@ -146,3 +146,12 @@ def test_a_client_without_fit_does_not_answer_flowers_message(tiny: Make) -> Non
     reply = call(app, Message(RecordDict(), 4, "train", group_id="1"), context_of())
     assert reply.has_error()
     assert reply.error.reason.startswith("ValueError: No train function registered")
+
+
+@pytest.mark.parametrize(("action", "record"), [("train.fit", "weights"), ("train", "arrays")])
+def test_a_reply_has_the_arrays_of_the_model_object_themselves(tiny: Make, action: str, record: str) -> None:
+    app, setup = app_of(tiny)
+    content = Payload(weights=setup.environment.initial_weights()).to_records()
+    reply = call(app, Message(content, 4, action, group_id="1"), context_of())
+    place = reply.content.array_records[record]["classifier.weight"].numpy().ctypes.data
+    assert place == setup.environment.model(0).classifier.weight.data_ptr()  # type: ignore[union-attr, operator]
