@@ -138,10 +138,10 @@ def test_dc_steps_on_each_class_and_trains_between() -> None:
 
 def test_the_loops_of_dc_are_the_authors() -> None:
     """`get_loops` of their code."""
-    found = {ipc: loops_of(ipc) for ipc in (1, 2, 7, 10, 20, 30, 40, 50, 250, 500, 501)}
+    found = {ipc: loops_of(ipc) for ipc in (1, 2, 3, 7, 10, 20, 30, 40, 50, 250, 500, 501)}
     assert found == {
-        1: (1, 1), 2: (2, 250), 7: (7, 71), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10),
-        250: (250, 2), 500: (500, 1), 501: (501, 1),
+        1: (1, 1), 2: (2, 250), 3: (3, 166), 7: (7, 71), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15),
+        50: (50, 10), 250: (250, 2), 500: (500, 1), 501: (501, 1),
     }  # fmt: skip
 
 
