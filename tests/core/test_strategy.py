@@ -60,6 +60,10 @@ class Several(Plain):
     [
         ([(0, 0.25)], {"global/accuracy": 0.25}),
         (
+            [(0, 0.25), (1, 0.25)],
+            {"global/accuracy": 0.625, "global_0/accuracy": 0.25, "global_1/accuracy": 1.0},
+        ),
+        (
             [(0, 0.25), (1, 0.25), (0, 0.125)],
             {"global/accuracy": 0.5, "global_0/accuracy": 0.25, "global_1/accuracy": 1.0, "global_2/accuracy": 0.25},
         ),
