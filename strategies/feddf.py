@@ -158,7 +158,7 @@ class FedDF(Strategy):
         for chosen in _endless_batches(len(targets), self.distil_batch_size, order):
             model.train()
             images = environment.preprocess(public.images[chosen.numpy()])
-            optimizer.zero_grad(set_to_none=True)
+            optimizer.zero_grad()
             logits = model(images)
             kl_from_probabilities(logits, targets[chosen].to(logits.device), self.temperature).backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), self.clip)

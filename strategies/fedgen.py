@@ -217,7 +217,7 @@ class FedGen(Strategy):
             noise = torch.randn(size, self.noise, generator=stream).to(environment.device)
             outputs = generator(noise, labels)
             loss = generator_loss(teachers(outputs), labels, weights[labels], outputs, noise, self.eta)
-            optimizer.zero_grad(set_to_none=True)
+            optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             losses.append(loss.detach())

@@ -263,7 +263,7 @@ class FedLGD(VirtualImages, Strategy):
             federation.log("gradient_distance", [losses[0], losses[-1]])
 
     def _show(self, federation: Round) -> None:
-        images = self.anchors["images"].to(federation.environment.device, copy=True)
+        images = self.anchors["images"].to(federation.environment.device)
         pixels = federation.environment.preprocess.pixels(images)
         show_by_class(federation, "global-virtual", pixels, self.anchors["labels"].numpy())
 

@@ -149,7 +149,8 @@ def neighbour_weights(
         scores = scores.masked_fill(torch.eye(n, dtype=torch.bool), -torch.inf)
     weights = torch.softmax(scores, dim=1)
     if function == "topk":
-        kept = torch.zeros_like(weights).scatter_(1, weights.topk(min(k or n, n), dim=1).indices, 1.0)
+        kept = torch.zeros_like(weights, dtype=torch.bool)
+        kept.scatter_(1, weights.topk(min(k or n, n), dim=1).indices, True)
         weights = normalised(weights * kept)
     elif function == "threshold":
         kept = (weights >= threshold) | (weights == weights.amax(1, keepdim=True))

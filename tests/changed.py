@@ -1,7 +1,8 @@
 """Print the test files of what has changed: against the commit given, by default the last one (`make check`).
 
 A module's tests have its path: fedkd/core/round.py is tested by tests/core/test_round.py. Where there is no such file,
-the tests of its room are printed; a changed test file is printed itself.
+the tests of its room are printed; a changed test file is printed itself. The defaults of all strategies have one more
+test file.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ def tests_of(name: str) -> Iterator[Path]:
     parts = path.parts[1:] if path.parts[0] == "fedkd" else path.parts
     own = Path("tests", *parts[:-1], f"test_{path.name}")
     if (ROOT / own).is_file():
+        yield from [own.with_stem("test_defaults")] if parts[0] == "strategies" else []
         yield own
         yield from [p for p in [own.with_stem(f"{own.stem}_published")] if (ROOT / p).is_file()]
     elif len(parts) > 1:

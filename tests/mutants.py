@@ -32,8 +32,8 @@ from changed import ROOT, tests_of
 
 STORE = ROOT / ".mutants" / "results.jsonl"
 MODULES = [
-    *(f"fedkd/{room}/*.py" for room in ("core", "learning", "methods", "messages")),
-    *(f"strategies/{name}.py" for name in ("knfu", "fedftg", "fedx", "fedlgd")),
+    *(f"fedkd/{room}/*.py" for room in ("core", "distillation", "learning", "methods", "messages")),
+    *(f"strategies/{name}.py" for name in ("knfu", "fedftg", "fedx", "fedlgd", "scaffold", "feddyn")),
 ]
 MAPPED = ("strategies", "simulations", "configs", "deploy")  # folders that are packages of fedkd
 HEAVY = (

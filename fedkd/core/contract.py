@@ -86,8 +86,6 @@ def asked_actions(kind: type[Strategy]) -> list[Asked]:
     found: dict[Asked, None] = {}
     hidden: set[str] = set()  # methods that a subclass has replaced without calling the replaced one
     for base in kind.__mro__:
-        if base in (Strategy, object) or base.__module__.startswith("fedkd.core"):
-            continue
         methods = {name: method for name, method in vars(base).items() if inspect.isfunction(method)}
         for name, method in methods.items():
             if name not in hidden:

@@ -109,6 +109,11 @@ class IDM(DM):
 _LOOPS = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}  # as in the authors' code
 
 
+def loops_of(ipc: int) -> tuple[int, int]:
+    """Return DC's numbers of outer and inner loops for a number of images per class."""
+    return _LOOPS.get(ipc, (ipc, max(1, 500 // ipc)))
+
+
 @dataclass(kw_only=True)
 class DC(Distiller):
     """DC: gradient matching (Zhao, Mopuri, Bilen, ICLR 2021, arXiv:2006.05929).
@@ -134,10 +139,9 @@ class DC(Distiller):
         network.train()
         classes = _by_class(virtual, truth)
         ipc = max(len(chosen) for _, chosen in classes)
-        outer, inner = _LOOPS.get(ipc, (ipc, max(1, 500 // ipc)))
+        outer, inner = loops_of(ipc)
         outer, inner = self.outer or outer, self.inner or inner
         optimizer = torch.optim.SGD(network.parameters(), lr=self.network_lr)
-        total = 0.0
         for number in range(outer):
             _freeze_batch_norm(network, truth, stream)
             gradient = torch.zeros_like(virtual.images)
@@ -208,7 +212,7 @@ def train_epoch(
     for positions in shuffled(len(virtual.labels), batch_size, stream):
         chosen = positions.to(virtual.images.device)
         images = siamese_augment(virtual.images[chosen], _seed(stream), augment, siamese=False)
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad()
         F.cross_entropy(network(images), virtual.labels[chosen]).backward()
         optimizer.step()
 

@@ -100,6 +100,6 @@ def _cut(images: Tensor, size: tuple[int, int], row: Tensor, column: Tensor) -> 
 
 
 def _warped(images: Tensor, matrix: Sequence[Tensor]) -> Tensor:
-    theta = torch.cat([entry.flatten(1) for entry in matrix], dim=1).view(-1, 2, 3).expand(len(images), 2, 3)
+    theta = torch.stack([entry.flatten() for entry in matrix], 1).view(-1, 2, 3).expand(len(images), 2, 3)
     grid = F.affine_grid(theta, list(images.shape), align_corners=True)
     return F.grid_sample(images, grid, align_corners=True)

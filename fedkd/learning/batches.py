@@ -116,7 +116,7 @@ def chunks(
     """
     positions = torch.randperm(count, generator=order) if order is not None else torch.arange(count)
     sizes = batch_sizes(count, size)[:most]
-    together = max(1, _VALUES // max(1, size * math.prod(images.shape[1:])))
+    together = max(1, _VALUES // (size * math.prod(images.shape[1:])))
     for first in range(0, len(sizes), together):
         these = sizes[first : first + together]
         yield positions[first * size : first * size + sum(these)], these

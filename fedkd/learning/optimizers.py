@@ -15,7 +15,7 @@ class Optimizer(Protocol):
 
     param_groups: list[dict[str, Any]]
 
-    def zero_grad(self, set_to_none: bool = True) -> None:
+    def zero_grad(self) -> None:
         """Forget the gradients."""
 
     def step(self) -> Any:
@@ -33,7 +33,7 @@ class SgdSteps:
         self._settings = settings
         self._momentum: dict[nn.Parameter, Tensor] = {}
 
-    def zero_grad(self, set_to_none: bool = True) -> None:
+    def zero_grad(self) -> None:
         """Forget the gradients."""
         for group in self.param_groups:
             for parameter in group["params"]:

@@ -33,7 +33,7 @@ def linear_probe(
     optimizer = torch.optim.Adam(probe.parameters(), lr=lr, weight_decay=weight_decay)
     for _ in range(epochs):
         for chosen in shuffled(len(labels), batch_size, stream):
-            optimizer.zero_grad(set_to_none=True)
+            optimizer.zero_grad()
             F.cross_entropy(probe(features[chosen]), labels[chosen]).backward()
             optimizer.step()
     with torch.no_grad():

@@ -7,7 +7,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Mapping
-from functools import lru_cache
+from functools import cache, lru_cache
 from io import BytesIO
 from typing import Any, cast
 
@@ -114,7 +114,7 @@ class HeldArray(Array):
         return _header_bytes(self.values.dtype.str, self.shape) + self.values.nbytes
 
 
-_name_of = lru_cache(maxsize=100)(str)  # the name of a dtype
+_name_of = cache(str)  # the name of a dtype
 
 
 @lru_cache(maxsize=10_000)
@@ -162,7 +162,7 @@ def _tensor(name: str, array: Array, copy: bool) -> Tensor:
         raise PayloadError(f"array {name!r}: its header says {shape}, more values than an array may have")
     if code == "|b1" and data[end:].strip(b"\x00\x01"):
         raise PayloadError(f"array {name!r} has boolean values that are neither 0 nor 1")
-    values = np.frombuffer(data, dtype, offset=end) if end < len(data) else np.empty(0, dtype)
+    values = np.frombuffer(data, dtype, offset=end)
     ordered = values.reshape(shape[::-1]).T if fortran == "True" else values.reshape(shape)
     return torch.from_numpy(np.array(ordered, order="C"))
 

@@ -71,9 +71,11 @@ def receive(records: RecordDict, expected: Expected | None, limits: Limits, copy
         for name, tensor in arrays.items():
             if not are_within(tensor, limits.value):
                 raise PayloadError(f"{kind} {name!r} has values that are not finite, or beyond {limits.value:g}")
-            low, high = _batch_norm_range(name)
-            if tensor.numel() and low is not None and not low <= tensor.min().item() <= tensor.max().item() <= high:
-                raise PayloadError(f"{kind} {name!r} has values outside {low:g} to {high:g}")
+            bounds = _batch_norm_range(name)
+            if bounds is not None and tensor.numel():
+                low, high = bounds
+                if not low <= tensor.min().item() <= tensor.max().item() <= high:
+                    raise PayloadError(f"{kind} {name!r} has values outside {low:g} to {high:g}")
     for name, number in payload.numbers.items():
         if not abs(number) <= MOST:
             raise PayloadError(f"number {name!r} is {number}")
@@ -101,11 +103,11 @@ def _check_form(records: RecordDict) -> None:
                 raise PayloadError(f"{key} {name!r} is neither a number nor a text")
 
 
-def _batch_norm_range(name: str) -> tuple[float | None, float]:
+def _batch_norm_range(name: str) -> tuple[float, float] | None:
     """Return the smallest and the largest value of a buffer of batch norm, by its name; None for any other array."""
     if name.endswith("running_var"):
         return 0.0, MOST
-    return (0.0, _MOST_COUNTED) if name.endswith("num_batches_tracked") else (None, 0.0)
+    return (0.0, _MOST_COUNTED) if name.endswith("num_batches_tracked") else None
 
 
 def _check_names(payload: Payload, expected: Expected) -> None:

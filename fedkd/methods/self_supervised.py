@@ -110,7 +110,7 @@ class SelfSupervisedClient(Client):
                 self.begin_epoch()
             self.chosen = torch.from_numpy(chosen)
             first, second = (self.view(images[chosen]) for _ in range(2))
-            optimizer.zero_grad(set_to_none=True)
+            optimizer.zero_grad()
             value = self.loss(encoder, first, second)
             value.backward()
             if settings.clip is not None:
@@ -256,7 +256,7 @@ class SelfSupervised(Strategy):
         for _ in federation.track("pooled start", range(self.pooled_steps)):
             chosen = pooled[next(batches)]
             both = torch.cat([make_views(chosen, views) for _ in range(2)])
-            optimizer.zero_grad(set_to_none=True)
+            optimizer.zero_grad()
             first, second = encoder(both).chunk(2)
             nt_xent(first, second, _POOLED_TEMPERATURE).backward()
             if settings.clip is not None:
@@ -333,11 +333,10 @@ class SelfSupervised(Strategy):
         encoder.train()
         for _ in federation.track(f"fine-tuning on {percent} %", range(self.semi_epochs)):
             for part in shuffled(len(labels), _SEMI_BATCH, stream):
-                if len(part) > 1:  # batch norm needs two images
-                    optimizer.zero_grad(set_to_none=True)
-                    images = make_views(chosen.images[part.numpy()], stream)
-                    F.cross_entropy(classifier(encoder.features(images)), labels[part]).backward()
-                    optimizer.step()
+                optimizer.zero_grad()
+                images = make_views(chosen.images[part.numpy()], stream)
+                F.cross_entropy(classifier(encoder.features(images)), labels[part]).backward()
+                optimizer.step()
         features = self.embeddings_of(environment, encoder, environment.data.test)[0]
         with torch.no_grad():
             found = classifier.cpu()(features).argmax(1)

@@ -32,8 +32,8 @@ def build(name: str, table: dict[str, Any], shape: Shape, classes: int, key: str
     else:
         builder = find("models", name, key)
     table = dict(table)
-    projection = _projection(table.pop("projection", None), key.rsplit(".", 1)[0])
-    chosen = options(builder, table, key.rsplit(".", 1)[0])
+    projection = _projection(table.pop("projection", None), key.removesuffix(".name"))
+    chosen = options(builder, table, key.removesuffix(".name"))
     try:
         model = builder(shape, classes, **chosen)
         if not isinstance(model, nn.Module):

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from pathlib import Path
 from unittest.mock import Mock
 
+import numpy as np
 import pytest
+import torch
 from flwr.app import RecordDict
 from helpers import PLUGINS, Make, lines
 
 from fedkd import Client, Environment, Payload
+from fedkd.config import Sgd
 from fedkd.core.client import actions
 from fedkd.runs.run import run
+from fedkd.strategies.fedavg import FedAvg
+from fedkd.strategies.fedprox import FedProx
+from fedkd.strategies.knfu import KnFu
 
 
 def test_actions_are_the_methods_that_take_a_request() -> None:
@@ -94,3 +102,77 @@ def test_a_client_trains_as_the_config_says_unless_told_otherwise(tiny: Make, mo
     client.train(client.data, client.labels, purpose="x", epochs=0, batch_size=5, augment=False)
     other = given.call_args.kwargs
     assert (other["epochs"], other["batch_size"], other["steps"], other["augment"]) == (0, 5, None, False)
+
+
+def fresh(environment: Environment, state: RecordDict, node: int = 2, measured: bool = True) -> Client:
+    return Client(environment, [object()], node, state, 1, "evaluate", measured)
+
+
+def test_a_client_starts_from_the_initial_model_of_its_node_and_goes_on_with_its_own(tiny: Make) -> None:
+    environment, state = Environment(tiny()), RecordDict()
+    first = fresh(environment, state).weights()
+    right = environment.initial_weights(0, 2)
+    assert all(torch.equal(first[name], right[name]) for name in right)
+    client = fresh(environment, state)
+    client.load_model({name: tensor + 1 for name, tensor in right.items()})
+    client.keep_model()
+    fresh(environment, RecordDict(), node=3).weights()  # another node uses the same model object
+    again = fresh(environment, state).weights()
+    assert all(torch.equal(again[name], right[name] + 1) for name in right)
+
+
+def test_what_a_client_keeps_is_finite_and_can_be_recalled(tiny: Make) -> None:
+    client = fresh(Environment(tiny()), RecordDict())
+    assert client.recall("mine") is None
+    client.keep("mine", {"a": torch.ones(2), "b": torch.zeros(0)})
+    kept = client.recall("mine")
+    assert kept is not None
+    assert kept["a"].tolist() == [1, 1]
+    with pytest.raises(ValueError, match="mine 'a' is not finite: local training has diverged"):
+        client.keep("mine", {"a": torch.tensor([1.0, math.inf])})
+
+
+def test_a_client_finds_the_strategy_of_a_class(tiny: Make) -> None:
+    outer, inner = FedProx(mu=0.1), FedAvg()
+    client = Client(Environment(tiny()), [outer, inner], 0, RecordDict(), 1, "fit", False)
+    assert client.strategy is inner
+    assert client.layer(FedProx) is outer
+    assert client.layer(FedAvg) is outer  # the outermost of the class
+    with pytest.raises(TypeError, match=r"The run's strategy contains no KnFu\."):
+        client.layer(KnFu)
+
+
+def test_the_evaluation_is_of_the_global_model_or_of_the_nodes_own(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    environment = Environment(tiny())
+    client = fresh(environment, RecordDict())
+    client.evaluate(Payload())
+    assert client.metrics.keys() == {"personal/accuracy", "personal/loss", "personal_global_test/accuracy"}
+    client = fresh(environment, RecordDict())
+    zeros = {name: torch.zeros_like(t) for name, t in environment.initial_weights().items()}
+    client.evaluate(Payload(weights=zeros))
+    assert client.metrics == {
+        "personal/accuracy": float((client.test_data.labels == 0).mean()),
+        "personal/loss": pytest.approx(math.log(10)),
+    }
+    none = dataclasses.replace(environment.data, test=environment.data.test.take(np.arange(0)))
+    client = fresh(environment, RecordDict())
+    assert len(client.test_data.labels) == 20
+    monkeypatch.setattr(environment, "data", none)
+    client.evaluate(Payload())
+    assert client.metrics.keys() == {"personal/accuracy", "personal/loss"}
+
+
+def test_a_module_beside_the_model_trains_with_it_and_an_optimiser_may_be_given(
+    tiny: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = fresh(Environment(tiny()), RecordDict())
+    given = Mock(return_value=0.5)
+    monkeypatch.setattr("fedkd.learning.training.train", given)
+    beside = torch.nn.Linear(2, 2, device="meta")
+    client.train(client.data, client.labels, purpose="x", beside=beside, optimizer=Sgd(name="sgd", lr=0.7))
+    groups = given.call_args.kwargs["optimizer"].param_groups
+    assert [group["lr"] for group in groups] == [0.7]
+    assert len(groups[0]["params"]) == 2 + len(list(client.model.parameters()))
+    client.train(client.data, client.labels, purpose="x")
+    groups = given.call_args.kwargs["optimizer"].param_groups
+    assert len(groups[0]["params"]) == len(list(client.model.parameters()))

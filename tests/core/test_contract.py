@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -131,3 +132,26 @@ def test_what_a_replaced_method_asks_for_counts_only_where_it_is_called() -> Non
 @pytest.mark.parametrize("name", ["fedftg", "fedx", "weight_ema", "fedavg_virtual"])
 def test_a_wrappers_requests_are_answered_by_the_joint_client_half(tiny: Make, name: str) -> None:
     make_setup(tiny({"strategy": {"name": name}, "data.validation": {"size": 20}})).check()
+
+
+def test_requests_are_read_from_the_first_two_texts_of_a_call() -> None:
+    class Asks(KnFu):
+        def run_round(self, federation: Any) -> None:
+            federation.ask("first", "second")
+            ask_third(federation, 1, "third")
+            ask_second(federation, "named")
+            federation.log("logged", 1)
+            (lambda: ask_second)()("hidden")
+
+    assert {asked.action for asked in asked_actions(Asks)} == {"first", "named"}
+
+
+def ask_second(*arguments: Any) -> Any: ...
+
+
+ask_third = ask_second
+
+
+def test_a_client_half_is_a_class_of_clients(tiny: Make, tmp_path: Path) -> None:
+    found = refusal(tiny, tmp_path, GOOD.replace("= MineClient", "= int"))
+    assert "client = <class 'int'>: write client: ClassVar[type[Client]] = YourClient" in found

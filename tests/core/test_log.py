@@ -1,13 +1,16 @@
 """What `Round.log` keeps, and what it refuses at the line that calls."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fedkd import RunError
 from fedkd.config import Config
+from fedkd.core.log import drawable, plain_value, undrawable
 from fedkd.runs.run import run
 
 Make = Callable[..., Config]
@@ -75,3 +78,79 @@ def test_other_values_under_the_names_of_figures_are_kept_and_not_drawn(
 def test_a_table_of_weights_without_its_nodes_ends_no_run(tiny: Make, tmp_path: Path) -> None:
     assert logged(tiny, tmp_path, "weights", "[[0.5, 0.5], [0.5, 0.5]]") == [[0.5, 0.5], [0.5, 0.5]]
     assert '"status": "completed"' in (tmp_path / "run" / "summary.json").read_text()
+
+
+TABLE = [[0.5, 0.5], [1, 0]]
+MAP = {"points": [[0.0, 1.5], [2, 3]], "labels": [0, 9999]}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "drawn"),
+    [
+        ("weights", TABLE, True),
+        ("weights", [[1]], True),
+        ("weights", [[1e30, -1e30]], True),
+        ("weights", [[1.1e30]], False),
+        ("weights", [[-1.1e30]], False),
+        ("weights", [["x"]], False),
+        ("weights", [[1, 2], [3]], False),
+        ("weights", [[1], 2], False),
+        ("weights", [[]], False),
+        ("weights", [], False),
+        ("weights", 3, False),
+        ("weights", {"rows": 3}, False),
+        ("nodes", [3], True),
+        ("nodes", [], False),
+        ("nodes", [[3]], False),
+        ("label_distribution", [0.5, 0.5], True),
+        ("feature_map", MAP, True),
+        ("feature_map", {"points": [[0, 1]], "labels": [0]}, True),
+        ("feature_map", {**MAP, "labels": [0, 10_000]}, False),
+        ("feature_map", {**MAP, "labels": [0, -1]}, False),
+        ("feature_map", {**MAP, "labels": [0, 1.0]}, False),
+        ("feature_map", {**MAP, "labels": [0]}, False),
+        ("feature_map", {**MAP, "labels": [0, 1, 2]}, False),
+        ("feature_map", {"points": [[1], [2]], "labels": [0, 1]}, False),
+        ("feature_map", {"points": [[1, 2, 3], [1, 2, 3]], "labels": [0, 1]}, False),
+        ("feature_map", {"points": [[1, 2, 3, 4], [1, 2, 3, 4]], "labels": [0, 1]}, False),
+        ("feature_map", {"points": [[0, 1, 2], [0, 1]], "labels": [0, 1]}, False),
+        ("feature_map", {"points": [[0, 1]]}, False),
+        ("feature_map", {"labels": [0]}, False),
+        ("feature_map", [[0, 1]], False),
+    ],
+)
+def test_a_figure_draws_values_of_its_form_only(name: str, value: Any, drawn: bool) -> None:
+    assert drawable({name: value}, name) == drawn
+    refused = undrawable({name: value, "mine": "x"})
+    assert len(refused) == (0 if drawn or (name, value) == ("weights", {"rows": 3}) else 1)
+    assert all(text.startswith(f"log({name!r}, ") for text in refused)
+
+
+def test_a_dict_is_a_summary_of_weights_and_of_nothing_else() -> None:
+    assert undrawable({"weights": {"mean": 1.0}}) == []
+    assert len(undrawable({"nodes": {"mean": 1.0}})) == 1
+
+
+def test_a_table_is_drawn_with_as_many_names_as_columns() -> None:
+    for table, columns in (("weights", "nodes"), ("ensemble_weights", "teachers")):
+        wide = {table: [[1, 2], [3, 4], [5, 6]]}  # three rows, two columns
+        assert drawable({**wide, columns: [7, 8]}, table, columns)
+        assert not drawable({**wide, columns: [7, 8, 9]}, table, columns)
+        assert not drawable(wide, table, columns)
+        assert drawable({**wide, columns: [7]}, table)
+    log = {"weights": [[1, 2]], "nodes": [7, 8], "label_distribution": [1.0]}
+    assert drawable(log, "weights", "nodes", "label_distribution")
+    assert not drawable({**log, "nodes": [7]}, "weights", "nodes", "label_distribution")
+
+
+@pytest.mark.parametrize(("length", "shown"), [(58, repr("x" * 58)), (59, "'" + "x" * 56 + "...")])
+def test_values_are_shown_with_60_signs_at_most(length: int, shown: str) -> None:
+    (text,) = undrawable({"nodes": "x" * length})
+    assert text == f"log('nodes', {shown}) is not drawn: the figures need 'nodes' to be a list of numbers"
+
+
+def test_what_json_cannot_store_is_refused_also_inside() -> None:
+    for wrong in ({"a": {1: 2}}, [[math.nan]], {"a": None}, {"a": -math.inf}, object()):
+        with pytest.raises(RunError, match=r"test_log\.py:\d+: log\('mine', \.\.\.\)"):
+            plain_value("mine", wrong)
+    assert plain_value("mine", {"a": (True, "x", 1.5)}) == {"a": [True, "x", 1.5]}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from helpers import HOME, Make
@@ -10,6 +12,7 @@ from helpers import HOME, Make
 from fedkd import InputError
 from fedkd.config import parse_config, read_config
 from fedkd.core.setup import make_setup
+from fedkd.data.federated_data import FederatedData
 from fedkd.registry import names
 from fedkd.runs.run import run
 
@@ -82,3 +85,50 @@ def test_all_strategies_of_different_models_run_on_the_quick_config() -> None:
     """FedProto is left out: it needs features of one width."""
     for name in ("comet", "dsfl", "fd", "feddf", "feddistill", "fedmd", "fml", "knfu", "ktpfl", "local"):
         make_setup(read_config(HOME / "configs/knfu/quick.toml", [f"strategy={name}"])).check()
+
+
+@pytest.mark.parametrize(
+    ("batch", "fewest", "one_is_enough", "what"),
+    [
+        (1, 9, False, "train.batch_size = 1: mlp has batch norm of vectors.*set train.batch_size = 2 or more"),
+        (1, 1, False, "train.batch_size = 1: mlp has batch norm of vectors.*set train.batch_size = 2 or more"),
+        (2, 1, False, "data.partition: a node has one image: mlp has .*set data.partition.minimum = 2 or more"),
+        (2, 2, False, None),
+        (1, 1, True, None),
+    ],
+)
+def test_batch_norm_of_vectors_needs_two_images_in_a_batch_and_on_a_node(
+    tiny: Make, monkeypatch: pytest.MonkeyPatch, batch: int, fewest: int, one_is_enough: bool, what: str | None
+) -> None:
+    setup = make_setup(tiny({"train.batch_size": batch}))
+    monkeypatch.setattr("fedkd.core.setup.takes_one_image", lambda model, shape: one_is_enough)
+    monkeypatch.setattr(FederatedData, "fewest_images", lambda self: fewest)
+    with pytest.raises(InputError, match=what) if what else contextlib.nullcontext():
+        setup.check()
+
+
+def test_as_many_nodes_and_replies_as_there_are_can_be_asked_for(tiny: Make) -> None:
+    for changes in ({"cohort": 6, "min_replies": 6}, {"min_replies": 6}, {"cohort": 1, "min_replies": 1}):
+        make_setup(tiny(changes)).check()
+    with pytest.raises(InputError, match="min_replies = 7: a round asks only 6 nodes"):
+        make_setup(tiny({"min_replies": 7})).check()
+    make_setup(tiny({"model": {"names": ["mlp", "mlp"]}})).check()  # equal, though named twice
+
+
+def test_images_of_sites_cannot_be_pooled(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, sites, pooled in (("central", False, 1), ("fedavg", False, 0), ("fedavg", True, 0), ("central", True, 0)):
+        setup = make_setup(tiny({"strategy": name}))
+        together = Mock()
+        monkeypatch.setattr(FederatedData, "pooled", together)
+        data = setup.environment.config.data.model_copy(update={"sites": object() if sites else None})
+        setup.environment.config = setup.environment.config.model_copy(update={"data": data})
+        refused = pytest.raises(InputError, match="data.sites: central needs the sites' images")
+        with refused if name == "central" and sites else contextlib.nullcontext():
+            setup.check()
+        assert together.call_count == pooled
+
+
+def test_a_setup_is_on_the_cpu_by_default_and_has_all_options(tiny: Make) -> None:
+    setup = make_setup(tiny({"strategy": {"name": "fedprox", "mu": 0.5}}))
+    assert setup.environment.device.type == "cpu"
+    assert setup.environment.config.strategy.options == {"mu": 0.5, "official_quirks": False}

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from helpers import Make
 from helpers.bases import FLOWER
 
+from fedkd import Environment, NamedTable, Round, Strategy, Wrapper
 from fedkd.config import Config
 from fedkd.core.setup import make_setup
 from fedkd.core.wrapper import make_strategy
 from fedkd.errors import InputError
+from fedkd.strategies.central import Central
+from fedkd.strategies.fedavg import FedAvg
 
 
 @pytest.mark.parametrize(
@@ -70,3 +75,85 @@ def test_wrong_bases_and_options_are_refused_by_name(tiny: Make) -> None:
     refuse({"name": "fednova"}, "train.optimizer: fednova", **adam)
     config = make_setup(tiny({"strategy": {"name": "fedftg", "base": "fedprox"}})).environment.config
     assert config.strategy.options["base"] == {"name": "fedprox", "mu": 0.01, "official_quirks": False}
+
+
+def test_options_that_are_not_set_are_not_written(tiny: Make) -> None:
+    strategy, table = make_strategy(tiny({"strategy": {"name": "knfu", "beta": 2.0}}).strategy)
+    assert strategy.k is None  # type: ignore[attr-defined]
+    assert "k" not in table.options
+    assert (table.options["beta"], table.options["include_self"]) == (2.0, True)
+    table = make_strategy(tiny({"strategy": f"{FLOWER}FedAdam"}).strategy)[1]
+    assert table.options == {}
+
+
+def test_a_strategy_of_flowers_knows_its_key(tiny: Make) -> None:
+    table = tiny({"strategy": f"{FLOWER}FedAdam"}).strategy
+    assert [make_strategy(table, *key)[0].key for key in ((), ("strategy.base",))] == [  # type: ignore[attr-defined]
+        "strategy",
+        "strategy.base",
+    ]
+
+
+def test_only_the_key_of_an_error_is_changed(tiny: Make) -> None:
+    deep = {"name": "weight_ema", "base": {"name": "fedftg", "base": {"name": "strategy.base"}}}
+    with pytest.raises(InputError, match=r"^strategy\.base\.base\.name: unknown 'strategy\.base'"):
+        make_strategy(tiny({"strategy": deep}).strategy)
+
+
+class Base(FedAvg):
+    def measure(self, federation: Round) -> dict[str, float]:
+        return {"own/gain": 1.0}
+
+
+class Outer(Wrapper):
+    def __init__(self, inner: Strategy) -> None:
+        self.inner = inner
+
+    def global_models(self) -> Any:
+        return [(0, {})]
+
+
+class Inner(Outer):
+    """Another wrapper, which measures nothing of its own."""
+
+
+class Measuring(Outer):
+    def measure(self, federation: Round) -> dict[str, float]:
+        return {"mine/gain": 2.0}
+
+
+def test_the_metrics_are_the_bases_own_or_those_of_the_models() -> None:
+    environment = SimpleNamespace(data=SimpleNamespace(test=SimpleNamespace(labels=[0])), score=lambda *_: {"loss": 3})
+    federation = cast(Round, SimpleNamespace(environment=environment))
+    found = [
+        Wrapper.measure(method, federation)
+        for method in (
+            Outer(Base()), Outer(Inner(Base())), Outer(FedAvg()), Outer(Inner(FedAvg())), Outer(Measuring(FedAvg())),
+        )
+    ]  # fmt: skip
+    own, models = {"own/gain": 1.0}, {"global/loss": 3.0}
+    assert found == [own, own, models, models, {"mine/gain": 2.0}]
+
+
+def test_a_base_on_the_server_needs_the_images_of_the_sites() -> None:
+    def check(inner: Strategy, sites: object) -> None:
+        config = SimpleNamespace(data=SimpleNamespace(sites=sites), strategy=SimpleNamespace(name="outer"))
+        method = Outer(inner)
+        method.base = NamedTable(name="mine")
+        method.check(cast(Environment, SimpleNamespace(config=config)))
+
+    for sites in (None, "sites"):
+        check(FedAvg(), sites)
+    with pytest.raises(InputError, match="strategy.base.name = 'mine': the base of outer must be a method"):
+        check(Central(), None)
+    with pytest.raises(InputError, match="data.sites: mine needs the sites' images, which the server lacks"):
+        check(Central(), "sites")
+    with pytest.raises(InputError, match=r"^strategy\.base\.name: one Outer wraps another"):
+        check(Outer(FedAvg()), None)
+
+
+def test_a_wrapper_averages_equal_models_and_its_base_is_no_option() -> None:
+    about = {field.name: (field.init, field.repr) for field in dataclasses.fields(Wrapper)}
+    assert about["base"] == (True, True)
+    assert about["inner"] == (False, False)
+    assert (Wrapper.equal_models, Wrapper.global_model, Wrapper.classifies) == (True, True, True)

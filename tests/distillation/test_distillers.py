@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
+from helpers import has_defaults
 from helpers.distillation import det, small_net, stream, truth_of
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedkd.distillation.distillers import DC, DM, DSA, FGM, IDM
+from fedkd.distillation.distillers import DC, DM, DSA, FGM, IDM, _by_class, _seed, loops_of, train_epoch
 from fedkd.distillation.matching import gradient_distance, gradient_of, mean_embedding_loss
-from fedkd.distillation.virtual_images import Virtual
+from fedkd.distillation.virtual_images import RealImages, Virtual
 
 
 @pytest.fixture(autouse=True)
@@ -133,18 +136,114 @@ def test_dc_steps_on_each_class_and_trains_between() -> None:
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
 
-def test_dc_has_the_authors_loops() -> None:
+def test_the_loops_of_dc_are_the_authors() -> None:
+    """`get_loops` of their code."""
+    found = {ipc: loops_of(ipc) for ipc in (1, 2, 3, 7, 10, 20, 30, 40, 50, 250, 500, 501)}
+    assert found == {
+        1: (1, 1), 2: (2, 250), 3: (3, 166), 7: (7, 71), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15),
+        50: (50, 10), 250: (250, 2), 500: (500, 1), 501: (501, 1),
+    }  # fmt: skip
+
+
+def test_the_defaults_are_those_of_the_authors_code() -> None:
+    """DM, DC, DSA: Zhao, Mopuri and Bilen; IDM and FGM: FedLGD's code."""
+    pixels, every = {"lr": 1.0, "momentum": 0.5}, ["color", "crop", "cutout", "flip", "scale", "rotate"]
+    has_defaults(DM(), {**pixels, "real_batch": 256, "augment": every, "fresh_networks": True, "truth": "images"})
+    has_defaults(IDM(), {**pixels, "real_batch": 256, "augment": every, "fresh_networks": False, "truth": "images"})
+    network = {"outer": None, "inner": None, "network_lr": 0.01, "train_batch": 256, "distance": "rows"}
+    matching = {"lr": 0.1, "momentum": 0.5, "real_batch": 256, **network, "fresh_networks": True, "truth": "images"}
+    has_defaults(DC(), {**matching, "augment": []})
+    has_defaults(DSA(), {**matching, "augment": every})
+    has_defaults(FGM(), {**pixels, "distance": "rows", "fresh_networks": False, "truth": "gradient"})
+
+
+def test_each_step_seeds_its_augmentation_with_31_bits() -> None:
+    order = stream()
+    seeds = [_seed(order) for _ in range(200)]
+    assert len(set(seeds)) == 200
+    assert 2**30 < max(seeds) < 2**31
+
+
+def test_the_network_trains_on_batches_whose_images_change_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, int, list[str], dict[str, Any]]] = []
+
+    def unchanged(images: Tensor, seed: int, groups: list[str], **how: Any) -> Tensor:
+        seen.append((len(images), seed, groups, how))
+        return images
+
+    monkeypatch.setattr("fedkd.distillation.distillers.siamese_augment", unchanged)
+    virtual = Virtual(det((5, 3, 16, 16), 0.017, 0.5), torch.tensor([0, 1, 2, 3, 0]))
+    model, reference = small_net(), small_net()
+    train_epoch(model, virtual, torch.optim.SGD(model.parameters(), lr=0.1), 3, ["crop"], stream())
+    assert [(count, groups, how) for count, _, groups, how in seen] == [
+        (3, ["crop"], {"siamese": False}),
+        (2, ["crop"], {"siamese": False}),
+    ]
+    assert seen[0][1] != seen[1][1]
+    for chosen in torch.randperm(5, generator=stream()).split(3):
+        gradients = gradient_of(reference, virtual.images[chosen], virtual.labels[chosen])
+        for parameter, gradient in zip(reference.parameters(), gradients, strict=True):
+            parameter.data -= 0.1 * gradient
+    for one, other in zip(model.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
+
+
+def test_batch_norm_is_frozen_on_sixteen_real_images_of_each_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[tuple[int, int]] = []
+    draw = RealImages.draw
+
+    def note(self: RealImages, label: int, count: int, order: torch.Generator) -> Tensor:
+        drawn.append((label, count))
+        return draw(self, label, count, order)
+
+    monkeypatch.setattr(RealImages, "draw", note)
+    virtual = Virtual(det((2, 3, 16, 16), 0.017, 0.5), torch.tensor([0, 1]))
+    DC(outer=1).iterate(virtual, truth_of([20, 20]), small_net(2, norm="batch"), stream())
+    assert drawn == [(0, 16), (1, 16), (0, 256), (1, 256)]
+
+
+def test_the_returned_loss_is_that_of_the_last_step() -> None:
+    start, truth = det((2, 3, 16, 16), 0.017, 0.5), truth_of([4, 5])
+    virtual = Virtual(start.clone(), torch.tensor([0, 1]))
+    first = DC(outer=1).iterate(virtual, truth, small_net(2), stream())
+    with_rate = DC(outer=2, inner=1, network_lr=1e-30, lr=1e-30).iterate(
+        Virtual(start.clone(), virtual.labels), truth, small_net(2), stream()
+    )
+    assert with_rate == pytest.approx(first, rel=1e-5)  # nothing has changed, and the two are not added
+
+
+def test_soft_labels_belong_to_the_class_of_their_largest_share() -> None:
+    truth = truth_of([3, 3, 0, 3])
+    soft = torch.tensor([[0.1, 0.6, 0.2, 0.1], [0.7, 0.1, 0.1, 0.1], [0.1, 0.5, 0.4, 0.0], [0.0, 0.1, 0.8, 0.1]])
+    hard = torch.tensor([1, 0, 1, 2])
+    for labels in (soft, hard):
+        found = _by_class(Virtual(torch.zeros(4, 3, 16, 16), labels), truth)
+        assert [(label, chosen.tolist()) for label, chosen in found] == [(0, [1]), (1, [0, 2])]
+
+
+def test_dc_has_as_many_steps_as_loops_unless_they_are_given() -> None:
     steps = []
 
     class Counting(DC):
         def step(self, virtual: Virtual, gradient: Tensor) -> None:
             steps.append(1)
 
-    for ipc, outer in [(1, 1), (10, 10), (7, 7)]:
+    for ipc, given, outer in [(1, None, 1), (10, None, 10), (7, None, 7), (7, 2, 2)]:
         steps.clear()
         virtual = Virtual(torch.zeros(2 * ipc, 3, 16, 16), torch.arange(2).repeat_interleave(ipc))
-        Counting(inner=1).iterate(virtual, truth_of([8, 8]), small_net(2), stream())
+        Counting(outer=given, inner=1).iterate(virtual, truth_of([8, 8]), small_net(2), stream())
         assert len(steps) == outer
+
+
+@pytest.mark.parametrize(("given", "epochs"), [(None, 250), (3, 3)])
+def test_dc_trains_between_its_steps_as_long_as_its_loops_say(
+    monkeypatch: pytest.MonkeyPatch, given: int | None, epochs: int
+) -> None:
+    trained = Mock()
+    monkeypatch.setattr("fedkd.distillation.distillers.train_epoch", trained)
+    virtual = Virtual(torch.zeros(4, 3, 16, 16), torch.tensor([0, 0, 1, 1]))
+    DC(inner=given).iterate(virtual, truth_of([3, 3]), small_net(2), stream())  # two images per class: two steps
+    assert trained.call_count == epochs
 
 
 def test_batch_norm_is_frozen_at_real_statistics() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers.published import LABELS, checksum, det, gen, noise
 
-from fedkd.distillation.generators import ImageGenerator
+from fedkd.distillation.generators import FeatureGenerator, ImageGenerator
 from fedkd.learning.losses import diversity_loss
 
 
@@ -35,3 +35,27 @@ def test_the_generator_has_the_published_outputs_and_sizes() -> None:
     for shape in ((1, 28, 28), (1, 8, 8), (3, 30, 37), (1, 5, 4)):
         images = ImageGenerator(7, 3, shape, width=2)(torch.zeros(2, 7), torch.tensor([0, 2]))
         assert images.shape == (2, *shape)
+
+
+def test_the_generator_of_features_is_two_layers_by_loops() -> None:
+    generator = FeatureGenerator(2, 3, 4, 5).double().eval()
+    first, norm, _, second = generator.layers
+    noise = det((6, 2), 0.7, 0.2)
+    labels = torch.tensor([0, 1, 2, 2, 1, 0])
+    with torch.no_grad():
+        norm.running_mean.copy_(det((4,), 0.3, 0.1))
+        norm.running_var.fill_(4 - norm.eps)
+        found = generator(noise, labels)
+        for row, z, label in zip(found, noise, labels.tolist(), strict=True):
+            inputs = [*z.tolist(), *(float(label == c) for c in range(3))]
+            hidden = [
+                max(0.0, (sum(w * x for w, x in zip(weights, inputs, strict=True)) + b - mean) / 2)
+                for weights, b, mean in zip(
+                    first.weight.tolist(), first.bias.tolist(), norm.running_mean.tolist(), strict=True
+                )
+            ]
+            right = [
+                sum(w * h for w, h in zip(weights, hidden, strict=True)) + b
+                for weights, b in zip(second.weight.tolist(), second.bias.tolist(), strict=True)
+            ]
+            assert row.tolist() == pytest.approx(right, rel=1e-12)

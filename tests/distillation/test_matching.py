@@ -92,3 +92,23 @@ def test_gradients_pass_through_what_is_matched() -> None:
     assert torch.autograd.gradcheck(lambda x: mean_embedding_loss(real, model.features(x)), images)
     features = det((6, 4), 0.4, 0.3, torch.float64).requires_grad_()
     assert torch.autograd.gradcheck(lambda x: supervised_contrast(x, torch.tensor([0, 1, 0, 1, 2, 0])), features)
+
+
+@pytest.mark.parametrize("kind", ["rows", "cosine"])
+def test_the_denominator_of_the_distance_has_a_millionth_more(kind: str) -> None:
+    """As in the authors' code: equal gradients of length 1e-3 are not at distance 0."""
+    small = torch.tensor([[1e-3, 0.0]], dtype=torch.float64)
+    assert float(gradient_distance([small], [small], kind)) == pytest.approx(0.5)  # type: ignore[arg-type]
+
+
+def test_a_gradient_can_be_passed_on_where_asked_and_is_zero_where_nothing_is_used() -> None:
+    network = torch.nn.Linear(3, 2)
+    network.unused = torch.nn.Parameter(torch.ones(4))
+    images, labels = det((5, 3), 0.4, 0.1), torch.tensor([0, 1, 1, 0, 1])
+    plain, further = gradient_of(network, images, labels), gradient_of(network, images, labels, differentiable=True)
+    names = [name for name, _ in network.named_parameters()]
+    assert not plain[names.index("unused")].any()
+    assert [gradient.requires_grad for gradient in plain] == [False] * 3
+    assert further[names.index("weight")].requires_grad
+    network.bias.requires_grad_(False)
+    assert len(gradient_of(network, images, labels)) == 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from helpers.distillation import det
+from torch import Tensor
 
 from fedkd.config import GROUPS
 from fedkd.distillation.siamese import siamese_augment
@@ -38,6 +39,49 @@ def test_the_groups_are_drawn_as_published() -> None:
     for seed, group in enumerate(drawn):
         mixed = siamese_augment(images, seed, GROUPS)
         assert torch.equal(mixed, siamese_augment(images, seed, [group]))
+
+
+# Images that are not square
+
+
+def changed(group: str, images: Tensor) -> set[tuple[float, ...]]:
+    """Return everything that a group makes of an image, by many seeds."""
+    return {tuple(siamese_augment(images, seed, [group]).flatten().tolist()) for seed in range(400)}  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize(("height", "width"), [(6, 20), (20, 6), (3, 4)])
+def test_a_crop_shifts_each_side_by_up_to_an_eighth(height: int, width: int) -> None:
+    down, right = {20: 3, 6: 1, 4: 1, 3: 0}[height], {20: 3, 6: 1, 4: 1, 3: 0}[width]  # 2.5, 0.75, 0.5, 0.375, rounded
+    images = torch.arange(1.0, 1 + height * width).view(1, 1, height, width)
+    wide = torch.nn.functional.pad(images, (right, right, down, down))
+    assert changed("crop", images) == {
+        tuple(wide[..., top : top + height, left : left + width].flatten().tolist())
+        for top in range(2 * down + 1)
+        for left in range(2 * right + 1)
+    }
+
+
+@pytest.mark.parametrize(("height", "width"), [(5, 8), (8, 5)])
+def test_a_cutout_is_half_of_each_side_around_any_place(height: int, width: int) -> None:
+    """Half of 5 is 3 rounded, around the pixels 0 to 4; half of 8 is 4, around the edges 0 to 8 between pixels."""
+    images = torch.arange(1.0, 1 + height * width).view(1, 1, height, width)
+    spans = {5: [range(at - 1, at + 2) for at in range(5)], 8: [range(at - 2, at + 2) for at in range(9)]}
+    right = set()
+    for rows in spans[height]:
+        for columns in spans[width]:
+            cut = images.clone()
+            for row in set(rows) & set(range(height)):
+                for column in set(columns) & set(range(width)):
+                    cut[0, 0, row, column] = 0
+            right.add(tuple(cut.flatten().tolist()))
+    assert changed("cutout", images) == right
+
+
+def test_by_default_all_groups_are_drawn_and_images_change_alike() -> None:
+    images = det((3, 3, 8, 8), 0.011, 0.4)
+    for seed in range(8):
+        assert torch.equal(siamese_augment(images, seed), siamese_augment(images, seed, GROUPS, siamese=True))
+    assert siamese_augment(images, 1, []) is images
 
 
 # Gradients

@@ -8,7 +8,7 @@ import torch
 from helpers.distillation import PLAIN, det, stream, truth_of
 
 from fedkd.data.images import Images
-from fedkd.distillation.virtual_images import class_statistics, normal_images, real_images
+from fedkd.distillation.virtual_images import Virtual, class_statistics, normal_images, real_images
 
 
 def twelve() -> Images:
@@ -56,3 +56,33 @@ def test_real_images_repeat_where_a_class_has_fewer() -> None:
     of_first = images[:7].flatten(1)
     assert len(torch.unique(of_first, dim=0)) == 3
     assert len(torch.unique(images[7:].flatten(1), dim=0)) == 7
+
+
+def test_real_images_are_drawn_from_the_stream_class_by_class() -> None:
+    truth, order = truth_of([3, 10]), stream()
+    images, _ = real_images(truth, 7, stream())
+    first = torch.cat([torch.randperm(3, generator=order) for _ in range(3)])[:7]  # 3 + 3 + 3 are enough for 7
+    second = 3 + torch.randperm(10, generator=order)[:7]
+    assert torch.equal(images, truth.preprocess(truth.data.images[torch.cat([first, second]).numpy()]))
+
+
+def test_a_class_gives_as_many_images_as_asked_or_as_it_has() -> None:
+    truth = truth_of([3, 10])
+    for label, count, given in ((0, 2, 2), (0, 3, 3), (0, 9, 3), (1, 9, 9)):
+        found = truth.draw(label, count, stream()).flatten(1)
+        own = truth.preprocess(truth.data.images[truth.data.labels == label]).flatten(1)
+        assert len(torch.unique(found, dim=0)) == given == len(found)
+        assert all(any(torch.equal(image, one) for one in own) for image in found)
+
+
+def test_virtual_images_are_training_data_that_is_normalised_already() -> None:
+    virtual = Virtual(det((2, 3, 8, 8), 0.3, 0.1), torch.tensor([1, 0]), {"velocity": torch.ones(2)})
+    data = virtual.as_data()
+    assert data.normalised
+    assert data.labels.tolist() == [1, 0]
+    assert torch.equal(torch.from_numpy(data.images), virtual.images)
+    again = Virtual.of(virtual.tensors(), torch.device("cpu"))
+    assert again.more.keys() == {"velocity"}
+    again.rest()
+    again.rest()  # also where there is no velocity
+    assert again.more == {}

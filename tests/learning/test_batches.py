@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedkd.config import TrainConfig, batch_sizes
+from fedkd.data.images import Images
 from fedkd.learning.batches import Preprocess, batches, crop_flip, shuffled
 from fedkd.streams import torch_stream
 
@@ -26,20 +27,23 @@ def test_batches_shuffle_images_and_targets_together() -> None:
     assert seen != list(range(10))
 
 
-def test_crop_flip_shifts_and_mirrors_each_image_by_itself() -> None:
-    size, pad = 16, 2
-    one = torch.arange(1, size * size + 1, dtype=torch.int32).view(1, 1, size, size)
+@pytest.mark.parametrize(("height", "width", "pad"), [(16, 16, 2), (16, 8, 2), (8, 16, 1), (23, 5, 2), (4, 4, 1)])
+def test_crop_flip_shifts_and_mirrors_each_image_by_itself(height: int, width: int, pad: int) -> None:
+    """The shift is an eighth of the height, and at least one pixel."""
+    one = torch.arange(1, height * width + 1, dtype=torch.int32).view(1, 1, height, width)
     out = crop_flip(one.repeat(64, 1, 1, 1), torch_stream(0, 0, 0, "x"))
     padded = torch.nn.functional.pad(one[0, 0], (pad, pad, pad, pad))
     valid = {}
     for row in range(2 * pad + 1):
         for column in range(2 * pad + 1):
-            window = padded[row : row + size, column : column + size]
+            window = padded[row : row + height, column : column + width]
             valid[tuple(window.flatten().tolist())] = (row, column, False)
             valid[tuple(window.flip(1).flatten().tolist())] = (row, column, True)
     found = [valid[tuple(image.flatten().tolist())] for image in out]
-    assert len(set(found)) > 20
+    assert len(set(found)) > (12 if pad == 1 else 20)
     assert {mirrored for *_, mirrored in found} == {True, False}
+    reach = set(range(2 * pad + 1))
+    assert ({row for row, *_ in found}, {column for _, column, _ in found}) == (reach, reach)
 
 
 def test_augmentation_is_for_training_only() -> None:
@@ -88,3 +92,39 @@ def test_batches_join_the_image_that_is_left_over() -> None:
     found = [len(batch) for batch, _ in batches(data, torch.arange(9), 4, PLAIN, torch_stream(0, 0, 0, "x"))]
     assert found == [4, 5]
     assert [len(batch) for batch, _ in batches(data, torch.arange(9), 4, PLAIN, most=1)] == [4]
+
+
+@pytest.mark.parametrize(
+    ("shape", "size", "sizes"),
+    [
+        ((2, 64, 32), 8, [256, 8]),  # 4096 values each: 32 batches of 8 are 2**20 values
+        ((2, 64, 32), 7, [252, 12]),  # 36 batches of 7, and then 7 and 5
+        ((1, 1024, 1025), 2, [2, 2]),  # one batch is more already
+    ],
+)
+def test_about_a_million_values_are_prepared_together(shape: tuple[int, ...], size: int, sizes: list[int]) -> None:
+    data = Images(np.zeros((sum(sizes), *shape), np.uint8), np.zeros(sum(sizes), np.int64))
+    prepared: list[int] = []
+
+    class Counting(Preprocess):
+        def of(self, data: Images, generator: torch.Generator | None = None) -> torch.Tensor:
+            prepared.append(len(data.labels))
+            return torch.zeros(len(data.labels))
+
+    counting = Counting(Coloured(), "none", torch.device("cpu"))  # type: ignore[arg-type]
+    assert sum(len(batch) for batch, _ in batches(data, torch.zeros(sum(sizes)), size, counting)) == sum(sizes)
+    assert prepared == sizes
+
+
+class Coloured:
+    mean, deviation = (0.25, 0.5, 0.0), (0.5, 0.25, 1.0)
+
+
+def test_each_channel_has_a_mean_and_a_deviation_of_its_own() -> None:
+    prepare = Preprocess(Coloured(), "none", torch.device("cpu"))  # type: ignore[arg-type]
+    images = np.array([0, 255, 51], np.uint8).reshape(1, 3, 1, 1).repeat(2, 2)
+    values = prepare(images)
+    torch.testing.assert_close(values[0, :, 1, 0], torch.tensor([-0.5, 2.0, 0.2]))
+    assert np.array_equal(prepare.pixels(values), images)
+    beyond = torch.tensor([-9.0, 9.0, 0.5]).view(1, 3, 1, 1)
+    assert prepare.pixels(beyond).flatten().tolist() == [0, 255, 128]

@@ -14,8 +14,10 @@ from torch.nn import functional as F
 
 from fedkd.learning.losses import (
     diversity_loss,
+    entropy,
     kl_divergence,
     kl_from_probabilities,
+    normalised,
     nt_xent,
     supervised_contrast,
 )
@@ -124,3 +126,28 @@ def test_the_diversity_loss_by_loops(metric: Literal["l1", "l2", "cosine"]) -> N
             }[metric]
             total += float(distance) * float(sum((p - q) ** 2 for p, q in zip(z[i], z[j], strict=True))) / 5 / 16
     assert float(diversity_loss(x, z, metric)) == pytest.approx(math.exp(-total), rel=1e-9)
+
+
+def test_the_contrast_of_one_image_is_0_with_gradients_of_0_and_that_of_three_is_not() -> None:
+    one = torch.ones(1, 4, requires_grad=True)
+    loss = supervised_contrast(one, torch.tensor([1]))
+    loss.backward()
+    assert float(loss.detach()) == 0
+    assert one.grad is not None
+    assert not one.grad.any()
+    z = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, -1.0]], dtype=torch.float64)  # cosines 0, 0 and -1
+    first = math.log(2)  # both others are equally near
+    other = math.log(1 + math.exp(-1)) - (0 - 1) / 2  # of log(e^0 + e^-1), the mean of the cosines 0 and -1
+    found = supervised_contrast(z, torch.tensor([3, 3, 3]), 1.0)
+    assert float(found) == pytest.approx((first + 2 * other) / 3, rel=1e-12)
+    for labels in ([0, 0], [0, 1]):
+        assert float(supervised_contrast(z[:2], torch.tensor(labels), 1.0)) == pytest.approx(0, abs=1e-12)
+
+
+def test_rows_are_scaled_to_sum_1_in_float64_and_have_an_entropy() -> None:
+    rows = torch.tensor([[[1.0, 3.0], [2.0, 0.0]], [[0.5, 0.5], [0.0, 5.0]]])
+    scaled = normalised(rows)
+    assert scaled.dtype == torch.float64
+    assert scaled.tolist() == [[[0.25, 0.75], [1.0, 0.0]], [[0.5, 0.5], [0.0, 1.0]]]
+    right = [[-(0.25 * math.log(0.25) + 0.75 * math.log(0.75)), 0.0], [math.log(2), 0.0]]
+    torch.testing.assert_close(entropy(scaled), torch.tensor(right, dtype=torch.float64))

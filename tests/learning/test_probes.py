@@ -68,3 +68,17 @@ def test_the_defaults_are_the_published_protocols() -> None:
     """FedX's code for the linear probe (section 4 of the specification); FedU2's for the neighbours (ibid.)."""
     assert linear_probe.__kwdefaults__ == {"epochs": 100, "batch_size": 64, "lr": 1e-3, "weight_decay": 1e-6}
     assert nearest_neighbours.__kwdefaults__ == {"neighbours": 200, "temperature": 0.1}
+
+
+def test_more_than_500_images_are_all_asked_about() -> None:
+    bank, labels = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 1])
+    test = bank.repeat(251, 1)[:501]
+    wanted = labels.repeat(251)[:501]
+    wanted[[3, 500]] = torch.tensor([0, 1])  # both wrong
+    assert nearest_neighbours(bank, labels, test, wanted, 2, neighbours=1) == 499 / 501
+
+
+def test_cosines_that_rounding_puts_beyond_1_have_an_angle(monkeypatch: pytest.MonkeyPatch) -> None:
+    beyond = torch.tensor([1 + 1e-9, -1 - 1e-9], dtype=torch.float64)
+    monkeypatch.setattr(F, "cosine_similarity", lambda first, second, dim: beyond)
+    assert mean_angle(torch.ones(2, 2), torch.ones(2, 2)) == pytest.approx(90.0)

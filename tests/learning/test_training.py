@@ -11,9 +11,9 @@ import torch
 from helpers.linear import PLAIN, images, model
 from torch import nn
 
-from fedkd.config import Adam, Sgd
+from fedkd.config import Adam, Sgd, TrainConfig
 from fedkd.learning.optimizers import make_optimizer
-from fedkd.learning.training import _scale, cross_entropy, train
+from fedkd.learning.training import _scale, cross_entropy, train, train_as
 from fedkd.streams import torch_stream
 
 
@@ -151,3 +151,53 @@ def test_the_returned_loss_is_of_the_last_epoch_or_of_all_steps() -> None:
     common |= {"loss": counted, "order": torch_stream(0, 0, 0, "o")}
     assert train(net, data, torch.arange(8) % 3, epochs=2, **common) == 3.5  # of 3 and 4
     assert train(net, data, torch.arange(8) % 3, epochs=1, steps=5, **common) == 7.0  # of 5 ... 9
+
+
+def test_a_clip_divides_by_a_millionth_more_than_the_norm() -> None:
+    """As `clip_grad_norm_` of torch."""
+    assert float(_scale([torch.tensor([1e-6])], 1e-6)) == pytest.approx(0.5, rel=1e-5)
+
+
+class Half(nn.Module):
+    """Has a parameter that no output depends on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used, self.unused = nn.Parameter(torch.zeros(3)), nn.Parameter(torch.ones(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.used.expand(len(x), 3)
+
+
+@pytest.mark.parametrize("clip", [None, 9.0])
+def test_a_parameter_that_is_not_used_stays_as_it_is(clip: float | None) -> None:
+    net, data = Half(), images(6)
+    train(
+        net, data, torch.zeros(6, dtype=torch.int64), epochs=1, batch_size=6, preprocess=PLAIN, clip=clip,
+        order=torch_stream(0, 0, 0, "o"), optimizer=make_optimizer(net, Sgd(name="sgd", lr=1.0, weight_decay=0.5)),
+    )  # fmt: skip
+    assert net.unused.tolist() == [1, 1]
+    torch.testing.assert_close(net.used.detach(), torch.tensor([2 / 3, -1 / 3, -1 / 3]))
+
+
+def test_images_are_augmented_in_training_unless_it_is_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+    monkeypatch.setattr("fedkd.learning.training.batches", lambda *given: asked.append(given[5]) or [])
+    net, data = model(), images(4)
+    how = dict[str, Any](epochs=1, batch_size=4, preprocess=PLAIN, order=torch_stream(0, 0, 0, "o"))
+    how |= {"optimizer": make_optimizer(net, Sgd(name="sgd", lr=0.1))}
+    train(net, data, torch.arange(4), **how)
+    train(net, data, torch.arange(4), augment=False, **how)
+    assert asked == [True, False]
+
+
+def test_training_as_the_config_says_takes_its_optimiser_unless_one_is_given() -> None:
+    settings = TrainConfig(epochs=1, batch_size=6, optimizer=Sgd(name="sgd", lr=0.1))
+    data, nets = images(6), [model() for _ in range(3)]
+    common = {"preprocess": PLAIN}
+    train_as(settings, nets[0], data, order=torch_stream(0, 0, 0, "o"), **common)
+    slow = make_optimizer(nets[1], Sgd(name="sgd", lr=0.05))
+    train_as(settings, nets[1], data, order=torch_stream(0, 0, 0, "o"), optimizer=slow, **common)
+    moved = [net[1].weight.detach() - nets[2][1].weight.detach() for net in nets[:2]]
+    torch.testing.assert_close(moved[0], 2 * moved[1])
+    assert moved[0].abs().sum() > 0

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
+from unittest.mock import Mock
 
 import kornia.augmentation
 import numpy as np
@@ -14,7 +16,7 @@ from torch.nn import functional as F
 
 from fedkd import Environment
 from fedkd.learning.views import view, views_of
-from fedkd.streams import torch_stream
+from fedkd.streams import default_stream, torch_stream
 
 # The client
 
@@ -86,3 +88,43 @@ def test_strong_views_have_the_published_strengths(
     monkeypatch.setattr(nn, "Sequential", lambda *modules: sequence.extend(modules))
     views_of(kind, ["svhn"], (channels, 16, 16), None)  # type: ignore[arg-type]
     assert [made[id(module)][1] for module in sequence] == steps
+
+
+@pytest.mark.parametrize(("height", "pad"), [(8, 1), (15, 1), (16, 2), (24, 3)])
+def test_the_shift_is_an_eighth_of_the_height_and_at_least_one_pixel(
+    tiny: Make, monkeypatch: pytest.MonkeyPatch, height: int, pad: int
+) -> None:
+    crop = Mock(return_value=nn.Identity())
+    monkeypatch.setattr(kornia.augmentation, "RandomCrop", crop)
+    views_of("official", ["svhn"], (3, height, 40), None)  # type: ignore[arg-type]
+    crop.assert_called_once_with((height, 40), padding=pad)
+    environment = Environment(tiny())
+    image = np.arange(height * 40, dtype=np.uint8).reshape(1, 1, height, 40) % 251
+    padded = F.pad(environment.preprocess(image), (pad, pad, pad, pad), mode="reflect")[0, 0]
+    cuts = {
+        tuple(cut.flatten().tolist())
+        for row in range(2 * pad + 1)
+        for column in range(2 * pad + 1)
+        for whole in [padded[row : row + height, column : column + 40]]
+        for cut in (whole, whole.flip(1))
+    }
+    shown = view(np.repeat(image, 40, 0), environment.preprocess, torch_stream(0, 0, 0, "a"))
+    found = {tuple(one.flatten().tolist()) for one in shown}
+    assert found <= cuts
+    assert len(found) > 10
+
+
+def test_each_batch_of_strong_views_has_a_seed_of_62_bits(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds: list[int] = []
+
+    def note(generator: torch.Generator) -> contextlib.AbstractContextManager[None]:
+        seeds.append(generator.initial_seed())
+        return default_stream(generator)
+
+    monkeypatch.setattr("fedkd.learning.views.default_stream", note)
+    environment, stream = Environment(tiny()), torch_stream(0, 0, 0, "a")
+    make = views_of("fine_tuning", ["digits"], (1, 8, 8), environment.preprocess)
+    for _ in range(30):
+        make(environment.data.train.images[:1], stream)
+    assert len(set(seeds)) == 30
+    assert 2**60 < max(seeds) < 2**62

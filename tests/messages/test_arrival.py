@@ -13,7 +13,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRec
 from fedkd import ArraySpec, Expected, Payload, expected_model, like
 from fedkd.config import Limits
 from fedkd.messages.arrays import PayloadError
-from fedkd.messages.arrival import AskedMetrics, arrive, receive
+from fedkd.messages.arrival import AskedMetrics, Door, arrive, receive
 from fedkd.messages.flower import be_the_server
 from fedkd.messages.payload import IMAGES
 
@@ -172,6 +172,11 @@ def test_values_beyond_the_limit_are_refused(kind: str, dtype: torch.dtype) -> N
 def test_the_buffers_of_batch_norm_have_ranges() -> None:
     assert receive(one_array("bn.running_var", torch.tensor([0.0, 1e6])), None, LIMIT)
     assert receive(one_array("bn.num_batches_tracked", torch.tensor(2**53)), None, LIMIT)
+    assert receive(one_array("bn.running_var", torch.zeros(0)), None, LIMIT)
+    wide = LIMIT._replace(value=1e300)
+    assert receive(one_array("bn.running_var", torch.tensor([3.4e38], dtype=torch.float64)), None, wide)
+    with pytest.raises(PayloadError, match="values outside 0 to 3.4e\\+38"):
+        receive(one_array("bn.running_var", torch.tensor([3.5e38], dtype=torch.float64)), None, wide)
     for name, value in (
         ("bn.running_var", torch.tensor([1.0, -1e-6])),
         ("part/bn.running_var", torch.tensor([-1e6])),
@@ -282,6 +287,7 @@ def test_sizes_are_accepted_up_to_the_limit() -> None:
     assert accepts(records, limits=Limits(total, {"images": images}))
     assert not accepts(records, limits=Limits(total - 1, {"images": images}))
     assert not accepts(records, limits=Limits(total, {"images": images - 1}))
+    assert accepts(Payload(numbers={"a": 1.0}).to_records(), limits=Limits(total, {"images": 0}))
 
 
 def test_names_and_numbers_are_accepted_up_to_the_limit() -> None:
@@ -303,6 +309,17 @@ def test_rows_of_probabilities_sum_to_1_but_for_rounding() -> None:
     for first, fits in ((0.0, True), (-1e-4, False)):
         row = torch.tensor([[first, 1.0]], dtype=torch.float64)
         assert accepts(one_array("z", row, "logits"), expected) == fits
+    above = torch.tensor([[1.0005, 0.0]], dtype=torch.float64)
+    with pytest.raises(PayloadError, match="logits 'z' has values outside 0.0 to 1.0"):
+        receive(one_array("z", above, "logits"), expected, LIMIT)
+
+
+def test_a_row_whose_sum_is_at_the_tolerance_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedkd.messages.arrival._ROUNDING", 0.25)  # in float64, 1.25 - 1 is exactly this
+    expected = Expected(logits={"z": ArraySpec((1, 2), torch.float64, probabilities=True)})
+    for second, fits in ((0.75, True), (0.75 + 2**-40, False), (0.25, True), (0.25 - 2**-40, False)):
+        row = torch.tensor([[0.5, second]], dtype=torch.float64)
+        assert accepts(one_array("z", row, "logits"), expected) == fits
 
 
 def test_ranges_contain_both_ends_and_nothing_beyond() -> None:
@@ -318,3 +335,38 @@ def test_ranges_contain_both_ends_and_nothing_beyond() -> None:
         assert accepts(records, Expected(numbers={"examples": IMAGES})) == fits
         records = one_array("c", torch.tensor([count], dtype=torch.int64), "statistics")
         assert accepts(records, Expected(statistics={"c": ArraySpec((1,), torch.int64, counts=True)})) == fits
+
+
+def test_what_a_reason_says_of_names_is_short() -> None:
+    cut = "k" * 77 + "..."
+    with pytest.raises(PayloadError, match=f"^a ConfigRecord of kind '{cut}', valid are weights"):
+        receive(RecordDict({"k" * 81: ConfigRecord({})}), None, LIMIT)
+    with pytest.raises(PayloadError, match=f"^numbers has the name '{cut}': 200 plain characters at most$"):
+        receive(RecordDict({"numbers": MetricRecord({"k" * 201: 1.0})}), None, LIMIT)
+    several = Payload(weights={f"w{n}": torch.zeros(1) for n in range(6)})
+    one = Payload(weights={"x": torch.zeros(1)})
+    listed = r"'w0', 'w1', 'w2', 'w3', 'w4', \.\.\. \(6\)"
+    with pytest.raises(PayloadError, match=f"^weights without {listed}$"):
+        receive(one.to_records(), Expected(weights=like(several.weights)), LIMIT)
+    several.weights |= one.weights
+    with pytest.raises(PayloadError, match=f"^weights has {listed}, which was not asked for$"):
+        receive(several.to_records(), Expected(weights=like(one.weights)), LIMIT)
+
+
+def test_what_is_let_in_is_a_copy_unless_memory_may_be_shared() -> None:
+    def passed_on(copy: bool | None) -> list[Payload | None]:
+        asked = {} if copy is None else {"copy": copy}
+        door = Door(None, LIMIT)
+        return [
+            receive(message.content, None, LIMIT, **asked),
+            arrive(message, None, LIMIT, **asked).payload,
+            door.let_in(message, **asked).payload,
+        ]
+
+    be_the_server()
+    asked = Message(RecordDict(), QUESTION, "train.fit")
+    message = Message(Payload(weights={"w": torch.zeros(2)}).to_records(), reply_to=asked)
+    place = message.content.array_records["weights"]["w"].numpy().ctypes.data
+    for copy, shared in ((None, False), (True, False), (False, True)):
+        places = [payload.weights["w"].data_ptr() for payload in passed_on(copy) if payload is not None]
+        assert [found == place for found in places] == [shared] * 3

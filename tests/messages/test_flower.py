@@ -41,7 +41,7 @@ def test_the_version_is_the_one_that_this_was_written_for() -> None:
 
 def test_a_process_can_be_the_server_and_number_its_messages() -> None:
     flower.be_the_server()
-    assert (TaskIdentity.run_id, TaskIdentity.node_id) == (flower.RUN_ID, 1)
+    assert (TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id) == (1, 1, 1)
     messages = [Message(RecordDict(), node, "train.fit", group_id="3") for node in (0, 7)]
     assert flower.give_ids(messages) == ["3/train.fit/0", "3/train.fit/1"]
     reply = Message(RecordDict({"x": ConfigRecord({"y": 1})}), reply_to=messages[1])
@@ -61,8 +61,8 @@ def test_error_replies_and_messages_without_content() -> None:
 
 
 def test_a_simulated_run_and_context() -> None:
-    assert flower.simulated_run().run_id == flower.RUN_ID
     context = flower.node_context(3, 10, RecordDict())
+    assert (flower.simulated_run().run_id, context.run_id, context.node_id) == (1, 1, 3)
     assert context.node_config == {"partition-id": 3, "num-partitions": 10}
 
 
@@ -156,3 +156,13 @@ def test_names_of_registered_keys_are_known() -> None:
     nodes = [NodeInfo(node_id=5, name="site-1"), NodeInfo(node_id=6)]
     grid = cast(Grid, SimpleNamespace(get_nodes=lambda: nodes))
     assert flower.registered_names(grid) == {5: "site-1"}
+
+
+def test_ids_last_where_flower_checks_keys() -> None:
+    grids = [SimpleNamespace(), SimpleNamespace(_insecure=True), SimpleNamespace(_insecure=False)]
+    assert [flower.has_stable_ids(cast(Grid, grid)) for grid in grids] == [False, False, True]
+
+
+def test_the_last_starts_of_nodes_are_known() -> None:
+    nodes = [NodeInfo(node_id=5, last_activated_at="monday"), NodeInfo(node_id=6)]
+    assert flower.activations(cast(Grid, SimpleNamespace(get_nodes=lambda: nodes))) == {5: "monday", 6: ""}

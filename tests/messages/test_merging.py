@@ -117,3 +117,16 @@ def test_a_merge_of_ones_own_may_keep_the_second_payload_and_no_merge_changes_a_
     assert [from_records(message.content).weights["w"].item() for message in messages] == [1.0, 5.0]
     assert [arrival.payload for arrival in block.arrivals] == [None, None]
     assert merge_block([], weighted_mean, door).merged is None
+
+
+def test_a_merged_block_is_not_copied_once_more() -> None:
+    totals: list[Payload] = []
+
+    def keep(total: Payload, reply: Payload) -> Payload:
+        totals.append(total)
+        return total
+
+    block = merge_block(replies([1.0, 5.0]), keep, Door(None, Limits(10**6, {})))
+    assert block.merged is not None
+    merged = block.merged.array_records["weights"]["w"].numpy()
+    assert merged.ctypes.data == totals[0].weights["w"].data_ptr()

@@ -6,7 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedkd.methods.class_means import ClassMeans
+from fedkd import ArraySpec, Expected
+from fedkd.methods.class_means import ClassMeans, expected_means, mean_over_nodes
 from fedkd.streams import torch_stream
 
 
@@ -26,3 +27,31 @@ def test_class_means_start_from_nothing(seed: int) -> None:
         right = rows.mean(0) if len(rows) else torch.zeros(3)
         torch.testing.assert_close(payload.logits["means"][label], right)
     assert torch.equal(means.payload("logits").statistics["present"].bool(), payload.statistics["counts"] > 0)
+
+
+def test_what_is_expected_has_a_mask_or_counts() -> None:
+    masked = expected_means("prototypes", 5, 7)
+    assert masked == Expected(
+        prototypes={"means": ArraySpec((5, 7))}, statistics={"present": ArraySpec((5,), torch.uint8, between=(0, 1))}
+    )
+    counted = expected_means("logits", 5, 7, counts=True)
+    assert counted == Expected(
+        logits={"means": ArraySpec((5, 7))}, statistics={"counts": ArraySpec((5,), torch.int32, counts=True)}
+    )
+    for counts, names in ((False, {"present"}), (True, {"counts"})):
+        means = ClassMeans(3)
+        means.add(torch.ones(2, 4), torch.tensor([2, 2]))
+        assert means.payload("logits", counts=counts).statistics.keys() == names
+    assert means.payload("logits").statistics["present"].tolist() == [0, 0, 1]
+    assert means.payload("logits", counts=True).statistics["counts"].tolist() == [0, 0, 2]
+
+
+def test_the_mean_over_nodes_skips_those_that_lack_the_class() -> None:
+    means = {
+        4: torch.tensor([[1.0, 2.0], [9.0, 9.0], [5.0, 5.0]]),
+        7: torch.tensor([[5.0, 0.0], [2.0, 4.0], [7.0, 7.0]]),
+    }
+    weights = {4: torch.tensor([3, 0, 0]), 7: torch.tensor([1, 5, 0])}
+    mean, present = mean_over_nodes(means, weights)
+    assert mean.tolist() == [[2.0, 1.5], [2.0, 4.0], [0.0, 0.0]]
+    assert (mean.dtype, present.tolist()) == (torch.float32, [True, True, False])

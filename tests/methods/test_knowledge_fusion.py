@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from unittest.mock import Mock
+
+import pytest
 import torch
 from helpers.fusion import soft, weights_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedkd.methods.knowledge_fusion import effective_neighbours, fuse
+from fedkd.methods.knowledge_fusion import effective_neighbours, fuse, log_weights
 from fedkd.streams import torch_stream
 
 
@@ -38,3 +42,14 @@ def test_the_limits_of_beta() -> None:
     torch.testing.assert_close(fuse(weights_of(q, 1e5), q), q.float())
     torch.testing.assert_close(effective_neighbours(weights_of(q, 0.0)), torch.full((5,), 5.0, dtype=torch.float64))
     torch.testing.assert_close(effective_neighbours(torch.eye(5)), torch.ones(5, dtype=torch.float64))
+
+
+def test_what_is_logged_of_the_weights() -> None:
+    federation = Mock()
+    log_weights(federation, [3, 5], torch.tensor([[0.75, 0.25], [1 / 3, 2 / 3]], dtype=torch.float64))
+    logged = dict(call.args for call in federation.log.call_args_list)
+    assert logged["nodes"] == [3, 5]
+    assert logged["weights"] == [[0.75, 0.25], [0.333333, 0.666667]]  # six decimals
+    assert logged["self_weight"] == pytest.approx((0.75 + 2 / 3) / 2, rel=1e-12)
+    entropies = [-(0.75 * math.log(0.75) + 0.25 * math.log(0.25)), math.log(3) - 2 / 3 * math.log(2)]
+    assert logged["effective_neighbours"] == pytest.approx(sum(map(math.exp, entropies)) / 2, rel=1e-12)

@@ -110,3 +110,29 @@ def test_the_client_distils_with_the_strategys_settings(tiny: Make, monkeypatch:
     sent = client.send_knowledge(logits.double())
     assert sent.logits["knowledge"].dtype == torch.float32
     assert sent.numbers == {"transfer_set": float(environment.public_fingerprint)}
+
+
+@pytest.mark.parametrize(
+    ("public_epochs", "private", "labelled", "number", "asked", "skipped"),
+    [
+        (None, 0, True, 0, True, False),
+        (None, 0, False, 0, False, True),
+        (None, 0, False, 1, False, False),  # it was said in round 0
+        (None, 3, False, 0, True, True),
+        (0, 0, True, 0, False, False),
+        (0, 3, True, 0, True, False),
+        (0, 0, False, 0, False, False),
+        (2, 0, True, 1, True, False),
+    ],
+)
+def test_nodes_pre_train_where_there_is_something_to_do(
+    tiny: Make, caplog: pytest.LogCaptureFixture, public_epochs: int | None, private: int, labelled: bool, number: int,
+    asked: bool, skipped: bool,
+) -> None:  # fmt: skip
+    federation = Round(public(tiny, 40, labelled), Mock(), number, [0], [0], [], [])
+    ask = Mock()
+    federation.ask = ask  # type: ignore[method-assign]
+    FedMD(public_epochs=public_epochs, private_epochs=private).prepare_nodes(federation)
+    assert ask.call_count == asked
+    assert ("skipped" in federation.record.log) == skipped
+    assert ("fedmd: no pre-training on the public set" in caplog.text) == skipped

@@ -18,6 +18,7 @@ from fedkd import InputError, Payload, nt_xent
 from fedkd.core.round import Round
 from fedkd.core.setup import make_setup
 from fedkd.learning.batches import shuffled
+from fedkd.learning.probes import mean_angle
 from fedkd.learning.views import view
 from fedkd.methods.self_supervised import Encoder, SelfSupervised, feature_map, move_towards, whole_batches
 from fedkd.runs.run import run
@@ -214,3 +215,109 @@ def test_real_sites_need_images_of_the_servers_own(tiny: Make) -> None:
             check(validation, labels)
     with pytest.raises(InputError, match="strategy.pooled_steps = 3: the server does not have"):
         check("images", 1, pooled=3)
+
+
+def test_fine_tuning_needs_two_images(tiny: Make) -> None:
+    setup = make_setup(tiny({**SSL, "strategy": {**ALONE["simclr"], "semi_epochs": 1}}))
+    method, environment = setup.strategy, setup.environment
+    assert isinstance(method, SelfSupervised)
+    method.weights = method.initial_weights(environment)
+    federation = Round(environment, Mock(), 1, [0], [0], [], [])
+    train = environment.data.train
+    two = train.take(np.array([int(np.flatnonzero(train.labels == label)[0]) for label in (0, 1)]))
+    assert method._fine_tune(federation, two, 1) is not None
+    assert method._fine_tune(federation, two.take(np.array([0])), 1) is None
+
+
+@pytest.mark.parametrize(("epochs", "steps", "batch", "done"), [
+    (2, None, 8, [0, 3]), (2, None, 10, [0, 2]), (2, None, 24, [0, 1]), (2, None, 99, [0, 1]), (9, 4, 8, [0, 3]),
+])  # fmt: skip
+def test_epochs_begin_after_as_many_whole_batches_as_there_are(
+    tiny: Make, epochs: int, steps: int | None, batch: int, done: list[int]
+) -> None:
+    train = {**SSL["train"], "epochs": epochs, "batch_size": batch, **({"steps": steps} if steps else {})}
+    client, setup = client_of(tiny({**SSL, "train": train, "strategy": ALONE["simclr"]}))
+    begun: list[int] = []
+    trained: list[int] = []
+    client.begin_epoch = lambda: begun.append(len(trained))
+    client.after_step = lambda encoder: trained.append(len(client.chosen))
+    client.fit(Payload(weights=setup.strategy.initial_weights(setup.environment)))
+    assert begun == done
+    whole = 24 // min(batch, 24)
+    assert trained == [min(batch, 24)] * (steps or epochs * whole)
+
+
+def test_drift_is_measured_of_the_model_that_a_measured_node_has_trained(tiny: Make) -> None:
+    client, setup = client_of(tiny({**SSL, "strategy": ALONE["simclr"]}))
+    client.measured = True
+    start = setup.strategy.initial_weights(setup.environment)
+    trained = client.fit(Payload(weights=start)).weights
+    client.action = "evaluate"
+    client.evaluate(Payload(weights=trained))
+    assert client.metrics == {
+        "drift/feature_angle": pytest.approx(0, abs=1e-3),
+        "drift/projection_angle": pytest.approx(0, abs=1e-3),
+    }
+    client.metrics.clear()
+    client.evaluate(Payload(weights=start))  # a second time there is no model of this round
+    assert client.metrics == {}
+    client.keep("local", trained)
+    client.evaluate(Payload(weights=start))
+    features, projections = (
+        mean_angle(a, b)
+        for a, b in zip(
+            *(client.method.embeddings(setup.environment, w, setup.environment.data.test) for w in (trained, start)),
+            strict=True,
+        )
+    )
+    assert client.metrics == {"drift/feature_angle": features, "drift/projection_angle": projections}
+    assert features > 1
+
+
+def test_a_site_without_the_global_test_images_reports_no_drift(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    client, setup = client_of(tiny({**SSL, "strategy": ALONE["simclr"]}))
+    client.measured, client.action = True, "evaluate"
+    weights = setup.strategy.initial_weights(setup.environment)
+    client.keep("local", weights)
+    data = setup.environment.data
+    monkeypatch.setattr(setup.environment, "data", dataclasses.replace(data, test=data.test.take(np.arange(0))))
+    client.evaluate(Payload(weights=weights))
+    assert (client.metrics, client.recall("local")) == ({}, None)
+
+
+@pytest.mark.parametrize("validation", [False, True])
+def test_the_probes_train_on_the_servers_images_or_else_on_all(
+    tiny: Make, monkeypatch: pytest.MonkeyPatch, validation: bool
+) -> None:
+    changes = {**SSL, "strategy": {**ALONE["simclr"], "semi_epochs": 2, "probe_epochs": 7}}
+    changes |= {"data.validation": {"size": 50}} if validation else {"data.validation": None}
+    setup = make_setup(tiny(changes))
+    method, data = setup.strategy, setup.environment.data
+    assert isinstance(method, SelfSupervised)
+    method.weights = method.initial_weights(setup.environment)
+    probe, knn, tuned = Mock(return_value=0.25), Mock(return_value=0.5), Mock(side_effect=[0.75, None])
+    monkeypatch.setattr("fedkd.methods.self_supervised.linear_probe", probe)
+    monkeypatch.setattr("fedkd.methods.self_supervised.nearest_neighbours", knn)
+    monkeypatch.setattr(SelfSupervised, "_fine_tune", lambda self, federation, known, percent: tuned(known, percent))
+    federation = Round(setup.environment, Mock(), 1, [0], [0], [], [])
+    assert method.measure(federation) == {"probe/accuracy": 0.25, "knn/accuracy": 0.5, "semi_1/accuracy": 0.75}
+    known = data.validation if validation else data.train
+    assert known is not None
+    features, labels, test_features, test_labels, classes = probe.call_args.args[:5]
+    assert (len(features), len(test_features), classes) == (len(known.labels), len(data.test.labels), 10)
+    assert (labels.tolist(), test_labels.tolist()) == (known.labels.tolist(), data.test.labels.tolist())
+    assert features.shape[1] == method.encoder(setup.environment).feature_width
+    assert probe.call_args.kwargs == {"epochs": 7}
+    assert [call.args[1] for call in tuned.call_args_list] == [1, 10]
+    assert tuned.call_args.args[0] is known
+    assert len(federation.record.log["feature_map"]["points"]) == min(500, len(data.test.labels))
+
+
+def test_a_map_of_features_has_four_decimals() -> None:
+    line = torch.linspace(-1, 1, 3)[:, None] * torch.tensor([[1 / 3, 0.0]])
+    assert sorted(point[0] for point in feature_map(line, np.arange(3))["points"]) == [-0.3333, 0.0, 0.3333]
+
+
+def test_an_encoder_does_not_classify_and_its_heads_are_no_option() -> None:
+    assert not SelfSupervised.classifies
+    assert "predictors" not in {field.name for field in dataclasses.fields(SelfSupervised) if field.init}

@@ -16,8 +16,9 @@ from helpers.virtual_images import LGD, NET, QUICK, server, virtual_of
 from fedkd import Environment, InputError, Payload
 from fedkd.core.setup import make_setup
 from fedkd.data.federated_data import FederatedData
+from fedkd.distillation.distillers import DM
 from fedkd.learning.losses import supervised_contrast
-from fedkd.methods.virtual_images import VirtualImages, VirtualImagesClient
+from fedkd.methods.virtual_images import VirtualImages, VirtualImagesClient, show_by_class
 from fedkd.runs.checkpoints import latest, load_node
 from fedkd.runs.run import run
 
@@ -216,3 +217,65 @@ def test_shown_images_have_labels_of_the_classes(tiny: Make) -> None:
     expect = federation.ask.call_args.kwargs["expect"]
     assert expect.indices["labels"].between == (0, 9)
     assert expect.images["virtual"].shape == (None, 1, 8, 8)
+
+
+def first_client(tiny: Make, **strategy: object) -> VirtualImagesClient:
+    setup = make_setup(tiny({"model": NET, "strategy": {**LGD, **strategy}}))
+    made = setup.strategy.client_class()(
+        setup.environment, setup.strategy.layers(), 2, RecordDict(), 0, "distil", False
+    )
+    assert isinstance(made, VirtualImagesClient)
+    made.begin(Payload())
+    return made
+
+
+def test_the_loss_of_distillation_is_the_mean_over_the_steps_that_were_missing(
+    tiny: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = iter([1.0, 2.0, 6.0])
+    monkeypatch.setattr(DM, "iterate", lambda *_: next(values))
+    client = first_client(tiny, initial_steps=9)
+    found = [client.distil(Payload(numbers={"end": end})).numbers["loss"] for end in (1.0, 3.0, 2.0)]
+    assert found == [1.0, 4.0, 0.0]
+    assert client._steps_done() == 3
+
+
+@pytest.mark.parametrize(("steps", "rests"), [(2, True), (3, False), (1, True)])
+def test_the_pixels_come_to_rest_after_the_last_initial_step(tiny: Make, steps: int, rests: bool) -> None:
+    client = first_client(tiny, initial_steps=steps)
+    client.distil(Payload(numbers={"end": 2.0}))
+    kept = client.recall("virtual")
+    assert kept is not None
+    assert ("more/velocity" not in kept) == rests
+
+
+def test_images_that_diverge_are_not_kept(tiny: Make) -> None:
+    client = first_client(tiny, pixel_lr=3.0)
+    client.virtual.images[0, 0, 0, 0] = torch.nan
+    with pytest.raises(ValueError, match=r"the virtual images have diverged; lower strategy\.pixel_lr = 3\.0"):
+        client.keep_virtual()
+
+
+def test_one_image_of_each_of_twenty_classes_is_shown() -> None:
+    labels = np.repeat(np.arange(1, 23), 2)[::-1]
+    federation = Mock()
+    federation.environment.data.classes = [f"class {n}" for n in range(30)]
+    show_by_class(federation, "mine", np.arange(44), labels)
+    name, pixels, captions = federation.show.call_args.args
+    assert name == "mine"
+    assert pixels.tolist() == list(range(42, 2, -2))
+    assert captions == [f"class {n}" for n in range(1, 21)]
+
+
+def test_only_plain_images_can_be_distilled(tiny: Make) -> None:
+    VirtualImages().check_images(Environment(tiny({"data.augment": "none"})))
+    with pytest.raises(InputError, match="data.augment = 'crop_flip': training on virtual images"):
+        VirtualImages().check_images(Environment(tiny({"data.augment": "crop_flip"})))
+
+
+def test_no_steps_ask_nothing() -> None:
+    federation = Mock()
+    federation.track = lambda what, steps: steps
+    VirtualImages(initial_steps=0).distil(federation, [1])
+    federation.ask.assert_not_called()
+    federation.log.assert_not_called()

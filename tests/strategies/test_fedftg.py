@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
-from helpers import HOME, Make, has_defaults, lines, server_state
+from helpers import HOME, Make, lines, server_state
 from helpers.bases import BASES, SMALL
 from helpers.hand import Hand, setting
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedkd import Environment, RunError
+from fedkd import ArraySpec, Environment, Payload, Round, RunError
 from fedkd.config import read_config
+from fedkd.core.round import Reply
 from fedkd.distillation.generators import ImageGenerator
 from fedkd.runs.run import run
-from fedkd.strategies.fedftg import FedFTG, stratified_labels
+from fedkd.strategies.fedftg import FedFTG, _step, stratified_labels
 from fedkd.streams import default_stream, numpy_stream, torch_stream
 
 
@@ -64,17 +68,6 @@ def by_hand(
             by_student.zero_grad()
             (-(q * F.log_softmax(student(x), 1)).sum(1).mean() / 10).backward()
             by_student.step()
-
-
-def test_the_defaults_are_those_of_the_authors_code() -> None:
-    """Sections 1.4, 2.1, 2.4, 2.5 and 4 of the specification: the CIFAR-10 runs."""
-    server = {"iterations": 10, "generator_passes": 1, "student_steps": 5, "batch_size": 50}
-    optimizers = {"student_lr": 0.1, "weight_decay": 0.001, "generator_lr": 0.01}
-    generator = {"noise": 100, "generator_width": 64, "lambda_cls": 1.0, "lambda_dis": 1.0}
-    losses = {"disagreement": "l1", "teacher_gradient": False, "classification": "batch_mean", "diversity": "l1"}
-    ways = {"generator_update": "per_client", "labels": "stratified", "ensemble": "probabilities"}
-    has_defaults(FedFTG(), server | optimizers | generator | losses | ways)
-    assert FedFTG().base.name == "fedavg"
 
 
 REPLAYED: dict[str, dict[str, Any]] = {
@@ -221,3 +214,70 @@ def test_on_mnist_the_first_round_gains_from_fine_tuning(mnist_root: Path, tmp_p
         metrics = lines(tmp_path / str(seed))[1]["metrics"]
         gains.append(metrics["global/accuracy"] - metrics["aggregated/accuracy"])
     assert np.mean(gains) >= 0.04
+
+
+def federation_of(tiny: Make, replies: dict[int, list[int]], **changes: Any) -> Round:
+    federation = Round(Environment(tiny(changes)), Mock(), 2, range(6), sorted(replies), [], [])
+    answered = [
+        Reply(node, Payload(statistics={"label_counts": torch.tensor(counts, dtype=torch.int32)}))
+        for node, counts in replies.items()
+    ]
+    federation.ask = Mock(return_value=answered)  # type: ignore[method-assign]
+    return federation
+
+
+def test_teachers_are_the_nodes_that_have_labelled_images(tiny: Make) -> None:
+    federation = federation_of(tiny, {1: [0] * 10, 2: [3, *[0] * 9], 5: [1] * 10})
+    nodes, counts = FedFTG()._label_counts(federation, [1, 2, 5])
+    assert nodes == [2, 5]
+    assert counts.tolist() == [[3, *[0] * 9], [1] * 10]
+    spec = federation.ask.call_args.kwargs["expect"].statistics["label_counts"]  # type: ignore[attr-defined]
+    assert spec == ArraySpec((10,), torch.int32, counts=True)
+    with pytest.raises(RunError, match="Round 2: no node of the cohort has a labelled image"):
+        FedFTG()._label_counts(federation_of(tiny, {1: [0] * 10}), [1])
+
+
+def test_labels_follow_the_cohorts_distribution(tiny: Make) -> None:
+    federation, counts = federation_of(tiny, {}, seed=5), [0, 2, 6, 0]
+    stratified = FedFTG(iterations=3, batch_size=8)._labels(federation, counts)
+    shuffle = numpy_stream(5, 2, "server", "labels").shuffle
+    assert stratified.flatten().tolist() == stratified_labels(counts, 24, shuffle).tolist()
+    assert stratified.flatten().bincount(minlength=4).tolist() == [0, 6, 18, 0]
+    independent = FedFTG(iterations=3, batch_size=8, labels="independent")._labels(federation, counts)
+    drawn = numpy_stream(5, 2, "server", "labels").choice(4, 24, p=[0, 0.25, 0.75, 0])
+    assert independent.tolist() == drawn.reshape(3, 8).tolist()
+
+
+@pytest.mark.parametrize(("classes", "shown"), [(4, 4), (20, 20), (21, 20)])
+def test_the_shown_images_are_of_twenty_classes_from_the_same_noise_in_each_round(
+    tiny: Make, classes: int, shown: int
+) -> None:
+    federation = federation_of(tiny, {}, seed=5)
+    environment = federation.environment
+    environment.data = dataclasses.replace(environment.data, classes=tuple(map(str, range(classes))))
+    method = FedFTG(noise=3, generator_width=2)
+    with default_stream(torch_stream(0, 0, 0, "x")):
+        generator = ImageGenerator(3, classes, (1, 8, 8), width=2)
+    noise = torch.randn(shown, 3, generator=torch_stream(5, 0, "server", "shown-noise"))
+    right = environment.preprocess.pixels(generator.eval()(noise, torch.arange(shown)).detach())
+    assert np.array_equal(method._one_a_class(federation, generator.train()), right)
+
+
+def test_a_base_whose_clients_return_no_models_gives_no_teachers(tiny: Make) -> None:
+    method = FedFTG()
+    method.weights = {"w": torch.ones(1)}
+    heard = [Reply(0, Payload(weights={"other": torch.ones(1)}))]
+    federation = Mock(overheard=lambda: contextlib.nullcontext(heard))
+    method.inner.run_round = Mock()  # type: ignore[method-assign]
+    with pytest.raises(RunError, match="strategy.base.name = 'fedavg': its clients return no models as teachers"):
+        method.run_round(federation)
+    assert method.aggregated == method.weights
+    assert FedFTG().stages() == {}
+    assert method.stages() == {"aggregated": (0, method.weights)}
+
+
+def test_a_step_leaves_parameters_alone_on_which_the_loss_does_not_depend() -> None:
+    used, unused = torch.nn.Parameter(torch.ones(1)), torch.nn.Parameter(torch.ones(1))
+    _step(torch.optim.SGD([used, unused], lr=0.5, weight_decay=0.1), used.square().sum())
+    assert used.item() == pytest.approx(1 - 0.5 * (2 + 0.1))
+    assert unused.item() == 1.0

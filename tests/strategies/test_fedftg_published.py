@@ -254,3 +254,13 @@ def test_a_joint_step_is_one_step_on_the_sum_over_the_teachers() -> None:
     assert float(joint.disagreement.detach()) == pytest.approx(sum(float(a.disagreement.detach()) for a in alone))
     assert float(joint.classification.detach()) == pytest.approx(sum(float(a.classification.detach()) for a in alone))
     assert float(joint.diversity.detach()) == pytest.approx(float(alone[0].diversity.detach()))
+
+
+def test_the_weights_divide_by_a_millionth_more_than_the_count() -> None:
+    assert ensemble_weights(torch.tensor([[1], [3]]))[0].tolist() == pytest.approx(
+        [1 / 4.000001, 3 / 4.000001], rel=1e-12
+    )
+
+
+def test_no_images_give_no_labels() -> None:
+    assert len(stratified_labels([0, 0], 5, np.random.RandomState(0).shuffle)) == 0

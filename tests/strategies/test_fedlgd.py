@@ -5,17 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
-from helpers import HOME, Make, has_defaults, lines
+from flwr.app import RecordDict
+from helpers import HOME, Make, lines
 from helpers.distillation import det
 from helpers.virtual_images import LGD, NET, noise, server, virtual_of
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedkd import RunError
+from fedkd import ArraySpec, Environment, Payload, RunError
 from fedkd.config import Config
+from fedkd.core.round import Reply
 from fedkd.core.setup import make_setup
 from fedkd.distillation.distillers import DM, FGM, IDM
 from fedkd.distillation.virtual_images import RealImages, Virtual, class_statistics, normal_images
@@ -66,15 +70,6 @@ def test_the_regularised_loss_is_the_sum_of_its_parts() -> None:
     torch.testing.assert_close(found, cross + 3 * kernel_discrepancy(f, g))
     found = contrasted_loss(2.0, 0.07)(model, images, labels)
     torch.testing.assert_close(found, cross + 2 * supervised_contrast(f, labels, 0.07))
-
-
-def test_the_defaults_are_the_papers() -> None:
-    """Sections 1.2, 2.3 and 2.5 of the specification: the submission's values, else those of the authors' code."""
-    schedule = {"gap": 5, "times": 10, "local_steps": 100, "global_steps": 500, "initial_steps": 10_000}
-    images = {"ipc": 10, "server_ipc": 10, "real_batch": 256, "pixel_lr": 1.0, "pixel_momentum": 0.5}
-    loss = {"lambda_con": 1.0, "temperature": 0.07, "regulariser": "supcon", "distance": "rows"}
-    kind = {"selected": "figure", "equal_models": True, "global_model": True}
-    has_defaults(FedLGD(), schedule | images | loss | kind)
 
 
 def test_gradients_of_the_regulariser_go_through_both_sides() -> None:
@@ -267,3 +262,122 @@ def test_fedlgd_beats_training_on_the_initial_virtual_images(
             accuracy[name] = run(config, tmp_path / f"{name}-{seed}")["final"]["personal/accuracy"]
         gains.append(accuracy["fedlgd"] - accuracy["virtual"])
     assert sum(gains) / 3 > 0.03, gains
+
+
+# The parts
+
+
+def test_a_new_class_gets_global_images_in_its_place_and_all_nodes_get_them_again() -> None:
+    method = FedLGD()
+    method.cached = {1, 2}
+    method._add_anchors(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0, 2, 2]))
+    method._add_anchors(torch.tensor([4.0, 5.0]), torch.tensor([1, 2]))
+    assert method.anchors["images"].tolist() == [1, 4, 2, 3, 5]
+    assert method.anchors["labels"].tolist() == [0, 1, 2, 2, 2]
+    assert method.cached == set()
+
+
+def nodes_with(classes: dict[int, list[int]]) -> tuple[Mock, dict[str, ArraySpec]]:
+    """Return a federation whose nodes have images of these classes: mean 1, deviation 0.5."""
+    replies = []
+    for node, those in classes.items():
+        held = torch.zeros(4, dtype=torch.bool)
+        held[those] = True
+        table = held.float()[:, None]
+        replies.append(Reply(node, Payload(statistics={"means": table, "deviations": table / 2, "held": held})))
+    data = SimpleNamespace(classes=list("abcd"), image_shape=(1, 4, 4))
+    federation = Mock(environment=SimpleNamespace(data=data), ask=Mock(return_value=replies))
+    federation.stream = lambda name: torch_stream(0, 0, "server", name)
+    return federation, federation.ask
+
+
+def test_global_images_are_made_of_classes_that_have_none_yet() -> None:
+    method = FedLGD(server_ipc=2, initial_steps=0)
+    method.cached = {0, 1, 5}
+    federation, ask = nodes_with({1: [0], 3: [0, 2]})
+    federation.track = lambda what, steps: steps
+    method.prepare_nodes(federation)
+    assert method.anchors["labels"].tolist() == [0, 0, 2, 2]
+    first, specs = method.anchors["images"], ask.call_args.kwargs["expect"].statistics
+    assert specs == {
+        "means": ArraySpec((4, 1)),
+        "deviations": ArraySpec((4, 1), between=(0, math.inf)),
+        "held": ArraySpec((4,), torch.bool),
+    }
+    method.cached = {0, 3, 5}
+    again, _ = nodes_with({3: [0, 2]})
+    again.track = lambda what, steps: steps
+    method.prepare_nodes(again)
+    assert torch.equal(method.anchors["images"], first)
+    assert method.cached == {0, 5}  # node 3 has none now
+    late, _ = nodes_with({4: [1, 2]})
+    late.track = lambda what, steps: steps
+    method.prepare_nodes(late)
+    assert method.anchors["labels"].tolist() == [0, 0, 1, 1, 2, 2]
+    assert torch.equal(method.anchors["images"][[0, 1, 4, 5]], first)
+    assert method.cached == set()
+
+
+def test_a_node_without_global_images_says_so(tiny: Make) -> None:
+    setup = make_setup(tiny({"model": NET, "strategy": LGD}))
+    client = setup.strategy.client_class()(setup.environment, setup.strategy.layers(), 0, RecordDict(), 1, "fit", False)
+    weights = setup.environment.initial_weights()
+    with pytest.raises(ValueError, match="this node has no global virtual images"):
+        client.fit(Payload(weights=weights, numbers={"selected": 1.0, "refine": 0.0}))
+
+
+@pytest.mark.parametrize(("number", "selected", "refine"), [
+    (1, 1, 0), (2, 0, 0), (3, 0, 0), (4, 1, 1), (7, 1, 1), (10, 0, 0), (13, 0, 0),
+])  # fmt: skip
+def test_rounds_are_selected_by_gap_and_times(
+    monkeypatch: pytest.MonkeyPatch, number: int, selected: int, refine: int
+) -> None:
+    """gap = 3, times = 2: t = 0, 3 and 6 are the rounds 1, 4 and 7."""
+    method = FedLGD(gap=3, times=2)
+    method.weights, method.cached = {"w": torch.ones(2)}, {4}
+    method.anchors = {"images": torch.zeros(1, 1, 2, 2), "labels": torch.tensor([0])}
+    merged = Payload(weights={"w": torch.zeros(2)}, numbers={"loss": 0.5, "examples": 3.0})
+    asked, distilled = Mock(return_value=(merged, {4, 5})), Mock()
+    monkeypatch.setattr("fedkd.strategies.fedlgd.ask_cached", asked)
+    monkeypatch.setattr(method, "_distil", distilled)
+    monkeypatch.setattr(method, "_show", Mock())
+    monkeypatch.setattr(method, "show_images", Mock())
+    method.run_round(Mock(number=number))
+    _, action, without, complete, expect, cached = asked.call_args.args
+    assert (action, cached, method.cached) == ("fit", {4}, {4, 5})
+    assert without.numbers == complete.numbers == {"selected": selected, "refine": refine}
+    assert (without.images, complete.images.keys(), complete.indices.keys()) == ({}, {"images"}, {"labels"})
+    assert expect.numbers["examples"] == (1.0, 1.0)
+    assert distilled.call_count == selected
+    if selected:
+        assert distilled.call_args.args[1]["w"].tolist() == [1, 1]  # the model of before the round
+
+
+def test_the_server_matches_the_rounds_step_divided_by_its_rate(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    environment = Environment(tiny({"model": NET, "train.optimizer.lr": 0.5, "train.lr_decay": 0.5}))
+    before = environment.initial_weights()
+    method = FedLGD(global_steps=3, pixel_lr=0.7, pixel_momentum=0.2, distance="cosine")
+    method.weights = {name: tensor - 1 for name, tensor in before.items()}
+    method.anchors, method.cached = {"images": torch.zeros(1, 1, 8, 8), "labels": torch.tensor([0])}, {3}
+    seen: list[tuple[FGM, list[Tensor]]] = []
+
+    def iterate(self: FGM, virtual: Virtual, truth: list[Tensor], network: object, stream: object) -> float:
+        seen.append((self, truth))
+        virtual.images = virtual.images + 1
+        return float(len(seen))
+
+    monkeypatch.setattr(FGM, "iterate", iterate)
+    federation = Mock(environment=environment, config=environment.config, number=3)
+    federation.track = lambda what, steps: steps
+    method._distil(federation, before)
+    distiller, target = seen[0]
+    assert (distiller.lr, distiller.momentum, distiller.distance) == (0.7, 0.2, "cosine")
+    assert all(torch.allclose(tensor, torch.tensor(8.0), rtol=1e-4) for tensor in target)  # 1 / (0.5 * 0.5^2)
+    assert len(target) == len(list(environment.model(0).parameters()))
+    assert method.anchors["images"].unique().tolist() == [3.0]
+    assert method.cached == set()
+    federation.log.assert_called_once_with("gradient_distance", [1.0, 3.0])
+    quiet = FedLGD(global_steps=0)
+    quiet.weights, quiet.anchors, quiet.cached = method.weights, method.anchors, {3}
+    quiet._distil(federation, before)
+    assert quiet.cached == {3}  # nothing has changed

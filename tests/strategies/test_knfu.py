@@ -9,19 +9,20 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import RecordDict
-from helpers import Make, has_defaults, lines
+from helpers import Make, lines
 from helpers.fusion import soft, weights_of
 from torch import Tensor
 
 from fedkd import Environment, Payload
 from fedkd.config import Limits
+from fedkd.core.record import Record
 from fedkd.core.round_loop import run_rounds
 from fedkd.core.setup import make_setup
 from fedkd.errors import InputError
 from fedkd.learning.losses import kl_from_probabilities
 from fedkd.methods.knowledge_fusion import fuse
 from fedkd.runs.run import make_engine, run
-from fedkd.strategies.knfu import KnFu, KnFuClient, distances, estimated_priors, neighbour_weights
+from fedkd.strategies.knfu import KnFuClient, distances, estimated_priors, neighbour_weights
 
 
 def seeded() -> tuple[Tensor, Tensor]:
@@ -53,12 +54,8 @@ def test_the_worked_example() -> None:
     assert kl_from_probabilities(student, fused[0]).item() == pytest.approx(1.06634796, abs=1e-6)
 
 
-def test_the_defaults_are_the_specifications() -> None:
+def test_the_functions_have_the_defaults_of_the_specification() -> None:
     """Fact K6 (beta = 10 in all experiments) and the proposed reading in section 1.3 of the specification."""
-    priors = {"epd_mode": "soft", "epd_epsilon": 1e-8, "divergence": "kl_receiver_sender"}
-    neighbours = {"beta": 10.0, "weight_function": "softmax", "k": None, "threshold": 0.0, "include_self": True}
-    tuning = {"fuse_space": "prob", "extraction_temperature": 1.0, "temperature": 1.0, "public_cross_entropy": 0.0}
-    has_defaults(KnFu(), priors | neighbours | tuning)
     apart = torch.tensor([[0.0, 0.3], [0.2, 0.0]])
     own = 1 / (1 + np.exp([-3.0, -2.0]))  # softmax over (0, -10 d)
     np.testing.assert_allclose(neighbour_weights(apart).diagonal(), own, rtol=1e-6)
@@ -234,14 +231,19 @@ def test_every_node_gets_what_its_row_of_the_matrix_says(tiny: Make, tmp_path: P
             super().run_round(federation)
 
     setup.strategy.__class__ = Watching
+    records: list[Record] = []
     with make_engine(setup) as engine:
-        run_rounds(setup, engine)
+        run_rounds(setup, engine, on_round=records.append)
     q = {n: torch.softmax(k.double(), 1) if space == "logit" else k.double() for n, k in reported.items()}
     epd = {n: p.mean(0) for n, p in q.items()}
     for n in range(6):
         scores = [np.exp(-3.0 * float((epd[n] * (epd[n] / epd[m]).log()).sum())) for m in range(6)]
         right = sum(s / sum(scores) * reported[m].double() for m, s in enumerate(scores))
         torch.testing.assert_close(sent[n].double(), right, atol=1e-5, rtol=1e-4)
+    known = setup.environment.data.priors
+    assert known is not None
+    off = [float(abs(epd[n].numpy() - known[n]).sum()) for n in range(6)]
+    assert records[1].log["prior_distance"] == pytest.approx(sum(off) / 6, abs=1e-6)
 
 
 def test_a_node_with_another_transfer_set_is_a_named_failure(tiny: Make, tmp_path: Path) -> None:
@@ -284,3 +286,14 @@ def test_in_logit_space_the_extraction_temperature_counts_once(tiny: Make, tmp_p
         run(tiny({"strategy": strategy, "data.public": {"size": 40}, "rounds": 1}), tmp_path / space)
     found = [lines(tmp_path / space)[1]["metrics"]["personal/loss"] for space in ("prob", "logit")]
     assert found[0] == pytest.approx(found[1], rel=1e-5)
+
+
+def test_hard_priors_count_the_most_likely_classes() -> None:
+    q = torch.tensor([
+        [[0.6, 0.2, 0.1, 0.1], [0.4, 0.3, 0.2, 0.1], [0.1, 0.1, 0.1, 0.7]],
+        [[0.2, 0.5, 0.2, 0.1], [0.1, 0.6, 0.2, 0.1], [0.1, 0.9, 0.0, 0.0]],
+    ])  # fmt: skip
+    counts = torch.tensor([[2.0, 0, 0, 1], [0, 3, 0, 0]], dtype=torch.float64)
+    torch.testing.assert_close(estimated_priors(q, "hard", 0.25), (counts / 3 + 0.25) / 2)
+    soft_ones = torch.tensor([1.1, 0.6, 0.4, 0.9], dtype=torch.float64) / 3
+    torch.testing.assert_close(estimated_priors(q, "soft", 0.25)[0], (soft_ones + 0.25) / 2, rtol=1e-6, atol=0)
