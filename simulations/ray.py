@@ -9,6 +9,7 @@ message and state, so the result is the same.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import Annotated, Any
 
 import ray
@@ -28,6 +29,7 @@ from .base import SimulationGrid
 from .ray_cluster import refuse_lost, umask
 from .ray_placement import Workers, connect, count_workers, disconnect, refuse_relative_files
 from .ray_pool import Call, WorkerPool
+from .stacking import ClientsPerStep, WantedPath, blocks_of_step, clients_of_step, note_clients, parted
 
 _SMALL = 16 * 1024  # bytes of a content that Ray sends with a call; of larger ones it would keep memory
 
@@ -45,15 +47,19 @@ class RayGrid(SimulationGrid):
         address: str | None = None,
         threads: Threads = 1,
         device: Device = "auto",
+        clients_per_step: ClientsPerStep = 1,
+        path: WantedPath = "auto",
     ) -> None:
         """Start the workers on the cluster at `address`, or on a cluster on this machine that ends with the engine.
 
         `workers = "auto"`: as many as fit on the cluster's CPUs and GPUs, but not more than the nodes of a round.
-        `device = "auto"`: a GPU if workers have a share of one, also for the server's own work. Raises InputError for
-        an address without a cluster and for more workers than fit.
+        `device = "auto"`: a GPU if workers have a share of one, also for the server's own work. With more than one
+        client per step each worker does what the vectorised engine does. Raises InputError for an address without a
+        cluster, for more workers than fit, and for a timeout with several clients per step.
         """
         super().__init__(setup)
         environment = setup.environment
+        self._reported = 0
         self._started = not ray.is_initialized()
         if self._started:
             connect(address)
@@ -67,14 +73,20 @@ class RayGrid(SimulationGrid):
             if device == "cuda" and not any(machine.get("GPU", 0) for machine in machines):
                 raise InputError("engine.device = 'cuda': no machine of the cluster has a GPU; set 'auto' or 'cpu'.")
             count = count_workers(workers, cpus_per_worker, gpus_per_worker, machines, cohort)
+            environment.use_device(prepare_process(threads, device, gpu=gpus_per_worker > 0))
+            self._clients = clients_of_step(environment, clients_per_step, min(1.0, gpus_per_worker or 1.0))
+            if self._clients > 1:
+                _refuse_timeout(environment.config.timeout)
+                note_clients(environment, self._clients)
             self._data = ray.put(environment.data)  # kept as long as a worker may have to start again
-            arguments = (environment.config, self._data, threads, device, gpus_per_worker > 0, umask())
+            arguments = (
+                environment.config, self._data, threads, device, gpus_per_worker > 0, umask(), self._clients, path,
+            )  # fmt: skip
             self._pool = WorkerPool(arguments, (cpus_per_worker, gpus_per_worker))
             self._pool.start(count)
         except BaseException:
             self.close()
             raise
-        environment.use_device(prepare_process(threads, device, gpu=gpus_per_worker > 0))
 
     @property
     def pool(self) -> WorkerPool:
@@ -85,20 +97,17 @@ class RayGrid(SimulationGrid):
     def carry(self, messages: list[Message], timeout: float | None) -> Iterator[Message]:
         """Run each client on the next free worker."""
         contents = _Contents()
-        queue: list[Call] = []
-        for message in messages:
-            content, shell = contents.put(message), without_content(message)
+        queue = [self._call_of("call", group, contents) for group in parted(messages, self._clients)]
+        return self._replies(self.pool.in_order(queue, timeout))  # the workers begin before a reply is read
 
-            def start(actor: Any, shell: Message = shell, content: Any = content) -> list[Any]:
-                state = self.pool.states.current.get(shell.metadata.dst_node_id)
-                refs: list[Any] = actor.call.options(num_returns=2).remote(shell, content, state)
-                return refs
-
-            queue.append(Call(start, [message]))
-        return (
-            reply if isinstance(reply, Message) else error_reply(call.messages[0], reply)
-            for call, reply in self.pool.in_order(queue, timeout)
-        )
+    def _replies(self, results: Iterator[tuple[Call, Any]]) -> Iterator[Message]:
+        for call, found in results:
+            if isinstance(found, list):
+                yield from found
+            elif len(call.messages) == 1:
+                yield error_reply(call.messages[0], found)
+            else:  # one of its clients ended the process: run each separately, so that the others count
+                yield from self._each(call.messages)
 
     def carry_merged(
         self, blocks: list[list[Message]], merge: Merge, door: Door, timeout: float | None
@@ -112,26 +121,48 @@ class RayGrid(SimulationGrid):
             return
         contents = _Contents()
         queue: list[Call] = []
-        for block in blocks:
-            refs = [contents.put(message) for message in block]
-            unique = list({id(ref): ref for ref in refs}.values())
-            numbers = [next(i for i, u in enumerate(unique) if u is ref) for ref in refs]
-            shells = [without_content(message) for message in block]
-
-            def start(
-                actor: Any, shells: list[Message] = shells, numbers: list[int] = numbers, unique: list[Any] = unique
-            ) -> list[Any]:
-                states = [self.pool.states.current.get(shell.metadata.dst_node_id) for shell in shells]
-                method = actor.call_block.options(num_returns=1 + len(shells))
-                returned: list[Any] = method.remote(shells, numbers, merge, door, *unique, *states)
-                return returned
-
-            queue.append(Call(start, block))
-        for call, result in self.pool.in_order(queue, timeout):
-            if isinstance(result, Block):
-                yield result
+        for group in parted(blocks, blocks_of_step(self._clients) if self._clients > 1 else 1):
+            messages = [message for block in group for message in block]
+            queue.append(self._call_of("call_blocks", messages, contents, [len(block) for block in group], merge, door))
+        sizes = iter([len(block) for block in blocks])
+        for call, found in self.pool.in_order(queue, timeout):
+            if isinstance(found, list):
+                yield from found
+                for _ in found:
+                    next(sizes)
             else:  # one of its clients ended the process: run each separately, so that the others count
-                yield merge_block(self.carry(call.messages, None), merge, door)
+                replies, left = self._each(call.messages), len(call.messages)
+                while left:
+                    size = next(sizes)
+                    left -= size
+                    yield merge_block(islice(replies, size), merge, door)
+
+    def _each(self, messages: list[Message]) -> Iterator[Message]:
+        """Run each client separately."""
+        contents = _Contents()
+        return self._replies(self.pool.in_order([self._call_of("call", [one], contents) for one in messages], None))
+
+    def _call_of(self, name: str, messages: list[Message], contents: _Contents, *more: Any) -> Call:
+        """Return the call of a worker's method for messages."""
+        refs = [contents.put(message) for message in messages]
+        unique = list({id(ref): ref for ref in refs}.values())
+        numbers = [next(i for i, u in enumerate(unique) if u is ref) for ref in refs]
+        shells = [without_content(message) for message in messages]
+
+        def start(actor: Any) -> list[Any]:
+            states = [self.pool.states.current.get(shell.metadata.dst_node_id) for shell in shells]
+            method = getattr(actor, name).options(num_returns=1 + len(shells))
+            returned: list[Any] = method.remote(shells, numbers, *more, *unique, *states)
+            return returned
+
+        return Call(start, messages)
+
+    def events(self) -> list[dict[str, Any]]:
+        """Return the events since the last call."""
+        for text in self.pool.events[self._reported :]:
+            self._events.append({"event": text})
+        self._reported = len(self.pool.events)
+        return super().events()
 
     def settle(self, node: int, accepted: bool) -> None:
         """Keep the state that the node's last request left, or return to the one before; neither is fetched."""
@@ -151,6 +182,14 @@ class RayGrid(SimulationGrid):
             self._pool.close()
         if self._started:
             disconnect()
+
+
+def _refuse_timeout(timeout: float | None) -> None:
+    if timeout is not None:
+        raise InputError(
+            f"engine.clients_per_step with timeout = {timeout:g}: clients that train together end together, so nobody "
+            "could say which of them is late; remove one of the two."
+        )
 
 
 class _States(Iterable[tuple[int, RecordDict]]):

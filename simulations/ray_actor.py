@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
 from typing import Any
 
 from flwr.app import Message, RecordDict
@@ -14,62 +16,96 @@ from fedkd.config import Config
 from fedkd.core.client_app import make_client_app
 from fedkd.core.environment import Device, prepare_process
 from fedkd.core.setup import make_setup
+from fedkd.messages.arrays import owned
 from fedkd.messages.arrival import Door
 from fedkd.messages.merging import Merge, merge_block
 
 from .node import call_node
+from .stacking import Stacker, WantedPath
 
 
 @dataclass
 class Result:
-    """A reply or a merged block, and which of its nodes have a state."""
+    """Replies or merged blocks, which of their nodes have a state, and what happened on the worker."""
 
-    value: Any
+    value: list[Any]
     keeps: list[bool]
+    events: list[str] = field(default_factory=list)
 
 
 class ClientActor:
     """Runs the clients of messages in a separate process. It keeps its model objects between clients."""
 
-    def __init__(self, config: Config, data: Any, threads: int, device: Device, gpu: bool, mask: int) -> None:
+    def __init__(
+        self,
+        config: Config,
+        data: Any,
+        threads: int,
+        device: Device,
+        gpu: bool,
+        mask: int,
+        clients: int,
+        path: WantedPath,
+    ) -> None:
+        """Make the environment of a worker. `clients`: of a step."""
         os.umask(mask)  # Ray's processes have one of their own
         # Ray's own handler raises SystemExit, which a running client would report as its failure: a killed worker must
         # die, so that another one runs its client again
         signal.signal(signal.SIGTERM, lambda number, frame: os._exit(128 + number))
         self.setup = make_setup(config, data, prepare_process(threads, device, gpu))
         self.app = make_client_app(self.setup.strategy, lambda: self.setup)
+        self.stacker = Stacker(self.setup.environment, clients, path) if clients > 1 else None
 
     def ready(self) -> bool:
         """Return True. The call returns when the process has started."""
         return True
 
-    def call(self, message: Message, content: RecordDict, state: RecordDict | None) -> tuple[Result, RecordDict]:
-        """Run one client; return its reply and its new state, which Ray puts into the object store separately."""
-        message.content = content
-        reply, after = call_node(self.setup.environment, self.app, message, state or RecordDict())
-        return Result(reply, [bool(after)]), after
+    def call(self, messages: list[Message], numbers: list[int], *contents_and_states: Any) -> tuple[Any, ...]:
+        """Run clients; return their replies, and the new states, which Ray puts into the object store separately.
 
-    def call_block(
+        `numbers[i]` is the position of the content of message i. The states follow the contents, one for each message.
+        """
+        states: list[RecordDict] = []
+        replies = list(self._replies(messages, numbers, contents_and_states, states))
+        return (self._result(replies, states), *states)
+
+    def call_blocks(
         self,
         messages: list[Message],
         numbers: list[int],
+        sizes: list[int],
         merge: Merge,
         door: Door,
         *contents_and_states: Any,
     ) -> tuple[Any, ...]:
-        """Run a block of clients and merge their replies. `numbers[i]` is the position of the content of message i.
+        """Run clients and merge their replies in blocks of these sizes; return the blocks, and the new states."""
+        states: list[RecordDict] = []
+        replies = self._replies(messages, numbers, contents_and_states, states)
+        blocks = [merge_block(islice(replies, size), merge, door) for size in sizes]
+        return (self._result(blocks, states), *states)
 
-        The states follow the contents, one for each message.
-        """
+    def _replies(
+        self, messages: list[Message], numbers: list[int], contents_and_states: Sequence[Any], after: list[RecordDict]
+    ) -> Iterator[Message]:
+        """Yield the replies, and append each new state to `after`."""
         count = len(contents_and_states) - len(messages)
         contents, before = contents_and_states[:count], contents_and_states[count:]
-        states: list[RecordDict] = []
 
-        def replies() -> Iterator[Message]:
-            for message, number, state in zip(messages, numbers, before, strict=True):
-                result, after = self.call(message, contents[number], state)
-                states.append(after)
-                yield result.value
+        def one(message: Message, number: int, state: RecordDict | None) -> tuple[Message, RecordDict]:
+            message.content = contents[number]
+            reply, left = call_node(self.setup.environment, self.app, message, state or RecordDict())
+            if self.stacker is not None and not reply.has_error():
+                reply.content = owned(reply.content)  # the next client changes the model
+            return reply, left
 
-        block = merge_block(replies(), merge, door)
-        return (Result(block, [bool(state) for state in states]), *states)
+        calls = [partial(one, *arguments) for arguments in zip(messages, numbers, before, strict=True)]
+        found = (call() for call in calls) if self.stacker is None else iter(self.stacker.run(calls))
+        for reply, state in found:
+            after.append(state)
+            yield reply
+
+    def _result(self, value: list[Any], states: list[RecordDict]) -> Result:
+        events: list[str] = []
+        if self.stacker is not None:
+            events, self.stacker.events = self.stacker.events, []
+        return Result(value, [bool(state) for state in states], events)

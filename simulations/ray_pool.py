@@ -34,6 +34,7 @@ class WorkerPool:
         """Make an empty pool. `arguments`: of each ClientActor. `shares`: the CPUs and GPUs of each."""
         self.slots: list[Slot] = []
         self.states: NodeStates[Any] = NodeStates()  # references to them
+        self.events: list[str] = []  # what happened on the workers, each once
         self._arguments = arguments
         self._shares = shares
         self._halved = False
@@ -159,6 +160,7 @@ class WorkerPool:
                         continue
                     if isinstance(result, Result):
                         self._keep(call, refs, result)
+                        self.events += [text for text in result.events if text not in self.events]
                     done[call.number] = result.value if isinstance(result, Result) else result
                     release(ref)
                 while following in done:
@@ -283,9 +285,10 @@ def _first_line(error: Exception) -> str:
 
 def _out_of_memory(result: Any) -> str | None:
     """Return the error of a client that ran out of memory, if there is one in a call."""
-    value = result.value if isinstance(result, Result) else None
-    if isinstance(value, Message):
-        reasons = [value.error.reason or ""] if value.has_error() else []
-    else:
-        reasons = [arrival.failure or "" for arrival in value.arrivals] if isinstance(value, Block) else []
+    reasons: list[str] = []
+    for value in result.value if isinstance(result, Result) else []:
+        if isinstance(value, Block):
+            reasons += [arrival.failure or "" for arrival in value.arrivals]
+        elif value.has_error():
+            reasons.append(value.error.reason or "")
     return next((r for r in reasons if r.startswith(("OutOfMemoryError", "MemoryError")) or _CPU_MEMORY in r), None)

@@ -15,7 +15,7 @@ from fedkd.config import read_config
 from fedkd.errors import InputError
 from fedkd.learning.stacked_training import train_stacked
 from fedkd.runs.run import resume, run
-from fedkd.simulations import vectorised
+from fedkd.simulations import stacking
 
 VECTORISED = {"name": "vectorised", "clients_per_step": 3}
 NET = {"name": "convnet", "channels": [6], "norm": "batch"}
@@ -113,7 +113,7 @@ def test_a_loss_that_cannot_be_stacked_trains_one_by_one_and_says_so(tiny: Make,
         run(tiny(changes | {"engine": engine}), tmp_path / name)
     assert checkpoint_bytes(tmp_path / "inline") == checkpoint_bytes(tmp_path / "stacked")
     said = [event["event"] for line in lines(tmp_path / "stacked") for event in line["events"]]
-    assert said == ["clients train one at a time: its loss is not a ModelLoss"]
+    assert said == ["clients work one at a time: its loss is not a ModelLoss"]
 
 
 def test_too_little_memory_halves_the_clients_of_a_step(
@@ -127,12 +127,12 @@ def test_too_little_memory_halves_the_clients_of_a_step(
             raise torch.OutOfMemoryError("a card with room for two")
         return train_stacked(trainings, starts, path)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(vectorised, "train_stacked", small)
+    monkeypatch.setattr(stacking, "train_stacked", small)
     run(
         tiny(_changes("fedavg") | {"cohort": 6, "engine": {"name": "vectorised", "clients_per_step": 6}}),
         tmp_path / "o",
     )
-    assert sizes == [6, 3, 2, 3, 2, 2, 2, 2]  # the first groups of round 1, then those of round 2
+    assert sizes == [6, 3, 2, 2, 2, 2, 2]  # found in round 1, where two train alone; kept in round 2
     said = [event["event"] for line in lines(tmp_path / "o") for event in line["events"]]
     assert said[-1].startswith("out of memory with 3 clients in one step; from now on at most 2")
     run(tiny(_changes("fedavg") | {"cohort": 6}), tmp_path / "inline")
@@ -152,3 +152,28 @@ def test_a_model_that_cannot_be_folded_is_refused_or_takes_the_other_path(tiny: 
     run(tiny(changes | {"engine": {"name": "vectorised"}}), tmp_path / "stacked")
     run(tiny(changes), tmp_path / "inline")
     assert _apart(tmp_path / "inline", tmp_path / "stacked") < 1e-3
+
+
+@pytest.mark.xdist_group("ray")
+@pytest.mark.parametrize(
+    ("method", "workers"),
+    [
+        ("scaffold", 2),
+        pytest.param("scaffold", 1, marks=pytest.mark.slow),
+        pytest.param("knfu", 2, marks=pytest.mark.slow),
+    ],
+)
+def test_ray_workers_stack_the_same_groups(tiny: Make, tmp_path: Path, method: str, workers: int) -> None:
+    """SCAFFOLD's replies are merged, five at a time; KnFu's are not."""
+    changes = _changes(method) | {"cohort": 6, "checkpoint": {"every": 1}}
+    run(tiny(changes | {"engine": VECTORISED}), tmp_path / "one")
+    engine = {"name": "ray", "workers": workers, "clients_per_step": 3, "cpus_per_worker": 0.5}
+    run(tiny(changes | {"engine": engine}), tmp_path / "ray")
+    assert lines(tmp_path / "ray") == lines(tmp_path / "one")
+    assert checkpoint_bytes(tmp_path / "ray") == checkpoint_bytes(tmp_path / "one")
+
+
+@pytest.mark.xdist_group("ray")
+def test_a_timeout_with_several_clients_per_step_is_refused(tiny: Make, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="clients_per_step with timeout = 5"):
+        run(tiny({"timeout": 5.0, "engine": {"name": "ray", "workers": 1, "clients_per_step": 2}}), tmp_path / "run")
