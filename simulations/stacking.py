@@ -14,9 +14,9 @@ from fedkd.core.environment import Environment
 from fedkd.errors import InputError
 from fedkd.learning.evaluation import Prediction, predict_alone
 from fedkd.learning.stacked_memory import bytes_of_client, free_bytes
-from fedkd.learning.stacked_models import Path, folding_is_sound, why_not_folded, why_not_stacked
+from fedkd.learning.stacked_models import NotStacked, Path, folding_is_sound, why_not_folded, why_not_stacked
 from fedkd.learning.stacked_prediction import predict_stacked, prediction_key
-from fedkd.learning.stacked_training import NotStacked, Trained, key_of, train_stacked, why_alone
+from fedkd.learning.stacked_training import Trained, key_of, train_stacked, why_alone
 from fedkd.learning.training import LocalTraining, train_alone
 from fedkd.messages.merging import BLOCK
 from fedkd.models.build import fill

@@ -6,7 +6,9 @@ Algorithm 1; and the authors' code.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Annotated, ClassVar, cast
 
 import torch
@@ -26,7 +28,10 @@ from fedkd import (
     GlobalModelClient,
     InputError,
     Loss,
+    ModelLoss,
     NotNegative,
+    Outputs,
+    Own,
     Payload,
     Positive,
     Round,
@@ -85,25 +90,34 @@ def generative_loss(
     alpha: float,
     beta: float,
     size: int,
-) -> Loss:
+) -> ModelLoss:
     """Return CE(x, y) + alpha CE(h(G(z, y')), y') + beta KL(softmax h(G(z, y)) || p(x)).
 
     y': `size` labels from `distribution` (C); z ~ N(0, 1); h: the model's classifier. The target of the KL is detached.
     """
 
-    def features(labels: Tensor) -> Tensor:
-        noise = torch.randn(len(labels), generator.noise, generator=stream).to(labels.device)
-        drawn: Tensor = generator(noise, labels)
-        return drawn
+    def draw(labels: Tensor, stream: torch.Generator) -> dict[str, Tensor]:
+        sampled = torch.multinomial(distribution, size, replacement=True, generator=stream)
+        noise = [torch.randn(count, generator.noise, generator=stream) for count in (size, len(labels))]
+        drawn = {"sampled": sampled, "noise": noise[0], "label_noise": noise[1]}
+        return {name: tensor.to(labels.device) for name, tensor in drawn.items()}
 
-    def loss(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-        logits, head = model(images), cast(nn.Module, model.classifier)
-        sampled = torch.multinomial(distribution, size, replacement=True, generator=stream).to(labels.device)
-        taught = F.cross_entropy(head(features(sampled)), sampled)
-        kept = kl_divergence(logits, head(features(labels)))
-        return F.cross_entropy(logits, labels) + alpha * taught + beta * kept
+    of_outputs = partial(_generative, generator=generator, alpha=alpha, beta=beta)
+    return ModelLoss(of_outputs, draw=draw, stream=stream, rows=("label_noise",))
 
-    return loss
+
+def _generative(
+    outputs: Outputs,
+    labels: Tensor,
+    own: Own,
+    frozen: Mapping[str, Outputs],
+    generator: FeatureGenerator,
+    alpha: float,
+    beta: float,
+) -> Tensor:
+    taught = F.cross_entropy(outputs.classifier(generator(own["noise"], own["sampled"])), own["sampled"])
+    kept = kl_divergence(outputs.logits, outputs.classifier(generator(own["label_noise"], labels)))
+    return F.cross_entropy(outputs.logits, labels) + alpha * taught + beta * kept
 
 
 def generator_loss(

@@ -8,7 +8,8 @@ batched product. It needs as many kernels as one client, and knows fewer layers.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, cast, get_args
@@ -32,14 +33,44 @@ _RANDOM = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
 
+class NotStacked(Exception):
+    """These clients cannot be trained in one step; the message says why."""
+
+
+@contextmanager
+def refusing_loops() -> Iterator[None]:
+    """Raise NotStacked where vmap would compute clients one after another, and for all else that it refuses."""
+    functorch: Any = torch._C._functorch  # no public name turns the fallback off
+    before = functorch._is_vmap_fallback_enabled()
+    functorch._set_vmap_fallback_enabled(False)
+    try:
+        yield
+    except (RuntimeError, ValueError, TypeError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise NotStacked(str(error).splitlines()[0]) from error
+    finally:
+        functorch._set_vmap_fallback_enabled(before)
+
+
+def stacked(tensors: Sequence[Tensor]) -> Tensor:
+    """Return tensors as the rows of one, in torch's usual memory order, which vmap needs for some layers."""
+    return torch.stack([tensor.contiguous() for tensor in tensors])
+
+
 @dataclass
 class _Now:
     """What the layers of a copy read during one call. `rows`: 1 for a real row, 0 for one that fills a batch, K x B."""
 
     tensors: Stack = field(default_factory=dict)
+    aliases: dict[str, str] = field(default_factory=dict)  # of tied tensors: the name that the stack has
     rows: Tensor | None = None
     training: bool = True
     count: int = 1
+
+    def get(self, name: str) -> Tensor | None:
+        """Return the stacked tensor of a layer's part, if it has one."""
+        return self.tensors.get(self.aliases.get(name, name))
 
 
 def has_norm(model: nn.Module) -> bool:
@@ -85,12 +116,15 @@ def folding_is_sound(model: nn.Module, shape: tuple[int, int, int]) -> bool:
     found = []
     for path in get_args(Path):
         tensors = {
-            name: torch.stack([tensor, tensor / 2 if tensor.is_floating_point() else tensor])
+            name: stacked([tensor, tensor / 2 if tensor.is_floating_point() else tensor])
             for name, tensor in model.state_dict().items()
         }
         try:
-            found.append(StackedModel(model, path).outputs(tensors, images, rows=None, training=True, features=True))
-        except (RuntimeError, ValueError, TypeError):
+            with refusing_loops():
+                found.append(
+                    StackedModel(model, path).outputs(tensors, images, rows=None, training=True, features=True)
+                )
+        except NotStacked:
             return False
     one, other = found
     return all(one[n].shape == other[n].shape and torch.allclose(one[n], other[n], 1e-3, 1e-3) for n in one)
@@ -104,6 +138,9 @@ class StackedModel:
         self._now = _Now()
         self._copy = copy.deepcopy(model).to(memory_format=torch.contiguous_format)
         self._path = path
+        first: dict[int, str] = {}
+        for name, tensor in self._copy.named_parameters(remove_duplicate=False):
+            self._now.aliases[name] = first.setdefault(id(tensor), name)
         for name, module in self._copy.named_modules():
             if path == "vmap" and isinstance(module, _NORMS):
                 module.forward = partial(_norm, self._now, module)  # type: ignore[method-assign]
@@ -175,14 +212,14 @@ def _unfolded(x: Tensor, count: int) -> Tensor:
 
 
 def _folded_conv(now: _Now, name: str, layer: nn.Conv2d, x: Tensor) -> Tensor:
-    weight, bias = now.tensors[name + "weight"], now.tensors.get(name + "bias")
+    weight, bias = cast(Tensor, now.get(name + "weight")), now.get(name + "bias")
     flat = None if bias is None else bias.flatten()
     groups = now.count * layer.groups
     return F.conv2d(x, weight.flatten(0, 1), flat, layer.stride, layer.padding, layer.dilation, groups)
 
 
 def _folded_linear(now: _Now, name: str, layer: nn.Linear, x: Tensor) -> Tensor:
-    weight, bias = now.tensors[name + "weight"].transpose(1, 2), now.tensors.get(name + "bias")
+    weight, bias = cast(Tensor, now.get(name + "weight")).transpose(1, 2), now.get(name + "bias")
     vectors = _unfolded(x, now.count)
     return vectors @ weight if bias is None else torch.baddbmm(bias[:, None], vectors, weight)
 
@@ -197,14 +234,14 @@ def _folded_pad(now: _Now, name: str, layer: PadChannels, x: Tensor) -> Tensor:
 
 
 def _folded_group_norm(now: _Now, name: str, layer: nn.GroupNorm, x: Tensor) -> Tensor:
-    flat = [now.tensors[name + part].flatten() if name + part in now.tensors else None for part in ("weight", "bias")]
+    flat = [None if one is None else one.flatten() for one in (now.get(name + "weight"), now.get(name + "bias"))]
     wide = x.transpose(0, 1).flatten(1) if x.dim() == 3 else x
     normed = F.group_norm(wide, now.count * layer.num_groups, flat[0], flat[1], layer.eps)
     return _unfolded(normed, now.count) if x.dim() == 3 else normed
 
 
 def _folded_norm(now: _Now, name: str, layer: nn.BatchNorm2d, x: Tensor) -> Tensor:
-    own = {part: now.tensors[name + part] for part in _PARTS if name + part in now.tensors}
+    own = {part: tensor for part in _PARTS if (tensor := now.get(name + part)) is not None}
     vectors = x.dim() == 3
     wide = x.transpose(0, 1).flatten(1) if vectors else x
     if now.training:

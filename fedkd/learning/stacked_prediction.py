@@ -9,8 +9,7 @@ from torch import Tensor
 
 from .batches import batches
 from .evaluation import Prediction
-from .stacked_models import Path, StackedModel
-from .stacked_training import refusing_loops
+from .stacked_models import Path, StackedModel, refusing_loops, stacked
 
 _BATCH = 100  # images of each client
 
@@ -29,7 +28,7 @@ def predict_stacked(asked: Sequence[Prediction], states: Sequence[Mapping[str, T
     first = asked[0]
     name = "features" if first.features else "logits"
     order = sorted(range(len(asked)), key=lambda i: -len(asked[i].data.labels))
-    tensors = {n: torch.stack([states[i][n].to(first.preprocess.device) for i in order]) for n in states[0]}
+    tensors = {n: stacked([states[i][n].to(first.preprocess.device) for i in order]) for n in states[0]}
     parts = [batches(asked[i].data, torch.zeros(len(asked[i].data.labels), 0), _BATCH, first.preprocess) for i in order]
     stack, found = StackedModel(first.model, path), [[torch.empty(0)] for _ in order]
     while images := [batch[0] for part in parts if (batch := next(part, None)) is not None]:

@@ -8,8 +8,10 @@ part of a step. A batch that is smaller than others of its step is filled with r
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+import hashlib
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple, cast
 
@@ -21,7 +23,16 @@ from torch.utils._pytree import tree_map
 
 from .batches import crop_pad, shift_mirror
 from .plans import Plan, plan_of
-from .stacked_models import Path, Stack, StackedModel, StackedOutputs, has_norm, why_not_stacked
+from .stacked_models import (
+    Path,
+    Stack,
+    StackedModel,
+    StackedOutputs,
+    has_norm,
+    refusing_loops,
+    stacked,
+    why_not_stacked,
+)
 from .stacked_optimizers import make_stacked
 from .training import LocalTraining, ModelLoss, Outputs, cross_entropy
 
@@ -33,10 +44,6 @@ class Trained(NamedTuple):
 
     loss: float
     weights: dict[str, Tensor]
-
-
-class NotStacked(Exception):
-    """These clients cannot be trained in one step; the message says why."""
 
 
 def why_alone(local: LocalTraining) -> str | None:
@@ -55,7 +62,7 @@ def key_of(local: LocalTraining) -> Hashable:
     loss = _loss_of(local)
     return (
         id(local.model), _identity(loss.of_outputs), _identity(loss.of_parameters), loss.features,
-        _forms(loss.own), tuple(sorted(loss.frozen)),
+        _forms(loss.own), tuple(sorted(loss.frozen)), loss.draw is None, loss.rows,
         local.optimizer.model_copy(update={"lr": 1.0}), local.clip, local.batch_size, local.steps is None,
         local.augment, local.data.normalised, local.data.images.shape[1:], local.targets.shape[1:], local.targets.dtype,
     )  # fmt: skip
@@ -65,10 +72,20 @@ def _loss_of(local: LocalTraining) -> ModelLoss:
     return local.loss if isinstance(local.loss, ModelLoss) else ModelLoss()
 
 
-def _identity(function: Any) -> Hashable:
-    if isinstance(function, partial):
-        return _identity(function.func), function.args, tuple(sorted(function.keywords.items()))
-    return cast(Hashable, function)
+def _identity(value: Any) -> Hashable:
+    if isinstance(value, partial):
+        keywords = tuple((name, _identity(one)) for name, one in sorted(value.keywords.items()))
+        return _identity(value.func), tuple(map(_identity, value.args)), keywords
+    if isinstance(value, nn.Module):
+        return repr(value), tuple(value.state_dict()), _digest(value.state_dict())
+    return cast(Hashable, value)
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> bytes:
+    digest = hashlib.blake2b()
+    for tensor in tensors.values():
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.digest()
 
 
 def _forms(tensors: Mapping[str, Tensor]) -> Hashable:
@@ -83,15 +100,16 @@ def train_stacked(
     `starts`: the parameters and buffers that each begins with. Raises NotStacked if a loss or model cannot be computed
     for many clients, and OutOfMemoryError. After an error nothing is changed, and the streams are where they were.
     """
-    streams = [local.order.get_state() for local in trainings]
+    streams = [one for local in trainings for one in (local.order, _loss_of(local).stream) if one is not None]
+    states = [stream.get_state() for stream in streams]
     plans = [plan_of(local) for local in trainings]
     order = sorted(range(len(plans)), key=lambda i: -len(plans[i].sizes))
     try:
         work = _Stacked([trainings[i] for i in order], [plans[i] for i in order], [starts[i] for i in order], path)
         found = work.run()
     except BaseException:
-        for local, stream in zip(trainings, streams, strict=True):
-            local.order.set_state(stream)
+        for stream, state in zip(streams, states, strict=True):
+            stream.set_state(state)
         raise
     return [found[order.index(i)] for i in range(len(order))]
 
@@ -111,9 +129,10 @@ class _Stacked:
         rows = [torch.cat([start[name].to(self.device).flatten() for name in shapes]) for start in starts]
         self.flat = torch.stack(rows)
         rest = [name for name in starts[0] if name not in shapes]
-        self.rest = {name: torch.stack([start[name].to(self.device) for start in starts]) for name in rest}
+        self.rest = {name: stacked([start[name].to(self.device) for start in starts]) for name in rest}
         losses = [_loss_of(local) for local in trainings]
-        self.own = {n: torch.stack([one.own[n].to(self.device) for one in losses]) for n in self.loss.own}
+        self.losses = losses
+        self.own = {n: stacked([one.own[n].to(self.device) for one in losses]) for n in self.loss.own}
         self.frozen = {
             name: _stacked_states([one.frozen[name] for one in losses], self.device) for name in self.loss.frozen
         }
@@ -142,7 +161,7 @@ class _Stacked:
         views = leaf.split(self.sizes, dim=1)
         trained = {n: v.view(count, *s) for (n, s), v in zip(self.shapes.items(), views, strict=True)}
         rest = {name: tensor[:count] for name, tensor in self.rest.items()}
-        own = {name: tensor[:count] for name, tensor in self.own.items()}
+        own = {name: tensor[:count] for name, tensor in self.own.items()} | self._drawn(step, targets)
         with torch.no_grad():
             frozen = {
                 name: self.stack.outputs(
@@ -159,6 +178,18 @@ class _Stacked:
             gradients = gradients * torch.clamp(clip / (norms + 1e-6), max=1.0)
         self.optimizer.step(self.flat[:count], gradients)
         return values.detach()
+
+    def _drawn(self, step: int, targets: Tensor) -> dict[str, Tensor]:
+        """Return what the losses draw for this batch, with rows of zeros where a batch is filled."""
+        found: dict[str, list[Tensor]] = {}
+        for loss, wanted, size in zip(self.losses, targets, self.batches.sizes[step].tolist(), strict=False):
+            for name, tensor in loss.drawn(wanted[:size]).items():
+                if name in self.loss.rows:
+                    filled = tensor.new_zeros(len(wanted), *tensor.shape[1:])
+                    filled[:size] = tensor
+                    tensor = filled
+                found.setdefault(name, []).append(tensor)
+        return {name: torch.stack(tensors).to(self.device) for name, tensors in found.items()}
 
     def _losses(
         self,
@@ -186,15 +217,20 @@ class _Stacked:
             def classify(features: Tensor) -> Tensor:
                 return cast(Tensor, functional_call(classifier, head, (features,), strict=True))
 
-            def of_outputs(outputs: StackedOutputs, targets: Tensor, frozen: Mapping[str, StackedOutputs]) -> Tensor:
-                others = {name: _read(other, classify) for name, other in frozen.items()}
-                return loss.of_outputs(_read(outputs, classify), targets, own, others)
+            of_rows = {name: own[name] for name in loss.rows}
 
+            def of_outputs(
+                outputs: StackedOutputs, targets: Tensor, frozen: Mapping[str, StackedOutputs], of_rows: Stack
+            ) -> Tensor:
+                others = {name: _read(other, classify) for name, other in frozen.items()}
+                return loss.of_outputs(_read(outputs, classify), targets, {**own, **of_rows}, others)
+
+            batch = (outputs, targets, frozen, of_rows)
             if real:
-                each = torch.vmap(of_outputs)(*tree_map(lambda t: t[:, None], (outputs, targets, frozen)))
+                each = torch.vmap(of_outputs)(*tree_map(lambda t: t[:, None], batch))
                 value = torch.where(real["rows"], each, 0.0).sum() / real["rows"].sum()
             else:
-                value = of_outputs(outputs, targets, frozen)
+                value = of_outputs(*batch)
             if loss.of_parameters is not None:
                 value = value + loss.of_parameters({name: tensors[name] for name in names}, own)
             return value
@@ -279,7 +315,7 @@ def _joined(parts: list[Any]) -> tuple[list[int], list[Any]]:
 
 def _stacked_states(models: list[nn.Module], device: torch.device) -> dict[str, Tensor]:
     states = [model.state_dict() for model in models]
-    return {name: torch.stack([state[name].to(device) for state in states]) for name in states[0]}
+    return {name: stacked([state[name].to(device) for state in states]) for name in states[0]}
 
 
 def _used_parameters(local: LocalTraining, start: Mapping[str, Tensor]) -> set[str]:
@@ -288,23 +324,10 @@ def _used_parameters(local: LocalTraining, start: Mapping[str, Tensor]) -> set[s
     model.load_state_dict(dict(start))
     few = local.data.take(torch.arange(min(2, len(local.data.labels))).numpy())
     targets = local.targets[: len(few.labels)].to(local.preprocess.device)
-    value = local.loss(model, local.preprocess.of(few), targets)
+    loss = _loss_of(local)
+    if loss.stream is not None:  # the probe draws from a copy
+        loss = replace(loss, stream=torch.Generator().set_state(loss.stream.get_state()))
+    value = loss(model, local.preprocess.of(few), targets)
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     found = torch.autograd.grad(value, list(named.values()), allow_unused=True)
     return {name for name, gradient in zip(named, found, strict=True) if gradient is not None}
-
-
-@contextmanager
-def refusing_loops() -> Iterator[None]:
-    """Raise NotStacked where vmap would compute clients one after another, and for all else that it refuses."""
-    functorch: Any = torch._C._functorch  # no public name turns the fallback off
-    before = functorch._is_vmap_fallback_enabled()
-    functorch._set_vmap_fallback_enabled(False)
-    try:
-        yield
-    except (RuntimeError, ValueError, TypeError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
-        raise NotStacked(str(error).splitlines()[0]) from error
-    finally:
-        functorch._set_vmap_fallback_enabled(before)

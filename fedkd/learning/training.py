@@ -60,15 +60,27 @@ class ModelLoss:
     own: Own = field(default_factory=dict)
     frozen: Mapping[str, nn.Module] = field(default_factory=dict)
     features: bool = False
+    draw: Callable[[Tensor, torch.Generator], Own] | None = None
+    stream: torch.Generator | None = None
+    rows: tuple[str, ...] = ()
 
     def __call__(self, model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
         """Return the loss of a model on a batch."""
         with torch.no_grad():
             frozen = {name: outputs_of(other, images, self.features) for name, other in self.frozen.items()}
-        value = self.of_outputs(outputs_of(model, images, self.features), targets, self.own, frozen)
+        outputs = outputs_of(model, images, self.features)
+        own = {**self.own, **self.drawn(targets)}
+        value = self.of_outputs(outputs, targets, own, frozen)
         if self.of_parameters is not None:
-            value = value + self.of_parameters(dict(model.named_parameters()), self.own)
+            value = value + self.of_parameters(dict(model.named_parameters()), own)
         return value
+
+    def drawn(self, targets: Tensor) -> Own:
+        """Return what the loss draws for a batch."""
+        if self.draw is None:
+            return {}
+        assert self.stream is not None, "a ModelLoss with `draw` needs a stream"
+        return self.draw(targets, self.stream)
 
 
 def outputs_of(model: nn.Module, images: Tensor, features: bool = False) -> Outputs:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,13 +16,16 @@ from torch import Tensor, nn
 from fedkd import Payload
 from fedkd.config import Adam, Sgd
 from fedkd.data.images import Images
-from fedkd.learning.batches import Preprocess
-from fedkd.learning.stacked_models import Path
+from fedkd.distillation.generators import FeatureGenerator
+from fedkd.learning.batches import Preprocess, batches, shift_mirror
+from fedkd.learning.plans import plan_of
+from fedkd.learning.stacked_models import NotStacked, Path, folding_is_sound, why_not_folded, why_not_stacked
 from fedkd.learning.stacked_training import key_of, train_stacked, why_alone
-from fedkd.learning.training import LocalTraining, ModelLoss, train_alone
+from fedkd.learning.training import LocalTraining, ModelLoss, cross_entropy, train_alone
 from fedkd.methods.relay import distillation_kl
-from fedkd.models.build import build
+from fedkd.models.build import build, name_once
 from fedkd.strategies.feddyn import dynamic_loss
+from fedkd.strategies.fedgen import generative_loss
 from fedkd.strategies.fedmd import digest_loss
 from fedkd.strategies.fedntd import not_true_distillation
 from fedkd.strategies.fedproto import prototype_loss
@@ -105,7 +109,6 @@ def apart(make: Callable[[], list[LocalTraining]], path: Path) -> float:
 
 
 PATHS: tuple[Path, ...] = ("vmap", "folded")
-MODELS: dict[str, tuple[nn.Module, int]] = {}
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -149,6 +152,16 @@ def _prototypes(k: int, model: nn.Module) -> ModelLoss:
     return prototype_loss(Payload(prototypes={"global": points}, statistics={"present": present}), 1.0)
 
 
+def _generated(k: int, model: nn.Module) -> ModelLoss:
+    width = model.classifier.in_features  # type: ignore[union-attr]
+    with default_stream(torch_stream(0, 0, 0, "generator")):
+        generator = FeatureGenerator(4, CLASSES, 8, width).double().eval().requires_grad_(False)
+    shares = torch.full((CLASSES,), 1.0 / CLASSES)
+    made = generative_loss(generator, shares, torch_stream(0, 1, k, "generated"), alpha=1.5, beta=0.5, size=7)
+    return replace(made, draw=lambda labels, stream: {n: t.double() if t.is_floating_point() else t
+                                                      for n, t in made.draw(labels, stream).items()})  # fmt: skip
+
+
 NOT_TRUE = partial(not_true_distillation, beta=1.0, temperature=2.0)
 LOSSES: dict[str, tuple[str, Callable[[int, nn.Module], Any]]] = {
     "fedprox": ("labels", lambda k, m: proximal_loss(_drawn(m, k, 1.0), 0.1)),
@@ -164,6 +177,7 @@ LOSSES: dict[str, tuple[str, Callable[[int, nn.Module], Any]]] = {
         lambda k, m: ModelLoss(NOT_TRUE, frozen={"teacher": _frozen(m, k)}),
     ),
     "fedproto": ("labels", _prototypes),
+    "fedgen": ("labels", _generated),
     "fedmd": ("soft", lambda k, m: digest_loss("mae", 1.0)),
     "fedmd, kl": ("soft", lambda k, m: digest_loss("kl", 2.0)),
     "dsfl": ("soft", lambda k, m: distillation_kl),
@@ -178,3 +192,128 @@ def test_each_methods_loss_is_the_same_in_one_step(case: str, name: str, path: P
     options = {"channels": [6], "norm": "batch"} if name == "convnet" else {"hidden": [12]}
     model = model_of(name, **options)
     assert apart(partial(clients, model, loss=loss, wanted=wanted, clip=1.0), path) < 1e-12
+
+
+def test_plans_draw_what_training_draws() -> None:
+    """Also where several chunks of images are prepared, each with its augmentation."""
+    (local,) = clients(model_of("mlp", side=40, hidden=[4]), sizes=(700,), augment="crop_flip", side=40, epochs=2)
+    plan = plan_of(local)
+    stream = torch_stream(0, 1, 0, "order")
+    seen = [batch for _ in range(2) for batch in batches(local.data, local.targets, 16, local.preprocess, stream)]
+    assert plan.sizes == [len(labels) for _, labels in seen]
+    assert plan.counted == len(seen) // 2
+    assert torch.equal(local.targets[plan.positions], torch.cat([labels for _, labels in seen]))
+    assert torch.equal(local.order.get_state(), stream.get_state())
+    assert plan.shifts is not None
+    assert plan.mirror is not None
+    padded = nn.functional.pad(torch.from_numpy(local.data.images[plan.positions]), (5, 5, 5, 5))
+    again = local.preprocess.scaled(shift_mirror(padded, 5, plan.shifts, plan.mirror))
+    assert torch.equal(again, torch.cat([images for images, _ in seen]))
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize(
+    "changes",
+    [{"steps": 5}, {"epochs": 3}, {"optimizer": SGD.model_copy(update={"momentum": 0.0, "weight_decay": 0.0})}],
+)
+def test_each_way_to_count_steps(changes: dict, path: Path) -> None:
+    assert apart(partial(clients, model_of("mlp", hidden=[12]), **changes), path) < 1e-12
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_each_client_has_its_own_learning_rate(path: Path) -> None:
+    model = model_of("convnet", channels=[6], norm="batch")
+
+    def make() -> list[LocalTraining]:
+        rates = (SGD.model_copy(update={"lr": 0.01 * (k + 1)}) for k in range(len(SIZES)))
+        return [replace(local, optimizer=rate) for local, rate in zip(clients(model), rates, strict=True)]
+
+    assert apart(make, path) < 1e-12
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_unused_frozen_and_tied_parameters_are_left_as_training_leaves_them(path: Path) -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.features = nn.Sequential(nn.Flatten(), nn.Linear(144, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU())
+            self.classifier = nn.Linear(8, CLASSES)
+            self.unused = nn.Linear(3, 3)
+            self.features[1].bias.requires_grad_(False)
+
+        def forward(self, images: Tensor) -> Tensor:
+            logits: Tensor = self.classifier(self.features(images))
+            return logits
+
+    with default_stream(torch_stream(0, 0, 0, "model")):
+        model, tied = Odd().double(), Odd().double()
+        tied.features.append(nn.Linear(8, 8).double())
+    tied.features[5].weight = tied.features[3].weight
+    name_once(tied)
+    assert apart(partial(clients, model), path) < 1e-12
+    assert apart(partial(clients, tied), path) < 1e-12
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_what_has_finished_or_diverged_does_not_touch_the_others(path: Path) -> None:
+    model = model_of("convnet", channels=[6], norm="batch")
+    start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    broken = {name: tensor * torch.nan if tensor.is_floating_point() else tensor for name, tensor in start.items()}
+    good = train_stacked(clients(model), [start] * 4, path)
+    bad = train_stacked(clients(model), [start, start, broken, start], path)
+    for k in (0, 1, 3):
+        assert all(torch.equal(good[k].weights[name], bad[k].weights[name]) for name in start)
+    assert not bad[2].weights["classifier.weight"].isfinite().any()
+    assert good[3].weights["features.1.num_batches_tracked"] == 2  # one batch in each of its two epochs
+
+
+def test_what_cannot_be_stacked_is_named_and_leaves_the_streams() -> None:
+    model = model_of("mlp", hidden=[12])
+    (one, *_) = clients(model)
+    assert (
+        why_alone(replace(one, loss=lambda model, images, labels: model(images).sum())) == "its loss is not a ModelLoss"
+    )
+    assert why_alone(replace(one, beside=nn.ReLU())) == "its optimiser trains a second module"
+    assert why_alone(replace(one, data=one.data.take(np.arange(0)))) == "it has too few images"
+    assert why_not_stacked(nn.Sequential(nn.Dropout(0.1))) == "Dropout draws for each client from its own stream"
+    assert why_not_folded(nn.Sequential(nn.LayerNorm(2))) == "0 is a LayerNorm"
+
+    def reads(outputs: Any, targets: Tensor, own: Any, frozen: Any) -> Tensor:
+        return outputs.logits.sum() * outputs.logits.sum().item()
+
+    made = clients(model, loss=lambda k, m: ModelLoss(reads))
+    before = [local.order.get_state() for local in made]
+    with pytest.raises(NotStacked, match="item"):
+        train_stacked(made, [model.state_dict()] * 4, "folded")
+    assert all(torch.equal(local.order.get_state(), state) for local, state in zip(made, before, strict=True))
+
+
+def test_a_model_whose_own_forward_mixes_channels_is_not_folded() -> None:
+    class Mixes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(1, 4, 3)
+            self.classifier = nn.Linear(4, CLASSES)
+
+        def features(self, images: Tensor) -> Tensor:
+            return self.conv(images).cumsum(1).mean((2, 3))
+
+        def forward(self, images: Tensor) -> Tensor:
+            logits: Tensor = self.classifier(self.features(images))
+            return logits
+
+    with default_stream(torch_stream(0, 0, 0, "model")):
+        mixes = Mixes()
+    assert why_not_folded(mixes) is None
+    assert not folding_is_sound(mixes, (1, 12, 12))
+    assert folding_is_sound(model_of("resnet8", norm="batch").float(), (1, 12, 12))
+
+
+def test_losses_with_other_constants_do_not_share_a_step() -> None:
+    model = model_of("mlp", hidden=[12])
+    (one, *_) = clients(model)
+    keys = [key_of(replace(one, loss=proximal_loss(_drawn(model, 0, 1.0), mu))) for mu in (0.1, 0.1, 0.2)]
+    assert keys[0] == keys[1] != keys[2]
+    assert key_of(one) == key_of(replace(one, loss=cross_entropy))
+    assert key_of(one) != key_of(replace(one, optimizer=ADAMW))
+    assert key_of(replace(one, loss=_generated(0, model))) == key_of(replace(one, loss=_generated(1, model)))

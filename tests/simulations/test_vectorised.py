@@ -25,6 +25,7 @@ PUBLIC = {"data.public": {"size": 30}}
 METHODS: dict[str, dict[str, Any]] = {
     "fedavg": {}, "fedprox": {}, "moon": {}, "scaffold": {}, "feddyn": {}, "fednova": {}, "fedntd": {}, "fedproto": {},
     "fedmd": {**PUBLIC, "strategy.private_epochs": 1}, "dsfl": PUBLIC, "knfu": PUBLIC,
+    "fedgen": {"strategy": {"name": "fedgen", "generator_steps": 5, "generated_batch_size": 6}},
     "fedftg": {"strategy": {"name": "fedftg", **SMALL}},
 }  # fmt: skip
 
