@@ -59,9 +59,10 @@ pack() {
   if [ -n "$locked" ]; then
     cp "$locked" "$OURS/locked.txt"
   else
-    printf 'torch==%s\ntorchvision==%s\n' "$torch" "$torchvision" > "$OURS/constraints.txt"
+    stand_ins "$OURS/stand-ins" "$torch" "$torchvision" > "$OURS/constraints.txt"
     "$PYTHON" -m pip install --quiet --dry-run --ignore-installed --report "$OURS/report.json" --target "$OURS/nowhere" \
-      "${there[@]}" "${from[@]}" --constraint "$OURS/constraints.txt" "$OURS"/all/wheels/fedkd-*.whl
+      "${there[@]}" "${from[@]}" --find-links "$OURS/stand-ins" --constraint "$OURS/constraints.txt" \
+      "$OURS"/all/wheels/fedkd-*.whl
     "$PYTHON" - "$OURS/report.json" "$OF_TORCH" > "$OURS/locked.txt" <<'PY'
 import json, re, sys
 for one in json.load(open(sys.argv[1], encoding="utf-8"))["install"]:
@@ -74,6 +75,23 @@ PY
   tar --create --gzip --directory "$OURS/all" . | split --bytes="${mib}m" - "$out/fedkd.part-"
   (cd "$out" && sha256sum fedkd.part-* > SHA256SUMS)
   echo "$(find "$OURS/all/wheels" -name '*.whl' | wc -l) wheels, $(find "$out" -name 'fedkd.part-*' | wc -l) parts in $out"
+}
+
+# Wheels in place of PyTorch's, so that what it needs need not be found; prints constraints that choose them
+stand_ins() {
+  mkdir "$1"
+  "$PYTHON" - "$@" <<'PY'
+import sys, zipfile
+folder, *versions = sys.argv[1:]
+for name, version in zip(("torch", "torchvision"), versions):
+    version += "+there"
+    print(f"{name}=={version}")
+    info = f"{name}-{version}.dist-info"
+    with zipfile.ZipFile(f"{folder}/{name}-{version}-py3-none-any.whl", "w") as wheel:
+        wheel.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(f"{info}/RECORD", "")
+PY
 }
 
 # MNIST whole and a fifth of CIFAR-10, where they are at hand

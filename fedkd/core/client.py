@@ -193,6 +193,7 @@ class Client:
                 loss=loss,
                 augment=augment,
                 beside=beside,
+                bf16=settings.precision == "bf16",
             )
         )
 

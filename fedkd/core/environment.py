@@ -6,7 +6,7 @@ import ctypes
 import hashlib
 from collections.abc import Callable
 from functools import cached_property
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -80,7 +80,7 @@ class Environment:
         """Make the environment of a config. `data`: the data, if it is loaded already. Raises InputError."""
         self.config = config
         self.data = data if data is not None else federate(config.data, config.seed)
-        self.device = _ready(device)
+        self.device = _ready(device, config.train.precision)
         self.architecture_numbers: dict[int, int] = {}  # of nodes that have reported their architecture
         self.train: Callable[[LocalTraining], float] = train_alone  # an engine may take several clients together
         self.predict: Callable[[Prediction], Tensor] = predict_alone
@@ -88,7 +88,7 @@ class Environment:
 
     def use_device(self, device: str) -> None:
         """Make models and batches on another device from now on."""
-        self.device = _ready(device)
+        self.device = _ready(device, self.config.train.precision)
         self._models.clear()
         self.__dict__.pop("preprocess", None)
 
@@ -145,8 +145,15 @@ class Environment:
         return Preprocess(self.data, self.config.data.augment, self.device)
 
 
-def _ready(device: str) -> torch.device:
-    """Return a device that is ready: `default_stream` sets the generator of a GPU only when this process uses it."""
+def _ready(device: str, precision: str) -> torch.device:
+    """Return a device that is ready: `default_stream` sets the generator of a GPU only when this process uses it.
+
+    Products on a GPU keep all bits of float32, but for the precision tf32; torch's own default rounds convolutions.
+    """
     if torch.device(device).type == "cuda":
         torch.cuda.init()
+        chosen = "tf32" if precision == "tf32" else "ieee"
+        backends: Any = torch.backends
+        for part in (backends.cudnn.conv, backends.cudnn.rnn, backends.cuda.matmul):
+            part.fp32_precision = chosen
     return torch.device(device)

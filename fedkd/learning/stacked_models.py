@@ -20,7 +20,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from ..models.zoo import PadChannels
-from .training import features_of
+from .training import features_of, full
 
 Path = Literal["vmap", "folded"]
 Stack = Mapping[str, Tensor]  # tensors by name, with a first dimension for the clients
@@ -276,6 +276,7 @@ def _norm(now: _Now, layer: nn.BatchNorm1d | nn.BatchNorm2d, x: Tensor) -> Tenso
 
 def _masked(x: Tensor, rows: Tensor, own: Mapping[str, Tensor], layer: nn.BatchNorm1d | nn.BatchNorm2d) -> Tensor:
     """Return batch norm over the real rows; x: K x B x C x pixels; rows: K x B, 1 for a real one, 0 for the others."""
+    x = full(x)
     real = rows[:, :, None, None].to(x.dtype)
     values = real.sum((1, 2, 3), keepdim=True) * x.shape[3]
     mean = (x * real).sum((1, 3), keepdim=True) / values

@@ -34,7 +34,7 @@ from .stacked_models import (
     why_not_stacked,
 )
 from .stacked_optimizers import make_stacked
-from .training import LocalTraining, ModelLoss, Outputs, cross_entropy
+from .training import LocalTraining, ModelLoss, Outputs, cross_entropy, full
 
 _CLASSIFIER = "classifier."
 
@@ -64,7 +64,8 @@ def key_of(local: LocalTraining) -> Hashable:
         id(local.model), _identity(loss.of_outputs), _identity(loss.of_parameters), loss.features,
         _forms(loss.own), tuple(sorted(loss.frozen)), loss.draw is None, loss.rows,
         local.optimizer.model_copy(update={"lr": 1.0}), local.clip, local.batch_size, local.steps is None,
-        local.augment, local.data.normalised, local.data.images.shape[1:], local.targets.shape[1:], local.targets.dtype,
+        local.bf16, local.augment, local.data.normalised, local.data.images.shape[1:],
+        local.targets.shape[1:], local.targets.dtype,
     )  # fmt: skip
 
 
@@ -162,15 +163,15 @@ class _Stacked:
         trained = {n: v.view(count, *s) for (n, s), v in zip(self.shapes.items(), views, strict=True)}
         rest = {name: tensor[:count] for name, tensor in self.rest.items()}
         own = {name: tensor[:count] for name, tensor in self.own.items()} | self._drawn(step, targets)
-        with torch.no_grad():
-            frozen = {
-                name: self.stack.outputs(
-                    {n: t[:count] for n, t in state.items()}, images, rows=None, training=False,
-                    features=self.loss.features,
-                )
-                for name, state in self.frozen.items()
-            }  # fmt: skip
-        outputs = self.stack.outputs(trained | rest, images, rows=rows, training=True, features=self.loss.features)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.trainings[0].bf16):
+            with torch.no_grad():
+                frozen = {
+                    name: self._outputs(
+                        {n: tensor[:count] for n, tensor in state.items()}, images, None, training=False
+                    )
+                    for name, state in self.frozen.items()
+                }
+            outputs = self._outputs(trained | rest, images, rows, training=True)
         values = self._losses(outputs, targets, own, frozen, trained | rest, rows)
         (gradients,) = torch.autograd.grad(values.sum(), leaf)
         if (clip := self.trainings[0].clip) is not None:
@@ -178,6 +179,11 @@ class _Stacked:
             gradients = gradients * torch.clamp(clip / (norms + 1e-6), max=1.0)
         self.optimizer.step(self.flat[:count], gradients)
         return values.detach()
+
+    def _outputs(self, tensors: Stack, images: Tensor, rows: Tensor | None, *, training: bool) -> StackedOutputs:
+        features = self.loss.features
+        found = self.stack.outputs(tensors, images, rows=rows, training=training, features=features)
+        return {name: full(tensor) for name, tensor in found.items()}
 
     def _drawn(self, step: int, targets: Tensor) -> dict[str, Tensor]:
         """Return what the losses draw for this batch, with rows of zeros where a batch is filled."""

@@ -90,10 +90,15 @@ def outputs_of(model: nn.Module, images: Tensor, features: bool = False) -> Outp
         return cast(Tensor, cast(nn.Module, model.classifier)(found))
 
     if not features:
-        logits = model(images)
+        logits = full(model(images))
         return Outputs(logits, logits.new_empty(0), classify)
-    found = features_of(model, images)
-    return Outputs(classify(found), found, classify)
+    found = full(features_of(model, images))
+    return Outputs(full(classify(found)), found, classify)
+
+
+def full(outputs: Tensor) -> Tensor:
+    """Return outputs of bfloat16 as float32, in which losses are computed; others as they are."""
+    return outputs.float() if outputs.dtype == torch.bfloat16 else outputs
 
 
 def features_of(model: nn.Module, images: Tensor) -> Tensor:
@@ -118,6 +123,7 @@ class LocalTraining:
     loss: Loss = cross_entropy
     augment: bool = True
     beside: nn.Module | None = None
+    bf16: bool = False
 
 
 def train_alone(local: LocalTraining) -> float:
@@ -136,6 +142,7 @@ def train_alone(local: LocalTraining) -> float:
         clip=local.clip,
         loss=local.loss,
         augment=local.augment,
+        bf16=local.bf16,
     )
 
 
@@ -153,13 +160,15 @@ def train(
     clip: float | None = None,
     loss: Loss = cross_entropy,
     augment: bool = True,
+    bf16: bool = False,
 ) -> float:
     """Minimise `loss` over shuffled batches, in train mode; return its mean over the batches of the last epoch.
 
     `targets`: one row for each image. `order` draws the shuffles and the augmentation (which `data.augment` turns on).
     Without `augment` images are not augmented; use this for targets that were computed on the original images. With
     `steps`, training takes exactly this number of batches, independent of `epochs`, and the mean is over all of them.
-    `clip`: the largest norm of the gradient of `loss`, for each group of the optimiser separately.
+    `clip`: the largest norm of the gradient of `loss`, for each group of the optimiser separately. `bf16`: compute the
+    loss with bfloat16 where torch's autocast does; weights and gradients stay as they are.
     """
     if steps is not None and not len(data.labels):
         raise ValueError(f"{steps} steps of training need images, but there are none")
@@ -174,7 +183,8 @@ def train(
             break
         most = None if steps is None else steps - len(losses)
         for images, wanted in batches(data, targets, batch_size, preprocess, order, augment, most):
-            value = loss(model, images, wanted)
+            with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
+                value = loss(model, images, wanted)
             gradients = iter(torch.autograd.grad(value, parameters, allow_unused=True))
             for group in groups:
                 own = list(islice(gradients, len(group)))
@@ -215,4 +225,5 @@ def train_as(
         steps=settings.steps,
         clip=settings.clip,
         loss=loss,
+        bf16=settings.precision == "bf16",
     )

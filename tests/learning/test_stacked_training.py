@@ -317,3 +317,29 @@ def test_losses_with_other_constants_do_not_share_a_step() -> None:
     assert key_of(one) == key_of(replace(one, loss=cross_entropy))
     assert key_of(one) != key_of(replace(one, optimizer=ADAMW))
     assert key_of(replace(one, loss=_generated(0, model))) == key_of(replace(one, loss=_generated(1, model)))
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("norm", ["batch", "instance"])
+def test_bfloat16_changes_a_step_by_its_rounding_alike_in_one_step(norm: str, path: Path) -> None:
+    """One step: bfloat16 has 8 bits. Weights, buffers and losses stay float32."""
+    model = model_of("convnet", channels=[6], norm=norm).float()
+    start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    plain = Preprocess(_Set(), "none", torch.device("cpu"))  # type: ignore[arg-type]
+
+    def trained(bf16: bool, stacked: bool) -> list[tuple[float, dict[str, Tensor]]]:
+        made = [replace(one, bf16=bf16, preprocess=plain) for one in clients(model, sizes=(16, 12), epochs=1)]
+        if stacked:
+            return [(one.loss, one.weights) for one in train_stacked(made, [start] * 2, path)]
+        found = []
+        for local in made:
+            model.load_state_dict(start)
+            found.append((train_alone(local), copy.deepcopy(model.state_dict())))
+        return found
+
+    exact, alone, together = trained(False, False), trained(True, False), trained(True, True)
+    for (_, right), (_, one), (_, other) in zip(exact, alone, together, strict=True):
+        assert all(one[n].dtype == other[n].dtype == right[n].dtype for n in right)
+        for found in (one, other):
+            worst = max(float((found[n].float() - right[n].float()).abs().max()) for n in right)
+            assert 0 < worst < 0.02
