@@ -27,6 +27,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ["PYTHONSAFEPATH"] = "1"  # of the rows' processes: the current folder may have an uninstalled fedkd
 
 from gpu_rows import HERE, Result, Scale, Skipped, rows
 
