@@ -150,7 +150,7 @@ PY
   cp -r "$OURS/all/data" "$site/data"
   cp "$OURS/all/source.tar.gz" "$site/"
   after=$(PYTHONPATH=$site "$PYTHON" -c 'import torch; print(torch.__version__, torch.__file__)')
-  [ "$before" = "$after" ] || fail "PyTorch was $before, and is $after: remove $site and tell the developers"
+  [ "$before" = "$after" ] || fail "PyTorch was $before, and is $after: remove $site"
   echo "$(wc -l < "$OURS/missing.txt") wheels in $site; PyTorch stays $before"
   echo "export PYTHONPATH=$site FEDKD_DATA=$site/data"
 }
