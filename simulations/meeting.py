@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
 from greenlet import GreenletExit, getcurrent, greenlet
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedkd.core.environment import Environment
 from fedkd.learning.evaluation import Prediction, predict_alone
@@ -21,106 +23,138 @@ Result = TypeVar("Result")
 
 @dataclass
 class Waiting:
-    """A client that waits for its training or its prediction, of a model with these parameters and buffers."""
+    """A client that waits for its training or its prediction: of a model with these parameters and buffers.
+
+    `key`: what clients have in common to work together. `trainable`: which of the model's parameters are.
+    """
 
     work: LocalTraining | Prediction
+    key: Hashable
     state: dict[str, Tensor]
+    trainable: list[bool]
 
 
-Outcome = Trained | Tensor | Exception
-DoAll = Callable[[list[Waiting]], list[Outcome]]
+Outcome = Trained | Tensor | None  # what a client has learned, its outputs, or None: it works alone
+KeyOf = Callable[[LocalTraining | Prediction], Hashable | None]
+DoAll = Callable[[list[Waiting]], Sequence[Outcome]]
 
 
-def meet(environment: Environment, calls: Sequence[Callable[[], Result]], do_all: DoAll) -> list[Result]:
+def meet(environment: Environment, calls: Sequence[Callable[[], Result]], key_of: KeyOf, do_all: DoAll) -> list[Result]:
     """Call all functions, which run clients of this environment; return their results in their order.
 
-    When all of them that have not ended wait, `do_all` gets their work, in the order of the functions, and returns for
-    each what it has learned, its outputs, or the error that its client gets. Each function continues torch's default
-    streams where it has stopped. An exception of a function ends all of them.
+    `key_of` is asked when a client trains or predicts; if it returns None, the client works alone, at once. When all
+    others that have not ended wait, `do_all` gets their work, in the order of the functions, and returns what each
+    gets. Each function continues torch's default streams, and finds its model objects, as it has left them. An
+    exception of a function ends all of them.
     """
-    clients = [_Client(call) for call in calls]
-    before = environment.train, environment.predict
-    environment.train, environment.predict = _train_with_others, _predict_with_others
+    clients = [_Client(environment, call) for call in calls]
+    before = environment.train, environment.predict, environment.lent
+    environment.train = partial(_train_with_others, key_of)
+    environment.predict = partial(_predict_with_others, key_of)
     try:
-        waiting = [client for client in clients if client.go_on(None)]
+        waiting = [client for client in clients if client.go_on(_BEGIN)]
         while waiting:
-            outcomes = do_all([client.waiting for client in waiting])
-            waiting = [client for client, outcome in zip(waiting, outcomes, strict=True) if client.go_on(outcome)]
+            outcomes = deque(do_all([client.waiting for client in waiting]))
+            waiting = [client for client in waiting if client.go_on(outcomes.popleft())]
     finally:
-        environment.train, environment.predict = before
+        environment.train, environment.predict, environment.lent = before
         for client in clients:
             client.leave()
     return [client.result for client in clients]
 
 
-def _train_with_others(local: LocalTraining) -> float:
-    """Wait for the training together with other clients; return the mean loss of the last epoch."""
-    if getcurrent().parent is None:  # not a client
+_BEGIN = object()
+
+
+def _train_with_others(key_of: KeyOf, local: LocalTraining) -> float:
+    """Wait for the training together with other clients, or train alone; return the mean loss of the last epoch."""
+    trained = _wait(key_of, local)
+    if trained is None:
         return train_alone(local)
-    trained: Trained = _wait(_waiting(local))
+    assert isinstance(trained, Trained)
     fill(local.model, trained.weights)
     local.model.train()
     return trained.loss
 
 
-def _predict_with_others(asked: Prediction) -> Tensor:
-    """Wait for the prediction together with other clients; return the outputs."""
-    if getcurrent().parent is None:
+def _predict_with_others(key_of: KeyOf, asked: Prediction) -> Tensor:
+    """Wait for the prediction together with other clients, or predict alone; return the outputs."""
+    outputs = _wait(key_of, asked)
+    if outputs is None:
         return predict_alone(asked)
-    waiting = _waiting(asked)
-    outputs: Tensor = _wait(waiting)
-    fill(asked.model, waiting.state)
+    assert isinstance(outputs, Tensor)
     asked.model.eval()
     return outputs
 
 
-def _waiting(work: LocalTraining | Prediction) -> Waiting:
-    return Waiting(work, {name: tensor.clone() for name, tensor in work.model.state_dict().items()})
+def set_trainable(model: nn.Module, trainable: Sequence[bool]) -> None:
+    """Set which parameters of a model are trained."""
+    for parameter, wanted in zip(model.parameters(), trainable, strict=True):
+        parameter.requires_grad_(wanted)
 
 
-def _wait(waiting: Waiting) -> Any:
-    main = getcurrent().parent
-    assert main is not None
-    outcome = main.switch(waiting)
-    if isinstance(outcome, Exception):
-        raise outcome
+def _wait(key_of: KeyOf, work: LocalTraining | Prediction) -> Outcome:
+    """Wait for others and return what this client gets, with its model as before; None if it works alone."""
+    main, model = getcurrent().parent, work.model
+    if main is None:  # not a client
+        return None
+    key = key_of(work)
+    if key is None:
+        return None
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    trainable = [parameter.requires_grad for parameter in model.parameters()]
+    outcome: Outcome = main.switch(Waiting(work, key, state, trainable))
+    set_trainable(model, trainable)
+    if not isinstance(outcome, Trained):
+        fill(model, state)
     return outcome
 
 
 class _Client:
     """A function that stops where it waits, with what torch keeps for it meanwhile."""
 
-    def __init__(self, call: Callable[[], Any]) -> None:
-        self._call = call
+    def __init__(self, environment: Environment, call: Callable[[], Any]) -> None:
+        self._environment = environment
+        self._lent: dict[str, nn.Module] = {}
+        self._states: dict[str, dict[str, Tensor]] = {}
         self._greenlet = greenlet(call)
         self._kept = _modes()
         self.waiting: Any = None
         self.result: Any = None
 
-    def go_on(self, outcome: Outcome | None) -> bool:
+    def go_on(self, outcome: Any) -> bool:
         """Run until it waits, or to the end; return whether it waits."""
-        before = _modes()
-        _set_modes(self._kept)
-        try:
-            found = self._greenlet.switch() if outcome is None else self._greenlet.switch(outcome)
-        finally:
-            self._kept = _modes()
-            _set_modes(before)
+        self.waiting = None
+        found = self._inside(self._greenlet.switch if outcome is _BEGIN else partial(self._greenlet.switch, outcome))
         if self._greenlet.dead:
             self.result = found
-        else:
-            self.waiting = found
-        return not self._greenlet.dead
+            return False
+        self.waiting = found
+        self._states = {
+            name: {n: tensor.clone() for n, tensor in model.state_dict().items()}
+            for name, model in self._lent.items()
+            if model is not found.work.model
+        }
+        return True
 
     def leave(self) -> None:
         """End it if it has not ended."""
         if self._greenlet and not self._greenlet.dead:
-            before = _modes()
-            _set_modes(self._kept)
-            try:
-                self._greenlet.throw(GreenletExit)
-            finally:
-                _set_modes(before)
+            self._inside(partial(self._greenlet.throw, GreenletExit))
+
+    def _inside(self, switch: Callable[[], Any]) -> Any:
+        """Switch to it, with the torch modes and the model objects that it has left."""
+        before = _modes()
+        _set_modes(self._kept)
+        self._environment.lent = self._lent
+        for name, state in self._states.items():
+            fill(self._lent[name], state)
+        self._states = {}
+        try:
+            return switch()
+        finally:
+            self._kept = _modes()
+            _set_modes(before)
 
 
 Modes = tuple[Tensor, Tensor | None, bool]

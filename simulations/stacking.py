@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal, NamedTuple, TypeVar
 
 import torch
 from pydantic import Field
@@ -11,17 +11,16 @@ from torch import nn
 
 from fedkd.config import NamedTable
 from fedkd.core.environment import Environment
-from fedkd.errors import InputError
-from fedkd.learning.evaluation import Prediction, predict_alone
+from fedkd.errors import InputError, described
+from fedkd.learning.evaluation import Prediction
 from fedkd.learning.stacked_memory import bytes_of_client, free_bytes
-from fedkd.learning.stacked_models import NotStacked, Path, folding_is_sound, why_not_folded, why_not_stacked
+from fedkd.learning.stacked_models import NotStacked, Path, why_not_folded, why_not_stacked, why_unsound
 from fedkd.learning.stacked_prediction import predict_stacked, prediction_key
-from fedkd.learning.stacked_training import Trained, key_of, train_stacked, why_alone
-from fedkd.learning.training import LocalTraining, train_alone
+from fedkd.learning.stacked_training import key_of, train_stacked, why_alone
+from fedkd.learning.training import LocalTraining
 from fedkd.messages.merging import BLOCK
-from fedkd.models.build import fill
 
-from .meeting import Outcome, Result, Waiting, meet
+from .meeting import Outcome, Result, Waiting, meet, set_trainable
 
 Item = TypeVar("Item")
 ClientsPerStep = Annotated[int, Field(ge=1)] | Literal["auto"]
@@ -43,54 +42,75 @@ class Stacker:
         self.events: list[str] = []
         self._environment = environment
         self._wanted = path
-        self._paths: dict[int, Path] = {}
-        self._alone: dict[Hashable, str] = {}  # why clients of a kind work alone
+        self._ways: dict[int, _Way] = {}
         self._said: set[str] = set()
         for number in range(len(environment.config.model.architectures)):
-            self._path_of(environment.model(number))
+            self._way_of(environment.model(number))
 
     def run(self, calls: Sequence[Callable[[], Result]]) -> list[Result]:
         """Call functions that run clients, side by side; return their results in their order."""
-        return meet(self._environment, calls, self._do_all)
+        return meet(self._environment, calls, self._key_of, self._do_all)
+
+    def _key_of(self, work: LocalTraining | Prediction) -> Hashable | None:
+        """Return what clients must have in common to do such work together, or None if one can only do it alone."""
+        known = self._ways.get(id(work.model))
+        reason = _why_alone(work) or (known.reason if known else None)
+        key = None
+        if reason is None:
+            key = key_of(work) if isinstance(work, LocalTraining) else prediction_key(work)
+            try:
+                hash(key)
+            except TypeError:
+                reason = "the constants of its loss cannot be compared, such as a list: use a tuple"
+        if reason is not None:
+            self._say_alone(reason)
+            return None
+        return key
 
     def _do_all(self, waiting: list[Waiting]) -> list[Outcome]:
-        """Return what each client gets, or its error."""
-        outcomes: list[Outcome | None] = [None] * len(waiting)
+        """Return what each client gets, or None if it works alone."""
+        outcomes: list[Outcome] = [None] * len(waiting)
         groups: dict[Hashable, list[int]] = {}
         for place, one in enumerate(waiting):
-            key, reason = _kind_of(one.work)
-            reason = reason or self._alone.get(key)
-            if reason is None:
-                groups.setdefault(key, []).append(place)
-            else:
-                self._say_alone(reason)
-                outcomes[place] = _alone(one)
-        for key, places in groups.items():
-            for place, outcome in zip(places, self._stacked(key, [waiting[p] for p in places]), strict=True):
+            groups.setdefault(one.key, []).append(place)
+        for places in groups.values():
+            for place, outcome in zip(places, self._stacked([waiting[p] for p in places]), strict=True):
                 outcomes[place] = outcome
-        return [outcome for outcome in outcomes if outcome is not None]
+        return outcomes
 
-    def _stacked(self, key: Hashable, group: Sequence[Waiting]) -> list[Outcome]:
-        """Do the work of clients of one kind, `limit` of them at a time."""
+    def _stacked(self, group: Sequence[Waiting]) -> list[Outcome]:
+        """Do the work of clients of one kind, `limit` of them at a time. What fails together is done alone.
+
+        Nothing is remembered of a failure: a resumed run and each of Ray's workers must decide alike.
+        """
         if len(group) > (first := self.limit):
-            return self._stacked(key, group[:first]) + self._stacked(key, group[first:])
+            return self._stacked(group[:first]) + self._stacked(group[first:])
+        alone: list[Outcome] = [None] * len(group)
         if len(group) == 1:
-            return [_alone(group[0])]
+            return alone
+        model = group[0].work.model
+        set_trainable(model, group[0].trainable)
+        way = self._way_of(model)
+        if way.reason is not None:
+            self._say_alone(way.reason)
+            return alone
         try:
-            return _together(group, self._path_of(group[0].work.model))
+            return _together(group, way.path)
         except NotStacked as error:
-            self._alone[key] = str(error)
             self._say_alone(str(error))
-            return [_alone(one) for one in group]
+            return alone
         except torch.OutOfMemoryError:
             pass  # outside of this block nothing holds the tensors of the attempt
-        except Exception as error:
-            return [error] * len(group)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # of one client's loss, also sys.exit: alone it fails by itself
+            self._say_alone(described(error))
+            return alone
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
         self.limit = min(self.limit, (len(group) + 1) // 2)
         self._say(f"out of memory with {len(group)} clients in one step; from now on at most {self.limit}")
-        return self._stacked(key, group)
+        return self._stacked(group)
 
     def _say_alone(self, reason: str) -> None:
         self._say(f"clients work one at a time: {reason}")
@@ -100,19 +120,28 @@ class Stacker:
             self._said.add(text)
             self.events.append(text)
 
-    def _path_of(self, model: nn.Module) -> Path:
-        if id(model) not in self._paths:
-            reason = None if self._wanted == "vmap" else self._why_not_folded(model)
-            if reason is not None and self._wanted == "folded":
-                raise InputError(f"engine.path = 'folded': the model cannot be folded: {reason}; set 'vmap' or 'auto'.")
-            self._paths[id(model)] = "vmap" if self._wanted == "vmap" or reason is not None else "folded"
-        return self._paths[id(model)]
+    def _way_of(self, model: nn.Module) -> _Way:
+        if id(model) not in self._ways:
+            self._ways[id(model)] = self._found_way(model)
+        return self._ways[id(model)]
 
-    def _why_not_folded(self, model: nn.Module) -> str | None:
-        reason = why_not_folded(model)
-        if reason is None and not folding_is_sound(model, self._environment.data.image_shape):
-            reason = "its own forward mixes channels"
-        return reason
+    def _found_way(self, model: nn.Module) -> _Way:
+        shape = self._environment.data.image_shape
+        if self._wanted != "vmap":
+            reason = why_not_folded(model) or why_unsound(model, shape, "folded")
+            if reason is None:
+                return _Way(model, "folded", None)
+            if self._wanted == "folded":
+                raise InputError(f"engine.path = 'folded': the model cannot be folded: {reason}; set 'vmap' or 'auto'.")
+        return _Way(model, "vmap", why_not_stacked(model) or why_unsound(model, shape, "vmap"))
+
+
+class _Way(NamedTuple):
+    """How a model is stacked, or why it is not. `model` is kept, so that no other gets its id."""
+
+    model: nn.Module
+    path: Path
+    reason: str | None
 
 
 def parted(items: list[Item], size: int) -> Iterator[list[Item]]:
@@ -151,12 +180,13 @@ def clients_of_step(environment: Environment, wanted: ClientsPerStep, share: flo
     return -(-most // -(-most // room))
 
 
-def _kind_of(work: LocalTraining | Prediction) -> tuple[Hashable, str | None]:
-    """Return what clients must have in common to do such work together, and why one can only do it alone."""
+def _why_alone(work: LocalTraining | Prediction) -> str | None:
+    """Return why this work is done alone, apart from its model's layers, or None."""
+    if torch.is_inference_mode_enabled() or torch.is_autocast_enabled(work.preprocess.device.type):
+        return "inference mode or autocast is on"  # these hold for all clients of the process that wait meanwhile
     if isinstance(work, LocalTraining):
-        reason = why_alone(work)
-        return None if reason else key_of(work), reason
-    return prediction_key(work), why_not_stacked(work.model) or (None if len(work.data.labels) else "it has no images")
+        return why_alone(work)
+    return why_not_stacked(work.model) or (None if len(work.data.labels) else "it has no images")
 
 
 def _together(group: Sequence[Waiting], path: Path) -> list[Outcome]:
@@ -164,16 +194,3 @@ def _together(group: Sequence[Waiting], path: Path) -> list[Outcome]:
     asked = [one.work for one in group if isinstance(one.work, Prediction)]
     states = [one.state for one in group]
     return [*(train_stacked(trainings, states, path) if trainings else predict_stacked(asked, states, path))]
-
-
-def _alone(one: Waiting) -> Outcome:
-    """Do the work of one client; return what it gets, or its error."""
-    model = one.work.model
-    try:
-        fill(model, one.state)
-        if isinstance(one.work, Prediction):
-            return predict_alone(one.work)
-        value = train_alone(one.work)
-    except Exception as error:
-        return error
-    return Trained(value, {name: tensor.clone() for name, tensor in model.state_dict().items()})

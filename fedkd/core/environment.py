@@ -84,12 +84,14 @@ class Environment:
         self.architecture_numbers: dict[int, int] = {}  # of nodes that have reported their architecture
         self.train: Callable[[LocalTraining], float] = train_alone  # an engine may take several clients together
         self.predict: Callable[[Prediction], Tensor] = predict_alone
+        self.lent: dict[str, nn.Module] = {}  # what `kept_object` has returned, since an engine last cleared it
         self._models: dict[str, nn.Module] = {}
 
     def use_device(self, device: str) -> None:
         """Make models and batches on another device from now on."""
         self.device = _ready(device, self.config.train.precision)
         self._models.clear()
+        self.lent = {}
         self.__dict__.pop("preprocess", None)
 
     def architecture_of(self, node: int) -> int:
@@ -118,6 +120,7 @@ class Environment:
         if key not in self._models:
             with default_stream(torch_stream(self.config.seed, 0, "server", "model-object")):
                 self._models[key] = build().to(self.device)
+        self.lent[key] = self._models[key]
         return self._models[key]
 
     def score(self, architecture: Architecture, weights: dict[str, Tensor], images: Images) -> dict[str, float]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from ..models.zoo import PadChannels
+from ..streams import default_stream
 from .training import features_of, full
 
 Path = Literal["vmap", "folded"]
@@ -105,29 +106,40 @@ def why_not_folded(model: nn.Module) -> str | None:
 
 
 @torch.no_grad()
-def folding_is_sound(model: nn.Module, shape: tuple[int, int, int]) -> bool:
-    """Return whether both paths give the same outputs for two copies of a model, whose own `forward` may mix channels.
+def why_unsound(model: nn.Module, shape: tuple[int, int, int], path: Path) -> str | None:
+    """Return why a path does not give what two copies of a model give alone, in train mode, or None.
 
-    `shape` of images: channels, height, width.
+    Compared are outputs and buffers; one batch is filled. A model's own `forward` may mix channels or the images of a
+    batch, or replace its buffers. `shape` of images: channels, height, width.
     """
     some = next(model.parameters())
-    draw = torch.Generator().manual_seed(0)
-    images = torch.randn(2, 3, *shape, generator=draw).to(some)
-    found = []
-    for path in get_args(Path):
-        tensors = {
-            name: stacked([tensor, tensor / 2 if tensor.is_floating_point() else tensor])
-            for name, tensor in model.state_dict().items()
-        }
+    images = torch.randn(2, 4, *shape, generator=torch.Generator().manual_seed(0))
+    images[1, 3] = 10 * images[1, 3] + 5  # the row that fills
+    images, real = images.to(some), torch.tensor([[True] * 4, [True] * 3 + [False]], device=some.device)
+    states = [{n: t / k if t.is_floating_point() else t.clone() for n, t in model.state_dict().items()} for k in (1, 2)]
+    tensors = {name: stacked([state[name] for state in states]) for name in states[0]}
+    with default_stream(torch.Generator().manual_seed(0)):
         try:
             with refusing_loops():
-                found.append(
-                    StackedModel(model, path).outputs(tensors, images, rows=None, training=True, features=True)
-                )
-        except NotStacked:
-            return False
-    one, other = found
-    return all(one[n].shape == other[n].shape and torch.allclose(one[n], other[n], 1e-3, 1e-3) for n in one)
+                found = StackedModel(model, path).outputs(tensors, images, rows=real, training=True, features=True)
+        except NotStacked as error:
+            return str(error)
+        for client, state in enumerate(states):
+            alone = copy.deepcopy(model).train()
+            alone.load_state_dict(state)
+            wanted = _both(alone, images[client][real[client]], features=True)
+            if not all(_near(found[name][client][real[client]], one) for name, one in wanted.items()):
+                return _UNSOUND + "outputs"
+            if not all(_near(tensors[name][client], one) for name, one in alone.state_dict().items()):
+                return _UNSOUND + "buffers"
+    return None
+
+
+_UNSOUND = "its model mixes channels or images of a batch, or keeps more than its buffers: in one step it has other "
+
+
+def _near(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and torch.allclose(one.double(), other.double(), 1e-3, 1e-3)
 
 
 class StackedModel:

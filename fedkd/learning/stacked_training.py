@@ -52,8 +52,12 @@ def why_alone(local: LocalTraining) -> str | None:
         return "its loss is not a ModelLoss"
     if local.beside is not None:
         return "its optimiser trains a second module"
+    if not torch.is_grad_enabled():
+        return "it trains where gradients are off"
     if len(local.data.labels) < (2 if has_norm(local.model) else 1):
         return "it has too few images"
+    if len(local.targets) != len(local.data.labels):
+        return "it has not one target for each image"
     return why_not_stacked(local.model)
 
 
@@ -61,7 +65,8 @@ def key_of(local: LocalTraining) -> Hashable:
     """Return what clients must have in common to be trained in one step."""
     loss = _loss_of(local)
     return (
-        id(local.model), _identity(loss.of_outputs), _identity(loss.of_parameters), loss.features,
+        id(local.model), tuple(p.requires_grad for p in local.model.parameters()),
+        _identity(loss.of_outputs), _identity(loss.of_parameters), loss.features,
         _forms(loss.own), tuple(sorted(loss.frozen)), loss.draw is None, loss.rows,
         local.optimizer.model_copy(update={"lr": 1.0}), local.clip, local.batch_size, local.steps is None,
         local.bf16, local.augment, local.data.normalised, local.data.images.shape[1:],

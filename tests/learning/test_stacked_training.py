@@ -19,7 +19,7 @@ from fedkd.data.images import Images
 from fedkd.distillation.generators import FeatureGenerator
 from fedkd.learning.batches import Preprocess, batches, shift_mirror
 from fedkd.learning.plans import plan_of
-from fedkd.learning.stacked_models import NotStacked, Path, folding_is_sound, why_not_folded, why_not_stacked
+from fedkd.learning.stacked_models import NotStacked, Path, why_not_folded, why_not_stacked, why_unsound
 from fedkd.learning.stacked_training import key_of, train_stacked, why_alone
 from fedkd.learning.training import LocalTraining, ModelLoss, cross_entropy, train_alone
 from fedkd.methods.relay import distillation_kl
@@ -305,8 +305,9 @@ def test_a_model_whose_own_forward_mixes_channels_is_not_folded() -> None:
     with default_stream(torch_stream(0, 0, 0, "model")):
         mixes = Mixes()
     assert why_not_folded(mixes) is None
-    assert not folding_is_sound(mixes, (1, 12, 12))
-    assert folding_is_sound(model_of("resnet8", norm="batch").float(), (1, 12, 12))
+    assert "outputs" in str(why_unsound(mixes, (1, 12, 12), "folded"))
+    for path in PATHS:
+        assert why_unsound(model_of("resnet8", norm="batch").float(), (1, 12, 12), path) is None
 
 
 def test_losses_with_other_constants_do_not_share_a_step() -> None:

@@ -117,6 +117,185 @@ def test_a_loss_that_cannot_be_stacked_trains_one_by_one_and_says_so(tiny: Make,
     assert said == ["clients work one at a time: its loss is not a ModelLoss"]
 
 
+STRANGE = """
+import copy, sys, torch
+from dataclasses import dataclass
+from functools import partial
+from torch.nn import functional as F
+from fedkd import GlobalModelClient, ModelLoss, Payload
+from fedkd.strategies.fedavg import FedAvg
+
+class Client(GlobalModelClient):
+    def fit(self, request):
+        self.load_model(request.weights)
+        loss = self.learn()
+        return Payload(weights=self.weights(), numbers={"examples": len(self.data.labels), "loss": loss})
+
+def exits(outputs, targets, own, frozen):
+    sys.exit(4)
+
+class Exits(Client):
+    def learn(self):
+        return self.train_locally(ModelLoss(exits)) if self.node in (1, 2) else self.train_locally()
+
+class Draw:
+    def __init__(self, node):
+        self.node = node
+    def __call__(self, targets, stream):
+        if self.node == 2:
+            raise KeyError("draws")
+        return {}
+
+class Draws(Client):
+    def learn(self):
+        return self.train_locally(ModelLoss(draw=Draw(self.node), stream=self.stream("draws")))
+
+class Short(Client):
+    def learn(self):
+        return self.train(self.data, self.labels[:-1] if self.node == 1 else self.labels, purpose="own")
+
+class OffGrad(Client):
+    def learn(self):
+        with torch.set_grad_enabled(self.node != 1):
+            return self.train_locally()
+
+class Freezes(Client):
+    def learn(self):
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_("classifier" in name or self.node % 2 == 0)
+        loss = self.train_locally()
+        self.model.requires_grad_(True)
+        return loss
+
+class Inference(Client):
+    def learn(self):
+        with torch.inference_mode():
+            self.predict(self.data)
+        return self.train_locally()
+
+class Autocast(Client):
+    def learn(self):
+        with torch.autocast("cpu", torch.bfloat16):
+            self.predict(self.data)
+            return self.train_locally()
+
+class Second(Client):
+    def learn(self):
+        other = self.environment.kept_object("second", lambda: copy.deepcopy(self.model))
+        with torch.no_grad():
+            for mine, one in zip(other.parameters(), self.model.parameters()):
+                mine.copy_(one * (1 + self.node / 10))
+        self.predict(self.data)
+        with torch.no_grad():
+            for mine, one in zip(other.parameters(), self.model.parameters()):
+                one.copy_((one + mine) / 2)
+        return self.train_locally()
+
+def weighted(outputs, targets, own, frozen, by):
+    return F.cross_entropy(outputs.logits, targets) * by[0]
+
+class Listed(Client):
+    def learn(self):
+        return self.train_locally(ModelLoss(partial(weighted, by=[0.5])))
+
+def strategy(half):
+    name = half.__name__ + "Method"
+    return dataclass(kw_only=True)(type(name, (FedAvg,), {"client": half, "__module__": __name__}))
+
+for half in (Exits, Draws, Short, OffGrad, Freezes, Inference, Autocast, Second, Listed):
+    globals()[half.__name__ + "Method"] = strategy(half)
+"""
+
+
+@pytest.mark.parametrize(
+    ("half", "failing"),
+    [
+        ("Exits", [1, 2]), ("Draws", [2]), ("Short", [1]), ("OffGrad", [1]), ("Freezes", []), ("Inference", []),
+        ("Autocast", []), ("Second", []), ("Listed", []),
+    ],
+)  # fmt: skip
+def test_strange_clients_do_what_they_do_inline(tiny: Make, tmp_path: Path, half: str, failing: list[int]) -> None:
+    (tmp_path / "strange.py").write_text(STRANGE)
+    strategy = {"name": f"{tmp_path / 'strange.py'}:{half}Method"}
+    for name, engine in (("inline", {"name": "inline"}), ("stacked", VECTORISED)):
+        run(tiny(BASE | {"strategy": strategy, "cohort": 6, "rounds": 1, "engine": engine}), tmp_path / name)
+    assert not torch.is_inference_mode_enabled()
+    assert not torch.is_autocast_enabled("cpu")
+    for one, other in zip(lines(tmp_path / "inline"), lines(tmp_path / "stacked"), strict=True):
+        assert one["failures"] == other["failures"]
+        assert one["bytes"] == other["bytes"]
+        assert one["metrics"] == pytest.approx(other["metrics"], abs=1e-5)
+    assert [f["node"] for f in lines(tmp_path / "stacked")[1]["failures"]] == failing
+
+
+NETS = """
+import torch
+from torch import nn
+from fedkd import Classifier
+
+class Drops(nn.Module):
+    def forward(self, x):
+        return nn.functional.dropout(x.flatten(1), 0.3, self.training)
+
+class Centres(nn.Module):
+    def forward(self, x):
+        return x.flatten(1) - x.flatten(1).mean(0)
+
+class Counts(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(64))
+    def forward(self, x):
+        if self.training:
+            self.mean = 0.9 * self.mean + 0.1 * x.flatten(1).mean(0).detach()
+        return x.flatten(1) - self.mean
+
+class Keeps(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(1)
+    def train(self, mode=True):
+        super().train(mode)
+        self.norm.eval()
+        return self
+    def forward(self, x):
+        return self.norm(x).flatten(1)
+
+class Tracks(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.InstanceNorm2d(1, track_running_stats=True)
+    def forward(self, x):
+        return self.norm(x).flatten(1)
+
+class Layer(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Flatten(), nn.Dropout(0.3))
+
+def build(shape, classes, *, first: str):
+    return Classifier(nn.Sequential(globals()[first](), nn.Linear(64, 8), nn.ReLU()), 8, classes)
+"""
+
+
+@pytest.mark.parametrize(
+    ("first", "why"),
+    [
+        ("Drops", "random"), ("Centres", "other outputs"), ("Counts", "other buffers"), ("Keeps", "other outputs"),
+        ("Tracks", "other buffers"), ("Layer", "Dropout draws"),
+    ],
+)  # fmt: skip
+def test_models_that_cannot_be_stacked_give_inlines_bytes_and_one_event(
+    tiny: Make, tmp_path: Path, first: str, why: str
+) -> None:
+    (tmp_path / "nets.py").write_text(NETS)
+    model = {"name": f"{tmp_path / 'nets.py'}:build", "first": first}
+    for name, engine in (("inline", {"name": "inline"}), ("stacked", VECTORISED)):
+        run(tiny(BASE | {"model": model, "rounds": 1, "engine": engine}), tmp_path / name)
+    assert checkpoint_bytes(tmp_path / "inline") == checkpoint_bytes(tmp_path / "stacked")
+    said = [event["event"] for line in lines(tmp_path / "stacked") for event in line["events"]]
+    assert [why in text for text in said] == [True]
+
+
 def test_too_little_memory_halves_the_clients_of_a_step(
     tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
