@@ -8,6 +8,7 @@ import importlib
 import importlib.util
 import inspect
 import os
+import re
 import sys
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -23,6 +24,7 @@ from .errors import InputError, RunError, described, on_one_line, unknown
 from .masking import HIDDEN, is_secret, masked
 
 _MOST_PROBLEMS = 10  # lines of one refusal
+_KIND_OF_VALUE = re.compile(r"constrained-\w+|(literal|list|dict|tuple)\[.*\]|int|float|str|bool|none", re.DOTALL)
 
 
 def names(group: str) -> list[str]:
@@ -332,7 +334,7 @@ def _default(function: Any, parameter: inspect.Parameter) -> Any:
 
 def explain(error: pydantic.ValidationError, valid: Mapping[str, Any], key: str = "") -> str:
     """Return one line for each problem: the key, its value, the error, and for an unknown key the nearest valid one."""
-    lines: dict[str, None] = {}
+    lines: dict[str, list[str]] = {}  # the beginning of a line, and what is wrong with a value
     for problem in error.errors():
         path, siblings = _place_of(valid, [str(part) for part in problem["loc"] if part != "[key]"])
         full = on_one_line(".".join(([key] if key else []) + path), 200)
@@ -350,9 +352,14 @@ def explain(error: pydantic.ValidationError, valid: Mapping[str, Any], key: str 
         elif kind in ("model_type", "model_attributes_type", "dict_type"):
             line = f"{full} = {value}: should be a table, such as {{ name = ... }}, or keys below [{full}]."
         else:
-            line = f"{full} = {value}: {problem['msg'][0].lower()}{problem['msg'][1:]}."
-        lines.setdefault(line)
-    shown = list(lines)
+            said = f"{problem['msg'][0].lower()}{problem['msg'][1:]}"
+            if not siblings and _KIND_OF_VALUE.fullmatch(path[-1]):  # one of the kinds of value that a key may have
+                full = full.rsplit(".", 1)[0]
+            already = lines.setdefault(f"{full} = {value}: ", [])
+            already += [said] if said not in already else []
+            continue
+        lines.setdefault(line, [])
+    shown = [line + ", or ".join(said) + "." * bool(said) for line, said in lines.items()]
     more = [f"... and {len(shown) - _MOST_PROBLEMS} more."] if len(shown) > _MOST_PROBLEMS else []
     return "\n".join(shown[:_MOST_PROBLEMS] + more)
 

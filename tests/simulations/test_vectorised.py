@@ -357,3 +357,17 @@ def test_ray_workers_stack_the_same_groups(tiny: Make, tmp_path: Path, method: s
 def test_a_timeout_with_several_clients_per_step_is_refused(tiny: Make, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="clients_per_step with timeout = 5"):
         run(tiny({"timeout": 5.0, "engine": {"name": "ray", "workers": 1, "clients_per_step": 2}}), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"clients_per_step": 0}, r"^engine.clients_per_step = 0: input should be .* 1, or input should be 'auto'\.$"),
+        ({"path": "fold"}, r"^engine.path = 'fold': input should be 'auto', 'vmap' or 'folded'\.$"),
+    ],
+)
+def test_wrong_options_are_refused_in_one_line(
+    tiny: Make, tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        run(tiny({"engine": {"name": "vectorised"} | options}), tmp_path / "run")
