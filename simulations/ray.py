@@ -59,6 +59,8 @@ class RayGrid(SimulationGrid):
         """
         super().__init__(setup)
         environment = setup.environment
+        if clients_per_step != 1:
+            _refuse_timeout(environment.config.timeout)
         self._reported = 0
         self._started = not ray.is_initialized()
         if self._started:
@@ -76,7 +78,6 @@ class RayGrid(SimulationGrid):
             environment.use_device(prepare_process(threads, device, gpu=gpus_per_worker > 0))
             self._clients = clients_of_step(environment, clients_per_step, min(1.0, gpus_per_worker or 1.0))
             if self._clients > 1:
-                _refuse_timeout(environment.config.timeout)
                 note_clients(environment, self._clients)
             self._data = ray.put(environment.data)  # kept as long as a worker may have to start again
             arguments = (

@@ -45,7 +45,12 @@ def _apart(one: Path, other: Path) -> float:
     return worst
 
 
-@pytest.mark.parametrize("method", METHODS)
+FEW = ("fedavg", "scaffold", "moon", "fedgen", "knfu")  # of each kind of loss; the others are in the slow tests
+
+
+@pytest.mark.parametrize(
+    "method", [name if name in FEW else pytest.param(name, marks=pytest.mark.slow) for name in METHODS]
+)
 def test_results_are_those_of_one_client_at_a_time_up_to_rounding(tiny: Make, tmp_path: Path, method: str) -> None:
     run(tiny(_changes(method)), tmp_path / "inline")
     run(tiny(_changes(method) | {"engine": VECTORISED}), tmp_path / "stacked")
@@ -334,15 +339,9 @@ def test_a_model_that_cannot_be_folded_is_refused_or_takes_the_other_path(tiny: 
     assert _apart(tmp_path / "inline", tmp_path / "stacked") < 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("ray")
-@pytest.mark.parametrize(
-    ("method", "workers"),
-    [
-        ("scaffold", 2),
-        pytest.param("scaffold", 1, marks=pytest.mark.slow),
-        pytest.param("knfu", 2, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize(("method", "workers"), [("scaffold", 1), ("scaffold", 2), ("knfu", 2)])
 def test_ray_workers_stack_the_same_groups(tiny: Make, tmp_path: Path, method: str, workers: int) -> None:
     """SCAFFOLD's replies are merged, five at a time; KnFu's are not."""
     changes = _changes(method) | {"cohort": 6, "checkpoint": {"every": 1}}
@@ -353,7 +352,6 @@ def test_ray_workers_stack_the_same_groups(tiny: Make, tmp_path: Path, method: s
     assert checkpoint_bytes(tmp_path / "ray") == checkpoint_bytes(tmp_path / "one")
 
 
-@pytest.mark.xdist_group("ray")
 def test_a_timeout_with_several_clients_per_step_is_refused(tiny: Make, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="clients_per_step with timeout = 5"):
         run(tiny({"timeout": 5.0, "engine": {"name": "ray", "workers": 1, "clients_per_step": 2}}), tmp_path / "run")
