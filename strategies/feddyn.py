@@ -65,12 +65,11 @@ def dynamic_loss(
     `linear_only`: CE + alpha <theta, h - w>, for an optimiser whose weight decay is increased by alpha. The gradient is
     the same, but `train.clip` does not include alpha theta.
     """
-    any_of = next(iter(start.values()))
-    own = {**under("start", start), **under("drift", drift), "alpha": any_of.new_tensor(alpha)}
-    return ModelLoss(of_parameters=partial(_dynamic_term, linear_only=linear_only), own=own)
+    own = {**under("start", start), **under("drift", drift)}
+    return ModelLoss(of_parameters=partial(_dynamic_term, alpha=alpha, linear_only=linear_only), own=own)
 
 
-def _dynamic_term(parameters: Mapping[str, Tensor], own: Own, linear_only: bool) -> Tensor:
+def _dynamic_term(parameters: Mapping[str, Tensor], own: Own, alpha: float, linear_only: bool) -> Tensor:
     parts = []
     for name, theta in parameters.items():
         start, drift = own[f"start/{name}"], own[f"drift/{name}"]
@@ -78,7 +77,7 @@ def _dynamic_term(parameters: Mapping[str, Tensor], own: Own, linear_only: bool)
             parts.append((theta * (drift - start)).sum())
         else:
             parts.append(((theta - start) ** 2).sum() / 2 + (theta * drift).sum())
-    return own["alpha"] * torch.stack(parts).sum()
+    return alpha * torch.stack(parts).sum()
 
 
 @dataclass(kw_only=True)

@@ -68,12 +68,11 @@ class ModelLoss:
         """Return the loss of a model on a batch."""
         with torch.no_grad():
             frozen = {name: outputs_of(other, images, self.features) for name, other in self.frozen.items()}
-        outputs = outputs_of(model, images, self.features)
         own = {**self.own, **self.drawn(targets)}
-        value = self.of_outputs(outputs, targets, own, frozen)
-        if self.of_parameters is not None:
-            value = value + self.of_parameters(dict(model.named_parameters()), own)
-        return value
+        # before the outputs: the order decides how gradients are summed, and so the last bits
+        added = None if self.of_parameters is None else self.of_parameters(dict(model.named_parameters()), own)
+        value = self.of_outputs(outputs_of(model, images, self.features), targets, own, frozen)
+        return value if added is None else value + added
 
     def drawn(self, targets: Tensor) -> Own:
         """Return what the loss draws for a batch."""

@@ -166,7 +166,7 @@ NOT_TRUE = partial(not_true_distillation, beta=1.0, temperature=2.0)
 LOSSES: dict[str, tuple[str, Callable[[int, nn.Module], Any]]] = {
     "fedprox": ("labels", lambda k, m: proximal_loss(_drawn(m, k, 1.0), 0.1)),
     "scaffold": ("labels", lambda k, m: corrected_loss(_drawn(m, k, 0.01))),
-    "feddyn": ("labels", lambda k, m: dynamic_loss(_drawn(m, k, 0.1), _drawn(m, k + 9, 0.01), 0.1 + k)),
+    "feddyn": ("labels", lambda k, m: dynamic_loss(_drawn(m, k, 0.1), _drawn(m, k + 9, 0.01), 0.1)),
     "feddyn, official": (
         "labels", lambda k, m: dynamic_loss(_drawn(m, k, 0.1), _drawn(m, k + 9, 0.01), 0.1, linear_only=True),
     ),
