@@ -1,4 +1,4 @@
-"""The two kinds of error that a user sees: refused input (exit code 2) and a run that failed (exit code 1)."""
+"""The errors: refused input (exit code 2), a run that failed (exit code 1), and a payload that is not as expected."""
 
 from __future__ import annotations
 
@@ -24,6 +24,10 @@ class MissingFiles(InputError):
 
 class RunError(Exception):
     """A run that cannot continue, for example after a round with fewer good replies than `min_replies`."""
+
+
+class PayloadError(ValueError):
+    """A payload that is not as expected; the message names the array or number and the error."""
 
 
 def unknown(what: str, name: str, valid: Iterable[str]) -> InputError:

@@ -42,8 +42,13 @@ def default_stream(generator: torch.Generator) -> Iterator[None]:
     is the current one, if this process has used it.
     """
     devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices=devices):
-        torch.set_rng_state(generator.get_state())
-        for device in devices:
-            torch.cuda.default_generators[device].manual_seed(generator.initial_seed())
+    defaults = [torch.default_generator, *(torch.cuda.default_generators[device] for device in devices)]
+    before = [default.get_state() for default in defaults]
+    try:
+        defaults[0].set_state(generator.get_state())
+        for default in defaults[1:]:
+            default.manual_seed(generator.initial_seed())
         yield
+    finally:
+        for default, state in zip(defaults, before, strict=True):
+            default.set_state(state)

@@ -26,12 +26,12 @@ from fedkd.messages.ledger import count_bytes
 from fedkd.messages.merging import Block, Merge, merge_block
 
 from .base import SimulationGrid
-from .ray_cluster import refuse_lost, umask
+from .ray_cluster import TRAVELS, refuse_lost, umask
 from .ray_placement import Workers, connect, count_workers, disconnect, refuse_relative_files
 from .ray_pool import Call, WorkerPool
 from .stacking import ClientsPerStep, WantedPath, blocks_of_step, clients_of_step, note_clients, parted
 
-_SMALL = 16 * 1024  # bytes of a content that Ray sends with a call; of larger ones it would keep memory
+_SMALL = 16 * 1024  # bytes of a content that Ray sends with a call, on a cluster with Ray's own settings
 
 
 class RayGrid(SimulationGrid):
@@ -63,6 +63,7 @@ class RayGrid(SimulationGrid):
             _refuse_timeout(environment.config.timeout)
         self._reported = 0
         self._started = not ray.is_initialized()
+        self._small = TRAVELS // 2 if self._started and address is None else _SMALL
         if self._started:
             connect(address)
         self._pool: WorkerPool | None = None
@@ -97,7 +98,7 @@ class RayGrid(SimulationGrid):
 
     def carry(self, messages: list[Message], timeout: float | None) -> Iterator[Message]:
         """Run each client on the next free worker."""
-        contents = _Contents()
+        contents = _Contents(self._small)
         queue = [self._call_of("call", group, contents) for group in parted(messages, self._clients)]
         return self._replies(self.pool.in_order(queue, timeout))  # the workers begin before a reply is read
 
@@ -120,7 +121,7 @@ class RayGrid(SimulationGrid):
         if timeout is not None:
             yield from super().carry_merged(blocks, merge, door, timeout)
             return
-        contents = _Contents()
+        contents = _Contents(self._small)
         queue: list[Call] = []
         for group in parted(blocks, blocks_of_step(self._clients) if self._clients > 1 else 1):
             messages = [message for block in group for message in block]
@@ -140,7 +141,7 @@ class RayGrid(SimulationGrid):
 
     def _each(self, messages: list[Message]) -> Iterator[Message]:
         """Run each client separately."""
-        contents = _Contents()
+        contents = _Contents(self._small)
         return self._replies(self.pool.in_order([self._call_of("call", [one], contents) for one in messages], None))
 
     def _call_of(self, name: str, messages: list[Message], contents: _Contents, *more: Any) -> Call:
@@ -213,12 +214,14 @@ class _States(Iterable[tuple[int, RecordDict]]):
 class _Contents:
     """Stores the contents of one exchange. Shared contents are stored once; small ones travel with each call."""
 
-    def __init__(self) -> None:
+    def __init__(self, small: int) -> None:
+        """Let contents of up to `small` bytes travel with a call."""
+        self._small = small
         self._refs: dict[int, Any] = {}
 
     def put(self, message: Message) -> Any:
         content = message.content
-        if sum(count_bytes(content).values()) <= _SMALL:
+        if sum(count_bytes(content).values()) <= self._small:
             return content
         if id(content) not in self._refs:
             refuse_lost()

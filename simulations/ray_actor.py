@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from collections.abc import Iterator, Sequence
@@ -18,6 +19,7 @@ from fedkd.core.environment import Device, prepare_process
 from fedkd.core.setup import make_setup
 from fedkd.messages.arrays import owned
 from fedkd.messages.arrival import Door
+from fedkd.messages.ledger import all_bytes
 from fedkd.messages.merging import Merge, merge_block
 
 from .node import call_node
@@ -26,10 +28,10 @@ from .stacking import Stacker, WantedPath
 
 @dataclass
 class Result:
-    """Replies or merged blocks, which of their nodes have a state, and what happened on the worker."""
+    """Replies or merged blocks, the bytes of their nodes' states (0: none), and what happened on the worker."""
 
     value: list[Any]
-    keeps: list[bool]
+    kept: list[int]
     events: list[str] = field(default_factory=list)
 
 
@@ -55,6 +57,7 @@ class ClientActor:
         self.setup = make_setup(config, data, prepare_process(threads, device, gpu))
         self.app = make_client_app(self.setup.strategy, lambda: self.setup)
         self.stacker = Stacker(self.setup.environment, clients, path) if clients > 1 else None
+        gc.freeze()  # as in `run_rounds`
 
     def ready(self) -> bool:
         """Return True. The call returns when the process has started."""
@@ -108,4 +111,4 @@ class ClientActor:
         events: list[str] = []
         if self.stacker is not None:
             events, self.stacker.events = self.stacker.events, []
-        return Result(value, [bool(state) for state in states], events)
+        return Result(value, [max(1, all_bytes(state)) if state else 0 for state in states], events)

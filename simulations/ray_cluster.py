@@ -32,6 +32,7 @@ from . import ray_keeper
 
 _LONGEST = 25  # bytes of the parent folder's path: a socket's path, with Ray's names in it, has at most 107
 _REAP_SECONDS = 0.1  # until a process whose sockets are closed has ended
+TRAVELS = 2**20  # bytes of an object that Ray sends with its call or result; larger ones go through the object store
 _FOREVER = 10**6  # seconds in which Ray does not end this process because another process of it has died
 
 
@@ -66,7 +67,9 @@ def start() -> None:
             ray.init(
                 address="local", _node_ip_address="127.0.0.1", _temp_dir=str(root / "r"), include_dashboard=False,
                 log_to_driver=False, logging_level=logging.WARNING,
-                _system_config={"gcs_rpc_server_reconnect_timeout_s": _FOREVER},
+                _system_config={
+                    "gcs_rpc_server_reconnect_timeout_s": _FOREVER, "max_direct_call_object_size": TRAVELS,
+                },
             )  # fmt: skip
         for folder in root.glob("**/"):
             folder.chmod(0o700)  # Ray opens its folders to all

@@ -17,13 +17,14 @@ from fedkd.messages.merging import Block
 
 from .node_states import NodeStates
 from .ray_actor import ClientActor, Result
-from .ray_cluster import lost, refuse_lost
+from .ray_cluster import TRAVELS, lost, refuse_lost
 
 _log = logging.getLogger("fedkd")
 _TRIES = 3  # if the worker of a client dies this often, the client has failed
 _START_SECONDS = 300.0  # time to wait for a worker if none is left
 _LOOK_SECONDS = 1.0  # time between two looks at Ray's own processes
 _CPU_MEMORY = "DefaultCPUAllocator: can't allocate memory"  # for which PyTorch has no type of error
+_SMALL = 100 * 1024  # bytes of a state that the driver itself keeps; larger ones are in the object store
 _QUEUED = 2  # the most calls of a worker: with two it never waits for the driver
 
 
@@ -189,8 +190,10 @@ class WorkerPool:
             return f"its worker failed: {_first_line(error)}"
 
     def _keep(self, call: Call, refs: list[Any], result: Result) -> None:
-        for message, state, keeps in zip(call.messages, refs[1:], result.keeps, strict=True):
-            self.states.keep(message.metadata.dst_node_id, state if keeps else None)
+        for message, state, size in zip(call.messages, refs[1:], result.kept, strict=True):
+            if _SMALL < size < 2 * TRAVELS:  # it has come with the result, and would stay in this process
+                state = ray.put(ray.get(state))
+            self.states.keep(message.metadata.dst_node_id, state if size else None)
 
     def _replace(self, slot: Slot) -> None:
         """Replace a worker by a new one. The new one gets work when it has started, which may never happen."""

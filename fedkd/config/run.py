@@ -45,6 +45,8 @@ class TrainConfig(Table):
 
     def in_round(self, number: int) -> TrainConfig:
         """Return the settings with the learning rate of a round."""
+        if self.lr_decay == 1.0:
+            return self
         rate = self.optimizer.lr * self.decay(number)
         return self.model_copy(update={"optimizer": self.optimizer.model_copy(update={"lr": rate})})
 

@@ -15,7 +15,7 @@ from ..messages.flower import error_reply
 from ..messages.payload import FLOWER_ARRAYS, NODE, REPORT, ROUND, Payload, from_records
 from ..stopping import Stopped, check
 from ..streams import default_stream
-from .client import actions
+from .client import Client, actions
 from .setup import Setup
 from .strategy import Strategy
 
@@ -29,27 +29,28 @@ def make_client_app(strategy: Strategy, setup: Callable[[], Setup]) -> ClientApp
     """
     app = ClientApp()
 
-    def handler(action: str) -> Callable[[Message, Context], Message]:
-        return lambda message, context: _answer(setup(), message, context, action)
-
     client = strategy.client_class()
+
+    def handler(action: str) -> Callable[[Message, Context], Message]:
+        return lambda message, context: _answer(client, setup(), message, context, action)
+
     for action in actions(client):
         app.train(action)(handler(action))
     if hasattr(client, "fit"):
-        app.train()(lambda message, context: _answer_flower(setup(), message, context))
+        app.train()(lambda message, context: _answer_flower(client, setup(), message, context))
     return app
 
 
-def _answer(setup: Setup, message: Message, context: Context, action: str) -> Message:
-    reply, metrics = _call(setup, message, context, action)
+def _answer(kind: type[Client], setup: Setup, message: Message, context: Context, action: str) -> Message:
+    reply, metrics = _call(kind, setup, message, context, action)
     records = reply.to_records(copy=False)
     if metrics:
         records[REPORT] = MetricRecord({**metrics})
     return Message(records, reply_to=message)
 
 
-def _answer_flower(setup: Setup, message: Message, context: Context) -> Message:
-    reply, metrics = _call(setup, message, context, "fit")
+def _answer_flower(kind: type[Client], setup: Setup, message: Message, context: Context) -> Message:
+    reply, metrics = _call(kind, setup, message, context, "fit")
     numbers = {"num-examples": reply.numbers["examples"], "train_loss": reply.numbers["loss"]}
     arrays = array_record(reply.weights, copy=False)
     records = RecordDict({FLOWER_ARRAYS: arrays, "metrics": MetricRecord({**numbers})})
@@ -58,15 +59,15 @@ def _answer_flower(setup: Setup, message: Message, context: Context) -> Message:
     return Message(records, reply_to=message)
 
 
-def _call(setup: Setup, message: Message, context: Context, action: str) -> tuple[Payload, dict[str, float]]:
-    about_round = message.content.config_records.get(ROUND, ConfigRecord())
+def _call(
+    kind: type[Client], setup: Setup, message: Message, context: Context, action: str
+) -> tuple[Payload, dict[str, float]]:
+    found = message.content.get(ROUND)
+    about_round = found if isinstance(found, ConfigRecord) else ConfigRecord()
     node = cast(int, about_round.get(NODE, message.metadata.dst_node_id))
     measured = node in cast(list[int], about_round.get("measured", []))
     number = int(message.metadata.group_id or 0)
-    strategy = setup.strategy
-    client = strategy.client_class()(
-        setup.environment, strategy.layers(), node, context.state, number, action, measured
-    )
+    client = kind(setup.environment, setup.strategy.layers(), node, context.state, number, action, measured)
     with default_stream(client.stream("default")):
         reply = getattr(client, action)(from_records(message.content))
     if not isinstance(reply, Payload):

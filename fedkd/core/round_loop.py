@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from ..errors import TooFewReplies, some
@@ -47,45 +49,58 @@ def run_rounds(
     server_scopes: set[str] = set()
     recorder = Recorder(carrier) if isinstance(carrier, SiteCarrier) else None
     carrier = recorder or carrier
-    for number in range(first_round, config.rounds + 1):
-        check()
-        begin = time.perf_counter()
-        nodes = carrier.nodes()
-        strategy.prepared = strategy.prepared - carrier.lost_states()
-        cohort = sample_cohort(nodes, config, number) if number else _first_cohort(strategy, nodes)
-        server_scopes |= strategy.stages().keys()
-        federation = Round(
-            environment,
-            carrier,
-            number,
-            nodes,
-            cohort,
-            sample_measured(nodes, config, number),
-            answers,
-            lambda images: strategy.most_images(images, environment),
-            server_scopes,
-            strategy.client_class().reports,
-            on_step,
-        )
-        before = None if recorder is None else state_of(strategy)
-        _run(strategy, federation)
-        undone = None if recorder is None or before is None else _undo_if_flawed(strategy, federation, recorder, before)
-        trained = time.perf_counter()
-        record = federation.record
-        if federation.due:
-            wait_for_nodes = federation.measure(strategy.evaluation(federation))
-            record.metrics.update(strategy.measure(federation))
-            server_scopes |= {scope_of(metric) for metric in record.metrics}
-            wait_for_nodes()
-        record.events = carrier.events() + ([undone] if undone else [])
-        _drop_metrics_of_the_server(record, server_scopes)
-        for metric, values in record.nodes.items():
-            record.metrics[metric] = sum(values[node] for node in sorted(values)) / len(values)
-        watch.check(number)
-        record.seconds = {"round": trained - begin, "evaluation": time.perf_counter() - trained}
-        on_round(record)
-        if number % config.checkpoint.every == 0 or number == config.rounds:
-            on_checkpoint(number)
+    with _frozen():
+        for number in range(first_round, config.rounds + 1):
+            check()
+            begin = time.perf_counter()
+            nodes = carrier.nodes()
+            strategy.prepared = strategy.prepared - carrier.lost_states()
+            cohort = sample_cohort(nodes, config, number) if number else _first_cohort(strategy, nodes)
+            server_scopes |= strategy.stages().keys()
+            federation = Round(
+                environment,
+                carrier,
+                number,
+                nodes,
+                cohort,
+                sample_measured(nodes, config, number),
+                answers,
+                lambda images: strategy.most_images(images, environment),
+                server_scopes,
+                strategy.client_class().reports,
+                on_step,
+            )
+            before = None if recorder is None else state_of(strategy)
+            _run(strategy, federation)
+            undone = (
+                None if recorder is None or before is None else _undo_if_flawed(strategy, federation, recorder, before)
+            )
+            trained = time.perf_counter()
+            record = federation.record
+            if federation.due:
+                wait_for_nodes = federation.measure(strategy.evaluation(federation))
+                record.metrics.update(strategy.measure(federation))
+                server_scopes |= {scope_of(metric) for metric in record.metrics}
+                wait_for_nodes()
+            record.events = carrier.events() + ([undone] if undone else [])
+            _drop_metrics_of_the_server(record, server_scopes)
+            for metric, values in record.nodes.items():
+                record.metrics[metric] = sum(values[node] for node in sorted(values)) / len(values)
+            watch.check(number)
+            record.seconds = {"round": trained - begin, "evaluation": time.perf_counter() - trained}
+            on_round(record)
+            if number % config.checkpoint.every == 0 or number == config.rounds:
+                on_checkpoint(number)
+
+
+@contextmanager
+def _frozen() -> Iterator[None]:
+    """Let Python's search for garbage leave out what exists before the first round: it costs 0.1 ms per client."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def _run(strategy: Strategy, federation: Round) -> None:

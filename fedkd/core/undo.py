@@ -14,9 +14,9 @@ import numpy as np
 from flwr.app import Message, RecordDict
 
 from ..data.images import Images
-from ..errors import RunError
+from ..errors import PayloadError, RunError
 from ..learning.evaluation import predict
-from ..messages.arrays import PayloadError, Tensors, are_within, is_finite, tensors_of
+from ..messages.arrays import Tensors, are_within, is_finite, tensors_of
 from ..messages.carrier import Carrier, SiteCarrier
 from ..messages.flower import error_reply
 from ..messages.ledger import all_bytes

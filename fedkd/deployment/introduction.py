@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from flwr.app import RecordDict
 
 from ..config import Limits
-from ..errors import on_one_line
-from ..messages.arrays import PayloadError
+from ..errors import PayloadError, on_one_line
 from ..messages.arrival import receive
 from ..messages.payload import Expected, Payload
 from .roster import is_the_servers

@@ -20,8 +20,8 @@ from flwr.serverapp import Grid
 from ..config import Limits
 from ..core.setup import Setup
 from ..data.site_data import misfit
-from ..errors import RunError, described, on_one_line
-from ..messages.arrays import PayloadError, serialised
+from ..errors import PayloadError, RunError, described, on_one_line
+from ..messages.arrays import serialised
 from ..messages.carrier import SiteCarrier
 from ..messages.flower import (
     activations,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import count, islice
 from typing import NamedTuple, cast
@@ -171,7 +172,8 @@ def train(
     """
     if steps is not None and not len(data.labels):
         raise ValueError(f"{steps} steps of training need images, but there are none")
-    model.train()
+    if not all(module.training for module in model.modules()):
+        model.train()
     groups = [group["params"] for group in optimizer.param_groups]
     parameters = [p for group in groups for p in group]
     losses: list[Tensor] = []
@@ -182,7 +184,7 @@ def train(
             break
         most = None if steps is None else steps - len(losses)
         for images, wanted in batches(data, targets, batch_size, preprocess, order, augment, most):
-            with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
+            with torch.autocast(images.device.type, torch.bfloat16) if bf16 else nullcontext():
                 value = loss(model, images, wanted)
             gradients = iter(torch.autograd.grad(value, parameters, allow_unused=True))
             for group in groups:
@@ -192,6 +194,12 @@ def train(
                     parameter.grad = gradient if gradient is None or scale is None else gradient * scale
             optimizer.step()
             losses.append(value.detach())
+    return _mean(losses)
+
+
+def _mean(losses: list[Tensor]) -> float:
+    if len(losses) == 1:
+        return float(losses[0])
     return float(torch.stack(losses).double().mean()) if losses else 0.0
 
 

@@ -16,6 +16,9 @@ import torch
 from flwr.app import Array, ArrayRecord, RecordDict
 from torch import Tensor
 
+from ..errors import PayloadError
+from .flower import record_of
+
 _DTYPES = ("<f8", "<f4", "<f2", "<i8", "<i4", "<i2", "|i1", "|u1", "|b1")
 _MOST_AXES = 16
 _MOST_VALUES = 2**31  # limits the other lengths too if one length is 0
@@ -62,10 +65,6 @@ def parts_of(state: Mapping[str, Tensor]) -> dict[str, Tensors]:
         part, name = key.split("/", 1)
         parts.setdefault(part, {})[name] = tensor
     return parts
-
-
-class PayloadError(ValueError):
-    """A payload that is not as expected; the message names the array or number and the error."""
 
 
 class HeldArray(Array):
@@ -126,10 +125,7 @@ def _header_bytes(code: str, shape: tuple[int, ...]) -> int:
 
 def array_record(tensors: Mapping[str, Tensor], copy: bool = True) -> ArrayRecord:
     """Return the tensors as a Flower record. Without `copy`, CPU tensors share memory with the record."""
-    record = ArrayRecord()
-    for name, tensor in tensors.items():
-        record[name] = HeldArray(to_cpu(tensor, copy=copy).contiguous().numpy())
-    return record
+    return record_of({name: HeldArray(to_cpu(tensor, copy=copy).numpy()) for name, tensor in tensors.items()})
 
 
 def tensors_of(record: Mapping[str, Array], copy: bool = True) -> Tensors:
@@ -181,9 +177,7 @@ def _changed(records: RecordDict, change: Callable[[HeldArray], Array]) -> Recor
     """Return records with each HeldArray changed. Flower's own arrays stay: they are bytes, and share no memory."""
     changed = RecordDict(dict(records))
     for key, record in records.array_records.items():
-        changed[key] = arrays = ArrayRecord()
-        for name, array in record.items():
-            arrays[name] = change(array) if isinstance(array, HeldArray) else array
+        changed[key] = record_of({n: change(a) if isinstance(a, HeldArray) else a for n, a in record.items()})
     return changed
 
 

@@ -13,9 +13,9 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 from ..config import KINDS, Limits
-from ..errors import described, on_one_line, some
-from .arrays import PayloadError, are_within
-from .ledger import all_bytes, count_bytes
+from ..errors import PayloadError, described, on_one_line, some
+from .arrays import are_within
+from .ledger import bytes_outside, count_bytes
 from .metric_names import MOST, belongs_to, checked_metric, scope_of
 from .payload import (
     FLOWER_ARRAYS,
@@ -58,11 +58,16 @@ def receive(records: RecordDict, expected: Expected | None, limits: Limits, copy
     Names and sizes are checked before anything is decoded. Without `expected`, shapes and the names that were asked for
     are not checked. `copy` as in `from_records`. Raises PayloadError.
     """
+    return _receive(records, count_bytes(records), expected, limits, copy)
+
+
+def _receive(
+    records: RecordDict, sizes: Mapping[str, int], expected: Expected | None, limits: Limits, copy: bool
+) -> Payload:
     _check_form(records)
-    size = all_bytes(records)
+    size = sum(sizes.values()) + bytes_outside(records)
     if size > limits.total:
         raise PayloadError(f"payload of {size} bytes is over the limit of {limits.total}")
-    sizes = count_bytes(records)
     for kind, most in limits.kinds.items():
         if sizes.get(kind, 0) > most:
             raise PayloadError(f"{kind} of {sizes[kind]} bytes are over the limit of {most}")
@@ -123,8 +128,9 @@ def _check_names(payload: Payload, expected: Expected) -> None:
     for kind, arrays in payload.by_kind():
         for name, tensor in arrays.items():
             shape, dtype, between, probabilities, counts = getattr(expected, kind)[name]
-            fits = len(shape) == tensor.dim() and all(
-                want is None or want == have for want, have in zip(shape, tensor.shape, strict=True)
+            fits = tensor.shape == shape or (
+                len(shape) == tensor.dim()
+                and all(want is None or want == have for want, have in zip(shape, tensor.shape, strict=True))
             )
             if not fits:
                 raise PayloadError(f"{kind} {name!r} has shape {tuple(tensor.shape)}, expected was {shape}")
@@ -185,7 +191,7 @@ def arrive(
     expected = expectation.get(node) if isinstance(expectation, Mapping) else expectation
     try:
         arrival.sizes = count_bytes(reply.content)
-        payload = receive(reply.content, expected, limits, copy)
+        payload = _receive(reply.content, arrival.sizes, expected, limits, copy)
         arrival.metrics = _metrics(reply.content.get(REPORT), node, asked)
         arrival.payload = payload
     except PayloadError as error:

@@ -33,6 +33,11 @@ def count_bytes(records: RecordDict) -> dict[str, int]:
     return sizes
 
 
+def bytes_outside(records: RecordDict) -> int:
+    """Return the bytes of the records that `count_bytes` does not count."""
+    return sum(_record_bytes(record) for key, record in records.items() if key in OUTSIDE)
+
+
 def all_bytes(records: RecordDict) -> int:
     """Return the bytes of all records together, those that the core adds included."""
     return sum(map(_record_bytes, records.values()))

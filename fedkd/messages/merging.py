@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+import torch
 from flwr.app import Message, RecordDict
 
-from .arrays import PayloadError
+from ..errors import PayloadError
 from .arrival import Arrival, Door
 from .payload import Payload
 
@@ -30,11 +31,13 @@ def weighted_mean(total: Payload, reply: Payload) -> Payload:
     examples = total.numbers["examples"] + reply.numbers["examples"]
     share = reply.numbers["examples"] / examples if examples else 0.0
     for kind, arrays in total.by_kind():
+        others = getattr(reply, kind)
+        floats = [name for name, tensor in arrays.items() if tensor.is_floating_point()]
+        if floats:
+            torch._foreach_lerp_([arrays[name] for name in floats], [others[name] for name in floats], share)
         for name, tensor in arrays.items():
-            other = getattr(reply, kind)[name]
-            if tensor.is_floating_point():
-                tensor.lerp_(other, share)
-            else:
+            other = others[name]
+            if not tensor.is_floating_point():
                 change = other.long() - tensor.long()  # equal integers stay as they are, however large
                 tensor.copy_(tensor.long() + (change.double() * share).round().long())
     for name, number in total.numbers.items():

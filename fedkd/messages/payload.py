@@ -15,7 +15,8 @@ from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from torch import Tensor
 
 from ..config import KINDS
-from .arrays import PayloadError, Tensors, array_record, tensors_of
+from ..errors import PayloadError
+from .arrays import Tensors, array_record, tensors_of
 from .metric_names import MOST
 
 FLOWER_ARRAYS = "arrays"  # the record in which Flower's own strategies put the model's weights

@@ -11,7 +11,7 @@ import pytest
 from fedkd import Payload
 from fedkd.config import Limits
 from fedkd.deployment.introduction import Introduction, introduction_of
-from fedkd.messages.arrays import PayloadError
+from fedkd.errors import PayloadError
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ with atheris.instrument_imports(include=["fedkd"]):
     from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
     from fedkd.config import KINDS, Limits
-    from fedkd.messages.arrays import PayloadError
+    from fedkd.errors import PayloadError
     from fedkd.messages.arrival import receive
     from fedkd.messages.ledger import count_bytes
     from fedkd.messages.payload import IMAGES, ArraySpec, Expected

@@ -12,7 +12,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRec
 
 from fedkd import ArraySpec, Expected, Payload, expected_model, like
 from fedkd.config import Limits
-from fedkd.messages.arrays import PayloadError
+from fedkd.errors import PayloadError
 from fedkd.messages.arrival import AskedMetrics, Door, arrive, receive
 from fedkd.messages.flower import be_the_server
 from fedkd.messages.payload import IMAGES

@@ -28,8 +28,8 @@ from flwr.supercore.inflatable.inflatable_utils import (
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.grid import http_grid
 
+from fedkd.errors import PayloadError
 from fedkd.messages import flower
-from fedkd.messages.arrays import PayloadError
 
 
 def test_the_version_is_the_one_that_this_was_written_for() -> None:

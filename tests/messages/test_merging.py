@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as hnp
 
 from fedkd import Payload, weighted_mean
 from fedkd.config import Limits
-from fedkd.messages.arrays import PayloadError
+from fedkd.errors import PayloadError
 from fedkd.messages.arrival import Door
 from fedkd.messages.flower import be_the_server
 from fedkd.messages.merging import blocks_of, merge_block

@@ -11,8 +11,7 @@ from flwr.app import Message, RecordDict
 from helpers import Make, checkpoint_bytes, lines
 
 from fedkd.config import Config, Limits, parse_config
-from fedkd.errors import InputError, RunError
-from fedkd.messages.arrays import PayloadError
+from fedkd.errors import InputError, PayloadError, RunError
 from fedkd.messages.arrival import receive
 from fedkd.messages.flower import be_the_server
 from fedkd.messages.payload import Expected, Payload, from_records, like

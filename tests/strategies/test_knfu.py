@@ -252,7 +252,7 @@ def test_a_node_with_another_transfer_set_is_a_named_failure(tiny: Make, tmp_pat
     assert Environment(config).public_fingerprint == fingerprint
     other = Environment(tiny({"data.public": {"size": 40}, "strategy": {"name": "knfu"}, "seed": 1}))
     assert other.public_fingerprint != fingerprint
-    from fedkd.messages.arrays import PayloadError
+    from fedkd.errors import PayloadError
     from fedkd.messages.arrival import receive
     from fedkd.messages.payload import Expected, Payload
 
@@ -263,7 +263,7 @@ def test_a_node_with_another_transfer_set_is_a_named_failure(tiny: Make, tmp_pat
 
 
 def test_knowledge_that_is_no_probability_is_its_nodes_failure() -> None:
-    from fedkd.messages.arrays import PayloadError
+    from fedkd.errors import PayloadError
     from fedkd.messages.arrival import receive
     from fedkd.messages.payload import ArraySpec, Expected, Payload
 

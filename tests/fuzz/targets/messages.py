@@ -19,7 +19,7 @@ from fedkd import ArraySpec, Expected
 from fedkd.config import Limits
 from fedkd.deployment.introduction import JOIN, introduction_of
 from fedkd.deployment.sites import _Pull
-from fedkd.messages.arrays import PayloadError
+from fedkd.errors import PayloadError
 from fedkd.messages.arrival import AskedMetrics, arrive
 from fedkd.messages.flower import be_the_server
 from fedkd.messages.ledger import all_bytes
