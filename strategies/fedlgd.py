@@ -89,8 +89,7 @@ class FedLGDClient(VirtualImagesClient, GlobalModelClient):
             lr=method.pixel_lr, momentum=method.pixel_momentum, real_batch=method.real_batch, augment=method.augment
         )
         self.virtual.rest()
-        for number in range(method.local_steps):
-            distiller.iterate(self.virtual, self.real, self.model, self.stream(f"refine-{number}"))
+        self.match(self.model, distiller, "refine", range(method.local_steps))
         self.virtual.rest()
         self.keep_virtual()
 

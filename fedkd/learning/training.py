@@ -124,6 +124,10 @@ class LocalTraining:
     beside: nn.Module | None = None
     bf16: bool = False
 
+    def alone(self) -> float:
+        """Return the result of `train_alone`."""
+        return train_alone(self)
+
 
 def train_alone(local: LocalTraining) -> float:
     """Train one client's model; return the mean loss as `train` does."""

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.learning import ADAMW, SGD, Exact, Pixels
 from torch import Tensor, nn
 
 from fedkd import Payload
-from fedkd.config import Adam, Sgd
 from fedkd.data.images import Images
 from fedkd.distillation.generators import FeatureGenerator
 from fedkd.learning.batches import Preprocess, batches, shift_mirror
@@ -35,25 +35,8 @@ from fedkd.strategies.moon import contrastive_loss
 from fedkd.strategies.scaffold import corrected_loss
 from fedkd.streams import default_stream, torch_stream
 
-SGD = Sgd(name="sgd", lr=0.05, momentum=0.9, weight_decay=5e-4)
-ADAMW = Adam(name="adamw", lr=1e-3, weight_decay=1e-2)
 SIZES = (40, 26, 33, 12)  # batches of 16, the last ones of other sizes; client 3 has less than one batch
 CLASSES = 10
-
-
-class _Set:
-    mean, deviation = (0.3,), (0.4,)
-
-
-class Exact(Preprocess):
-    """Batches in float64."""
-
-    def __init__(self, augment: str) -> None:
-        super().__init__(_Set(), augment, torch.device("cpu"))  # type: ignore[arg-type]
-        self.mean, self.deviation = self.mean.double(), self.deviation.double()
-
-    def scaled(self, images: Tensor) -> Tensor:
-        return self.normalise(images.double().div_(255))
 
 
 def model_of(name: str, side: int = 12, **options: Any) -> nn.Module:
@@ -327,7 +310,7 @@ def test_bfloat16_changes_a_step_by_its_rounding_alike_in_one_step(norm: str, pa
     """One step: bfloat16 has 8 bits. Weights, buffers and losses stay float32."""
     model = model_of("convnet", channels=[6], norm=norm).float()
     start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    plain = Preprocess(_Set(), "none", torch.device("cpu"))  # type: ignore[arg-type]
+    plain = Preprocess(Pixels(), "none", torch.device("cpu"))  # type: ignore[arg-type]
 
     def trained(bf16: bool, stacked: bool) -> list[tuple[float, dict[str, Tensor]]]:
         made = [replace(one, bf16=bf16, preprocess=plain) for one in clients(model, sizes=(16, 12), epochs=1)]
