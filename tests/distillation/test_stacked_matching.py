@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -121,16 +122,27 @@ def test_other_distillers_and_networks_are_another_group() -> None:
     assert len({matching_key(matching) for matching in made}) == len(made)
 
 
-def test_after_an_error_nothing_is_changed() -> None:
+def test_after_an_error_of_a_later_step_nothing_is_changed() -> None:
+    def stream_of(number: int) -> torch.Generator:
+        if number == 2:
+            raise KeyError("draws")
+        return torch_stream(0, number, 0, "step")
+
+    model = network("model")
+    made = [replace(one, stream_of=stream_of) for one in clients(model, DM(), (3, 3, 3), False)]
+    before = [copy.deepcopy(_pixels(matching)) for matching in made]
+    with pytest.raises(KeyError):
+        match_stacked(made, [model.state_dict()] * 3, "vmap")
+    for matching, start in zip(made, before, strict=True):
+        torch.testing.assert_close(_pixels(matching), start, rtol=0, atol=0)
+
+
+def test_a_network_that_cannot_be_stacked_is_refused() -> None:
     class Loops(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return x * float(x.mean())
 
     model = network("model")
     model.features.append(Loops())
-    made = clients(model, DM(), (2, 2, 2), False)
-    before = [copy.deepcopy(_pixels(matching)) for matching in made]
     with pytest.raises(NotStacked):
-        match_stacked(made, [model.state_dict()] * 3, "vmap")
-    for matching, start in zip(made, before, strict=True):
-        torch.testing.assert_close(_pixels(matching), start, rtol=0, atol=0)
+        match_stacked(clients(model, DM(), (2, 2, 2), False), [model.state_dict()] * 3, "vmap")

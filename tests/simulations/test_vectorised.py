@@ -373,6 +373,19 @@ def test_too_little_memory_halves_the_clients_of_a_step(
     assert _apart(tmp_path / "inline", tmp_path / "o") < 1e-3
 
 
+def test_a_card_without_room_for_one_client_matches_class_by_class(
+    tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(works: list[Any], states: list[Any], path: str) -> list[Any]:
+        raise torch.OutOfMemoryError("a card without room")
+
+    monkeypatch.setattr(kinds, "match_stacked", none)
+    changes = {**BASE, **OWN_LOOPS["fedlgd"], "rounds": 1}
+    for name, engine in (("inline", {"name": "inline"}), ("stacked", VECTORISED)):
+        run(tiny(changes | {"engine": engine}), tmp_path / name)
+    assert checkpoint_bytes(tmp_path / "inline") == checkpoint_bytes(tmp_path / "stacked")
+
+
 def test_a_model_that_cannot_be_folded_is_refused_or_takes_the_other_path(tiny: Make, tmp_path: Path) -> None:
     (tmp_path / "net.py").write_text(
         "from torch import nn\n"
