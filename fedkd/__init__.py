@@ -86,6 +86,7 @@ if TYPE_CHECKING:
     from .learning.probes import linear_probe as linear_probe
     from .learning.probes import mean_angle as mean_angle
     from .learning.probes import nearest_neighbours as nearest_neighbours
+    from .learning.training import BatchLoss as BatchLoss
     from .learning.training import Loss as Loss
     from .learning.training import ModelLoss as ModelLoss
     from .learning.training import Outputs as Outputs
@@ -156,6 +157,7 @@ _HOMES = {
     "AfterStep": "learning.contrast",
     "Augmentation": "learning.views",
     "Batch": "learning.contrast",
+    "BatchLoss": "learning.training",
     "ClassMeans": "methods.class_means",
     "Classifier": "models.zoo",
     "Client": "core.client",

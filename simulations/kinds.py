@@ -10,11 +10,12 @@ from torch import Tensor
 from fedkd.distillation.stacked_matching import Matching, match_stacked, matching_key, why_matched_alone
 from fedkd.learning.contrast import ContrastiveTraining
 from fedkd.learning.evaluation import Prediction
+from fedkd.learning.stacked_batches import compare_stacked, comparison_key, why_compared_alone
 from fedkd.learning.stacked_contrast import contrast_key, contrast_stacked, why_contrasted_alone
 from fedkd.learning.stacked_models import Path, why_not_stacked
 from fedkd.learning.stacked_prediction import predict_stacked, prediction_key
 from fedkd.learning.stacked_training import key_of, train_stacked, why_alone
-from fedkd.learning.training import LocalTraining
+from fedkd.learning.training import BatchLoss, LocalTraining
 from fedkd.learning.work import Work
 
 State = Mapping[str, Tensor]  # a model's parameters and buffers
@@ -45,11 +46,17 @@ class Kind(NamedTuple):
 
 def kind_of(work: Work) -> Kind:
     """Return the kind of a work. Raises KeyError for one that no engine knows."""
+    if isinstance(work, LocalTraining) and isinstance(work.loss, BatchLoss):
+        return _COMPARISON
     return _KINDS[type(work)]
 
 
 def _train(works: Sequence[LocalTraining], states: Sequence[State], path: Path) -> list[Outcome]:
     return [Outcome(one.loss, one.weights, True) for one in train_stacked(works, states, path)]
+
+
+def _compare(works: Sequence[LocalTraining], states: Sequence[State], path: Path) -> list[Outcome]:
+    return [Outcome(one.loss, one.weights, True) for one in compare_stacked(works, states)]
 
 
 def _predict(works: Sequence[Prediction], states: Sequence[State], path: Path) -> list[Outcome]:
@@ -70,6 +77,7 @@ def _match(works: Sequence[Matching], states: Sequence[State], path: Path) -> li
     return [Outcome(losses, state, True) for losses, state in zip(found, states, strict=True)]
 
 
+_COMPARISON = Kind(why_compared_alone, comparison_key, _compare, by_vmap=True)
 _KINDS: dict[type, Kind] = {
     LocalTraining: Kind(why_alone, key_of, _train),
     Prediction: Kind(_why_predicted_alone, prediction_key, _predict),

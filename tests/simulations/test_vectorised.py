@@ -74,12 +74,15 @@ VIEWS = {**SSL, "data.train_per_class": 40}
 OWN_LOOPS: dict[str, dict[str, Any]] = {
     **{case: {**VIEWS, "strategy": SELF_SUPERVISED[case]} for case in ("simclr", "fedu", "moco", "fedx over simclr")},
     "fedlgd": {"model": LGD_NET, "strategy": {**LGD, "gap": 1, "augment": ["color", "crop", "scale"]}},
+    "fedlgd, anchors": {"model": LGD_NET, "strategy": LGD},
+    "supcon_only": {"strategy": {"name": "supcon_only"}},
 }
 
 
-@pytest.mark.parametrize(
-    "case", [c if c in ("fedx over simclr", "fedlgd") else pytest.param(c, marks=pytest.mark.slow) for c in OWN_LOOPS]
-)
+QUICK = ("fedx over simclr", "fedlgd", "fedlgd, anchors")  # the others are in the slow tests
+
+
+@pytest.mark.parametrize("case", [c if c in QUICK else pytest.param(c, marks=pytest.mark.slow) for c in OWN_LOOPS])
 def test_own_loops_end_in_the_weights_of_one_client_at_a_time_up_to_rounding(
     tiny: Make, tmp_path: Path, case: str
 ) -> None:
