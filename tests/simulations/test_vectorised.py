@@ -406,10 +406,13 @@ def test_a_model_that_cannot_be_folded_is_refused_or_takes_the_other_path(tiny: 
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("ray")
-@pytest.mark.parametrize(("method", "workers"), [("scaffold", 1), ("scaffold", 2), ("knfu", 2)])
+@pytest.mark.parametrize(
+    ("method", "workers"), [("scaffold", 1), ("scaffold", 2), ("knfu", 2), ("fedx over simclr", 2)]
+)
 def test_ray_workers_stack_the_same_groups(tiny: Make, tmp_path: Path, method: str, workers: int) -> None:
     """SCAFFOLD's replies are merged, five at a time; KnFu's are not."""
-    changes = _changes(method) | {"cohort": 6, "checkpoint": {"every": 1}}
+    own = {**BASE, **OWN_LOOPS[method]} if method in OWN_LOOPS else _changes(method)
+    changes = own | {"cohort": 6, "checkpoint": {"every": 1}}
     run(tiny(changes | {"engine": VECTORISED}), tmp_path / "one")
     engine = {"name": "ray", "workers": workers, "clients_per_step": 3, "cpus_per_worker": 0.5}
     run(tiny(changes | {"engine": engine}), tmp_path / "ray")
