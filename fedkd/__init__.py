@@ -67,6 +67,11 @@ if TYPE_CHECKING:
     from .learning.batches import Preprocess as Preprocess
     from .learning.batches import batches as batches
     from .learning.batches import shuffled as shuffled
+    from .learning.contrast import ENCODER as ENCODER
+    from .learning.contrast import AfterStep as AfterStep
+    from .learning.contrast import Batch as Batch
+    from .learning.contrast import ContrastiveLoss as ContrastiveLoss
+    from .learning.contrast import Kept as Kept
     from .learning.evaluation import features as features
     from .learning.evaluation import predict as predict
     from .learning.losses import Metric as Metric
@@ -81,6 +86,7 @@ if TYPE_CHECKING:
     from .learning.probes import linear_probe as linear_probe
     from .learning.probes import mean_angle as mean_angle
     from .learning.probes import nearest_neighbours as nearest_neighbours
+    from .learning.training import BatchLoss as BatchLoss
     from .learning.training import Loss as Loss
     from .learning.training import ModelLoss as ModelLoss
     from .learning.training import Outputs as Outputs
@@ -124,6 +130,7 @@ if TYPE_CHECKING:
     from .methods.relay import RelayClient as RelayClient
     from .methods.relay import RelayStrategy as RelayStrategy
     from .methods.relay import distillation_kl as distillation_kl
+    from .methods.self_supervised import Contrast as Contrast
     from .methods.self_supervised import Encoder as Encoder
     from .methods.self_supervised import SelfSupervised as SelfSupervised
     from .methods.self_supervised import SelfSupervisedClient as SelfSupervisedClient
@@ -147,15 +154,21 @@ _HOMES = {
     "Adam": "config",
     "Architecture": "config",
     "ArraySpec": "messages.payload",
+    "AfterStep": "learning.contrast",
     "Augmentation": "learning.views",
+    "Batch": "learning.contrast",
+    "BatchLoss": "learning.training",
     "ClassMeans": "methods.class_means",
     "Classifier": "models.zoo",
     "Client": "core.client",
+    "Contrast": "methods.self_supervised",
+    "ContrastiveLoss": "learning.contrast",
     "Count": "config",
     "DM": "distillation.distillers",
     "Dataset": "data.images",
     "Distance": "distillation.matching",
     "Distiller": "distillation.distillers",
+    "ENCODER": "learning.contrast",
     "Encoder": "methods.self_supervised",
     "Environment": "core.environment",
     "Expected": "messages.payload",
@@ -171,6 +184,7 @@ _HOMES = {
     "ImageGenerator": "distillation.generators",
     "Images": "data.images",
     "InputError": "errors",
+    "Kept": "learning.contrast",
     "LabelLogits": "methods.label_logits",
     "LabelLogitsClient": "methods.label_logits",
     "Loss": "learning.training",

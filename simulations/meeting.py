@@ -1,4 +1,4 @@
-"""Lets clients run side by side in one thread: each runs until it trains or predicts, then waits for the others."""
+"""Lets clients run side by side in one thread: each runs until it has work, then waits for the others."""
 
 from __future__ import annotations
 
@@ -13,51 +13,49 @@ from greenlet import GreenletExit, getcurrent, greenlet
 from torch import Tensor, nn
 
 from fedkd.core.environment import Environment
-from fedkd.learning.evaluation import Prediction, predict_alone
-from fedkd.learning.stacked_training import Trained
-from fedkd.learning.training import LocalTraining, train_alone
+from fedkd.learning.work import Work
 from fedkd.models.build import fill
+
+from .kinds import Outcome
 
 Result = TypeVar("Result")
 
 
 @dataclass
 class Waiting:
-    """A client that waits for its training or its prediction: of a model with these parameters and buffers.
+    """A client that waits for its work, with a model with these parameters and buffers.
 
     `key`: what clients have in common to work together. `trainable`: which of the model's parameters are.
     """
 
-    work: LocalTraining | Prediction
+    work: Work
     key: Hashable
     state: dict[str, Tensor]
     trainable: list[bool]
 
 
-Outcome = Trained | Tensor | None  # what a client has learned, its outputs, or None: it works alone
-KeyOf = Callable[[LocalTraining | Prediction], Hashable | None]
-DoAll = Callable[[list[Waiting]], Sequence[Outcome]]
+KeyOf = Callable[[Work], Hashable | None]
+DoAll = Callable[[list[Waiting]], Sequence[Outcome | None]]  # None: this client works alone
 
 
 def meet(environment: Environment, calls: Sequence[Callable[[], Result]], key_of: KeyOf, do_all: DoAll) -> list[Result]:
     """Call all functions, which run clients of this environment; return their results in their order.
 
-    `key_of` is asked when a client trains or predicts; if it returns None, the client works alone, at once. When all
+    `key_of` is asked when a client has work; if it returns None, the client works alone, at once. When all
     others that have not ended wait, `do_all` gets their work, in the order of the functions, and returns what each
     gets. Each function continues torch's default streams, and finds its model objects, as it has left them. An
     exception of a function ends all of them.
     """
     clients = [_Client(environment, call) for call in calls]
-    before = environment.train, environment.predict, environment.lent
-    environment.train = partial(_train_with_others, key_of)
-    environment.predict = partial(_predict_with_others, key_of)
+    before = environment.do, environment.lent
+    environment.do = partial(_do_with_others, key_of)
     try:
         waiting = [client for client in clients if client.go_on(_BEGIN)]
         while waiting:
             outcomes = deque(do_all([client.waiting for client in waiting]))
             waiting = [client for client in waiting if client.go_on(outcomes.popleft())]
     finally:
-        environment.train, environment.predict, environment.lent = before
+        environment.do, environment.lent = before
         for client in clients:
             client.leave()
     return [client.result for client in clients]
@@ -66,48 +64,28 @@ def meet(environment: Environment, calls: Sequence[Callable[[], Result]], key_of
 _BEGIN = object()
 
 
-def _train_with_others(key_of: KeyOf, local: LocalTraining) -> float:
-    """Wait for the training together with other clients, or train alone; return the mean loss of the last epoch."""
-    trained = _wait(key_of, local)
-    if trained is None:
-        return train_alone(local)
-    assert isinstance(trained, Trained)
-    fill(local.model, trained.weights)
-    local.model.train()
-    return trained.loss
-
-
-def _predict_with_others(key_of: KeyOf, asked: Prediction) -> Tensor:
-    """Wait for the prediction together with other clients, or predict alone; return the outputs."""
-    outputs = _wait(key_of, asked)
-    if outputs is None:
-        return predict_alone(asked)
-    assert isinstance(outputs, Tensor)
-    asked.model.eval()
-    return outputs
-
-
 def set_trainable(model: nn.Module, trainable: Sequence[bool]) -> None:
     """Set which parameters of a model are trained."""
     for parameter, wanted in zip(model.parameters(), trainable, strict=True):
         parameter.requires_grad_(wanted)
 
 
-def _wait(key_of: KeyOf, work: LocalTraining | Prediction) -> Outcome:
-    """Wait for others and return what this client gets, with its model as before; None if it works alone."""
+def _do_with_others(key_of: KeyOf, work: Work) -> Any:
+    """Wait for the work together with other clients, or do it alone; return its result."""
     main, model = getcurrent().parent, work.model
-    if main is None:  # not a client
-        return None
-    key = key_of(work)
-    if key is None:
-        return None
+    key = None if main is None else key_of(work)  # None: not a client
+    if main is None or key is None:
+        return work.alone()
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     trainable = [parameter.requires_grad for parameter in model.parameters()]
-    outcome: Outcome = main.switch(Waiting(work, key, state, trainable))
+    outcome: Outcome | None = main.switch(Waiting(work, key, state, trainable))
     set_trainable(model, trainable)
-    if not isinstance(outcome, Trained):
+    if outcome is None:
         fill(model, state)
-    return outcome
+        return work.alone()
+    fill(model, outcome.state)
+    model.train(outcome.training)
+    return outcome.result
 
 
 class _Client:

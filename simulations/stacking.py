@@ -12,15 +12,13 @@ from torch import nn
 from fedkd.config import NamedTable
 from fedkd.core.environment import Environment
 from fedkd.errors import InputError, described
-from fedkd.learning.evaluation import Prediction
 from fedkd.learning.stacked_memory import bytes_of_client, free_bytes
 from fedkd.learning.stacked_models import NotStacked, Path, why_not_folded, why_not_stacked, why_unsound
-from fedkd.learning.stacked_prediction import predict_stacked, prediction_key
-from fedkd.learning.stacked_training import key_of, train_stacked, why_alone
-from fedkd.learning.training import LocalTraining
+from fedkd.learning.work import Work
 from fedkd.messages.merging import BLOCK
 
-from .meeting import Outcome, Result, Waiting, meet, set_trainable
+from .kinds import Outcome, kind_of
+from .meeting import Result, Waiting, meet, set_trainable
 
 Item = TypeVar("Item")
 ClientsPerStep = Annotated[int, Field(ge=1)] | Literal["auto"]
@@ -51,13 +49,13 @@ class Stacker:
         """Call functions that run clients, side by side; return their results in their order."""
         return meet(self._environment, calls, self._key_of, self._do_all)
 
-    def _key_of(self, work: LocalTraining | Prediction) -> Hashable | None:
+    def _key_of(self, work: Work) -> Hashable | None:
         """Return what clients must have in common to do such work together, or None if one can only do it alone."""
         known = self._ways.get(id(work.model))
         reason = _why_alone(work) or (known.reason if known else None)
         key = None
         if reason is None:
-            key = key_of(work) if isinstance(work, LocalTraining) else prediction_key(work)
+            key = type(work), kind_of(work).key_of(work)
             try:
                 hash(key)
             except TypeError:
@@ -67,9 +65,9 @@ class Stacker:
             return None
         return key
 
-    def _do_all(self, waiting: list[Waiting]) -> list[Outcome]:
+    def _do_all(self, waiting: list[Waiting]) -> list[Outcome | None]:
         """Return what each client gets, or None if it works alone."""
-        outcomes: list[Outcome] = [None] * len(waiting)
+        outcomes: list[Outcome | None] = [None] * len(waiting)
         groups: dict[Hashable, list[int]] = {}
         for place, one in enumerate(waiting):
             groups.setdefault(one.key, []).append(place)
@@ -78,24 +76,24 @@ class Stacker:
                 outcomes[place] = outcome
         return outcomes
 
-    def _stacked(self, group: Sequence[Waiting]) -> list[Outcome]:
+    def _stacked(self, group: Sequence[Waiting]) -> list[Outcome | None]:
         """Do the work of clients of one kind, `limit` of them at a time. What fails together is done alone.
 
         Nothing is remembered of a failure: a resumed run and each of Ray's workers must decide alike.
         """
         if len(group) > (first := self.limit):
             return self._stacked(group[:first]) + self._stacked(group[first:])
-        alone: list[Outcome] = [None] * len(group)
-        if len(group) == 1:
+        alone: list[Outcome | None] = [None] * len(group)
+        kind, model = kind_of(group[0].work), group[0].work.model
+        if len(group) < kind.least:
             return alone
-        model = group[0].work.model
         set_trainable(model, group[0].trainable)
-        way = self._way_of(model)
+        way = _Way(model, "vmap", None) if kind.by_vmap else self._way_of(model)
         if way.reason is not None:
             self._say_alone(way.reason)
             return alone
         try:
-            return _together(group, way.path)
+            return [*kind.together([one.work for one in group], [one.state for one in group], way.path)]
         except NotStacked as error:
             self._say_alone(str(error))
             return alone
@@ -108,6 +106,8 @@ class Stacker:
             return alone
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
+        if len(group) == 1:
+            return alone
         self.limit = min(self.limit, (len(group) + 1) // 2)
         self._say(f"out of memory with {len(group)} clients in one step; from now on at most {self.limit}")
         return self._stacked(group)
@@ -180,17 +180,8 @@ def clients_of_step(environment: Environment, wanted: ClientsPerStep, share: flo
     return -(-most // -(-most // room))
 
 
-def _why_alone(work: LocalTraining | Prediction) -> str | None:
+def _why_alone(work: Work) -> str | None:
     """Return why this work is done alone, apart from its model's layers, or None."""
     if torch.is_inference_mode_enabled() or torch.is_autocast_enabled(work.preprocess.device.type):
         return "inference mode or autocast is on"  # these hold for all clients of the process that wait meanwhile
-    if isinstance(work, LocalTraining):
-        return why_alone(work)
-    return why_not_stacked(work.model) or (None if len(work.data.labels) else "it has no images")
-
-
-def _together(group: Sequence[Waiting], path: Path) -> list[Outcome]:
-    trainings = [one.work for one in group if isinstance(one.work, LocalTraining)]
-    asked = [one.work for one in group if isinstance(one.work, Prediction)]
-    states = [one.state for one in group]
-    return [*(train_stacked(trainings, states, path) if trainings else predict_stacked(asked, states, path))]
+    return kind_of(work).why_alone(work)

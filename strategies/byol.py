@@ -7,19 +7,32 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Annotated, ClassVar, cast
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedkd import Client, Encoder, SelfSupervised, SelfSupervisedClient, copied, move_towards
+from fedkd import (
+    ENCODER,
+    AfterStep,
+    Batch,
+    Client,
+    Contrast,
+    Encoder,
+    Kept,
+    SelfSupervised,
+    SelfSupervisedClient,
+    copied,
+    move_towards,
+)
 
 from .fedavg import FedAvg
 
 ONLINE = "online"  # the prediction head
-_TARGET = "target"
+TARGET = "target"  # the target network
 
 
 class BYOLClient(SelfSupervisedClient):
@@ -28,24 +41,34 @@ class BYOLClient(SelfSupervisedClient):
     def begin(self, encoder: Encoder) -> None:
         """Load the target network: the stored one, or the first time a copy of the received encoder."""
         super().begin(encoder)
-        self.target = copy.deepcopy(encoder).requires_grad_(False)
-        self.target.load_state_dict(self.recall(_TARGET) or encoder.state_dict())
-        self.target.train()
+        target = copy.deepcopy(encoder).requires_grad_(False).train()
+        target.load_state_dict(self.recall(TARGET) or encoder.state_dict())
+        self.networks[TARGET] = target
 
-    def contrast(self, encoder: Encoder, views: tuple[Tensor, Tensor], first: Tensor, second: Tensor) -> Tensor:
-        """Return (2 - 2 cos(q(P1), P2')) + (2 - 2 cos(q(P2), P1')), the mean over the batch."""
-        with torch.no_grad():
-            wanted = self.target(torch.cat(views)).chunk(2)
-        predicted = encoder.predictors[ONLINE](torch.cat([first, second])).chunk(2)
-        return prediction_loss(predicted[0], wanted[1]) + prediction_loss(predicted[1], wanted[0])
+    def contrast(self) -> Contrast:
+        """Return the loss of the predictions of the target's projections."""
+        return target_contrast
 
-    def after_step(self, encoder: Encoder) -> None:
-        """Update the target network: a small step towards the encoder."""
-        move_towards(self.target, encoder, cast(BYOL, self.method).momentum)
+    def after_step(self) -> AfterStep:
+        """Return the update of the target network: a small step towards the encoder."""
+        return partial(move_target, momentum=cast(BYOL, self.method).momentum)
 
     def end(self, encoder: Encoder) -> None:
         """Store the target network."""
-        self.keep(_TARGET, copied(self.target.state_dict()))
+        self.keep(TARGET, copied(self.networks[TARGET].state_dict()))
+
+
+def target_contrast(networks: nn.ModuleDict, batch: Batch, kept: Kept, first: Tensor, second: Tensor) -> Tensor:
+    """Return (2 - 2 cos(q(P1), P2')) + (2 - 2 cos(q(P2), P1')), the mean over the batch."""
+    with torch.no_grad():
+        wanted = networks[TARGET](torch.cat([batch["first"], batch["second"]])).chunk(2)
+    predicted = cast(Encoder, networks[ENCODER]).predictors[ONLINE](torch.cat([first, second])).chunk(2)
+    return prediction_loss(predicted[0], wanted[1]) + prediction_loss(predicted[1], wanted[0])
+
+
+def move_target(networks: nn.ModuleDict, *, momentum: float) -> None:
+    """Move the target network towards the encoder."""
+    move_towards(networks[TARGET], networks[ENCODER], momentum)
 
 
 def prediction_loss(predicted: Tensor, wanted: Tensor) -> Tensor:

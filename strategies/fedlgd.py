@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import ClassVar, Literal, cast
 
 import numpy as np
@@ -21,6 +22,7 @@ from fedkd import (
     IDM,
     UNWEIGHTED,
     ArraySpec,
+    BatchLoss,
     Client,
     Count,
     Distance,
@@ -30,6 +32,7 @@ from fedkd import (
     Images,
     Loss,
     NotNegative,
+    Own,
     Payload,
     Positive,
     Round,
@@ -89,8 +92,7 @@ class FedLGDClient(VirtualImagesClient, GlobalModelClient):
             lr=method.pixel_lr, momentum=method.pixel_momentum, real_batch=method.real_batch, augment=method.augment
         )
         self.virtual.rest()
-        for number in range(method.local_steps):
-            distiller.iterate(self.virtual, self.real, self.model, self.stream(f"refine-{number}"))
+        self.match(self.model, distiller, "refine", range(method.local_steps))
         self.virtual.rest()
         self.keep_virtual()
 
@@ -100,21 +102,31 @@ def _union(first: Images, second: Images) -> Images:
     return Images(images, labels, normalised=True)
 
 
-def anchored_loss(anchors: Virtual, lambda_con: float, temperature: float, regulariser: Regulariser) -> Loss:
+def anchored_loss(anchors: Virtual, lambda_con: float, temperature: float, regulariser: Regulariser) -> BatchLoss:
     """Return CE(batch) + lambda L_con over the batch and all anchors; gradients go through the features of both.
 
     `supcon`: the supervised contrastive loss, the mean over all images of both; `mmd`: the kernel discrepancy of their
     features, without labels (Huang et al.; the text sums over the anchors only).
     """
+    of_batch = partial(_anchored, lambda_con=lambda_con, temperature=temperature, regulariser=regulariser)
+    return BatchLoss(of_batch, {"images": anchors.images, "labels": anchors.labels})
 
-    def loss(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-        both = cast(Callable[[Tensor], Tensor], model.features)(torch.cat([images, anchors.images]))
-        value = F.cross_entropy(cast(nn.Module, model.classifier)(both[: len(images)]), labels)
-        if regulariser == "mmd":
-            return value + lambda_con * kernel_discrepancy(both[: len(images)], both[len(images) :])
-        return value + lambda_con * supervised_contrast(both, torch.cat([labels, anchors.labels]), temperature)
 
-    return loss
+def _anchored(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    anchors: Own,
+    *,
+    lambda_con: float,
+    temperature: float,
+    regulariser: Regulariser,
+) -> Tensor:
+    both = cast(Callable[[Tensor], Tensor], model.features)(torch.cat([images, anchors["images"]]))
+    value = F.cross_entropy(cast(nn.Module, model.classifier)(both[: len(images)]), labels)
+    if regulariser == "mmd":
+        return value + lambda_con * kernel_discrepancy(both[: len(images)], both[len(images) :])
+    return value + lambda_con * supervised_contrast(both, torch.cat([labels, anchors["labels"]]), temperature)
 
 
 def kernel_discrepancy(first: Tensor, second: Tensor, kernels: int = 5) -> Tensor:

@@ -8,19 +8,26 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from functools import partial
+from typing import ClassVar, Literal, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedkd import (
+    ENCODER,
     Architecture,
+    Batch,
     Client,
+    Contrast,
+    ContrastiveLoss,
     Encoder,
     Environment,
     InputError,
+    Kept,
     NamedTable,
     NotNegative,
     Positive,
@@ -32,39 +39,67 @@ from fedkd import (
     whole_batches,
 )
 
+Divergence = Literal["code", "jsd"]
 RELATION = "relation"  # the prediction head h^m
+TEACHER = "teacher"  # the received encoder
 
 
 class FedXClient(SelfSupervisedClient):
     """Adds three terms to the base's loss. The teacher is the received encoder, frozen, in eval mode."""
 
     def begin(self, encoder: Encoder) -> None:
-        """Freeze the teacher; start the stream of unrelated batches."""
+        """Freeze the teacher."""
         super().begin(encoder)
-        self.teacher = copy.deepcopy(encoder).eval().requires_grad_(False)
-        self.unrelated = whole_batches(len(self.data.labels), self.settings.batch_size, self.stream("unrelated"))
+        self.networks[TEACHER] = copy.deepcopy(encoder).eval().requires_grad_(False)
 
-    def loss(self, encoder: Encoder, first: Tensor, second: Tensor) -> Tensor:
-        """Return L_base + NTX(Q1, G2) + REL(P1, P2; Pr) + REL(Q1, Q2; Gr), each with its weight.
+    def batches(self) -> Iterator[Batch]:
+        """Yield the base's batches, each with `random`: a view of each image of an unrelated batch."""
+        unrelated = whole_batches(len(self.data.labels), self.settings.batch_size, self.stream("unrelated"))
+        for batch in super().batches():
+            yield {**batch, "random": self.view(self.data.images[next(unrelated)])}
 
-        One forward pass of the student over 3B images, so batch norm uses all of them. The teacher's forward pass has
-        only the images whose outputs are used.
-        """
+    def loss(self) -> ContrastiveLoss:
+        """Return L_base + NTX(Q1, G2) + REL(P1, P2; Pr) + REL(Q1, Q2; Gr), each with its weight."""
         method = self.layer(FedX)
-        random = self.view(self.data.images[next(self.unrelated)])
-        p1, p2, p_random = encoder(torch.cat([first, second, random])).chunk(3)
-        with torch.no_grad():
-            g2, g_random = self.teacher(torch.cat([second, random])).chunk(2)
-        q1, q2 = encoder.predictors[RELATION](torch.cat([p1, p2])).chunk(2)
-        tau, divergence = method.temperature, method.divergence
-        local = relational_loss(p1, p2, p_random, tau, method.local_target_temperature, divergence)
-        above = relational_loss(q1, q2, g_random, tau, method.global_target_temperature, divergence)
-        return (
-            self.contrast(encoder, (first, second), p1, p2)
-            + method.global_contrastive * nt_xent(q1, g2, tau)
-            + method.local_relational * local
-            + method.global_relational * above
+        return partial(
+            cross_knowledge,
+            contrast=self.contrast(),
+            weights=(method.global_contrastive, method.local_relational, method.global_relational),
+            temperature=method.temperature,
+            targets=(method.local_target_temperature, method.global_target_temperature),
+            divergence=method.divergence,
         )
+
+
+def cross_knowledge(
+    networks: nn.ModuleDict,
+    batch: Batch,
+    kept: Kept,
+    *,
+    contrast: Contrast,
+    weights: tuple[float, float, float],
+    temperature: float,
+    targets: tuple[float, float],
+    divergence: Divergence,
+) -> Tensor:
+    """Return the base's loss of a batch and FedX's three terms, with their weights (Han et al., 2022).
+
+    One forward pass of the student over 3B images, so batch norm uses all of them. The teacher's forward pass has only
+    the images whose outputs are used. `targets`: temperatures of the mean in the local and the global relational term.
+    """
+    encoder, (first, second, random) = networks[ENCODER], (batch[name] for name in ("first", "second", "random"))
+    p1, p2, p_random = encoder(torch.cat([first, second, random])).chunk(3)
+    with torch.no_grad():
+        g2, g_random = networks[TEACHER](torch.cat([second, random])).chunk(2)
+    q1, q2 = cast(Encoder, encoder).predictors[RELATION](torch.cat([p1, p2])).chunk(2)
+    local = relational_loss(p1, p2, p_random, temperature, targets[0], divergence)
+    above = relational_loss(q1, q2, g_random, temperature, targets[1], divergence)
+    return (
+        contrast(networks, batch, kept, p1, p2)
+        + weights[0] * nt_xent(q1, g2, temperature)
+        + weights[1] * local
+        + weights[2] * above
+    )
 
 
 def relational_loss(
@@ -73,7 +108,7 @@ def relational_loss(
     anchors: Tensor,
     temperature: float,
     target_temperature: float,
-    divergence: Literal["code", "jsd"] = "code",
+    divergence: Divergence = "code",
 ) -> Tensor:
     """Return the difference of two views' relations to anchors (Han et al., 2022, FedX; the code: `js_loss`).
 
@@ -110,7 +145,7 @@ class FedX(Wrapper):
     temperature: Positive = 0.1
     local_target_temperature: Positive = 0.1
     global_target_temperature: Positive = 0.1
-    divergence: Literal["code", "jsd"] = "code"
+    divergence: Divergence = "code"
 
     def __post_init__(self) -> None:
         """Give the base's encoder the head h^m."""

@@ -8,17 +8,31 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, ClassVar, cast
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedkd import Client, Count, Encoder, Positive, SelfSupervised, SelfSupervisedClient, move_towards
+from fedkd import (
+    ENCODER,
+    Batch,
+    Client,
+    Contrast,
+    Count,
+    Encoder,
+    Kept,
+    Positive,
+    SelfSupervised,
+    SelfSupervisedClient,
+    move_towards,
+)
 
 from .fedavg import FedAvg
 
+KEYS = "key_encoder"
 _QUEUE = "queue"
 
 
@@ -28,28 +42,42 @@ class MoCoClient(SelfSupervisedClient):
     def begin(self, encoder: Encoder) -> None:
         """Copy the encoder as the key encoder; load the queue, or the first time fill it with random directions."""
         super().begin(encoder)
-        self.keys = copy.deepcopy(encoder).requires_grad_(False)
-        self.keys.train()
+        self.networks[KEYS] = copy.deepcopy(encoder).requires_grad_(False).train()
         kept, method = self.recall(_QUEUE), cast(MoCo, self.method)
         queue = kept["keys"] if kept else torch.randn(method.queue, method.width, generator=self.stream("queue"))
-        self.queue = F.normalize(queue, dim=1).to(self.environment.device)
+        self.kept[_QUEUE] = F.normalize(queue, dim=1).to(self.environment.device)
 
-    def contrast(self, encoder: Encoder, views: tuple[Tensor, Tensor], first: Tensor, second: Tensor) -> Tensor:
-        """Return the InfoNCE loss of each view with the other's key and the queue, summed; then queue the keys."""
+    def contrast(self) -> Contrast:
+        """Return the InfoNCE loss at the strategy's temperature."""
         method = cast(MoCo, self.method)
-        move_towards(self.keys, encoder, method.momentum)  # before the loss, as in EasyFL
-        with torch.no_grad():
-            keys = F.normalize(self.keys(torch.cat(views)), dim=1).chunk(2)
-        losses = [
-            queue_loss(F.normalize(query, dim=1), key, self.queue, method.temperature)
-            for query, key in ((first, keys[1]), (second, keys[0]))
-        ]
-        self.queue = torch.cat([*keys, self.queue])[: method.queue]
-        return losses[0] + losses[1]
+        return partial(queue_contrast, momentum=method.momentum, temperature=method.temperature)
 
     def end(self, encoder: Encoder) -> None:
         """Store the queue."""
-        self.keep(_QUEUE, {"keys": self.queue.cpu()})
+        self.keep(_QUEUE, {"keys": self.kept[_QUEUE].cpu()})
+
+
+def queue_contrast(
+    networks: nn.ModuleDict,
+    batch: Batch,
+    kept: Kept,
+    first: Tensor,
+    second: Tensor,
+    *,
+    momentum: float,
+    temperature: float,
+) -> Tensor:
+    """Return the InfoNCE loss of each view with the other's key and the queue, summed; then queue the keys."""
+    move_towards(networks[KEYS], networks[ENCODER], momentum)  # before the loss, as in EasyFL
+    with torch.no_grad():
+        keys = F.normalize(networks[KEYS](torch.cat([batch["first"], batch["second"]])), dim=1).chunk(2)
+    queue = kept[_QUEUE]
+    losses = [
+        queue_loss(F.normalize(query, dim=1), key, queue, temperature)
+        for query, key in ((first, keys[1]), (second, keys[0]))
+    ]
+    kept[_QUEUE] = torch.cat([*keys, queue])[: len(queue)]
+    return losses[0] + losses[1]
 
 
 def queue_loss(queries: Tensor, keys: Tensor, queue: Tensor, temperature: float) -> Tensor:

@@ -6,19 +6,21 @@ equations 11 and 12. As far as is known, this is the base that FedX calls FedPro
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Annotated, ClassVar, NamedTuple, cast
 
 import torch
 from pydantic import Field
 from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_limits
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedkd import Client, Encoder, Positive, stream_seed
+from fedkd import Batch, Client, Contrast, Kept, Positive, stream_seed
 
-from .moco import MoCo, MoCoClient
+from .moco import KEYS, MoCo, MoCoClient
 
 Count = Annotated[int, Field(ge=2)]
 _BATCH = 500
@@ -35,27 +37,56 @@ class Clusters(NamedTuple):
 class ProtoCLClient(MoCoClient):
     """Clusters the key encoder's projections of its images before each epoch."""
 
-    def begin_epoch(self) -> None:
+    alone_because = "before each epoch it clusters what its own key encoder makes of its images"
+
+    def batches(self) -> Iterator[Batch]:
+        """Yield the base's batches, each with the clusterings of its epoch, which read the key encoder."""
+        for step, batch in enumerate(super().batches()):
+            if step % self.batches_in_epoch == 0:
+                clusterings = self._clusterings()
+            found: dict[str, Tensor] = {}
+            for number, c in enumerate(clusterings):
+                found |= {f"centroids/{number}": c.centroids, f"concentrations/{number}": c.concentrations}
+                found[f"clusters/{number}"] = c.of_image[batch["positions"].to(c.of_image.device)]
+            yield {**batch, **found}
+
+    def _clusterings(self) -> list[Clusters]:
         """Cluster the key encoder's projections, once for each number of clusters."""
-        method, images = cast(ProtoCL, self.method), self.data.images
-        self.keys.eval()
+        method, images, keys = cast(ProtoCL, self.method), self.data.images, self.networks[KEYS]
+        keys.eval()
         with torch.no_grad():
             parts = [
-                F.normalize(self.keys(self.environment.preprocess(images[start : start + _BATCH])), dim=1)
+                F.normalize(keys(self.environment.preprocess(images[start : start + _BATCH])), dim=1)
                 for start in range(0, len(images), _BATCH)
             ]
-        self.keys.train()
+        keys.train()
         seed = stream_seed(self.environment.config.seed, self.round, self.node, "clusters") % 2**32
-        self.clusterings = [
+        return [
             cluster(torch.cat(parts), min(k, len(images)), method.temperature, method.alpha, seed)
             for k in method.clusters
         ]
 
-    def contrast(self, encoder: Encoder, views: tuple[Tensor, Tensor], first: Tensor, second: Tensor) -> Tensor:
+    def contrast(self) -> Contrast:
         """Return MoCo's loss plus the prototype loss of the first view, the mean over clusterings."""
-        queries = F.normalize(first, dim=1)
-        losses = [prototype_loss(queries, c, self.chosen) for c in self.clusterings]
-        return super().contrast(encoder, views, first, second) + torch.stack(losses).mean()
+        clusterings = len(cast(ProtoCL, self.method).clusters)
+        return partial(prototypical_contrast, contrast=super().contrast(), clusterings=clusterings)
+
+
+def prototypical_contrast(
+    networks: nn.ModuleDict,
+    batch: Batch,
+    kept: Kept,
+    first: Tensor,
+    second: Tensor,
+    *,
+    contrast: Contrast,
+    clusterings: int,
+) -> Tensor:
+    """Return another contrast plus the prototype loss of the first view, the mean over clusterings."""
+    queries = F.normalize(first, dim=1)
+    parts = ("centroids", "concentrations", "clusters")
+    losses = [prototype_loss(queries, *(batch[f"{part}/{n}"] for part in parts)) for n in range(clusterings)]
+    return contrast(networks, batch, kept, first, second) + torch.stack(losses).mean()
 
 
 def cluster(features: Tensor, count: int, temperature: float, alpha: float, seed: int) -> Clusters:
@@ -80,13 +111,12 @@ def cluster(features: Tensor, count: int, temperature: float, alpha: float, seed
     return Clusters(F.normalize(centres, dim=1), temperature * phi / phi.mean(), of_image)
 
 
-def prototype_loss(queries: Tensor, clusters: Clusters, chosen: Tensor) -> Tensor:
+def prototype_loss(queries: Tensor, centroids: Tensor, concentrations: Tensor, clusters: Tensor) -> Tensor:
     """Return the cross-entropy of v . c_j / phi_j over all clusters j, with the image's own cluster as the label.
 
-    queries v: B x D of length 1; chosen: their positions among the clustered images, B.
+    queries v: B x D of length 1; centroids c: k x D; concentrations phi: k; clusters: of the images, B.
     """
-    logits = queries @ clusters.centroids.T / clusters.concentrations
-    return F.cross_entropy(logits, clusters.of_image[chosen.to(clusters.of_image.device)])
+    return F.cross_entropy(queries @ centroids.T / concentrations, clusters)
 
 
 @dataclass(kw_only=True)

@@ -7,11 +7,12 @@ arXiv:2002.05709; federated as in FedX's code.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, cast
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from fedkd import Client, Encoder, Positive, SelfSupervised, SelfSupervisedClient, nt_xent
+from fedkd import Batch, Client, Contrast, Kept, Positive, SelfSupervised, SelfSupervisedClient, nt_xent
 
 from .fedavg import FedAvg
 
@@ -19,9 +20,16 @@ from .fedavg import FedAvg
 class SimCLRClient(SelfSupervisedClient):
     """Minimises NT-Xent of the two views' projections."""
 
-    def contrast(self, encoder: Encoder, views: tuple[Tensor, Tensor], first: Tensor, second: Tensor) -> Tensor:
+    def contrast(self) -> Contrast:
         """Return the NT-Xent loss at the strategy's temperature."""
-        return nt_xent(first, second, cast(SimCLR, self.method).temperature)
+        return partial(projections_nt_xent, temperature=cast(SimCLR, self.method).temperature)
+
+
+def projections_nt_xent(
+    networks: nn.ModuleDict, batch: Batch, kept: Kept, first: Tensor, second: Tensor, *, temperature: float
+) -> Tensor:
+    """Return NT-Xent of the two views' projections, B x width."""
+    return nt_xent(first, second, temperature)
 
 
 @dataclass(kw_only=True)

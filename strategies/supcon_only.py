@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, cast
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedkd import Client, GlobalModelClient, Loss, NotNegative, Positive, supervised_contrast
+from fedkd import BatchLoss, Client, GlobalModelClient, Loss, NotNegative, Own, Positive, supervised_contrast
 
 from .fedavg import FedAvg
 
@@ -26,15 +27,17 @@ class SupConClient(GlobalModelClient):
         return contrasted_loss(method.lambda_con, method.temperature)
 
 
-def contrasted_loss(lambda_con: float, temperature: float) -> Loss:
+def contrasted_loss(lambda_con: float, temperature: float) -> BatchLoss:
     """Return CE + lambda L_con(features, labels) of a batch."""
+    return BatchLoss(partial(_contrasted, lambda_con=lambda_con, temperature=temperature))
 
-    def loss(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-        features = cast(Callable[[Tensor], Tensor], model.features)(images)
-        value = F.cross_entropy(cast(nn.Module, model.classifier)(features), labels)
-        return value + lambda_con * supervised_contrast(features, labels, temperature)
 
-    return loss
+def _contrasted(
+    model: nn.Module, images: Tensor, labels: Tensor, own: Own, *, lambda_con: float, temperature: float
+) -> Tensor:
+    features = cast(Callable[[Tensor], Tensor], model.features)(images)
+    value = F.cross_entropy(cast(nn.Module, model.classifier)(features), labels)
+    return value + lambda_con * supervised_contrast(features, labels, temperature)
 
 
 @dataclass(kw_only=True)

@@ -178,7 +178,7 @@ class Client:
         `beside`: a module of the loss, which the same optimiser trains too.
         """
         settings = self.settings
-        return self.environment.train(
+        return self.environment.do(
             LocalTraining(
                 self.model,
                 data,
@@ -208,11 +208,11 @@ class Client:
 
     def predict(self, data: Images) -> Tensor:
         """Return the model's logits, N x C, in the order of the images, in eval mode."""
-        return self.environment.predict(Prediction(self.model, data, self.environment.preprocess))
+        return self.environment.do(Prediction(self.model, data, self.environment.preprocess))
 
     def features(self, data: Images) -> Tensor:
         """Return the model's features, N x D, in the order of the images, in eval mode."""
-        return self.environment.predict(Prediction(self.model, data, self.environment.preprocess, features=True))
+        return self.environment.do(Prediction(self.model, data, self.environment.preprocess, features=True))
 
     # Its metrics
 

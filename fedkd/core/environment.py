@@ -19,8 +19,8 @@ from ..data.federation import federate
 from ..data.images import Images
 from ..errors import InputError
 from ..learning.batches import Preprocess
-from ..learning.evaluation import Prediction, evaluate, predict_alone
-from ..learning.training import LocalTraining, train_alone
+from ..learning.evaluation import evaluate
+from ..learning.work import Work, alone
 from ..messages.arrays import copied
 from ..models.build import build, fill
 from ..registry import options
@@ -82,8 +82,7 @@ class Environment:
         self.data = data if data is not None else federate(config.data, config.seed)
         self.device = _ready(device, config.train.precision)
         self.architecture_numbers: dict[int, int] = {}  # of nodes that have reported their architecture
-        self.train: Callable[[LocalTraining], float] = train_alone  # an engine may take several clients together
-        self.predict: Callable[[Prediction], Tensor] = predict_alone
+        self.do: Callable[[Work], Any] = alone  # an engine may take the work of several clients together
         self.lent: dict[str, nn.Module] = {}  # what `kept_object` has returned, since an engine last cleared it
         self._models: dict[str, nn.Module] = {}
 

@@ -1,6 +1,7 @@
 """Dataset distillation, and generators.
 
 * `distillers`: DM, IDM, DC, DSA, FGM: methods that make virtual images.
+* `stacked_matching`: all classes of many clients in one step of DM or IDM.
 * `virtual_images`: virtual images, the real images that they match, and the initial virtual images.
 * `matching`: matching losses: embeddings and gradients.
 * `siamese`: differentiable Siamese augmentation.

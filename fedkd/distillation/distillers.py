@@ -54,14 +54,15 @@ class Distiller:
         virtual.images = virtual.images - self.lr * velocity
 
 
-def _by_class(virtual: Virtual, truth: RealImages) -> list[tuple[int, Tensor]]:
+def shared_classes(virtual: Virtual, truth: RealImages) -> list[tuple[int, Tensor]]:
     """Return the classes that both have, each with the positions of its virtual images."""
     labels = virtual.labels if virtual.labels.dim() == 1 else virtual.labels.argmax(1)
     both = [label for label in labels.unique().tolist() if label in truth.members]
     return [(label, torch.nonzero(labels == label).flatten()) for label in both]
 
 
-def _seed(stream: torch.Generator) -> int:
+def draw_seed(stream: torch.Generator) -> int:
+    """Draw a seed of `siamese_augment`."""
     return int(torch.randint(2**31, (1,), generator=stream))
 
 
@@ -84,8 +85,8 @@ class DM(Distiller):
         embed = cast(Callable[[Tensor], Tensor], network.features)
         gradient = torch.zeros_like(virtual.images)
         total = 0.0
-        for label, chosen in _by_class(virtual, truth):
-            real, seed = truth.draw(label, self.real_batch, stream), _seed(stream)
+        for label, chosen in shared_classes(virtual, truth):
+            real, seed = truth.draw(label, self.real_batch, stream), draw_seed(stream)
             with torch.no_grad():
                 wanted = embed(siamese_augment(real, seed, self.augment))
             images = virtual.images[chosen].detach().requires_grad_()
@@ -137,7 +138,7 @@ class DC(Distiller):
     def iterate(self, virtual: Virtual, truth: Any, network: nn.Module, stream: torch.Generator) -> float:
         """Take `outer` steps on the pixels, and train the network between them."""
         network.train()
-        classes = _by_class(virtual, truth)
+        classes = shared_classes(virtual, truth)
         ipc = max(len(chosen) for _, chosen in classes)
         outer, inner = loops_of(ipc)
         outer, inner = self.outer or outer, self.inner or inner
@@ -147,7 +148,7 @@ class DC(Distiller):
             gradient = torch.zeros_like(virtual.images)
             total = 0.0
             for label, chosen in classes:
-                real, seed = truth.draw(label, self.real_batch, stream), _seed(stream)
+                real, seed = truth.draw(label, self.real_batch, stream), draw_seed(stream)
                 targets = torch.full((len(real),), label, device=real.device)
                 wanted = gradient_of(network, siamese_augment(real, seed, self.augment), targets)
                 images = virtual.images[chosen].detach().requires_grad_()
@@ -211,7 +212,7 @@ def train_epoch(
     """
     for positions in shuffled(len(virtual.labels), batch_size, stream):
         chosen = positions.to(virtual.images.device)
-        images = siamese_augment(virtual.images[chosen], _seed(stream), augment, siamese=False)
+        images = siamese_augment(virtual.images[chosen], draw_seed(stream), augment, siamese=False)
         optimizer.zero_grad()
         F.cross_entropy(network(images), virtual.labels[chosen]).backward()
         optimizer.step()

@@ -7,6 +7,10 @@
 * `stacked_training`: many clients in one step; `stacked_prediction`: their logits; `stacked_models`: the outputs of
   many models in one call; `stacked_optimizers`: a row for each client; `stacked_memory`: how many fit;
   `plans`: the batches of a training, drawn before it.
+* `contrast`: the training loop without labels; `stacked_contrast`: that of many clients in one step; `stacked_batches`:
+  local training of many with a loss that compares images; `stacked_networks`: many networks whose whole loss runs under
+  `vmap`; `stacked_parameters`: what all stacked training does with the rows of its parameters.
+* `work`: what a client does alone, or in one step with others: training, prediction, ...
 * `evaluation`: prediction, features, accuracy and loss.
 * `losses`: losses that more than one method uses.
 * `probes`: measure the quality of frozen features.

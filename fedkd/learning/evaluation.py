@@ -24,6 +24,10 @@ class Prediction:
     preprocess: Preprocess
     features: bool = False
 
+    def alone(self) -> Tensor:
+        """Return the result of `predict_alone`."""
+        return predict_alone(self)
+
 
 @torch.no_grad()
 def predict_alone(asked: Prediction) -> Tensor:

@@ -34,6 +34,7 @@ from .stacked_models import (
     why_not_stacked,
 )
 from .stacked_optimizers import make_stacked
+from .stacked_parameters import clipped, named_rows
 from .training import LocalTraining, ModelLoss, Outputs, cross_entropy, full
 
 _CLASSIFIER = "classifier."
@@ -66,8 +67,8 @@ def key_of(local: LocalTraining) -> Hashable:
     loss = _loss_of(local)
     return (
         id(local.model), tuple(p.requires_grad for p in local.model.parameters()),
-        _identity(loss.of_outputs), _identity(loss.of_parameters), loss.features,
-        _forms(loss.own), tuple(sorted(loss.frozen)), loss.draw is None, loss.rows,
+        identity_of(loss.of_outputs), identity_of(loss.of_parameters), loss.features,
+        forms_of(loss.own), tuple(sorted(loss.frozen)), loss.draw is None, loss.rows,
         local.optimizer.model_copy(update={"lr": 1.0}), local.clip, local.batch_size, local.steps is None,
         local.bf16, local.augment, local.data.normalised, local.data.images.shape[1:],
         local.targets.shape[1:], local.targets.dtype,
@@ -78,10 +79,11 @@ def _loss_of(local: LocalTraining) -> ModelLoss:
     return local.loss if isinstance(local.loss, ModelLoss) else ModelLoss()
 
 
-def _identity(value: Any) -> Hashable:
+def identity_of(value: Any) -> Hashable:
+    """Return what two functions of a loss, or modules in their place, are equal by."""
     if isinstance(value, partial):
-        keywords = tuple((name, _identity(one)) for name, one in sorted(value.keywords.items()))
-        return _identity(value.func), tuple(map(_identity, value.args)), keywords
+        keywords = tuple((name, identity_of(one)) for name, one in sorted(value.keywords.items()))
+        return identity_of(value.func), tuple(map(identity_of, value.args)), keywords
     if isinstance(value, nn.Module):
         return repr(value), tuple(value.state_dict()), _digest(value.state_dict())
     return cast(Hashable, value)
@@ -94,7 +96,8 @@ def _digest(tensors: Mapping[str, Tensor]) -> bytes:
     return digest.digest()
 
 
-def _forms(tensors: Mapping[str, Tensor]) -> Hashable:
+def forms_of(tensors: Mapping[str, Tensor]) -> Hashable:
+    """Return the shapes and types of tensors by name."""
     return tuple((name, tensor.shape, tensor.dtype) for name, tensor in sorted(tensors.items()))
 
 
@@ -131,7 +134,7 @@ class _Stacked:
         self.model, self.preprocess, self.device = first.model, first.preprocess, first.preprocess.device
         self.used = _used_parameters(first, starts[0])
         shapes = {name: p.shape for name, p in self.model.named_parameters() if name in self.used}
-        self.shapes, self.sizes = shapes, [shape.numel() for shape in shapes.values()]
+        self.shapes = shapes
         rows = [torch.cat([start[name].to(self.device).flatten() for name in shapes]) for start in starts]
         self.flat = torch.stack(rows)
         rest = [name for name in starts[0] if name not in shapes]
@@ -164,8 +167,7 @@ class _Stacked:
         """Take a step of the first clients; return their losses, k."""
         images, targets, rows = self.batches.of(step, count)
         leaf = self.flat[:count].detach().requires_grad_()
-        views = leaf.split(self.sizes, dim=1)
-        trained = {n: v.view(count, *s) for (n, s), v in zip(self.shapes.items(), views, strict=True)}
+        trained = named_rows(leaf, self.shapes)
         rest = {name: tensor[:count] for name, tensor in self.rest.items()}
         own = {name: tensor[:count] for name, tensor in self.own.items()} | self._drawn(step, targets)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.trainings[0].bf16):
@@ -179,10 +181,7 @@ class _Stacked:
             outputs = self._outputs(trained | rest, images, rows, training=True)
         values = self._losses(outputs, targets, own, frozen, trained | rest, rows)
         (gradients,) = torch.autograd.grad(values.sum(), leaf)
-        if (clip := self.trainings[0].clip) is not None:
-            norms = torch.linalg.vector_norm(gradients, dim=1, keepdim=True)
-            gradients = gradients * torch.clamp(clip / (norms + 1e-6), max=1.0)
-        self.optimizer.step(self.flat[:count], gradients)
+        self.optimizer.step(self.flat[:count], clipped(gradients, self.trainings[0].clip))
         return values.detach()
 
     def _outputs(self, tensors: Stack, images: Tensor, rows: Tensor | None, *, training: bool) -> StackedOutputs:
@@ -251,9 +250,10 @@ class _Stacked:
         return losses(outputs, targets, dict(own), dict(frozen), dict(tensors), real)
 
     def _weights(self, client: int) -> dict[str, Tensor]:
-        parts = self.flat[client].split(self.sizes)
-        trained = {n: part.view(s) for (n, s), part in zip(self.shapes.items(), parts, strict=True)}
-        return trained | {name: tensor[client] for name, tensor in self.rest.items()}
+        trained = named_rows(self.flat[client : client + 1], self.shapes)
+        return {name: tensor[0] for name, tensor in trained.items()} | {
+            name: tensor[client] for name, tensor in self.rest.items()
+        }
 
 
 def _read(outputs: StackedOutputs, classify: Callable[[Tensor], Tensor]) -> Outputs:

@@ -83,6 +83,25 @@ class ModelLoss:
         return self.draw(targets, self.stream)
 
 
+OfBatch = Callable[[nn.Module, Tensor, Tensor, Own], Tensor]
+
+
+@dataclass(frozen=True)
+class BatchLoss:
+    """A loss that may compare the images of a batch, which the vectorised engine computes for many clients in one step.
+
+    `of_batch(model, images, targets, own)`: a function of a module, or `functools.partial` of one with plain constants:
+    two clients share a step if these are equal. `own`: the client's tensors, which it does not change.
+    """
+
+    of_batch: OfBatch
+    own: Own = field(default_factory=dict)
+
+    def __call__(self, model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+        """Return the loss of a model on a batch."""
+        return self.of_batch(model, images, targets, self.own)
+
+
 def outputs_of(model: nn.Module, images: Tensor, features: bool = False) -> Outputs:
     """Return what a loss reads of a model."""
 
@@ -124,6 +143,10 @@ class LocalTraining:
     augment: bool = True
     beside: nn.Module | None = None
     bf16: bool = False
+
+    def alone(self) -> float:
+        """Return the result of `train_alone`."""
+        return train_alone(self)
 
 
 def train_alone(local: LocalTraining) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from itertools import islice
+from functools import partial
 from typing import Any, ClassVar, cast
 
 import numpy as np
@@ -23,6 +23,7 @@ from ..data.federated_data import FederatedData
 from ..data.images import Images
 from ..errors import InputError
 from ..learning.batches import shuffled
+from ..learning.contrast import ENCODER, AfterStep, Batch, ContrastiveLoss, ContrastiveTraining, Kept
 from ..learning.losses import nt_xent
 from ..learning.optimizers import make_optimizer
 from ..learning.probes import linear_probe, mean_angle, nearest_neighbours
@@ -40,6 +41,10 @@ _POOLED_TEMPERATURE = 0.1
 _SEMI_BATCH = 128
 
 _MAPPED = 500  # test images in the feature map
+
+
+# (networks, batch, kept, the encoder's projections of the two views, B x width each) -> scalar
+Contrast = Callable[[nn.ModuleDict, Batch, Kept, Tensor, Tensor], Tensor]
 
 
 class Encoder(nn.Module):
@@ -82,9 +87,19 @@ def whole_batches(count: int, size: int, order: torch.Generator) -> Iterator[np.
             yield shuffled[start : start + size]
 
 
-class SelfSupervisedClient(Client):
-    """Trains the encoder on views of its images. A base implements `contrast`. Labels are never read."""
+def two_views(networks: nn.ModuleDict, batch: Batch, kept: Kept, *, contrast: Contrast) -> Tensor:
+    """Return a base's loss of a batch, from one forward pass of both views."""
+    first, second = networks[ENCODER](torch.cat([batch["first"], batch["second"]])).chunk(2)
+    return contrast(networks, batch, kept, first, second)
 
+
+class SelfSupervisedClient(Client):
+    """Trains the encoder on views of its images. A base implements `contrast`. Labels are never read.
+
+    `alone_because`: why clients of this base cannot train in one step.
+    """
+
+    alone_because: ClassVar[str | None] = None
     reports: ClassVar[tuple[str, ...]] = (*Client.reports, "drift/feature_angle", "drift/projection_angle")
 
     @property
@@ -98,53 +113,70 @@ class SelfSupervisedClient(Client):
         encoder = self.method.encoder(self.environment)
         encoder.load_state_dict(request.weights)
         self.begin(encoder)
-        encoder.train()
-        settings, images = self.settings, self.data.images
-        optimizer = make_optimizer(encoder, settings.optimizer)
-        self.views, self.make_views = self.stream("views"), self.method.views(self.environment)
-        batches = whole_batches(len(images), settings.batch_size, self.stream("shuffle"))
-        in_epoch = len(images) // min(settings.batch_size, len(images))
-        losses = []
-        for step, chosen in enumerate(islice(batches, settings.steps or settings.epochs * in_epoch)):
-            if step % in_epoch == 0:
-                self.begin_epoch()
-            self.chosen = torch.from_numpy(chosen)
-            first, second = (self.view(images[chosen]) for _ in range(2))
-            optimizer.zero_grad()
-            value = self.loss(encoder, first, second)
-            value.backward()
-            if settings.clip is not None:
-                torch.nn.utils.clip_grad_norm_(encoder.parameters(), settings.clip)
-            optimizer.step()
-            self.after_step(encoder)
-            losses.append(value.detach())
+        settings = self.settings
+        loss = self.environment.do(
+            ContrastiveTraining(
+                self.networks,
+                self.batches,
+                batch_size=self.batch_size,
+                steps=settings.steps or settings.epochs * self.batches_in_epoch,
+                loss=self.loss(),
+                after_step=self.after_step(),
+                kept=self.kept,
+                optimizer=settings.optimizer,
+                clip=settings.clip,
+                preprocess=self.environment.preprocess,
+                alone_because=self.alone_because,
+            )
+        )
         self.end(encoder)
         weights = copied(encoder.state_dict())
         if self.measured:
             self.keep(_LOCAL, weights)
-        loss = float(torch.stack(losses).double().mean())
-        return Payload(weights=weights, numbers={"examples": len(images), "loss": loss})
+        return Payload(weights=weights, numbers={"examples": len(self.data.labels), "loss": loss})
+
+    @property
+    def batch_size(self) -> int:
+        """Return the size of each batch: that of `[train]`, or all images if there are fewer."""
+        return min(self.settings.batch_size, len(self.data.labels))
+
+    @property
+    def batches_in_epoch(self) -> int:
+        """Return the number of whole batches of an epoch."""
+        return len(self.data.labels) // self.batch_size
+
+    def begin(self, encoder: Encoder) -> None:
+        """Prepare local training; the encoder has the received weights. A base adds its other networks, and what its
+        loss keeps.
+        """
+        self.networks = nn.ModuleDict({ENCODER: encoder})
+        self.kept: Kept = {}
+
+    def batches(self) -> Iterator[Batch]:
+        """Yield the batches of the round from its first, without end: `positions` of B images, `first`, `second`: a
+        view of each.
+        """
+        images = self.data.images
+        self.views, self.make_views = self.stream("views"), self.method.views(self.environment)
+        for chosen in whole_batches(len(images), self.settings.batch_size, self.stream("shuffle")):
+            first, second = (self.view(images[chosen]) for _ in range(2))
+            yield {"positions": torch.from_numpy(chosen), "first": first, "second": second}
 
     def view(self, images: np.ndarray) -> Tensor:
         """Return a view of each image, from the round's stream of views."""
         return self.make_views(images, self.views)
 
-    def begin(self, encoder: Encoder) -> None:
-        """Prepare local training; the encoder has the received weights."""
+    def loss(self) -> ContrastiveLoss:
+        """Return the loss of local training, for `ContrastiveTraining`."""
+        return partial(two_views, contrast=self.contrast())
 
-    def begin_epoch(self) -> None:
-        """Prepare an epoch over the node's images."""
-
-    def loss(self, encoder: Encoder, first: Tensor, second: Tensor) -> Tensor:
-        """Return the loss of a batch, the images at `self.chosen`: two views, B images each."""
-        return self.contrast(encoder, (first, second), *encoder(torch.cat([first, second])).chunk(2))
-
-    def contrast(self, encoder: Encoder, views: tuple[Tensor, Tensor], first: Tensor, second: Tensor) -> Tensor:
-        """Return the base's loss of a batch; `first`, `second`: the encoder's projections of the views, B x width."""
+    def contrast(self) -> Contrast:
+        """Return the base's loss of projections: a function of its module, or `functools.partial` of one."""
         raise NotImplementedError
 
-    def after_step(self, encoder: Encoder) -> None:
-        """Do the work after each optimiser step, such as the update of a target network."""
+    def after_step(self) -> AfterStep | None:
+        """Return what is done after each optimiser step, such as the update of a target network."""
+        return None
 
     def end(self, encoder: Encoder) -> None:
         """Do the work after local training, such as storing the node's state."""
@@ -358,4 +390,4 @@ def feature_map(features: Tensor, labels: np.ndarray) -> dict[str, list[Any]]:
 def move_towards(target: nn.Module, source: nn.Module, momentum: float) -> None:
     """Set each of the target's parameters to momentum * itself + (1 - momentum) * the source's."""
     for mine, other in zip(target.parameters(), source.parameters(), strict=True):
-        mine.lerp_(other, 1 - momentum)
+        mine.copy_(mine.lerp(other, 1 - momentum))  # vmap has no rule for `lerp_`

@@ -8,6 +8,7 @@ refined.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Annotated, Literal
@@ -15,7 +16,7 @@ from typing import Annotated, Literal
 import numpy as np
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..config import GROUPS, Count, Group, Positive, Whole
 from ..core.client import Client
@@ -23,6 +24,7 @@ from ..core.environment import Environment
 from ..core.round import Round
 from ..data.images import Images
 from ..distillation.distillers import DM
+from ..distillation.stacked_matching import Matching
 from ..distillation.virtual_images import RealImages, Virtual, class_statistics, normal_images, real_images
 from ..errors import InputError, RunError
 from ..messages.payload import LOSS, ArraySpec, Expected, Payload
@@ -182,16 +184,39 @@ class VirtualImagesClient(Client):
         method = DM(
             lr=about.pixel_lr, momentum=about.pixel_momentum, real_batch=about.real_batch, augment=about.augment
         )
-        done, losses = self._steps_done(), []
-        for number in range(done, end):
-            with default_stream(self.stream(f"network-{number}")):
-                network = environment.new_model(environment.architecture_of(self.node))
-            losses.append(method.iterate(self.virtual, self.real, network, self.stream(f"step-{number}")))
+        done, architecture = self._steps_done(), environment.architecture_of(self.node)
+
+        def network_of(number: int) -> nn.Module:
+            with default_stream(self.stream(f"network-{done + number}")):
+                return environment.new_model(architecture)
+
+        losses = self.match(environment.model(architecture), method, "step", range(done, end), network_of)
         if end >= about.initial_steps:
             self.virtual.rest()
         self.keep_virtual()
         self._note_steps(max(done, end))
         return Payload(numbers={"loss": sum(losses) / max(len(losses), 1)})
+
+    def match(
+        self,
+        model: nn.Module,
+        distiller: DM,
+        purpose: str,
+        numbers: range,
+        network_of: Callable[[int], nn.Module] | None = None,
+    ) -> list[float]:
+        """Take steps of distribution matching on the virtual images; return their losses.
+
+        `numbers`: of the steps, for the names of their streams, `purpose`-0, ... `network_of(i)`: the network of the
+        i-th of them, with the architecture of `model`; without it, `model` itself.
+        """
+
+        def stream_of(step: int) -> torch.Generator:
+            return self.stream(f"{purpose}-{numbers[step]}")
+
+        work = Matching(model, distiller, self.virtual, self.real, len(numbers), stream_of, network_of)
+        losses: list[float] = self.environment.do(work)
+        return losses
 
     def reveal(self, request: Payload) -> Payload:
         """Return the virtual images, as pixels, and their labels, for the figures of the run."""

@@ -13,7 +13,7 @@ from helpers.distillation import det, small_net, stream, truth_of
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedkd.distillation.distillers import DC, DM, DSA, FGM, IDM, _by_class, _seed, loops_of, train_epoch
+from fedkd.distillation.distillers import DC, DM, DSA, FGM, IDM, draw_seed, loops_of, shared_classes, train_epoch
 from fedkd.distillation.matching import gradient_distance, gradient_of, mean_embedding_loss
 from fedkd.distillation.virtual_images import RealImages, Virtual
 
@@ -159,7 +159,7 @@ def test_the_defaults_are_those_of_the_authors_code() -> None:
 
 def test_each_step_seeds_its_augmentation_with_31_bits() -> None:
     order = stream()
-    seeds = [_seed(order) for _ in range(200)]
+    seeds = [draw_seed(order) for _ in range(200)]
     assert len(set(seeds)) == 200
     assert 2**30 < max(seeds) < 2**31
 
@@ -217,7 +217,7 @@ def test_soft_labels_belong_to_the_class_of_their_largest_share() -> None:
     soft = torch.tensor([[0.1, 0.6, 0.2, 0.1], [0.7, 0.1, 0.1, 0.1], [0.1, 0.5, 0.4, 0.0], [0.0, 0.1, 0.8, 0.1]])
     hard = torch.tensor([1, 0, 1, 2])
     for labels in (soft, hard):
-        found = _by_class(Virtual(torch.zeros(4, 3, 16, 16), labels), truth)
+        found = shared_classes(Virtual(torch.zeros(4, 3, 16, 16), labels), truth)
         assert [(label, chosen.tolist()) for label, chosen in found] == [(0, [1]), (1, [0, 2])]
 
 

@@ -9,10 +9,10 @@ import torch
 from flwr.app import RecordDict
 from torch import Tensor
 
+from fedkd import Batch
 from fedkd.config import Config
 from fedkd.core.setup import Setup, make_setup
 from fedkd.methods.self_supervised import Encoder, SelfSupervised
-from fedkd.streams import torch_stream
 from helpers import Make
 
 CONVNET = {"name": "convnet", "channels": [8, 16], "norm": "batch", "pooling": "max"}
@@ -58,13 +58,13 @@ def client_of(config: Config, node: int = 0) -> tuple[Any, Setup]:
     return setup.strategy.client_class()(setup.environment, layers, node, RecordDict(), 1, "fit", False), setup
 
 
-def started(tiny: Make, strategy: dict[str, Any]) -> tuple[Any, Encoder, tuple[Tensor, Tensor]]:
+def started(tiny: Make, strategy: dict[str, Any]) -> tuple[Any, Encoder, Batch]:
+    """Return a client that has begun, its encoder, and its first batch."""
     client, setup = client_of(tiny({**SSL, "strategy": strategy}))
     base = setup.strategy.layers()[-1]
     assert isinstance(base, SelfSupervised)
     encoder = base.encoder(setup.environment)
     encoder.load_state_dict(setup.strategy.initial_weights(setup.environment))
-    client.views, client.make_views = torch_stream(0, 0, 0, "views"), client.method.views(setup.environment)
     client.begin(encoder)
     encoder.train()
-    return client, encoder, (client.view(client.data.images[:8]), client.view(client.data.images[8:16]))
+    return client, encoder, next(client.batches())

@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.learning import ADAMW, CLASSES, SGD, SIZES, Pixels, clients, model_of
 from torch import Tensor, nn
 
 from fedkd import Payload
-from fedkd.config import Adam, Sgd
-from fedkd.data.images import Images
 from fedkd.distillation.generators import FeatureGenerator
 from fedkd.learning.batches import Preprocess, batches, shift_mirror
 from fedkd.learning.plans import plan_of
@@ -23,7 +22,7 @@ from fedkd.learning.stacked_models import NotStacked, Path, why_not_folded, why_
 from fedkd.learning.stacked_training import key_of, train_stacked, why_alone
 from fedkd.learning.training import LocalTraining, ModelLoss, cross_entropy, train_alone
 from fedkd.methods.relay import distillation_kl
-from fedkd.models.build import build, name_once
+from fedkd.models.build import name_once
 from fedkd.strategies.feddyn import dynamic_loss
 from fedkd.strategies.fedgen import generative_loss
 from fedkd.strategies.fedmd import digest_loss
@@ -34,52 +33,6 @@ from fedkd.strategies.knfu import fused_loss
 from fedkd.strategies.moon import contrastive_loss
 from fedkd.strategies.scaffold import corrected_loss
 from fedkd.streams import default_stream, torch_stream
-
-SGD = Sgd(name="sgd", lr=0.05, momentum=0.9, weight_decay=5e-4)
-ADAMW = Adam(name="adamw", lr=1e-3, weight_decay=1e-2)
-SIZES = (40, 26, 33, 12)  # batches of 16, the last ones of other sizes; client 3 has less than one batch
-CLASSES = 10
-
-
-class _Set:
-    mean, deviation = (0.3,), (0.4,)
-
-
-class Exact(Preprocess):
-    """Batches in float64."""
-
-    def __init__(self, augment: str) -> None:
-        super().__init__(_Set(), augment, torch.device("cpu"))  # type: ignore[arg-type]
-        self.mean, self.deviation = self.mean.double(), self.deviation.double()
-
-    def scaled(self, images: Tensor) -> Tensor:
-        return self.normalise(images.double().div_(255))
-
-
-def model_of(name: str, side: int = 12, **options: Any) -> nn.Module:
-    with default_stream(torch_stream(0, 0, 0, "model")):
-        return build(name, options, (1, side, side), CLASSES).double()
-
-
-def clients(
-    model: nn.Module, *, sizes: tuple[int, ...] = SIZES, augment: str = "none", wanted: str = "labels", side: int = 12,
-    loss: Callable[[int, nn.Module], Any] | None = None, **changes: Any,
-) -> list[LocalTraining]:  # fmt: skip
-    """Return the local training of each client, with streams at their beginning."""
-    draw, made = np.random.default_rng(0), []
-    for k, size in enumerate(sizes):
-        data = Images(draw.integers(0, 256, (size, 1, side, side), dtype=np.uint8), draw.integers(0, CLASSES, size))
-        targets = torch.from_numpy(data.labels)
-        if wanted != "labels":
-            targets = torch.softmax(torch.from_numpy(draw.normal(size=(size, CLASSES))), 1)
-        if wanted == "both":
-            targets = torch.cat([targets, torch.from_numpy(data.labels).double()[:, None]], 1)
-        given = {"epochs": 2, "batch_size": 16, "optimizer": SGD} | changes
-        if loss is not None:
-            given["loss"] = loss(k, model)
-        order = torch_stream(0, 1, k, "order")
-        made.append(LocalTraining(model, data, targets, preprocess=Exact(augment), order=order, **given))
-    return made
 
 
 def apart(make: Callable[[], list[LocalTraining]], path: Path) -> float:
@@ -327,7 +280,7 @@ def test_bfloat16_changes_a_step_by_its_rounding_alike_in_one_step(norm: str, pa
     """One step: bfloat16 has 8 bits. Weights, buffers and losses stay float32."""
     model = model_of("convnet", channels=[6], norm=norm).float()
     start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    plain = Preprocess(_Set(), "none", torch.device("cpu"))  # type: ignore[arg-type]
+    plain = Preprocess(Pixels(), "none", torch.device("cpu"))  # type: ignore[arg-type]
 
     def trained(bf16: bool, stacked: bool) -> list[tuple[float, dict[str, Tensor]]]:
         made = [replace(one, bf16=bf16, preprocess=plain) for one in clients(model, sizes=(16, 12), epochs=1)]

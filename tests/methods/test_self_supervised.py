@@ -6,6 +6,7 @@ import copy
 import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 from unittest.mock import Mock
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 from helpers import Make, has_defaults, lines, server_state
 from helpers.self_supervised import ALONE, SELF_SUPERVISED, SSL, client_of
 
-from fedkd import InputError, Payload, nt_xent
+from fedkd import Batch, InputError, Payload, nt_xent
 from fedkd.core.round import Round
 from fedkd.core.setup import make_setup
 from fedkd.learning.batches import shuffled
@@ -236,15 +237,21 @@ def test_epochs_begin_after_as_many_whole_batches_as_there_are(
     tiny: Make, epochs: int, steps: int | None, batch: int, done: list[int]
 ) -> None:
     train = {**SSL["train"], "epochs": epochs, "batch_size": batch, **({"steps": steps} if steps else {})}
-    client, setup = client_of(tiny({**SSL, "train": train, "strategy": ALONE["simclr"]}))
+    client, setup = client_of(tiny({**SSL, "train": train, "strategy": ALONE["protocl"]}))
     begun: list[int] = []
     trained: list[int] = []
-    client.begin_epoch = lambda: begun.append(len(trained))
-    client.after_step = lambda encoder: trained.append(len(client.chosen))
+    clusterings, loss = client._clusterings, client.loss()
+
+    def noted(networks: Any, batch: Batch, kept: Any) -> torch.Tensor:
+        trained.append(len(batch["first"]))
+        return loss(networks, batch, kept)
+
+    client._clusterings = lambda: begun.append(len(trained)) or clusterings()
+    client.loss = lambda: noted
     client.fit(Payload(weights=setup.strategy.initial_weights(setup.environment)))
-    assert begun == done
     whole = 24 // min(batch, 24)
     assert trained == [min(batch, 24)] * (steps or epochs * whole)
+    assert begun == done
 
 
 def test_drift_is_measured_of_the_model_that_a_measured_node_has_trained(tiny: Make) -> None:

@@ -8,14 +8,17 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import Make, checkpoint_bytes, lines
+from helpers import Make, checkpoint_bytes, lines, server_state
 from helpers.bases import SMALL
+from helpers.self_supervised import SELF_SUPERVISED, SSL
+from helpers.virtual_images import LGD
+from helpers.virtual_images import NET as LGD_NET
 
 from fedkd.config import read_config
 from fedkd.errors import InputError
 from fedkd.learning.stacked_training import train_stacked
 from fedkd.runs.run import resume, run
-from fedkd.simulations import stacking
+from fedkd.simulations import kinds
 
 VECTORISED = {"name": "vectorised", "clients_per_step": 3}
 NET = {"name": "convnet", "channels": [6], "norm": "batch"}
@@ -45,6 +48,14 @@ def _apart(one: Path, other: Path) -> float:
     return worst
 
 
+def tensors_of(state: Any, name: str = "") -> dict[str, torch.Tensor]:
+    """Return the tensors of a server's state, also of what it wraps, by name."""
+    if isinstance(state, torch.Tensor):
+        return {name: state}
+    parts = state.items() if isinstance(state, dict) else ()
+    return {n: tensor for part, one in parts for n, tensor in tensors_of(one, f"{name}/{part}").items()}
+
+
 FEW = ("fedavg", "scaffold", "moon", "fedgen", "knfu")  # of each kind of loss; the others are in the slow tests
 
 
@@ -57,6 +68,47 @@ def test_results_are_those_of_one_client_at_a_time_up_to_rounding(tiny: Make, tm
     most = 2e-2 if method == "fedftg" else 1e-3  # its server's generator makes much of little
     assert _apart(tmp_path / "inline", tmp_path / "stacked") < most
     assert [line["events"] for line in lines(tmp_path / "stacked")] == [[]] * 3  # no client trained alone
+
+
+VIEWS = {**SSL, "data.train_per_class": 40}
+OWN_LOOPS: dict[str, dict[str, Any]] = {
+    **{case: {**VIEWS, "strategy": SELF_SUPERVISED[case]} for case in ("simclr", "fedu", "moco", "fedx over simclr")},
+    "fedlgd": {"model": LGD_NET, "strategy": {**LGD, "gap": 1, "augment": ["color", "crop", "scale"]}},
+    "fedlgd, anchors": {"model": LGD_NET, "strategy": LGD},
+    "supcon_only": {"strategy": {"name": "supcon_only"}},
+}
+
+
+QUICK = ("fedx over simclr", "fedlgd", "fedlgd, anchors")  # the others are in the slow tests
+
+
+@pytest.mark.parametrize("case", [c if c in QUICK else pytest.param(c, marks=pytest.mark.slow) for c in OWN_LOOPS])
+def test_own_loops_end_in_the_weights_of_one_client_at_a_time_up_to_rounding(
+    tiny: Make, tmp_path: Path, case: str
+) -> None:
+    """Nodes of 24 images and, with Dirichlet shares, of fewer than a batch."""
+    changes = {**BASE, "data.partition": {**BASE["data.partition"], "minimum": 6}, **OWN_LOOPS[case], "rounds": 2}
+    changes |= {"train": {"epochs": 1, "batch_size": 12, "optimizer": {"name": "sgd", "lr": 0.02, "momentum": 0.9}}}
+    for name, engine in (("inline", {"name": "inline"}), ("stacked", VECTORISED)):
+        run(tiny(changes | {"engine": engine}), tmp_path / name)
+    inline, stacked = (tensors_of(server_state(tmp_path / name)) for name in ("inline", "stacked"))
+    assert inline.keys() == stacked.keys()
+    assert 0 < max(float((inline[n].double() - stacked[n].double()).abs().max()) for n in inline) < 1e-3
+    for one, other in zip(lines(tmp_path / "inline"), lines(tmp_path / "stacked"), strict=True):
+        assert one["metrics"].keys() == other["metrics"].keys()
+        assert one["bytes"] == other["bytes"]
+        assert other["events"] == other["failures"] == []
+
+
+def test_protocl_works_one_client_at_a_time_and_says_why(tiny: Make, tmp_path: Path) -> None:
+    changes = {**BASE, **VIEWS, "strategy": SELF_SUPERVISED["protocl"], "rounds": 1}
+    for name, engine in (("inline", {"name": "inline"}), ("stacked", VECTORISED)):
+        run(tiny(changes | {"engine": engine}), tmp_path / name)
+    assert checkpoint_bytes(tmp_path / "inline") == checkpoint_bytes(tmp_path / "stacked")
+    said = [event["event"] for line in lines(tmp_path / "stacked") for event in line["events"]]
+    assert said == [
+        "clients work one at a time: before each epoch it clusters what its own key encoder makes of its images"
+    ]
 
 
 def test_a_repeat_and_a_resumed_run_give_the_same_bytes(tiny: Make, tmp_path: Path) -> None:
@@ -312,7 +364,7 @@ def test_too_little_memory_halves_the_clients_of_a_step(
             raise torch.OutOfMemoryError("a card with room for two")
         return train_stacked(trainings, starts, path)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(stacking, "train_stacked", small)
+    monkeypatch.setattr(kinds, "train_stacked", small)
     run(
         tiny(_changes("fedavg") | {"cohort": 6, "engine": {"name": "vectorised", "clients_per_step": 6}}),
         tmp_path / "o",
@@ -322,6 +374,19 @@ def test_too_little_memory_halves_the_clients_of_a_step(
     assert said[-1].startswith("out of memory with 3 clients in one step; from now on at most 2")
     run(tiny(_changes("fedavg") | {"cohort": 6}), tmp_path / "inline")
     assert _apart(tmp_path / "inline", tmp_path / "o") < 1e-3
+
+
+def test_a_card_without_room_for_one_client_matches_class_by_class(
+    tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(works: list[Any], states: list[Any], path: str) -> list[Any]:
+        raise torch.OutOfMemoryError("a card without room")
+
+    monkeypatch.setattr(kinds, "match_stacked", none)
+    changes = {**BASE, **OWN_LOOPS["fedlgd"], "rounds": 1}
+    for name, engine in (("inline", {"name": "inline"}), ("stacked", VECTORISED)):
+        run(tiny(changes | {"engine": engine}), tmp_path / name)
+    assert checkpoint_bytes(tmp_path / "inline") == checkpoint_bytes(tmp_path / "stacked")
 
 
 def test_a_model_that_cannot_be_folded_is_refused_or_takes_the_other_path(tiny: Make, tmp_path: Path) -> None:
@@ -341,10 +406,13 @@ def test_a_model_that_cannot_be_folded_is_refused_or_takes_the_other_path(tiny: 
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("ray")
-@pytest.mark.parametrize(("method", "workers"), [("scaffold", 1), ("scaffold", 2), ("knfu", 2)])
+@pytest.mark.parametrize(
+    ("method", "workers"), [("scaffold", 1), ("scaffold", 2), ("knfu", 2), ("fedx over simclr", 2)]
+)
 def test_ray_workers_stack_the_same_groups(tiny: Make, tmp_path: Path, method: str, workers: int) -> None:
     """SCAFFOLD's replies are merged, five at a time; KnFu's are not."""
-    changes = _changes(method) | {"cohort": 6, "checkpoint": {"every": 1}}
+    own = {**BASE, **OWN_LOOPS[method]} if method in OWN_LOOPS else _changes(method)
+    changes = own | {"cohort": 6, "checkpoint": {"every": 1}}
     run(tiny(changes | {"engine": VECTORISED}), tmp_path / "one")
     engine = {"name": "ray", "workers": workers, "clients_per_step": 3, "cpus_per_worker": 0.5}
     run(tiny(changes | {"engine": engine}), tmp_path / "ray")

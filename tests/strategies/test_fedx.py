@@ -11,18 +11,17 @@ import numpy as np
 import pytest
 import torch
 from helpers import HOME, Make, lines
-from helpers.self_supervised import ALONE, SELF_SUPERVISED, SSL, client_of, grid, published
+from helpers.self_supervised import ALONE, SELF_SUPERVISED, SSL, client_of, grid, published, started
 from torch import Tensor
 
 from fedkd import InputError
 from fedkd.config import read_config
 from fedkd.core.setup import make_setup
 from fedkd.learning.losses import nt_xent
-from fedkd.methods.self_supervised import SelfSupervised, whole_batches
+from fedkd.methods.self_supervised import whole_batches
 from fedkd.runs.run import run
 from fedkd.strategies.fedx import FedX, FedXClient, relational_loss
 from fedkd.strategies.simclr import SimCLRClient
-from fedkd.streams import torch_stream
 
 # Section 7 of the specification
 
@@ -88,23 +87,14 @@ def test_the_default_divergence_is_that_of_the_authors_code() -> None:
 def test_the_objective_is_its_four_terms_with_one_forward_and_a_frozen_teacher(tiny: Make) -> None:
     weights = {"global_contrastive": 0.5, "local_relational": 2.0, "global_relational": 3.0}
     temperatures = {"temperature": 0.2, "local_target_temperature": 0.3, "global_target_temperature": 0.4}
-    config = tiny({**SSL, "strategy": {**SELF_SUPERVISED["fedx over simclr"], **weights, **temperatures}})
-    client, setup = client_of(config)
-    base = setup.strategy.layers()[-1]
-    assert isinstance(base, SelfSupervised)
-    encoder = base.encoder(setup.environment)
-    encoder.load_state_dict(setup.strategy.initial_weights(setup.environment))
-    client.views, client.make_views = torch_stream(0, 0, 0, "views"), client.method.views(setup.environment)
-    client.begin(encoder)
-    encoder.train()
-    images = client.data.images
-    first, second = client.view(images[:8]), client.view(images[:8])
-    twin, before = copy.deepcopy(encoder), client.views.get_state()
-    value = client.loss(encoder, first, second)
+    strategy = {**SELF_SUPERVISED["fedx over simclr"], **weights, **temperatures}
+    client, encoder, batch = started(tiny, strategy)
+    images, order = client.data.images, torch.randperm(24, generator=client.stream("shuffle"))[:8]
+    twin, views = copy.deepcopy(encoder), client.stream("views")
+    value = client.loss()(client.networks, batch, client.kept)
 
-    client.views.set_state(before)
     shuffled = torch.randperm(len(images), generator=client.stream("unrelated"))
-    random = client.view(images[shuffled[:8].numpy()])
+    first, second, random = (client.make_views(images[c.numpy()], views) for c in (order, order, shuffled[:8]))
     teacher = copy.deepcopy(twin).eval()
     p1, p2, pr = twin(torch.cat([first, second, random])).chunk(3)  # batch norm over 3B
     q1, q2 = (twin.predictors["relation"](p) for p in (p1, p2))
@@ -120,9 +110,9 @@ def test_the_objective_is_its_four_terms_with_one_forward_and_a_frozen_teacher(t
     for (name, a), b in zip(encoder.state_dict().items(), twin.state_dict().values(), strict=True):
         torch.testing.assert_close(a, b, msg=name)  # running statistics of one pass over 3B images
     value.backward()
-    assert all(p.grad is None and not p.requires_grad for p in client.teacher.parameters())
-    start = setup.strategy.initial_weights(setup.environment)
-    assert all(torch.equal(t, start[n]) for n, t in client.teacher.state_dict().items())
+    assert all(p.grad is None and not p.requires_grad for p in client.networks["teacher"].parameters())
+    start = client.strategy.initial_weights(client.environment)
+    assert all(torch.equal(t, start[n]) for n, t in client.networks["teacher"].state_dict().items())
 
 
 def test_unrelated_batches_have_an_order_of_their_own_and_go_on_over_epochs(tiny: Make) -> None:

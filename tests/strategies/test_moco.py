@@ -11,7 +11,7 @@ from helpers.self_supervised import ALONE, published, started
 from torch.nn import functional as F
 
 from fedkd.strategies.byol import prediction_loss
-from fedkd.strategies.moco import queue_loss
+from fedkd.strategies.moco import KEYS, queue_loss
 
 
 def test_the_losses_of_moco_and_byol_by_loops() -> None:
@@ -26,14 +26,15 @@ def test_the_losses_of_moco_and_byol_by_loops() -> None:
 
 
 def test_mocos_queue_is_first_in_first_out_and_its_keys_lag(tiny: Make) -> None:
-    client, encoder, views = started(tiny, {**ALONE["moco"], "queue": 20, "momentum": 0.75})
+    client, encoder, batch = started(tiny, {**ALONE["moco"], "queue": 20, "momentum": 0.75})
     with torch.no_grad():
         for parameter in encoder.parameters():
             parameter.add_(0.1)
-    old, before = client.queue.clone(), [p.clone() for p in client.keys.parameters()]
-    client.loss(encoder, *views)
-    for key, start, now in zip(client.keys.parameters(), before, encoder.parameters(), strict=True):
+    old, before = client.kept["queue"].clone(), [p.clone() for p in client.networks[KEYS].parameters()]
+    client.loss()(client.networks, batch, client.kept)
+    for key, start, now in zip(client.networks[KEYS].parameters(), before, encoder.parameters(), strict=True):
         torch.testing.assert_close(key, 0.75 * start + 0.25 * now.detach())
-    assert client.queue.shape == (20, 16)
-    assert torch.equal(client.queue[16:], old[:4])
-    torch.testing.assert_close(client.queue.norm(dim=1), torch.ones(20))
+    queue = client.kept["queue"]
+    assert queue.shape == (20, 16)
+    assert torch.equal(queue[16:], old[:4])
+    torch.testing.assert_close(queue.norm(dim=1), torch.ones(20))

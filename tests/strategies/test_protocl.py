@@ -29,7 +29,8 @@ def test_prototypes_and_their_concentrations_by_loops() -> None:
     for row in chosen.tolist():
         logits = [float(features[row] @ found.centroids[c]) / right[c] for c in range(4)]
         total -= (logits[int(found.of_image[row])] - math.log(sum(math.exp(z) for z in logits))) / 3
-    assert float(prototype_loss(features[chosen], found, chosen)) == pytest.approx(total, rel=1e-9)
+    value = prototype_loss(features[chosen], found.centroids, found.concentrations, found.of_image[chosen])
+    assert float(value) == pytest.approx(total, rel=1e-9)
     again = cluster(features, 4, 0.1, 10.0, 0)
     assert torch.equal(again.of_image, found.of_image)
     everyone = cluster(features[:6], 6, 0.1, 10.0, 0)  # a cluster an image: no spread at all
