@@ -5,16 +5,19 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from typing import Any
 
+import torch
 from flwr.app import Message, RecordDict
 
 from fedkd.config import Config
 from fedkd.core.client_app import make_client_app
 from fedkd.core.environment import Device, prepare_process
+from fedkd.core.gpu_settings import gpu_settings
 from fedkd.core.setup import make_setup
 from fedkd.messages.arrays import owned
 from fedkd.messages.arrival import Door
@@ -43,6 +46,7 @@ class ClientActor:
         threads: int,
         device: Device,
         gpu: bool,
+        deterministic: bool,
         mask: int,
         clients: int,
         path: WantedPath,
@@ -52,7 +56,11 @@ class ClientActor:
         # Ray's own handler raises SystemExit, which a running client would report as its failure: a killed worker must
         # die, so that another one runs its client again
         signal.signal(signal.SIGTERM, lambda number, frame: os._exit(128 + number))
-        self.setup = make_setup(config, data, prepare_process(threads, device, gpu))
+        chosen = prepare_process(threads, device, gpu)
+        self.events: list[str] = []
+        self.settings = ExitStack()  # kept as long as the process
+        self.settings.enter_context(gpu_settings(torch.device(chosen), deterministic, self.events.append))
+        self.setup = make_setup(config, data, chosen)
         self.app = make_client_app(self.setup.strategy, lambda: self.setup)
         self.stacker = Stacker(self.setup.environment, clients, path) if clients > 1 else None
 
@@ -105,7 +113,9 @@ class ClientActor:
             yield reply
 
     def _result(self, value: list[Any], states: list[RecordDict]) -> Result:
-        events: list[str] = []
+        events = self.events.copy()
+        self.events.clear()
         if self.stacker is not None:
-            events, self.stacker.events = self.stacker.events, []
+            events += self.stacker.events
+            self.stacker.events = []
         return Result(value, [bool(state) for state in states], events)

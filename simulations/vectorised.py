@@ -31,6 +31,7 @@ class VectorisedGrid(InlineGrid):
         *,
         threads: Threads = 1,
         device: Device = "auto",
+        deterministic: bool = True,
         clients_per_step: ClientsPerStep = "auto",
         path: WantedPath = "auto",
     ) -> None:
@@ -39,9 +40,13 @@ class VectorisedGrid(InlineGrid):
         What `auto` means is written into the run's config, so that a resumed run does the same. Raises InputError for
         a folded path of a model that has layers which it does not know.
         """
-        super().__init__(setup, threads=threads, device=device)
-        self._clients = clients_of_step(self._environment, clients_per_step)
-        self._stacker = Stacker(self._environment, self._clients, path)
+        super().__init__(setup, threads=threads, device=device, deterministic=deterministic)
+        try:
+            self._clients = clients_of_step(self._environment, clients_per_step)
+            self._stacker = Stacker(self._environment, self._clients, path)
+        except BaseException:
+            self.close()
+            raise
         note_clients(self._environment, self._clients)
 
     def carry(self, messages: list[Message], timeout: float | None) -> Iterator[Message]:
@@ -60,7 +65,8 @@ class VectorisedGrid(InlineGrid):
 
     def _run(self, group: list[Message]) -> list[Message]:
         found = self._stacker.run([partial(self._owned, message) for message in group])
-        self._events += [{"event": text} for text in self._stacker.events]
+        for text in self._stacker.events:
+            self.note(text)
         self._stacker.events = []
         return found
 

@@ -6,7 +6,7 @@ import ctypes
 import hashlib
 from collections.abc import Callable
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from ..messages.arrays import copied
 from ..models.build import build, fill
 from ..registry import options
 from ..streams import Node, default_stream, torch_stream
+from .gpu_settings import precision_parts
 
 Threads = Annotated[int, Field(ge=1)]
 Device = Literal["auto", "cpu", "cuda"]
@@ -155,8 +156,6 @@ def _ready(device: str, precision: str) -> torch.device:
     """
     if torch.device(device).type == "cuda":
         torch.cuda.init()
-        chosen = "tf32" if precision == "tf32" else "ieee"
-        backends: Any = torch.backends
-        for part in (backends.cudnn.conv, backends.cudnn.rnn, backends.cuda.matmul):
-            part.fp32_precision = chosen
+        for part in precision_parts():
+            part.fp32_precision = "tf32" if precision == "tf32" else "ieee"
     return torch.device(device)
