@@ -29,10 +29,11 @@ from fedkd.messages.ledger import count_bytes
 from fedkd.messages.merging import Block, Merge, merge_block
 
 from .base import SimulationGrid
+from .path_choice import WantedPath, paths_of_step
 from .ray_cluster import refuse_lost, umask
 from .ray_placement import Workers, connect, count_workers, disconnect, refuse_relative_files
 from .ray_pool import Call, WorkerPool
-from .stacking import ClientsPerStep, WantedPath, blocks_of_step, clients_of_step, note_clients, parted
+from .stacking import ClientsPerStep, blocks_of_step, clients_of_step, note_step, parted
 
 _SMALL = 16 * 1024  # bytes of a content that Ray sends with a call; of larger ones it would keep memory
 
@@ -84,8 +85,9 @@ class RayGrid(SimulationGrid):
             self._until_closed.enter_context(gpu_settings(torch.device(chosen), deterministic, self.note))
             environment.use_device(chosen)
             self._clients = clients_of_step(environment, clients_per_step, min(1.0, gpus_per_worker or 1.0))
+            path = paths_of_step(environment, path, self._clients, self.note)
             if self._clients > 1:
-                note_clients(environment, self._clients)
+                note_step(environment, self._clients, path)
             self._data = ray.put(environment.data)  # kept as long as a worker may have to start again
             arguments = (
                 environment.config, self._data, threads, device, gpus_per_worker > 0, deterministic, umask(),

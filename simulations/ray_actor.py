@@ -24,7 +24,8 @@ from fedkd.messages.arrival import Door
 from fedkd.messages.merging import Merge, merge_block
 
 from .node import call_node
-from .stacking import Stacker, WantedPath
+from .path_choice import WantedPath
+from .stacking import Stacker
 
 
 @dataclass

@@ -21,10 +21,10 @@ from fedkd.learning.training import LocalTraining
 from fedkd.messages.merging import BLOCK
 
 from .meeting import Outcome, Result, Waiting, meet, set_trainable
+from .path_choice import WantedPath
 
 Item = TypeVar("Item")
 ClientsPerStep = Annotated[int, Field(ge=1)] | Literal["auto"]
-WantedPath = Literal["auto", "vmap", "folded"]
 _MOST_ON_CPU = 10  # clients of a step: more gain nothing there
 _SHARE = 0.85  # of the free memory, for the clients of a step
 
@@ -41,11 +41,12 @@ class Stacker:
         self.limit = limit
         self.events: list[str] = []
         self._environment = environment
-        self._wanted = path
+        self._wanted = "auto" if isinstance(path, list) else path  # of models that a method builds
         self._ways: dict[int, _Way] = {}
         self._said: set[str] = set()
         for number in range(len(environment.config.model.architectures)):
-            self._way_of(environment.model(number))
+            model = environment.model(number)
+            self._ways[id(model)] = self._found_way(model, path[number] if isinstance(path, list) else path)
 
     def run(self, calls: Sequence[Callable[[], Result]]) -> list[Result]:
         """Call functions that run clients, side by side; return their results in their order."""
@@ -122,16 +123,18 @@ class Stacker:
 
     def _way_of(self, model: nn.Module) -> _Way:
         if id(model) not in self._ways:
-            self._ways[id(model)] = self._found_way(model)
+            self._ways[id(model)] = self._found_way(model, self._wanted)
         return self._ways[id(model)]
 
-    def _found_way(self, model: nn.Module) -> _Way:
+    def _found_way(self, model: nn.Module, wanted: str) -> _Way:
         shape = self._environment.data.image_shape
-        if self._wanted != "vmap":
+        if wanted == "one":
+            return _Way(model, "vmap", "engine.path = 'one'")
+        if wanted != "vmap":
             reason = why_not_folded(model) or why_unsound(model, shape, "folded")
             if reason is None:
                 return _Way(model, "folded", None)
-            if self._wanted == "folded":
+            if wanted == "folded":
                 raise InputError(f"engine.path = 'folded': the model cannot be folded: {reason}; set 'vmap' or 'auto'.")
         return _Way(model, "vmap", why_not_stacked(model) or why_unsound(model, shape, "vmap"))
 
@@ -155,10 +158,12 @@ def blocks_of_step(clients: int) -> int:
     return -(-clients // BLOCK)
 
 
-def note_clients(environment: Environment, clients: int) -> None:
-    """Write the number of clients of a step into the run's config."""
+def note_step(environment: Environment, clients: int, path: WantedPath) -> None:
+    """Write what was chosen for a step into the run's config: how many clients, and their path."""
     table = environment.config.engine
     chosen = {"name": table.name, **table.options, "clients_per_step": clients}
+    if path != "auto":
+        chosen["path"] = path
     environment.config = environment.config.model_copy(update={"engine": NamedTable.model_validate(chosen)})
 
 

@@ -19,7 +19,8 @@ from fedkd.messages.arrival import Door
 from fedkd.messages.merging import Block, Merge, merge_block
 
 from .inline import InlineGrid
-from .stacking import ClientsPerStep, Stacker, WantedPath, blocks_of_step, clients_of_step, note_clients, parted
+from .path_choice import WantedPath, paths_of_step
+from .stacking import ClientsPerStep, Stacker, blocks_of_step, clients_of_step, note_step, parted
 
 
 class VectorisedGrid(InlineGrid):
@@ -35,19 +36,21 @@ class VectorisedGrid(InlineGrid):
         clients_per_step: ClientsPerStep = "auto",
         path: WantedPath = "auto",
     ) -> None:
-        """Train `clients_per_step` clients in one step. `path`: how, see `stacked_models`; auto: folded where it can.
+        """Train `clients_per_step` clients in one step. `path`: how, see `stacked_models`; a list: of each model.
 
+        `auto`: on a GPU the fastest one, measured before round 1; on a CPU folded where a model can be.
         What `auto` means is written into the run's config, so that a resumed run does the same. Raises InputError for
         a folded path of a model that has layers which it does not know.
         """
         super().__init__(setup, threads=threads, device=device, deterministic=deterministic)
         try:
             self._clients = clients_of_step(self._environment, clients_per_step)
+            path = paths_of_step(self._environment, path, self._clients, self.note)
             self._stacker = Stacker(self._environment, self._clients, path)
         except BaseException:
             self.close()
             raise
-        note_clients(self._environment, self._clients)
+        note_step(self._environment, self._clients, path)
 
     def carry(self, messages: list[Message], timeout: float | None) -> Iterator[Message]:
         """Run the clients group by group."""

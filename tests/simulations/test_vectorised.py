@@ -361,7 +361,10 @@ def test_a_timeout_with_several_clients_per_step_is_refused(tiny: Make, tmp_path
     ("options", "message"),
     [
         ({"clients_per_step": 0}, r"^engine.clients_per_step = 0: input should be .* 1, or input should be 'auto'\.$"),
-        ({"path": "fold"}, r"^engine.path = 'fold': input should be 'auto', 'vmap' or 'folded'\.$"),
+        (
+            {"path": "fold"},
+            r"^engine.path = 'fold': input should be 'auto', 'vmap', 'folded' or 'one', or input should be .* list\.$",
+        ),
     ],
 )
 def test_wrong_options_are_refused_in_one_line(
