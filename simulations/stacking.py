@@ -181,7 +181,8 @@ def clients_of_step(environment: Environment, wanted: ClientsPerStep, share: flo
         bytes_of_client(environment.model(number), environment.config.train, environment.data.image_shape)
         for number in range(len(environment.config.model.architectures))
     )
-    room = max(1, min(most, int(_SHARE * share * free_bytes(environment.device) / largest)))
+    free = _SHARE * share * free_bytes(environment.device) - environment.preprocess.kept_bytes()
+    room = max(1, min(most, int(free / largest)))
     return -(-most // -(-most // room))
 
 

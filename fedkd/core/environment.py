@@ -146,7 +146,8 @@ class Environment:
     @cached_property
     def preprocess(self) -> Preprocess:
         """Return the preprocessing that turns uint8 images into batches."""
-        return Preprocess(self.data, self.config.data.augment, self.device)
+        wholes = [one.images for one in (self.data.train, self.data.public) if one is not None]
+        return Preprocess(self.data, self.config.data.augment, self.device, wholes)
 
 
 def _ready(device: str, precision: str) -> torch.device:

@@ -21,8 +21,8 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 
-from .batches import crop_pad, shift_mirror
 from .plans import Plan, plan_of
+from .stacked_batches import StackedBatches
 from .stacked_models import (
     Path,
     Stack,
@@ -144,7 +144,7 @@ class _Stacked:
         }
         self.optimizer = make_stacked([local.optimizer for local in trainings], self.flat)
         self.stack = StackedModel(self.model, path)
-        self.batches = _Batches(trainings, plans)
+        self.batches = StackedBatches(trainings, plans)
 
     def run(self) -> list[Trained]:
         """Take all steps."""
@@ -259,69 +259,6 @@ class _Stacked:
 def _read(outputs: StackedOutputs, classify: Callable[[Tensor], Tensor]) -> Outputs:
     logits = outputs["logits"]
     return Outputs(logits, outputs.get("features", logits), classify)
-
-
-class _Batches:
-    """The batches of all clients: their images on the device, and for each step which of them."""
-
-    def __init__(self, trainings: list[LocalTraining], plans: list[Plan]) -> None:
-        first = trainings[0]
-        self.preprocess, self.normalised = first.preprocess, first.data.normalised
-        device = self.preprocess.device
-        starts, pools = _joined([local.data.images for local in trainings])
-        self.images = torch.cat([torch.from_numpy(pool) for pool in pools]).to(device)
-        target_starts, targets = _joined([local.targets for local in trainings])
-        self.targets = torch.cat(targets).to(device)
-        steps, widest = max(len(plan.sizes) for plan in plans), max((max(p.sizes) for p in plans if p.sizes), default=0)
-        form = (steps, len(plans), widest)
-        self.sizes = torch.zeros(form[:2], dtype=torch.int64)
-        index, wanted = torch.zeros(form, dtype=torch.int64), torch.zeros(form, dtype=torch.int64)
-        self.augmented = plans[0].shifts is not None
-        shifts, mirror = torch.zeros((2, *form), dtype=torch.int64), torch.zeros(form, dtype=torch.bool)
-        for client, plan in enumerate(plans):
-            sizes = torch.tensor(plan.sizes, dtype=torch.int64)
-            real = torch.arange(widest)[None] < sizes[:, None]
-            self.sizes[: len(sizes), client] = sizes
-            index[: len(sizes), client][real] = plan.positions + starts[client]
-            wanted[: len(sizes), client][real] = plan.positions + target_starts[client]
-            if plan.shifts is not None and plan.mirror is not None:
-                for way in (0, 1):
-                    shifts[way, : len(sizes), client][real] = plan.shifts[way]
-                mirror[: len(sizes), client][real] = plan.mirror
-        self.index, self.wanted = index.to(device), wanted.to(device)
-        self.shifts, self.mirror = (shifts.to(device), mirror.to(device)) if self.augmented else (shifts, mirror)
-
-    def of(self, step: int, count: int) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return images, k x B x channels x H x W, targets, k x B, and which rows are real, or None if all are."""
-        sizes = self.sizes[step, :count]
-        widest = int(sizes.max())
-        chosen = self.index[step, :count, :widest].flatten()
-        images = self.images[chosen]
-        if self.augmented:
-            pad = crop_pad(images.shape[2])
-            shifts = self.shifts[:, step, :count, :widest].flatten(1)
-            mirror = self.mirror[step, :count, :widest].flatten()
-            images = shift_mirror(F.pad(images, (pad, pad, pad, pad)), pad, shifts, mirror)
-        ready = images if self.normalised else self.preprocess.scaled(images)
-        ready = ready.view(count, widest, *ready.shape[1:])
-        targets = self.targets[self.wanted[step, :count, :widest]]
-        if int(sizes.min()) == widest:
-            return ready, targets, None
-        real = torch.arange(widest)[None] < sizes[:, None]
-        return ready, targets, real.to(ready.device)
-
-
-def _joined(parts: list[Any]) -> tuple[list[int], list[Any]]:
-    """Return where each part begins in the concatenation of all different ones, and the different ones."""
-    places: dict[int, int] = {}
-    different: list[Any] = []
-    length = 0
-    for part in parts:
-        if id(part) not in places:
-            places[id(part)] = length
-            different.append(part)
-            length += len(part)
-    return [places[id(part)] for part in parts], different
 
 
 def _stacked_states(models: list[nn.Module], device: torch.device) -> dict[str, Tensor]:
