@@ -54,6 +54,7 @@ class RayGrid(SimulationGrid):
         deterministic: bool = True,
         clients_per_step: ClientsPerStep = 1,
         path: WantedPath = "auto",
+        cuda_graphs: bool = False,
     ) -> None:
         """Start the workers on the cluster at `address`, or on a cluster on this machine that ends with the engine.
 
@@ -91,7 +92,7 @@ class RayGrid(SimulationGrid):
             self._data = ray.put(environment.data)  # kept as long as a worker may have to start again
             arguments = (
                 environment.config, self._data, threads, device, gpus_per_worker > 0, deterministic, umask(),
-                self._clients, path,
+                self._clients, path, cuda_graphs,
             )  # fmt: skip
             self._pool = WorkerPool(arguments, (cpus_per_worker, gpus_per_worker))
             self._pool.start(count)

@@ -13,6 +13,7 @@ from fedkd.config import NamedTable
 from fedkd.core.environment import Environment
 from fedkd.errors import InputError, described
 from fedkd.learning.evaluation import Prediction
+from fedkd.learning.stacked_graphs import StepGraphs, record_graph
 from fedkd.learning.stacked_memory import bytes_of_client, free_bytes
 from fedkd.learning.stacked_models import NotStacked, Path, why_not_folded, why_not_stacked, why_unsound
 from fedkd.learning.stacked_prediction import predict_stacked, prediction_key
@@ -36,7 +37,7 @@ class Stacker:
     since they were last read.
     """
 
-    def __init__(self, environment: Environment, limit: int, path: WantedPath) -> None:
+    def __init__(self, environment: Environment, limit: int, path: WantedPath, cuda_graphs: bool = False) -> None:
         """Take the paths of the config's models. Raises InputError for a model that cannot be folded, if it must."""
         self.limit = limit
         self.events: list[str] = []
@@ -44,6 +45,11 @@ class Stacker:
         self._wanted = "auto" if isinstance(path, list) else path  # of models that a method builds
         self._ways: dict[int, _Way] = {}
         self._said: set[str] = set()
+        self._graphs: StepGraphs | None = None
+        if cuda_graphs and environment.device.type == "cuda":
+            self._graphs = StepGraphs(self._say, record_graph)
+        elif cuda_graphs:
+            self._say("engine.cuda_graphs has no effect on a CPU")
         for number in range(len(environment.config.model.architectures)):
             model = environment.model(number)
             self._ways[id(model)] = self._found_way(model, path[number] if isinstance(path, list) else path)
@@ -96,7 +102,7 @@ class Stacker:
             self._say_alone(way.reason)
             return alone
         try:
-            return _together(group, way.path)
+            return _together(group, way.path, self._graphs)
         except NotStacked as error:
             self._say_alone(str(error))
             return alone
@@ -107,6 +113,8 @@ class Stacker:
         except BaseException as error:  # of one client's loss, also sys.exit: alone it fails by itself
             self._say_alone(described(error))
             return alone
+        if self._graphs is not None:
+            self._graphs.clear()
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
         self.limit = min(self.limit, (len(group) + 1) // 2)
@@ -195,8 +203,8 @@ def _why_alone(work: LocalTraining | Prediction) -> str | None:
     return why_not_stacked(work.model) or (None if len(work.data.labels) else "it has no images")
 
 
-def _together(group: Sequence[Waiting], path: Path) -> list[Outcome]:
+def _together(group: Sequence[Waiting], path: Path, graphs: StepGraphs | None) -> list[Outcome]:
     trainings = [one.work for one in group if isinstance(one.work, LocalTraining)]
     asked = [one.work for one in group if isinstance(one.work, Prediction)]
     states = [one.state for one in group]
-    return [*(train_stacked(trainings, states, path) if trainings else predict_stacked(asked, states, path))]
+    return [*(train_stacked(trainings, states, path, graphs) if trainings else predict_stacked(asked, states, path))]

@@ -35,10 +35,12 @@ class VectorisedGrid(InlineGrid):
         deterministic: bool = True,
         clients_per_step: ClientsPerStep = "auto",
         path: WantedPath = "auto",
+        cuda_graphs: bool = False,
     ) -> None:
         """Train `clients_per_step` clients in one step. `path`: how, see `stacked_models`; a list: of each model.
 
         `auto`: on a GPU the fastest one, measured before round 1; on a CPU folded where a model can be.
+        `cuda_graphs`: record a step on a GPU once, and replay it.
         What `auto` means is written into the run's config, so that a resumed run does the same. Raises InputError for
         a folded path of a model that has layers which it does not know.
         """
@@ -46,7 +48,7 @@ class VectorisedGrid(InlineGrid):
         try:
             self._clients = clients_of_step(self._environment, clients_per_step)
             path = paths_of_step(self._environment, path, self._clients, self.note)
-            self._stacker = Stacker(self._environment, self._clients, path)
+            self._stacker = Stacker(self._environment, self._clients, path, cuda_graphs)
         except BaseException:
             self.close()
             raise

@@ -5,6 +5,7 @@
 * `training`: the training step and loop.
 * `optimizers`: optimisers of local training.
 * `stacked_training`: many clients in one step; `stacked_batches`: their batches; `stacked_step`: the step;
+  `stacked_graphs`: a step of fixed shapes, which a GPU records and replays;
   `stacked_models`: the outputs of many models in one call; `stacked_optimizers`: a row for each client;
   `stacked_prediction`: logits of many clients; `stacked_memory`: how many fit; `plans`: the batches of a training,
   drawn before it.

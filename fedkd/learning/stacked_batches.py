@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,9 +19,9 @@ class StackedBatches:
 
     def __init__(self, trainings: list[LocalTraining], plans: list[Plan]) -> None:
         first = trainings[0]
-        self.preprocess, self.normalised = first.preprocess, first.data.normalised
-        device = self.preprocess.device
-        self.images, found = _places(trainings, self.preprocess)
+        device = first.preprocess.device
+        self.prepare = partial(_prepared, first.preprocess, first.data.normalised)
+        self.images, found = _places(trainings, first.preprocess)
         target_starts, targets = _joined([local.targets for local in trainings])
         self.targets = torch.cat(targets).to(device)
         steps, widest = max(len(plan.sizes) for plan in plans), max((max(p.sizes) for p in plans if p.sizes), default=0)
@@ -47,20 +48,47 @@ class StackedBatches:
         """Return images, k x B x channels x H x W, targets, k x B, and which rows are real, or None if all are."""
         sizes = self.sizes[step, :count]
         widest = int(sizes.max())
-        chosen = self.index[step, :count, :widest].flatten()
-        images = self.images[chosen]
-        if self.augmented:
-            pad = crop_pad(images.shape[2])
-            shifts = self.shifts[:, step, :count, :widest].flatten(1)
-            mirror = self.mirror[step, :count, :widest].flatten()
-            images = shift_mirror(F.pad(images, (pad, pad, pad, pad)), pad, shifts, mirror)
-        ready = images if self.normalised else self.preprocess.scaled(images)
-        ready = ready.view(count, widest, *ready.shape[1:])
-        targets = self.targets[self.wanted[step, :count, :widest]]
+        part = (step, slice(count), slice(widest))
+        shifts, mirror = (self.shifts[:, *part], self.mirror[part]) if self.augmented else (None, None)
+        ready = self.prepare(self.images, self.index[part], shifts, mirror)
+        targets = self.targets[self.wanted[part]]
         if int(sizes.min()) == widest:
             return ready, targets, None
         real = torch.arange(widest)[None] < sizes[:, None]
         return ready, targets, sent(real, ready.device)
+
+    def packed(self, width: int) -> tuple[Tensor, list[bool]]:
+        """Return all steps as one tensor, and for each step whether a batch of it is filled.
+
+        The tensor: steps x 6 x K x `width`, int32: positions of images, of targets; shifts down, right; whether
+        mirrored; and flags: 1 for a real row, 2 for a client that has not finished. Of others all rows are real.
+        """
+        live = self.sizes > 0
+        real = (torch.arange(width) < self.sizes[:, :, None]) | ~live[:, :, None]
+        flags = sent((real + 2 * live[:, :, None]).int(), self.index.device)
+        none = torch.zeros_like(self.index)
+        shifts, mirror = (self.shifts, self.mirror) if self.augmented else ((none, none), none)
+        parts = [self.index, self.wanted, shifts[0], shifts[1], mirror]
+        filling = (0, width - self.index.shape[2])
+        plans = torch.stack([*(F.pad(part.int(), filling) for part in parts), flags], dim=1)
+        return plans, (live & (self.sizes != width - 1)).any(1).tolist()
+
+
+def _prepared(
+    preprocess: Preprocess,
+    normalised: bool,
+    images: Tensor,
+    chosen: Tensor,
+    shifts: Tensor | None,
+    mirror: Tensor | None,
+) -> Tensor:
+    """Return the images at positions, k x B, as k batches; augmented by shifts, 2 x k x B, and mirror, k x B."""
+    found = images[chosen.flatten()]
+    if shifts is not None and mirror is not None:
+        pad = crop_pad(found.shape[2])
+        found = shift_mirror(F.pad(found, (pad, pad, pad, pad)), pad, shifts.flatten(1), mirror.flatten())
+    ready = found if normalised else preprocess.scaled(found)
+    return ready.view(*chosen.shape, *ready.shape[1:])
 
 
 def _places(trainings: list[LocalTraining], preprocess: Preprocess) -> tuple[Tensor, list[Tensor]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import cast
@@ -94,6 +95,14 @@ class StackedStep:
         """Return what a step may change, each with a row for each client."""
         buffers = [self.rest[name] for name, _ in self.model.named_buffers() if name in self.rest]
         return [self.flat, *buffers, *self.optimizer.tensors()]
+
+    def copied(self) -> StackedStep:
+        """Return a step with tensors of its own, of the same values."""
+        other = copy.copy(self)
+        other.flat, other.optimizer, other.losses = self.flat.clone(), copy.deepcopy(self.optimizer), []
+        other.rest, other.own = ({n: t.clone() for n, t in stack.items()} for stack in (self.rest, self.own))
+        other.frozen = {name: {n: t.clone() for n, t in state.items()} for name, state in self.frozen.items()}
+        return other
 
     def weights(self) -> list[dict[str, Tensor]]:
         """Return each client's parameters and buffers by name."""

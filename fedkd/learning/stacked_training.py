@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from .plans import Plan, plan_of
 from .stacked_batches import StackedBatches
+from .stacked_graphs import StepGraphs
 from .stacked_models import Path, has_norm, refusing_loops, why_not_stacked
 from .stacked_step import StackedStep, loss_of
 from .training import LocalTraining, ModelLoss, cross_entropy
@@ -82,23 +83,32 @@ def _forms(tensors: Mapping[str, Tensor]) -> Hashable:
 
 
 def train_stacked(
-    trainings: Sequence[LocalTraining], starts: Sequence[Mapping[str, Tensor]], path: Path
+    trainings: Sequence[LocalTraining],
+    starts: Sequence[Mapping[str, Tensor]],
+    path: Path,
+    graphs: StepGraphs | None = None,
 ) -> list[Trained]:
     """Train clients with one `key_of` in common; return what each has learned, in their order.
 
-    `starts`: the parameters and buffers that each begins with. Raises NotStacked if a loss or model cannot be computed
+    `starts`: the parameters and buffers that each begins with. `graphs`: take steps of fixed shapes, which these
+    record; but a loss that draws needs the host in each step. Raises NotStacked if a loss or model cannot be computed
     for many clients, and OutOfMemoryError. After an error nothing is changed, and the streams are where they were.
     """
     streams = [one for local in trainings for one in (local.order, loss_of(local).stream) if one is not None]
     states = [stream.get_state() for stream in streams]
     plans = [plan_of(local) for local in trainings]
     order = sorted(range(len(plans)), key=lambda i: -len(plans[i].sizes))
-    sorted_ = [trainings[i] for i in order]
+    sorted_, plans = [trainings[i] for i in order], [plans[i] for i in order]
+    fixed = graphs is not None and loss_of(trainings[0]).draw is None
     try:
         used = _used_parameters(sorted_[0], starts[order[0]])
-        step = StackedStep(sorted_, [starts[i] for i in order], used, path)
-        values = _train(step, StackedBatches(sorted_, [plans[i] for i in order]))
-        found = _trained(step, values, [plans[i] for i in order])
+        step = StackedStep(sorted_, [starts[i] for i in order], used, path, counts_on_device=fixed)
+        work = StackedBatches(sorted_, plans)
+        if graphs is not None and fixed:
+            values = graphs.train((key_of(sorted_[0]), len(plans), path, used), step, work)
+        else:
+            values = _train(step, work)
+        found = _trained(step, values, plans)
     except BaseException:
         for stream, state in zip(streams, states, strict=True):
             stream.set_state(state)

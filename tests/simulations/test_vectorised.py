@@ -306,11 +306,11 @@ def test_too_little_memory_halves_the_clients_of_a_step(
 ) -> None:
     sizes: list[int] = []
 
-    def small(trainings: list[Any], starts: list[Any], path: str) -> list[Any]:
+    def small(trainings: list[Any], starts: list[Any], path: str, *more: Any) -> list[Any]:
         sizes.append(len(trainings))
         if len(trainings) > 2:
             raise torch.OutOfMemoryError("a card with room for two")
-        return train_stacked(trainings, starts, path)  # type: ignore[arg-type]
+        return train_stacked(trainings, starts, path, *more)  # type: ignore[arg-type]
 
     monkeypatch.setattr(stacking, "train_stacked", small)
     run(
@@ -322,6 +322,14 @@ def test_too_little_memory_halves_the_clients_of_a_step(
     assert said[-1].startswith("out of memory with 3 clients in one step; from now on at most 2")
     run(tiny(_changes("fedavg") | {"cohort": 6}), tmp_path / "inline")
     assert _apart(tmp_path / "inline", tmp_path / "o") < 1e-3
+
+
+def test_graphs_on_a_cpu_change_nothing_and_are_named(tiny: Make, tmp_path: Path) -> None:
+    for name, more in (("without", {}), ("with", {"cuda_graphs": True})):
+        run(tiny(_changes("fedavg") | {"engine": VECTORISED | more}), tmp_path / name)
+    assert checkpoint_bytes(tmp_path / "without") == checkpoint_bytes(tmp_path / "with")
+    said = [event["event"] for line in lines(tmp_path / "with") for event in line["events"]]
+    assert said == ["engine.cuda_graphs has no effect on a CPU"]
 
 
 def test_a_model_that_cannot_be_folded_is_refused_or_takes_the_other_path(tiny: Make, tmp_path: Path) -> None:

@@ -1,0 +1,129 @@
+"""A stacked step of fixed shapes, which a GPU records once as a CUDA graph and replays.
+
+A replayed step costs the host one call instead of some hundred. All that it reads and writes has its place: each
+training is copied into the tensors of the first one of its kind. All K clients are in each step; what a finished one
+would change is put back. There are two forms: of whole batches, and of batches that are filled.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from contextlib import nullcontext
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from .stacked_batches import StackedBatches
+from .stacked_models import refusing_loops
+from .stacked_step import StackedStep
+
+Work = Callable[[], None]
+Record = Callable[[Work], Work]  # takes work that only changes tensors in place; returns what does it again
+_KEPT = 4  # kinds of training whose tensors are kept
+_WARM = 3  # times that work is done before it is recorded
+
+
+def record_graph(work: Work) -> Work:
+    """Return the replay of work that was recorded as a CUDA graph. The work is done some times before."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(_WARM):
+            work()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        work()
+    replay: Work = graph.replay
+    return replay
+
+
+class StepGraphs:
+    """The fixed steps of a process, the last few kinds. `note` gets a line about what cannot be recorded."""
+
+    def __init__(self, note: Callable[[str], None], record: Record | None = None) -> None:
+        """Record steps by `record`; if it is None, take the same steps without a record."""
+        self._note, self._record = note, record
+        self._steps: OrderedDict[Hashable, FixedStep] = OrderedDict()
+
+    def train(self, kind: Hashable, step: StackedStep, work: StackedBatches) -> Tensor:
+        """Take all steps of a training; return the losses, K x steps. `kind`: what its steps have in common."""
+        known = self._steps.pop(kind, None)
+        fixed = known or FixedStep(step, work)
+        values = fixed.train(step, work, self._record if known else None, self._note)
+        self._steps[kind] = fixed
+        while len(self._steps) > _KEPT:
+            self._steps.popitem(last=False)
+        return values
+
+    def clear(self) -> None:
+        """Forget all, and free the memory."""
+        self._steps.clear()
+
+
+class FixedStep:
+    """A step of K clients whose tensors keep their places. `step`: has them; none of it is what a training returns."""
+
+    def __init__(self, like: StackedStep, work: StackedBatches) -> None:
+        """Take the shapes of a training."""
+        self._step, self._images = like.copied(), work.images
+        self._prepare, self._augmented = work.prepare, work.augmented
+        clients, width = len(like.flat), like.settings.batch_size + 1  # a single image that is left joins a batch
+        self._plan = torch.zeros(6, clients, width, dtype=torch.int64, device=like.device)
+        self._targets = work.targets.new_zeros(clients, width, *work.targets.shape[1:])
+        self._losses = torch.zeros(clients, dtype=like.flat.dtype, device=like.device)
+        self._replays: dict[bool, Work] = {}
+        self._tried: set[bool] = set()
+
+    def train(
+        self, step: StackedStep, work: StackedBatches, record: Record | None, note: Callable[[str], None]
+    ) -> Tensor:
+        """Take all steps of a training, which is changed; return the losses, K x steps.
+
+        A form of the step that is not recorded yet is, if `record` can.
+        """
+        for mine, theirs in zip(self._step.tensors(), step.tensors(), strict=True):
+            mine.copy_(theirs)
+        if self._images is not work.images:  # images of this training only: a record would read those of another
+            self._images, record = work.images, None
+            self._replays.clear()
+        plans, filled = work.packed(self._plan.shape[2])
+        losses = self._losses.new_zeros(len(plans), len(self._losses))
+        for number, (plan, short) in enumerate(zip(plans, filled, strict=True)):
+            self._plan.copy_(plan)
+            torch.index_select(work.targets, 0, self._plan[1].flatten(), out=self._targets.flatten(0, 1))
+            if record is not None and short not in self._tried:
+                self._record(short, record, note)
+            with refusing_loops() if number == 0 and not self._tried else nullcontext():
+                self._replays.get(short, partial(self._take, short))()
+            losses[number].copy_(self._losses)
+        for mine, theirs in zip(self._step.changing(), step.changing(), strict=True):
+            theirs.copy_(mine)
+        return losses.T
+
+    def _take(self, short: bool) -> None:
+        """Take the step of the current plan, in place. `short`: some batches are filled."""
+        width = self._plan.shape[2] if short else self._plan.shape[2] - 1
+        index, _, down, right, mirror, flags = self._plan[:, :, :width]
+        draws = (torch.stack([down, right]), mirror.bool()) if self._augmented else (None, None)
+        images = self._prepare(self._images, index, *draws)
+        rows = (flags & 1).bool() if short else None
+        live = (flags[:, 0] & 2).bool()
+        state = self._step.changing()
+        before = [tensor.clone() for tensor in state]
+        self._losses.copy_(self._step.take(images, self._targets[:, :width], rows, {}))
+        for tensor, old in zip(state, before, strict=True):
+            tensor.copy_(torch.where(live.view(-1, *[1] * (tensor.dim() - 1)), tensor, old))
+
+    def _record(self, short: bool, record: Record, note: Callable[[str], None]) -> None:
+        """Record a form of the step, and put back what that has changed."""
+        self._tried.add(short)
+        before = [tensor.clone() for tensor in self._step.changing()]
+        try:
+            self._replays[short] = record(partial(self._take, short))
+        except Exception as error:
+            note(f"engine.cuda_graphs: a step is not recorded, and runs as before: {str(error).splitlines()[0]}")
+        for tensor, old in zip(self._step.changing(), before, strict=True):
+            tensor.copy_(old)
