@@ -33,7 +33,7 @@ from .path_choice import WantedPath, paths_of_step
 from .ray_cluster import refuse_lost, umask
 from .ray_placement import Workers, connect, count_workers, disconnect, refuse_relative_files
 from .ray_pool import Call, WorkerPool
-from .stacking import ClientsPerStep, blocks_of_step, clients_of_step, note_step, parted
+from .stacking import ClientsPerStep, Fixed, blocks_of_step, clients_of_step, note_step, parted
 
 _SMALL = 16 * 1024  # bytes of a content that Ray sends with a call; of larger ones it would keep memory
 
@@ -55,6 +55,7 @@ class RayGrid(SimulationGrid):
         clients_per_step: ClientsPerStep = 1,
         path: WantedPath = "auto",
         cuda_graphs: bool = False,
+        compile: bool = False,
     ) -> None:
         """Start the workers on the cluster at `address`, or on a cluster on this machine that ends with the engine.
 
@@ -92,7 +93,7 @@ class RayGrid(SimulationGrid):
             self._data = ray.put(environment.data)  # kept as long as a worker may have to start again
             arguments = (
                 environment.config, self._data, threads, device, gpus_per_worker > 0, deterministic, umask(),
-                self._clients, path, cuda_graphs,
+                self._clients, path, Fixed(cuda_graphs, compile),
             )  # fmt: skip
             self._pool = WorkerPool(arguments, (cpus_per_worker, gpus_per_worker))
             self._pool.start(count)

@@ -25,7 +25,7 @@ from fedkd.messages.merging import Merge, merge_block
 
 from .node import call_node
 from .path_choice import WantedPath
-from .stacking import Stacker
+from .stacking import Fixed, Stacker
 
 
 @dataclass
@@ -51,7 +51,7 @@ class ClientActor:
         mask: int,
         clients: int,
         path: WantedPath,
-        cuda_graphs: bool,
+        fixed: Fixed,
     ) -> None:
         """Make the environment of a worker. `clients`: of a step."""
         os.umask(mask)  # Ray's processes have one of their own
@@ -64,7 +64,7 @@ class ClientActor:
         self.settings.enter_context(gpu_settings(torch.device(chosen), deterministic, self.events.append))
         self.setup = make_setup(config, data, chosen)
         self.app = make_client_app(self.setup.strategy, lambda: self.setup)
-        self.stacker = Stacker(self.setup.environment, clients, path, cuda_graphs) if clients > 1 else None
+        self.stacker = Stacker(self.setup.environment, clients, path, fixed) if clients > 1 else None
 
     def ready(self) -> bool:
         """Return True. The call returns when the process has started."""

@@ -30,6 +30,13 @@ _MOST_ON_CPU = 10  # clients of a step: more gain nothing there
 _SHARE = 0.85  # of the free memory, for the clients of a step
 
 
+class Fixed(NamedTuple):
+    """Whether steps have fixed shapes: `cuda_graphs`: to be recorded; `compile`: to be compiled by torch."""
+
+    cuda_graphs: bool
+    compile: bool
+
+
 class Stacker:
     """Runs clients of this process side by side, and does their work together.
 
@@ -37,7 +44,7 @@ class Stacker:
     since they were last read.
     """
 
-    def __init__(self, environment: Environment, limit: int, path: WantedPath, cuda_graphs: bool = False) -> None:
+    def __init__(self, environment: Environment, limit: int, path: WantedPath, fixed: Fixed) -> None:
         """Take the paths of the config's models. Raises InputError for a model that cannot be folded, if it must."""
         self.limit = limit
         self.events: list[str] = []
@@ -46,9 +53,11 @@ class Stacker:
         self._ways: dict[int, _Way] = {}
         self._said: set[str] = set()
         self._graphs: StepGraphs | None = None
-        if cuda_graphs and environment.device.type == "cuda":
-            self._graphs = StepGraphs(self._say, record_graph)
-        elif cuda_graphs:
+        on_gpu = environment.device.type == "cuda"
+        if fixed.compile or (fixed.cuda_graphs and on_gpu):
+            record = record_graph if fixed.cuda_graphs and on_gpu else None
+            self._graphs = StepGraphs(self._say, record, "inductor" if fixed.compile else None)
+        if fixed.cuda_graphs and not on_gpu:
             self._say("engine.cuda_graphs has no effect on a CPU")
         for number in range(len(environment.config.model.architectures)):
             model = environment.model(number)

@@ -20,7 +20,7 @@ from fedkd.messages.merging import Block, Merge, merge_block
 
 from .inline import InlineGrid
 from .path_choice import WantedPath, paths_of_step
-from .stacking import ClientsPerStep, Stacker, blocks_of_step, clients_of_step, note_step, parted
+from .stacking import ClientsPerStep, Fixed, Stacker, blocks_of_step, clients_of_step, note_step, parted
 
 
 class VectorisedGrid(InlineGrid):
@@ -36,11 +36,12 @@ class VectorisedGrid(InlineGrid):
         clients_per_step: ClientsPerStep = "auto",
         path: WantedPath = "auto",
         cuda_graphs: bool = False,
+        compile: bool = False,
     ) -> None:
         """Train `clients_per_step` clients in one step. `path`: how, see `stacked_models`; a list: of each model.
 
         `auto`: on a GPU the fastest one, measured before round 1; on a CPU folded where a model can be.
-        `cuda_graphs`: record a step on a GPU once, and replay it.
+        `cuda_graphs`: record a step on a GPU once, and replay it. `compile`: compile it by `torch.compile`.
         What `auto` means is written into the run's config, so that a resumed run does the same. Raises InputError for
         a folded path of a model that has layers which it does not know.
         """
@@ -48,7 +49,7 @@ class VectorisedGrid(InlineGrid):
         try:
             self._clients = clients_of_step(self._environment, clients_per_step)
             path = paths_of_step(self._environment, path, self._clients, self.note)
-            self._stacker = Stacker(self._environment, self._clients, path, cuda_graphs)
+            self._stacker = Stacker(self._environment, self._clients, path, Fixed(cuda_graphs, compile))
         except BaseException:
             self.close()
             raise

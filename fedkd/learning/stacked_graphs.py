@@ -1,4 +1,4 @@
-"""A stacked step of fixed shapes, which a GPU records once as a CUDA graph and replays.
+"""A stacked step of fixed shapes, which a GPU records once as a CUDA graph and replays, and which torch can compile.
 
 A replayed step costs the host one call instead of some hundred. All that it reads and writes has its place: each
 training is copied into the tensors of the first one of its kind. All K clients are in each step; what a finished one
@@ -8,9 +8,11 @@ would change is put back. There are two forms: of whole batches, and of batches 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
-from contextlib import nullcontext
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
+from importlib import import_module
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +24,9 @@ from .stacked_step import StackedStep
 Work = Callable[[], None]
 Record = Callable[[Work], Work]  # takes work that only changes tensors in place; returns what does it again
 _KEPT = 4  # kinds of training whose tensors are kept
+_FORMS = (
+    2**16
+)  # forms of steps that torch may compile in a process; its own limit is for functions that vary by mistake
 _WARM = 3  # times that work is done before it is recorded
 
 
@@ -43,15 +48,15 @@ def record_graph(work: Work) -> Work:
 class StepGraphs:
     """The fixed steps of a process, the last few kinds. `note` gets a line about what cannot be recorded."""
 
-    def __init__(self, note: Callable[[str], None], record: Record | None = None) -> None:
-        """Record steps by `record`; if it is None, take the same steps without a record."""
-        self._note, self._record = note, record
+    def __init__(self, note: Callable[[str], None], record: Record | None = None, backend: str | None = None) -> None:
+        """Record steps by `record`, compile them by this backend of `torch.compile`; None: take them as they are."""
+        self._note, self._record, self._backend = note, record, backend
         self._steps: OrderedDict[Hashable, FixedStep] = OrderedDict()
 
     def train(self, kind: Hashable, step: StackedStep, work: StackedBatches) -> Tensor:
         """Take all steps of a training; return the losses, K x steps. `kind`: what its steps have in common."""
         known = self._steps.pop(kind, None)
-        fixed = known or FixedStep(step, work)
+        fixed = known or FixedStep(step, work, self._backend)
         values = fixed.train(step, work, self._record if known else None, self._note)
         self._steps[kind] = fixed
         while len(self._steps) > _KEPT:
@@ -66,9 +71,12 @@ class StepGraphs:
 class FixedStep:
     """A step of K clients whose tensors keep their places. `step`: has them; none of it is what a training returns."""
 
-    def __init__(self, like: StackedStep, work: StackedBatches) -> None:
+    def __init__(self, like: StackedStep, work: StackedBatches, backend: str | None) -> None:
         """Take the shapes of a training."""
         self._step, self._images = like.copied(), work.images
+        if backend is not None:
+            self._step.compiled(backend)
+        self._compiled: set[bool] = set() if backend is not None else {True, False}
         self._prepare, self._augmented = work.prepare, work.augmented
         clients, width = len(like.flat), like.settings.batch_size + 1  # a single image that is left joins a batch
         self._plan = torch.zeros(6, clients, width, dtype=torch.int64, device=like.device)
@@ -94,6 +102,8 @@ class FixedStep:
         for number, (plan, short) in enumerate(zip(plans, filled, strict=True)):
             self._plan.copy_(plan)
             torch.index_select(work.targets, 0, self._plan[1].flatten(), out=self._targets.flatten(0, 1))
+            if short not in self._compiled:
+                self._compile(short, note)
             if record is not None and short not in self._tried:
                 self._record(short, record, note)
             with refusing_loops() if number == 0 and not self._tried else nullcontext():
@@ -118,12 +128,38 @@ class FixedStep:
             tensor.copy_(torch.where(live.view(-1, *[1] * (tensor.dim() - 1)), tensor, old))
 
     def _record(self, short: bool, record: Record, note: Callable[[str], None]) -> None:
-        """Record a form of the step, and put back what that has changed."""
+        """Record a form of the step."""
         self._tried.add(short)
+        with self._undone():
+            try:
+                self._replays[short] = record(partial(self._take, short))
+            except Exception as error:
+                note(f"engine.cuda_graphs: a step is not recorded, and runs as before: {_first_line(error)}")
+
+    def _compile(self, short: bool, note: Callable[[str], None]) -> None:
+        """Compile a form of the step."""
+        dynamo: Any = import_module("torch._dynamo.config")  # takes seconds, so not before it is needed
+        self._compiled.add(short)
+        with self._undone():
+            try:
+                with dynamo.patch(recompile_limit=_FORMS, accumulated_recompile_limit=_FORMS):
+                    self._take(short)
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:
+                self._step.compute = self._step.values
+                note(f"engine.compile: a step is not compiled, and runs as before: {_first_line(error)}")
+
+    @contextmanager
+    def _undone(self) -> Iterator[None]:
+        """Put back what is changed inside the `with` block."""
         before = [tensor.clone() for tensor in self._step.changing()]
         try:
-            self._replays[short] = record(partial(self._take, short))
-        except Exception as error:
-            note(f"engine.cuda_graphs: a step is not recorded, and runs as before: {str(error).splitlines()[0]}")
-        for tensor, old in zip(self._step.changing(), before, strict=True):
-            tensor.copy_(old)
+            yield
+        finally:
+            for tensor, old in zip(self._step.changing(), before, strict=True):
+                tensor.copy_(old)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -54,6 +54,7 @@ class StackedStep:
             name: _stacked_states([one.frozen[name] for one in self.losses], self.device) for name in self.loss.frozen
         }
         self.optimizer = make_stacked([local.optimizer for local in trainings], self.flat, counts_on_device)
+        self.compute = self.values
 
     def take(self, images: Tensor, targets: Tensor, rows: Tensor | None, drawn: Stack) -> Tensor:
         """Take a step of the first k clients on a batch; return their losses, k.
@@ -62,7 +63,7 @@ class StackedStep:
         """
         count = len(images)
         leaf = self.flat[:count].detach().requires_grad_()
-        values = self.values(leaf, images, targets, rows, drawn)
+        values = self.compute(leaf, images, targets, rows, drawn)
         (gradients,) = torch.autograd.grad(values.sum(), leaf)
         if (clip := self.settings.clip) is not None:
             norms = torch.linalg.vector_norm(gradients, dim=1, keepdim=True)
@@ -96,9 +97,15 @@ class StackedStep:
         buffers = [self.rest[name] for name, _ in self.model.named_buffers() if name in self.rest]
         return [self.flat, *buffers, *self.optimizer.tensors()]
 
+    def compiled(self, backend: str) -> None:
+        """Compute the losses by `torch.compile` from now on, with their gradient. It compiles when they are needed."""
+        assert self._stack  # made here, and not while it compiles
+        self.compute = torch.compile(self.values, backend=backend, dynamic=False, fullgraph=True)
+
     def copied(self) -> StackedStep:
         """Return a step with tensors of its own, of the same values."""
         other = copy.copy(self)
+        other.compute = other.values
         other.flat, other.optimizer, other.losses = self.flat.clone(), copy.deepcopy(self.optimizer), []
         other.rest, other.own = ({n: t.clone() for n, t in stack.items()} for stack in (self.rest, self.own))
         other.frozen = {name: {n: t.clone() for n, t in state.items()} for name, state in self.frozen.items()}

@@ -20,6 +20,7 @@ from fedkd.data.images import Images, Rows
 from fedkd.learning.batches import Preprocess
 from fedkd.learning.stacked_graphs import StepGraphs, Work
 from fedkd.learning.stacked_models import NotStacked, Path
+from fedkd.learning.stacked_step import StackedStep
 from fedkd.learning.stacked_training import Trained, train_stacked
 from fedkd.learning.training import LocalTraining, ModelLoss, label_loss
 from fedkd.models.build import build
@@ -123,13 +124,14 @@ def test_the_step_of_fixed_shapes_is_the_ordinary_step(name: str, path: Path, op
 
 @pytest.mark.parametrize("path", PATHS)
 def test_tensors_of_losses_and_frozen_models_are_those_of_each_training(path: Path) -> None:
-    model = _model("convnet")
+    name = "convnet" if path == "folded" else "mlp"
+    model = _model(name)
 
     def tensors(seed: int) -> dict[str, Tensor]:
         return {n: torch.full_like(p, 0.001 * seed) for n, p in model.named_parameters()}
 
     def frozen(seed: int) -> nn.Module:
-        other = _model("convnet").eval().requires_grad_(False)
+        other = _model(name).eval().requires_grad_(False)
         with torch.no_grad():
             for p in other.parameters():
                 p.mul_(1 + 0.1 * seed)
@@ -179,6 +181,36 @@ def test_a_step_that_cannot_be_recorded_runs_as_before_and_says_why() -> None:
     _compare(model, StepGraphs(said.append, refuses), "folded", partial(_clients, model))
     line = "engine.cuda_graphs: a step is not recorded, and runs as before: operation not permitted when stream is"
     assert said == [line + " capturing"] * 2  # of each form
+
+
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [("mlp", "folded"), *(pytest.param("convnet", path, marks=pytest.mark.slow) for path in PATHS)],
+)
+def test_a_compiled_step_is_the_ordinary_step(name: str, path: Path) -> None:
+    """By the backend that keeps torch's own kernels, which needs no compiler of C."""
+    model, said = _model(name), list[str]()
+    _compare(model, StepGraphs(said.append, _warm, "aot_eager"), path, partial(_clients, model))
+    assert said == []
+
+
+@pytest.mark.slow
+def test_a_step_compiled_by_torchs_own_backend_is_the_ordinary_step() -> None:
+    model, said = _model("mlp"), list[str]()
+    _compare(model, StepGraphs(said.append, None, "inductor"), "folded", partial(_clients, model))
+    assert said == []
+
+
+def test_a_step_that_cannot_be_compiled_runs_as_before_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, said = _model("convnet"), list[str]()
+
+    def fails(*given: Any) -> Tensor:
+        StackedStep.values(*given)  # it has changed the statistics of batch norm
+        raise RuntimeError("no compiler\nmore")
+
+    monkeypatch.setattr(StackedStep, "compiled", lambda self, backend: setattr(self, "compute", partial(fails, self)))
+    _compare(model, StepGraphs(said.append, None, "inductor"), "folded", partial(_clients, model))
+    assert said == ["engine.compile: a step is not compiled, and runs as before: no compiler"]
 
 
 def test_images_of_the_training_alone_are_not_recorded() -> None:

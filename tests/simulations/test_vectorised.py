@@ -13,6 +13,7 @@ from helpers.bases import SMALL
 
 from fedkd.config import read_config
 from fedkd.errors import InputError
+from fedkd.learning.stacked_graphs import StepGraphs
 from fedkd.learning.stacked_training import train_stacked
 from fedkd.runs.run import resume, run
 from fedkd.simulations import stacking
@@ -330,6 +331,24 @@ def test_graphs_on_a_cpu_change_nothing_and_are_named(tiny: Make, tmp_path: Path
     assert checkpoint_bytes(tmp_path / "without") == checkpoint_bytes(tmp_path / "with")
     said = [event["event"] for line in lines(tmp_path / "with") for event in line["events"]]
     assert said == ["engine.cuda_graphs has no effect on a CPU"]
+
+
+def test_compiled_steps_are_those_of_the_engine_up_to_rounding(
+    tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[StepGraphs] = []
+
+    def quick(note: Any, record: Any, backend: str) -> StepGraphs:
+        assert (record, backend) == (None, "inductor")
+        made.append(StepGraphs(note, record, "eager"))
+        return made[-1]
+
+    monkeypatch.setattr(stacking, "StepGraphs", quick)
+    run(tiny(_changes("fedavg") | {"engine": VECTORISED}), tmp_path / "without")
+    run(tiny(_changes("fedavg") | {"engine": VECTORISED | {"compile": True}}), tmp_path / "with")
+    assert len(made) == 1
+    assert made[0]._steps
+    assert _apart(tmp_path / "without", tmp_path / "with") < 1e-3
 
 
 def test_a_model_that_cannot_be_folded_is_refused_or_takes_the_other_path(tiny: Make, tmp_path: Path) -> None:
