@@ -15,7 +15,7 @@ from fedkd.data.images import Images
 from fedkd.errors import InputError
 from fedkd.learning.stacked_models import NotStacked, Path, why_not_folded, why_not_stacked, why_unsound
 from fedkd.learning.stacked_training import train_stacked
-from fedkd.learning.training import LocalTraining, train_alone
+from fedkd.learning.training import LocalTraining, half_of, train_alone
 from fedkd.models.build import fill
 
 Way = Literal["vmap", "folded", "one"]  # one: one client at a time
@@ -85,7 +85,7 @@ def _training(environment: Environment, model: nn.Module, client: int) -> LocalT
         preprocess=environment.preprocess,
         order=torch.Generator().manual_seed(client),
         clip=settings.clip,
-        bf16=settings.precision == "bf16",
+        half=half_of(settings),
     )
 
 

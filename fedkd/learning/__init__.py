@@ -3,6 +3,7 @@
 * `batches`: makes batches of images: order, augmentation, normalisation.
 * `views`: random views of images, for training without labels.
 * `training`: the training step and loop.
+* `loss_scale`: the scale of the loss with float16.
 * `optimizers`: optimisers of local training.
 * `stacked_training`: many clients in one step; `stacked_batches`: their batches; `stacked_step`: the step;
   `stacked_graphs`: a step of fixed shapes, which a GPU records and replays;

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .stacked_batches import StackedBatches
 from .stacked_models import refusing_loops
-from .stacked_step import StackedStep
+from .stacked_step import StackedStep, keep_where
 
 Work = Callable[[], None]
 Record = Callable[[Work], Work]  # takes work that only changes tensors in place; returns what does it again
@@ -124,8 +124,7 @@ class FixedStep:
         state = self._step.changing()
         before = [tensor.clone() for tensor in state]
         self._losses.copy_(self._step.take(images, self._targets[:, :width], rows, {}))
-        for tensor, old in zip(state, before, strict=True):
-            tensor.copy_(torch.where(live.view(-1, *[1] * (tensor.dim() - 1)), tensor, old))
+        keep_where(live, state, before)
 
     def _record(self, short: bool, record: Record, note: Callable[[str], None]) -> None:
         """Record a form of the step."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_map
 
+from .loss_scale import LossScale
 from .stacked_models import Path, Stack, StackedModel, StackedOutputs, stacked
 from .stacked_optimizers import make_stacked
 from .training import LocalTraining, ModelLoss, Outputs, full
@@ -22,6 +23,12 @@ _CLASSIFIER = "classifier."
 def loss_of(local: LocalTraining) -> ModelLoss:
     """Return the loss of a training as a ModelLoss; the cross-entropy is one."""
     return local.loss if isinstance(local.loss, ModelLoss) else ModelLoss()
+
+
+def keep_where(kept: Tensor, tensors: Sequence[Tensor], before: Sequence[Tensor]) -> None:
+    """Put back the rows of tensors for clients that are not `kept`, k, in place."""
+    for tensor, old in zip(tensors, before, strict=True):
+        tensor.copy_(torch.where(kept.view(-1, *[1] * (tensor.dim() - 1)), tensor, old))
 
 
 class StackedStep:
@@ -53,6 +60,8 @@ class StackedStep:
         self.frozen = {
             name: _stacked_states([one.frozen[name] for one in self.losses], self.device) for name in self.loss.frozen
         }
+        self.scaled = LossScale(len(rows), self.device) if first.half == torch.float16 else None
+        counts_on_device |= self.scaled is not None
         self.optimizer = make_stacked([local.optimizer for local in trainings], self.flat, counts_on_device)
         self.compute = self.values
 
@@ -64,12 +73,26 @@ class StackedStep:
         count = len(images)
         leaf = self.flat[:count].detach().requires_grad_()
         values = self.compute(leaf, images, targets, rows, drawn)
-        (gradients,) = torch.autograd.grad(values.sum(), leaf)
+        if self.scaled is None:
+            (gradients,) = torch.autograd.grad(values.sum(), leaf)
+            self._move(gradients)
+        else:
+            factors = self.scaled.scale[:count].clone()
+            (gradients,) = torch.autograd.grad((values * factors).sum(), leaf)
+            finite = gradients.isfinite().all(1)
+            self.scaled.update(finite)
+            state = [tensor[:count] for tensor in (self.flat, *self.optimizer.tensors())]
+            before = [tensor.clone() for tensor in state]
+            self._move(gradients / factors[:, None])
+            keep_where(finite, state, before)
+        return values.detach()
+
+    def _move(self, gradients: Tensor) -> None:
+        """Change the parameters of the first k clients by their gradients, k x W."""
         if (clip := self.settings.clip) is not None:
             norms = torch.linalg.vector_norm(gradients, dim=1, keepdim=True)
             gradients = gradients * torch.clamp(clip / (norms + 1e-6), max=1.0)
-        self.optimizer.step(self.flat[:count], gradients)
-        return values.detach()
+        self.optimizer.step(self.flat[: len(gradients)], gradients)
 
     def values(self, leaf: Tensor, images: Tensor, targets: Tensor, rows: Tensor | None, drawn: Stack) -> Tensor:
         """Return the loss of each of the first k clients, of their trained parameters, k x W."""
@@ -78,7 +101,8 @@ class StackedStep:
         trained = {n: v.view(count, *s) for (n, s), v in zip(self._shapes.items(), views, strict=True)}
         tensors = trained | {name: tensor[:count] for name, tensor in self.rest.items()}
         own = {name: tensor[:count] for name, tensor in self.own.items()} | dict(drawn)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.bf16):
+        half = self.settings.half
+        with torch.autocast(self.device.type, half, enabled=half is not None):
             with torch.no_grad():
                 frozen = {
                     name: self._outputs({n: t[:count] for n, t in state.items()}, images, None, training=False)
@@ -90,12 +114,15 @@ class StackedStep:
     def tensors(self) -> list[Tensor]:
         """Return all that a training begins with."""
         frozen = [tensor for state in self.frozen.values() for tensor in state.values()]
-        return [self.flat, *self.rest.values(), *self.own.values(), *frozen, *self.optimizer.tensors()]
+        return [self.flat, *self.rest.values(), *self.own.values(), *frozen, *self._state()]
 
     def changing(self) -> list[Tensor]:
         """Return what a step may change, each with a row for each client."""
         buffers = [self.rest[name] for name, _ in self.model.named_buffers() if name in self.rest]
-        return [self.flat, *buffers, *self.optimizer.tensors()]
+        return [self.flat, *buffers, *self._state()]
+
+    def _state(self) -> list[Tensor]:
+        return [*self.optimizer.tensors(), *(self.scaled.tensors() if self.scaled is not None else [])]
 
     def compiled(self, backend: str) -> None:
         """Compute the losses by `torch.compile` from now on, with their gradient. It compiles when they are needed."""
@@ -107,6 +134,7 @@ class StackedStep:
         other = copy.copy(self)
         other.compute = other.values
         other.flat, other.optimizer, other.losses = self.flat.clone(), copy.deepcopy(self.optimizer), []
+        other.scaled = copy.deepcopy(self.scaled)
         other.rest, other.own = ({n: t.clone() for n, t in stack.items()} for stack in (self.rest, self.own))
         other.frozen = {name: {n: t.clone() for n, t in state.items()} for name, state in self.frozen.items()}
         return other

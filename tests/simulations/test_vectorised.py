@@ -333,6 +333,14 @@ def test_graphs_on_a_cpu_change_nothing_and_are_named(tiny: Make, tmp_path: Path
     assert said == ["engine.cuda_graphs has no effect on a CPU"]
 
 
+def test_float16_gives_what_it_gives_inline_up_to_its_rounding(tiny: Make, tmp_path: Path) -> None:
+    changes = _changes("fedavg") | {"train.precision": "fp16", "rounds": 1}
+    run(tiny(changes), tmp_path / "inline")
+    run(tiny(changes | {"engine": VECTORISED}), tmp_path / "stacked")
+    assert 0 < _apart(tmp_path / "inline", tmp_path / "stacked") < 1e-2
+    assert [line["events"] for line in lines(tmp_path / "stacked")] == [[]] * 2
+
+
 def test_compiled_steps_are_those_of_the_engine_up_to_rounding(
     tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
