@@ -37,9 +37,10 @@ def paths_of_step(
         raise InputError(f"engine.path = {wanted}: give one path for each of the {len(names)} models.")
     if wanted != "auto" or clients < 2 or environment.device.type == "cpu":
         return wanted
+    together = min(clients, environment.config.cohort or environment.data.clients)
     chosen: list[Way] = []
     for number, name in enumerate(names):
-        times = times_of(environment, number, max(2, clients // len(names)), seconds_of)
+        times = times_of(environment, number, max(2, together // len(names)), seconds_of)
         # of a model that cannot be stacked, the engine says why
         chosen.append(min(times, key=lambda way: times[way]) if len(times) > 1 else "vmap")
         said = ", ".join(f"{way} {1000 * seconds / _STEPS:.3g}" for way, seconds in times.items())

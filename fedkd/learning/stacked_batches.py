@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,6 +12,13 @@ from torch.nn import functional as F
 from .batches import Preprocess, crop_pad, sent, shift_mirror
 from .plans import Plan
 from .training import LocalTraining
+
+
+class Form(NamedTuple):
+    """What steps have in common: whether a batch is filled, and whether a client has finished."""
+
+    filled: bool
+    ended: bool
 
 
 class StackedBatches:
@@ -57,8 +64,8 @@ class StackedBatches:
         real = torch.arange(widest)[None] < sizes[:, None]
         return ready, targets, sent(real, ready.device)
 
-    def packed(self, width: int) -> tuple[Tensor, list[bool]]:
-        """Return all steps as one tensor, and for each step whether a batch of it is filled.
+    def packed(self, width: int) -> tuple[Tensor, list[Form]]:
+        """Return all steps as one tensor, and the form of each.
 
         The tensor: steps x 6 x K x `width`, int32: positions of images, of targets; shifts down, right; whether
         mirrored; and flags: 1 for a real row, 2 for a client that has not finished. Of others all rows are real.
@@ -71,7 +78,8 @@ class StackedBatches:
         parts = [self.index, self.wanted, shifts[0], shifts[1], mirror]
         filling = (0, width - self.index.shape[2])
         plans = torch.stack([*(F.pad(part.int(), filling) for part in parts), flags], dim=1)
-        return plans, (live & (self.sizes != width - 1)).any(1).tolist()
+        filled, ended = (live & (self.sizes != width - 1)).any(1), (~live).any(1)
+        return plans, [Form(*both) for both in zip(filled.tolist(), ended.tolist(), strict=True)]
 
 
 def _prepared(

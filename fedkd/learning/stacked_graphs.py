@@ -2,7 +2,7 @@
 
 A replayed step costs the host one call instead of some hundred. All that it reads and writes has its place: each
 training is copied into the tensors of the first one of its kind. All K clients are in each step; what a finished one
-would change is put back. There are two forms: of whole batches, and of batches that are filled.
+would change is put back. A form of the step: of whole batches or of filled ones, before or after a client has finished.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .stacked_batches import StackedBatches
+from .stacked_batches import Form, StackedBatches
 from .stacked_models import refusing_loops
 from .stacked_step import StackedStep, keep_where
 
@@ -76,14 +76,15 @@ class FixedStep:
         self._step, self._images = like.copied(), work.images
         if backend is not None:
             self._step.compiled(backend)
-        self._compiled: set[bool] = set() if backend is not None else {True, False}
+        self._compile_next = backend is not None
+        self._compiled: set[Form] = set()
         self._prepare, self._augmented = work.prepare, work.augmented
         clients, width = len(like.flat), like.settings.batch_size + 1  # a single image that is left joins a batch
         self._plan = torch.zeros(6, clients, width, dtype=torch.int64, device=like.device)
         self._targets = work.targets.new_zeros(clients, width, *work.targets.shape[1:])
         self._losses = torch.zeros(clients, dtype=like.flat.dtype, device=like.device)
-        self._replays: dict[bool, Work] = {}
-        self._tried: set[bool] = set()
+        self._replays: dict[Form, Work] = {}
+        self._tried: set[Form] = set()
 
     def train(
         self, step: StackedStep, work: StackedBatches, record: Record | None, note: Callable[[str], None]
@@ -97,56 +98,55 @@ class FixedStep:
         if self._images is not work.images:  # images of this training only: a record would read those of another
             self._images, record = work.images, None
             self._replays.clear()
-        plans, filled = work.packed(self._plan.shape[2])
+        plans, forms = work.packed(self._plan.shape[2])
         losses = self._losses.new_zeros(len(plans), len(self._losses))
-        for number, (plan, short) in enumerate(zip(plans, filled, strict=True)):
+        for number, (plan, form) in enumerate(zip(plans, forms, strict=True)):
             self._plan.copy_(plan)
             torch.index_select(work.targets, 0, self._plan[1].flatten(), out=self._targets.flatten(0, 1))
-            if short not in self._compiled:
-                self._compile(short, note)
-            if record is not None and short not in self._tried:
-                self._record(short, record, note)
+            if self._compile_next and form not in self._compiled:
+                self._compile(form, note)
+            if record is not None and form not in self._tried:
+                self._record(form, record, note)
             with refusing_loops() if number == 0 and not self._tried else nullcontext():
-                self._replays.get(short, partial(self._take, short))()
+                self._replays.get(form, partial(self._take, form))()
             losses[number].copy_(self._losses)
         for mine, theirs in zip(self._step.changing(), step.changing(), strict=True):
             theirs.copy_(mine)
         return losses.T
 
-    def _take(self, short: bool) -> None:
-        """Take the step of the current plan, in place. `short`: some batches are filled."""
-        width = self._plan.shape[2] if short else self._plan.shape[2] - 1
+    def _take(self, form: Form) -> None:
+        """Take the step of the current plan, in place."""
+        width = self._plan.shape[2] if form.filled else self._plan.shape[2] - 1
         index, _, down, right, mirror, flags = self._plan[:, :, :width]
         draws = (torch.stack([down, right]), mirror.bool()) if self._augmented else (None, None)
         images = self._prepare(self._images, index, *draws)
-        rows = (flags & 1).bool() if short else None
-        live = (flags[:, 0] & 2).bool()
-        state = self._step.changing()
+        rows = (flags & 1).bool() if form.filled else None
+        state = self._step.changing() if form.ended else []
         before = [tensor.clone() for tensor in state]
         self._losses.copy_(self._step.take(images, self._targets[:, :width], rows, {}))
-        keep_where(live, state, before)
+        keep_where((flags[:, 0] & 2).bool(), state, before)
 
-    def _record(self, short: bool, record: Record, note: Callable[[str], None]) -> None:
+    def _record(self, form: Form, record: Record, note: Callable[[str], None]) -> None:
         """Record a form of the step."""
-        self._tried.add(short)
+        self._tried.add(form)
         with self._undone():
             try:
-                self._replays[short] = record(partial(self._take, short))
+                self._replays[form] = record(partial(self._take, form))
             except Exception as error:
                 note(f"engine.cuda_graphs: a step is not recorded, and runs as before: {_first_line(error)}")
 
-    def _compile(self, short: bool, note: Callable[[str], None]) -> None:
+    def _compile(self, form: Form, note: Callable[[str], None]) -> None:
         """Compile a form of the step."""
         dynamo: Any = import_module("torch._dynamo.config")  # takes seconds, so not before it is needed
-        self._compiled.add(short)
+        self._compiled.add(form)
         with self._undone():
             try:
                 with dynamo.patch(recompile_limit=_FORMS, accumulated_recompile_limit=_FORMS):
-                    self._take(short)
+                    self._take(form)
             except torch.OutOfMemoryError:
                 raise
             except Exception as error:
-                self._step.compute = self._step.values
+                self._step.compute, self._compile_next = self._step.values, False
                 note(f"engine.compile: a step is not compiled, and runs as before: {_first_line(error)}")
 
     @contextmanager

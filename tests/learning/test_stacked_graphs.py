@@ -65,9 +65,15 @@ def _model(name: str) -> nn.Module:
         return build(NETS[name][0], NETS[name][1], (1, 12, 12), 10).double()
 
 
-def _clients(model: nn.Module, seed: int, loss: Callable[[int], Any] | None = None, **more: Any) -> list[LocalTraining]:
+def _clients(
+    model: nn.Module,
+    seed: int,
+    loss: Callable[[int], Any] | None = None,
+    sizes: tuple[int, ...] = SIZES,
+    **more: Any,
+) -> list[LocalTraining]:
     draw, made = np.random.default_rng(seed), []
-    for k, size in enumerate(SIZES):
+    for k, size in enumerate(sizes):
         labels, positions = draw.integers(0, 10, size), draw.permutation(len(WHOLE))[:size]
         data = Images(WHOLE[positions], labels, rows=Rows(WHOLE, positions))
         given = {"optimizer": SGD.model_copy(update={"lr": 0.01 * (k + 1)}), "clip": 1.0} | more
@@ -143,6 +149,17 @@ def test_tensors_of_losses_and_frozen_models_are_those_of_each_training(path: Pa
         _compare(model, graphs, path, lambda seed, loss=loss: _clients(model, seed, partial(loss, seed)))  # type: ignore[misc]
 
 
+def test_a_training_of_whole_batches_has_one_form() -> None:
+    model, recorded = _model("convnet"), list[Work]()
+
+    def record(work: Work) -> Work:
+        recorded.append(work)
+        return _warm(work)
+
+    _compare(model, StepGraphs(print, record), "folded", partial(_clients, model, sizes=(32, 32, 32, 32)))
+    assert len(recorded) == 1
+
+
 def test_adams_steps_are_counted_in_each_training() -> None:
     model = _model("mlp")
     _compare(model, StepGraphs(print), "folded", partial(_clients, model, optimizer=ADAMW))
@@ -165,10 +182,10 @@ def test_each_form_is_recorded_once_from_the_second_training_on() -> None:
     for seed in range(3):
         train_stacked(_clients(model, seed), [_start(model, 0)] * 4, "folded", graphs)
         counts.append(len(recorded))
-    assert counts == [0, 2, 2]
+    assert counts == [0, 3, 3]
     graphs.clear()
     train_stacked(_clients(model, 3), [_start(model, 0)] * 4, "folded", graphs)
-    assert len(recorded) == 2
+    assert len(recorded) == 3
 
 
 def test_a_step_that_cannot_be_recorded_runs_as_before_and_says_why() -> None:
@@ -180,7 +197,7 @@ def test_a_step_that_cannot_be_recorded_runs_as_before_and_says_why() -> None:
 
     _compare(model, StepGraphs(said.append, refuses), "folded", partial(_clients, model))
     line = "engine.cuda_graphs: a step is not recorded, and runs as before: operation not permitted when stream is"
-    assert said == [line + " capturing"] * 2  # of each form
+    assert said == [line + " capturing"] * 3  # of each form
 
 
 @pytest.mark.parametrize(
