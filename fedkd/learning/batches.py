@@ -74,7 +74,7 @@ class Preprocess:
         whole = self._on_device.get(id(data.images if data.rows is None else data.rows.whole))
         if whole is None:
             return None
-        return whole, torch.arange(len(data.labels)) if data.rows is None else torch.from_numpy(data.rows.positions)
+        return whole, torch.arange(len(data.labels)) if data.rows is None else torch.tensor(data.rows.positions)
 
     def kept_bytes(self) -> int:
         """Return how much memory of the device the whole sets have, or will have when they are first used."""
@@ -89,7 +89,8 @@ class Preprocess:
     def _on_device(self) -> dict[int, Tensor]:
         if not self.kept_bytes():
             return {}
-        return {id(whole): torch.from_numpy(whole).to(self.device).contiguous() for whole in self._wholes}
+        # copies: of Ray's shared memory, which cannot be written, torch makes no tensor without a warning
+        return {id(whole): torch.tensor(whole, device=self.device).contiguous() for whole in self._wholes}
 
     def normalise(self, images: Tensor) -> Tensor:
         """Normalise pixels of 0 to 1 in place, and return them."""
