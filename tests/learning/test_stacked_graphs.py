@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fedkd.config import Adam, Sgd
 from fedkd.data.images import Images, Rows
@@ -147,6 +148,34 @@ def test_tensors_of_losses_and_frozen_models_are_those_of_each_training(path: Pa
                  lambda s, k: contrastive_loss(frozen(s + k), frozen(2 * s + k), 1.0, 0.5)):  # fmt: skip
         graphs = StepGraphs(print, _warm)
         _compare(model, graphs, path, lambda seed, loss=loss: _clients(model, seed, partial(loss, seed)))  # type: ignore[misc]
+
+
+class _Strict(TorchDispatchMode):
+    """Refuses what cannot be recorded as a CUDA graph: waiting for a value, sizes that depend on values, new draws."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.name()
+        words = ("_local_scalar_dense", "nonzero", "masked_select", "lift_fresh", "equal", "random", "bernoulli")
+        masks = name.startswith("aten::index.") and any(i is not None and i.dtype == torch.bool for i in args[1])
+        if masks or any(name.removeprefix("aten::").split(".")[0] == word for word in words):
+            raise RuntimeError(f"{name} cannot be recorded")
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize(("name", "more"), [("convnet", {}), ("mlp", {"optimizer": ADAMW})])
+def test_a_step_does_nothing_that_a_graph_cannot_record(name: str, more: Any, path: Path) -> None:
+    def record(work: Work) -> Work:
+        with _Strict():
+            work()
+        return work
+
+    model, said = _model(name), list[str]()
+    _compare(model, StepGraphs(said.append, record), path, partial(_clients, model, **more))
+    assert said == []
+
+    with pytest.raises(RuntimeError, match="_local_scalar_dense cannot be recorded"), _Strict():
+        float(torch.ones(1))
 
 
 def test_a_training_of_whole_batches_has_one_form() -> None:
