@@ -130,13 +130,11 @@ class StackedStep:
         self.compute = torch.compile(self.values, backend=backend, dynamic=False, fullgraph=True)
 
     def copied(self) -> StackedStep:
-        """Return a step with tensors of its own, of the same values."""
+        """Return a step with parameters, buffers and an optimiser of its own, of the same values."""
         other = copy.copy(self)
-        other.compute = other.values
-        other.flat, other.optimizer, other.losses = self.flat.clone(), copy.deepcopy(self.optimizer), []
-        other.scaled = copy.deepcopy(self.scaled)
-        other.rest, other.own = ({n: t.clone() for n, t in stack.items()} for stack in (self.rest, self.own))
-        other.frozen = {name: {n: t.clone() for n, t in state.items()} for name, state in self.frozen.items()}
+        other.compute, other.losses = other.values, []
+        other.flat, other.rest = self.flat.clone(), {name: tensor.clone() for name, tensor in self.rest.items()}
+        other.optimizer, other.scaled = copy.deepcopy(self.optimizer), copy.deepcopy(self.scaled)
         return other
 
     def weights(self) -> list[dict[str, Tensor]]:

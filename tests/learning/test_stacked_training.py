@@ -195,6 +195,21 @@ def test_each_methods_loss_is_the_same_in_one_step(case: str, name: str, path: P
     assert apart(partial(clients, model, loss=loss, wanted=wanted, clip=1.0), path) < 1e-12
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "path"), [("mlp", "vmap"), ("convnet", "folded")])
+@pytest.mark.parametrize("case", LOSSES)
+def test_each_methods_loss_is_the_same_in_a_step_of_fixed_shapes(case: str, name: str, path: Path) -> None:
+    wanted, loss = LOSSES[case]
+    model = model_of(name, **({"channels": [6], "norm": "batch"} if name == "convnet" else {"hidden": [12]}))
+    starts = [{name: tensor.clone() for name, tensor in model.state_dict().items()}] * len(SIZES)
+    ordinary, fixed = (
+        train_stacked(clients(model, loss=loss, wanted=wanted, clip=1.0), starts, path, graphs)
+        for graphs in (None, StepGraphs(print))
+    )
+    for one, other in zip(ordinary, fixed, strict=True):
+        assert all(torch.allclose(t, other.weights[n], 0, 1e-12) for n, t in one.weights.items())
+
+
 def test_plans_draw_what_training_draws() -> None:
     """Also where several chunks of images are prepared, each with its augmentation."""
     (local,) = clients(model_of("mlp", side=40, hidden=[4]), sizes=(700,), augment="crop_flip", side=40, epochs=2)
