@@ -29,7 +29,8 @@ from pathlib import Path
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ["PYTHONSAFEPATH"] = "1"  # of the rows' processes: the current folder may have an uninstalled fedkd
 
-from gpu_rows import HERE, Result, Scale, Skipped, rows
+from gpu_rows import rows
+from gpu_work import HERE, Result, Scale, Skipped
 
 WORKERS = multiprocessing.get_context("forkserver")  # a process that has imported torch, and has not started CUDA
 WORKERS.set_forkserver_preload(["torch", "fedkd.runs.run", "fedkd.simulations.inline", "engine"])

@@ -6,7 +6,8 @@
 * `faults`: the injected faults, drawn from the seed.
 * `inline`: all clients in this process, one after another.
 * `vectorised`: many clients in one step; `stacking`: does their work together where it can be; `kinds`: the kinds of
-  work that can be; `meeting`: clients that run side by side up to this work.
+  work that can be; `meeting`: clients that run side by side up to this work; `path_choice`: how they are stacked, by
+  measuring.
 * `ray`: the Ray engine; `ray_actor`: a worker process; `ray_pool`: gives work to workers, and replaces workers that
   die; `ray_placement`: how many workers fit on a cluster; `ray_cluster`: a run's own cluster, closed to others;
   `ray_keeper`: removes what it leaves behind.

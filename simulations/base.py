@@ -67,6 +67,10 @@ class SimulationGrid(Engine, Grid):
                 action = message.metadata.message_type.removeprefix("train.")
                 self._events.append(fault.event(message.metadata.dst_node_id, action))
 
+    def note(self, text: str) -> None:
+        """Record an event."""
+        self._events.append({"event": text})
+
     def events(self) -> list[dict[str, Any]]:
         """Return the events since the last call."""
         events, self._events = self._events, []

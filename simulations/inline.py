@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 
 import torch
 from flwr.app import Message, RecordDict
 
 from fedkd.core.client_app import make_client_app
 from fedkd.core.environment import Device, Threads, prepare_process
+from fedkd.core.gpu_settings import gpu_settings
 from fedkd.core.setup import Setup
 from fedkd.messages.arrays import owned
 from fedkd.messages.arrival import Door
@@ -22,12 +24,20 @@ from .node_states import NodeStates
 class InlineGrid(SimulationGrid):
     """Clients run when their replies are read. A timeout has no effect, because nothing can interrupt a client here."""
 
-    def __init__(self, setup: Setup, *, threads: Threads = 1, device: Device = "auto") -> None:
-        """Run clients in this process with this number of threads, on this device (`auto`: a GPU if there is one)."""
+    def __init__(
+        self, setup: Setup, *, threads: Threads = 1, device: Device = "auto", deterministic: bool = True
+    ) -> None:
+        """Run clients in this process with this number of threads, on this device (`auto`: a GPU if there is one).
+
+        `deterministic`: on a GPU too, a repeated run gives the same bytes.
+        """
         super().__init__(setup)
         self._environment = setup.environment
-        self._threads_before = torch.get_num_threads()
-        self._environment.use_device(prepare_process(threads, device, gpu=True))
+        self._until_closed = ExitStack()
+        self._until_closed.callback(torch.set_num_threads, torch.get_num_threads())
+        chosen = prepare_process(threads, device, gpu=True)
+        self._until_closed.enter_context(gpu_settings(torch.device(chosen), deterministic, self.note))
+        self._environment.use_device(chosen)
         self._app = make_client_app(setup.strategy, lambda: setup)
         self._states: NodeStates[RecordDict] = NodeStates()
 
@@ -66,5 +76,5 @@ class InlineGrid(SimulationGrid):
         self._states.restore(dict(states))
 
     def close(self) -> None:
-        """Restore the process's number of threads."""
-        torch.set_num_threads(self._threads_before)
+        """Restore the process's settings."""
+        self._until_closed.close()

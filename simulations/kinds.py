@@ -10,15 +10,18 @@ from torch import Tensor
 from fedkd.distillation.stacked_matching import Matching, match_stacked, matching_key, why_matched_alone
 from fedkd.learning.contrast import ContrastiveTraining
 from fedkd.learning.evaluation import Prediction
-from fedkd.learning.stacked_batches import compare_stacked, comparison_key, why_compared_alone
+from fedkd.learning.stacked_comparison import compare_stacked, comparison_key, why_compared_alone
 from fedkd.learning.stacked_contrast import contrast_key, contrast_stacked, why_contrasted_alone
+from fedkd.learning.stacked_graphs import StepGraphs
 from fedkd.learning.stacked_models import Path, why_not_stacked
 from fedkd.learning.stacked_prediction import predict_stacked, prediction_key
 from fedkd.learning.stacked_training import key_of, train_stacked, why_alone
 from fedkd.learning.training import BatchLoss, LocalTraining
 from fedkd.learning.work import Work
 
+Graphs = StepGraphs | None  # of steps that a GPU records
 State = Mapping[str, Tensor]  # a model's parameters and buffers
+States = Sequence[State]
 
 
 class Outcome(NamedTuple):
@@ -33,13 +36,13 @@ class Kind(NamedTuple):
     """How work of one kind is done in one step.
 
     `why_alone(work)`: why a client can only do it alone, or None. `key_of(work)`: what clients must have in common.
-    `together(works, states, path)`: does it; `states`: those that the models begin with. After an error nothing is
-    changed. `by_vmap`: it has only this path, whatever the model's is. `least`: the clients for which it pays.
+    `together(works, states, path, graphs)`: does it; `states`: those that the models begin with. After an error nothing
+    is changed. `by_vmap`: it has only this path, whatever the model's is. `least`: the clients for which it pays.
     """
 
     why_alone: Callable[[Any], str | None]
     key_of: Callable[[Any], Hashable]
-    together: Callable[[Sequence[Any], Sequence[State], Path], list[Outcome]]
+    together: Callable[[Sequence[Any], States, Path, Graphs], list[Outcome]]
     by_vmap: bool = False
     least: int = 2
 
@@ -51,15 +54,15 @@ def kind_of(work: Work) -> Kind:
     return _KINDS[type(work)]
 
 
-def _train(works: Sequence[LocalTraining], states: Sequence[State], path: Path) -> list[Outcome]:
-    return [Outcome(one.loss, one.weights, True) for one in train_stacked(works, states, path)]
+def _train(works: Sequence[LocalTraining], states: States, path: Path, graphs: Graphs) -> list[Outcome]:
+    return [Outcome(one.loss, one.weights, True) for one in train_stacked(works, states, path, graphs)]
 
 
-def _compare(works: Sequence[LocalTraining], states: Sequence[State], path: Path) -> list[Outcome]:
+def _compare(works: Sequence[LocalTraining], states: States, path: Path, graphs: Graphs) -> list[Outcome]:
     return [Outcome(one.loss, one.weights, True) for one in compare_stacked(works, states)]
 
 
-def _predict(works: Sequence[Prediction], states: Sequence[State], path: Path) -> list[Outcome]:
+def _predict(works: Sequence[Prediction], states: States, path: Path, graphs: Graphs) -> list[Outcome]:
     found = predict_stacked(works, states, path)
     return [Outcome(outputs, state, False) for outputs, state in zip(found, states, strict=True)]
 
@@ -68,11 +71,11 @@ def _why_predicted_alone(work: Prediction) -> str | None:
     return why_not_stacked(work.model) or (None if len(work.data.labels) else "it has no images")
 
 
-def _contrast(works: Sequence[ContrastiveTraining], states: Sequence[State], path: Path) -> list[Outcome]:
+def _contrast(works: Sequence[ContrastiveTraining], states: States, path: Path, graphs: Graphs) -> list[Outcome]:
     return [Outcome(one.loss, one.weights, True) for one in contrast_stacked(works, states)]
 
 
-def _match(works: Sequence[Matching], states: Sequence[State], path: Path) -> list[Outcome]:
+def _match(works: Sequence[Matching], states: States, path: Path, graphs: Graphs) -> list[Outcome]:
     found = match_stacked(works, states, path)
     return [Outcome(losses, state, True) for losses, state in zip(found, states, strict=True)]
 

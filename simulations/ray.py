@@ -9,15 +9,18 @@ message and state, so the result is the same.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from itertools import islice
 from typing import Annotated, Any
 
 import ray
+import torch
 from flwr.app import Message, RecordDict
 from pydantic import Field
 
 from fedkd.config import to_table
 from fedkd.core.environment import Device, Threads, prepare_process
+from fedkd.core.gpu_settings import gpu_settings
 from fedkd.core.setup import Setup
 from fedkd.errors import InputError, StatesLost
 from fedkd.messages.arrival import Door
@@ -26,10 +29,11 @@ from fedkd.messages.ledger import count_bytes
 from fedkd.messages.merging import Block, Merge, merge_block
 
 from .base import SimulationGrid
+from .path_choice import WantedPath, paths_of_step
 from .ray_cluster import TRAVELS, refuse_lost, umask
 from .ray_placement import Workers, connect, count_workers, disconnect, refuse_relative_files
 from .ray_pool import Call, WorkerPool
-from .stacking import ClientsPerStep, WantedPath, blocks_of_step, clients_of_step, note_clients, parted
+from .stacking import ClientsPerStep, Fixed, blocks_of_step, clients_of_step, note_step, parted
 
 _SMALL = 16 * 1024  # bytes of a content that Ray sends with a call, on a cluster with Ray's own settings
 
@@ -47,8 +51,11 @@ class RayGrid(SimulationGrid):
         address: str | None = None,
         threads: Threads = 1,
         device: Device = "auto",
+        deterministic: bool = True,
         clients_per_step: ClientsPerStep = 1,
         path: WantedPath = "auto",
+        cuda_graphs: bool = False,
+        compile: bool = False,
     ) -> None:
         """Start the workers on the cluster at `address`, or on a cluster on this machine that ends with the engine.
 
@@ -67,6 +74,7 @@ class RayGrid(SimulationGrid):
         if self._started:
             connect(address)
         self._pool: WorkerPool | None = None
+        self._until_closed = ExitStack()
         try:
             cohort = environment.config.cohort or environment.data.clients
             machines = [machine["Resources"] for machine in ray.nodes() if machine["Alive"]]
@@ -76,13 +84,17 @@ class RayGrid(SimulationGrid):
             if device == "cuda" and not any(machine.get("GPU", 0) for machine in machines):
                 raise InputError("engine.device = 'cuda': no machine of the cluster has a GPU; set 'auto' or 'cpu'.")
             count = count_workers(workers, cpus_per_worker, gpus_per_worker, machines, cohort)
-            environment.use_device(prepare_process(threads, device, gpu=gpus_per_worker > 0))
+            chosen = prepare_process(threads, device, gpu=gpus_per_worker > 0)
+            self._until_closed.enter_context(gpu_settings(torch.device(chosen), deterministic, self.note))
+            environment.use_device(chosen)
             self._clients = clients_of_step(environment, clients_per_step, min(1.0, gpus_per_worker or 1.0))
+            path = paths_of_step(environment, path, self._clients, self.note)
             if self._clients > 1:
-                note_clients(environment, self._clients)
+                note_step(environment, self._clients, path)
             self._data = ray.put(environment.data)  # kept as long as a worker may have to start again
             arguments = (
-                environment.config, self._data, threads, device, gpus_per_worker > 0, umask(), self._clients, path,
+                environment.config, self._data, threads, device, gpus_per_worker > 0, deterministic, umask(),
+                self._clients, path, Fixed(cuda_graphs, compile),
             )  # fmt: skip
             self._pool = WorkerPool(arguments, (cpus_per_worker, gpus_per_worker))
             self._pool.start(count)
@@ -162,7 +174,7 @@ class RayGrid(SimulationGrid):
     def events(self) -> list[dict[str, Any]]:
         """Return the events since the last call."""
         for text in self.pool.events[self._reported :]:
-            self._events.append({"event": text})
+            self.note(text)
         self._reported = len(self.pool.events)
         return super().events()
 
@@ -179,7 +191,8 @@ class RayGrid(SimulationGrid):
         self.pool.states.restore({node: ray.put(state) for node, state in states})
 
     def close(self) -> None:
-        """Stop the workers, and the cluster if the engine started it."""
+        """Stop the workers, and the cluster if the engine started it; restore the process's settings."""
+        self._until_closed.close()
         if self._pool is not None:
             self._pool.close()
         if self._started:

@@ -6,16 +6,19 @@ import gc
 import os
 import signal
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from typing import Any
 
+import torch
 from flwr.app import Message, RecordDict
 
 from fedkd.config import Config
 from fedkd.core.client_app import make_client_app
 from fedkd.core.environment import Device, prepare_process
+from fedkd.core.gpu_settings import gpu_settings
 from fedkd.core.setup import make_setup
 from fedkd.messages.arrays import owned
 from fedkd.messages.arrival import Door
@@ -23,7 +26,8 @@ from fedkd.messages.ledger import all_bytes
 from fedkd.messages.merging import Merge, merge_block
 
 from .node import call_node
-from .stacking import Stacker, WantedPath
+from .path_choice import WantedPath
+from .stacking import Fixed, Stacker
 
 
 @dataclass
@@ -45,18 +49,24 @@ class ClientActor:
         threads: int,
         device: Device,
         gpu: bool,
+        deterministic: bool,
         mask: int,
         clients: int,
         path: WantedPath,
+        fixed: Fixed,
     ) -> None:
         """Make the environment of a worker. `clients`: of a step."""
         os.umask(mask)  # Ray's processes have one of their own
         # Ray's own handler raises SystemExit, which a running client would report as its failure: a killed worker must
         # die, so that another one runs its client again
         signal.signal(signal.SIGTERM, lambda number, frame: os._exit(128 + number))
-        self.setup = make_setup(config, data, prepare_process(threads, device, gpu))
+        chosen = prepare_process(threads, device, gpu)
+        self.events: list[str] = []
+        self.settings = ExitStack()  # kept as long as the process
+        self.settings.enter_context(gpu_settings(torch.device(chosen), deterministic, self.events.append))
+        self.setup = make_setup(config, data, chosen)
         self.app = make_client_app(self.setup.strategy, lambda: self.setup)
-        self.stacker = Stacker(self.setup.environment, clients, path) if clients > 1 else None
+        self.stacker = Stacker(self.setup.environment, clients, path, fixed) if clients > 1 else None
         gc.freeze()  # as in `run_rounds`
 
     def ready(self) -> bool:
@@ -108,7 +118,9 @@ class ClientActor:
             yield reply
 
     def _result(self, value: list[Any], states: list[RecordDict]) -> Result:
-        events: list[str] = []
+        events = self.events.copy()
+        self.events.clear()
         if self.stacker is not None:
-            events, self.stacker.events = self.stacker.events, []
+            events += self.stacker.events
+            self.stacker.events = []
         return Result(value, [max(1, all_bytes(state)) if state else 0 for state in states], events)

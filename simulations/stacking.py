@@ -12,6 +12,7 @@ from torch import nn
 from fedkd.config import NamedTable
 from fedkd.core.environment import Environment
 from fedkd.errors import InputError, described
+from fedkd.learning.stacked_graphs import StepGraphs, record_graph
 from fedkd.learning.stacked_memory import bytes_of_client, free_bytes
 from fedkd.learning.stacked_models import NotStacked, Path, why_not_folded, why_not_stacked, why_unsound
 from fedkd.learning.work import Work
@@ -19,12 +20,19 @@ from fedkd.messages.merging import BLOCK
 
 from .kinds import Outcome, kind_of
 from .meeting import Result, Waiting, meet, set_trainable
+from .path_choice import WantedPath
 
 Item = TypeVar("Item")
 ClientsPerStep = Annotated[int, Field(ge=1)] | Literal["auto"]
-WantedPath = Literal["auto", "vmap", "folded"]
 _MOST_ON_CPU = 10  # clients of a step: more gain nothing there
 _SHARE = 0.85  # of the free memory, for the clients of a step
+
+
+class Fixed(NamedTuple):
+    """Whether steps have fixed shapes: `cuda_graphs`: to be recorded; `compile`: to be compiled by torch."""
+
+    cuda_graphs: bool
+    compile: bool
 
 
 class Stacker:
@@ -34,16 +42,24 @@ class Stacker:
     since they were last read.
     """
 
-    def __init__(self, environment: Environment, limit: int, path: WantedPath) -> None:
+    def __init__(self, environment: Environment, limit: int, path: WantedPath, fixed: Fixed) -> None:
         """Take the paths of the config's models. Raises InputError for a model that cannot be folded, if it must."""
         self.limit = limit
         self.events: list[str] = []
         self._environment = environment
-        self._wanted = path
+        self._wanted = "auto" if isinstance(path, list) else path  # of models that a method builds
         self._ways: dict[int, _Way] = {}
         self._said: set[str] = set()
+        self._graphs: StepGraphs | None = None
+        on_gpu = environment.device.type == "cuda"
+        if fixed.compile or (fixed.cuda_graphs and on_gpu):
+            record = record_graph if fixed.cuda_graphs and on_gpu else None
+            self._graphs = StepGraphs(self._say, record, "inductor" if fixed.compile else None)
+        if fixed.cuda_graphs and not on_gpu:
+            self._say("engine.cuda_graphs has no effect on a CPU")
         for number in range(len(environment.config.model.architectures)):
-            self._way_of(environment.model(number))
+            model = environment.model(number)
+            self._ways[id(model)] = self._found_way(model, path[number] if isinstance(path, list) else path)
 
     def run(self, calls: Sequence[Callable[[], Result]]) -> list[Result]:
         """Call functions that run clients, side by side; return their results in their order."""
@@ -93,7 +109,7 @@ class Stacker:
             self._say_alone(way.reason)
             return alone
         try:
-            return [*kind.together([one.work for one in group], [one.state for one in group], way.path)]
+            return [*kind.together([one.work for one in group], [one.state for one in group], way.path, self._graphs)]
         except NotStacked as error:
             self._say_alone(str(error))
             return alone
@@ -104,6 +120,8 @@ class Stacker:
         except BaseException as error:  # of one client's loss, also sys.exit: alone it fails by itself
             self._say_alone(described(error))
             return alone
+        if self._graphs is not None:
+            self._graphs.clear()
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
         if len(group) == 1:
@@ -122,16 +140,18 @@ class Stacker:
 
     def _way_of(self, model: nn.Module) -> _Way:
         if id(model) not in self._ways:
-            self._ways[id(model)] = self._found_way(model)
+            self._ways[id(model)] = self._found_way(model, self._wanted)
         return self._ways[id(model)]
 
-    def _found_way(self, model: nn.Module) -> _Way:
+    def _found_way(self, model: nn.Module, wanted: str) -> _Way:
         shape = self._environment.data.image_shape
-        if self._wanted != "vmap":
+        if wanted == "one":
+            return _Way(model, "vmap", "engine.path = 'one'")
+        if wanted != "vmap":
             reason = why_not_folded(model) or why_unsound(model, shape, "folded")
             if reason is None:
                 return _Way(model, "folded", None)
-            if self._wanted == "folded":
+            if wanted == "folded":
                 raise InputError(f"engine.path = 'folded': the model cannot be folded: {reason}; set 'vmap' or 'auto'.")
         return _Way(model, "vmap", why_not_stacked(model) or why_unsound(model, shape, "vmap"))
 
@@ -155,10 +175,12 @@ def blocks_of_step(clients: int) -> int:
     return -(-clients // BLOCK)
 
 
-def note_clients(environment: Environment, clients: int) -> None:
-    """Write the number of clients of a step into the run's config."""
+def note_step(environment: Environment, clients: int, path: WantedPath) -> None:
+    """Write what was chosen for a step into the run's config: how many clients, and their path."""
     table = environment.config.engine
     chosen = {"name": table.name, **table.options, "clients_per_step": clients}
+    if path != "auto":
+        chosen["path"] = path
     environment.config = environment.config.model_copy(update={"engine": NamedTable.model_validate(chosen)})
 
 
@@ -176,7 +198,8 @@ def clients_of_step(environment: Environment, wanted: ClientsPerStep, share: flo
         bytes_of_client(environment.model(number), environment.config.train, environment.data.image_shape)
         for number in range(len(environment.config.model.architectures))
     )
-    room = max(1, min(most, int(_SHARE * share * free_bytes(environment.device) / largest)))
+    free = _SHARE * share * free_bytes(environment.device) - environment.preprocess.kept_bytes()
+    room = max(1, min(most, int(free / largest)))
     return -(-most // -(-most // room))
 
 

@@ -19,7 +19,8 @@ from fedkd.messages.arrival import Door
 from fedkd.messages.merging import Block, Merge, merge_block
 
 from .inline import InlineGrid
-from .stacking import ClientsPerStep, Stacker, WantedPath, blocks_of_step, clients_of_step, note_clients, parted
+from .path_choice import WantedPath, paths_of_step
+from .stacking import ClientsPerStep, Fixed, Stacker, blocks_of_step, clients_of_step, note_step, parted
 
 
 class VectorisedGrid(InlineGrid):
@@ -31,18 +32,28 @@ class VectorisedGrid(InlineGrid):
         *,
         threads: Threads = 1,
         device: Device = "auto",
+        deterministic: bool = True,
         clients_per_step: ClientsPerStep = "auto",
         path: WantedPath = "auto",
+        cuda_graphs: bool = False,
+        compile: bool = False,
     ) -> None:
-        """Train `clients_per_step` clients in one step. `path`: how, see `stacked_models`; auto: folded where it can.
+        """Train `clients_per_step` clients in one step. `path`: how, see `stacked_models`; a list: of each model.
 
+        `auto`: on a GPU the fastest one, measured before round 1; on a CPU folded where a model can be.
+        `cuda_graphs`: record a step on a GPU once, and replay it. `compile`: compile it by `torch.compile`.
         What `auto` means is written into the run's config, so that a resumed run does the same. Raises InputError for
         a folded path of a model that has layers which it does not know.
         """
-        super().__init__(setup, threads=threads, device=device)
-        self._clients = clients_of_step(self._environment, clients_per_step)
-        self._stacker = Stacker(self._environment, self._clients, path)
-        note_clients(self._environment, self._clients)
+        super().__init__(setup, threads=threads, device=device, deterministic=deterministic)
+        try:
+            self._clients = clients_of_step(self._environment, clients_per_step)
+            path = paths_of_step(self._environment, path, self._clients, self.note)
+            self._stacker = Stacker(self._environment, self._clients, path, Fixed(cuda_graphs, compile))
+        except BaseException:
+            self.close()
+            raise
+        note_step(self._environment, self._clients, path)
 
     def carry(self, messages: list[Message], timeout: float | None) -> Iterator[Message]:
         """Run the clients group by group."""
@@ -60,7 +71,8 @@ class VectorisedGrid(InlineGrid):
 
     def _run(self, group: list[Message]) -> list[Message]:
         found = self._stacker.run([partial(self._owned, message) for message in group])
-        self._events += [{"event": text} for text in self._stacker.events]
+        for text in self._stacker.events:
+            self.note(text)
         self._stacker.events = []
         return found
 

@@ -12,6 +12,7 @@
 * `state`: the server's state: declared fields, saved and restored; an attribute that is not declared is an error.
 * `contract`: the checks of a strategy's class before anything runs.
 * `environment`: config, data, device and model objects of a process.
+* `gpu_settings`: settings of a whole process, which a run on a GPU changes and puts back.
 * `setup`: makes a strategy and its environment from a config.
 * `wrapper`: makes strategies by name; `Wrapper`: a strategy that refines a base strategy.
 * `flower_strategy`: runs Flower's own strategies in the round loop.

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..config import Adam, Sgd, TrainConfig
 from ..data.images import Images
 from ..learning.evaluation import Prediction, measured
-from ..learning.training import LocalTraining, Loss, cross_entropy
+from ..learning.training import LocalTraining, Loss, cross_entropy, half_of
 from ..messages.arrays import Tensors, array_record, is_finite, on_cpu, tensors_of
 from ..messages.metric_names import belongs_to, checked_metric
 from ..messages.payload import Payload
@@ -193,7 +193,7 @@ class Client:
                 loss=loss,
                 augment=augment,
                 beside=beside,
-                bf16=settings.precision == "bf16",
+                half=half_of(settings),
             )
         )
 

@@ -25,6 +25,7 @@ from ..messages.arrays import copied
 from ..models.build import build, fill
 from ..registry import options
 from ..streams import Node, default_stream, torch_stream
+from .gpu_settings import precision_parts
 
 Threads = Annotated[int, Field(ge=1)]
 Device = Literal["auto", "cpu", "cuda"]
@@ -144,7 +145,8 @@ class Environment:
     @cached_property
     def preprocess(self) -> Preprocess:
         """Return the preprocessing that turns uint8 images into batches."""
-        return Preprocess(self.data, self.config.data.augment, self.device)
+        wholes = [one.images for one in (self.data.train, self.data.public) if one is not None]
+        return Preprocess(self.data, self.config.data.augment, self.device, wholes)
 
 
 def _ready(device: str, precision: str) -> torch.device:
@@ -154,8 +156,6 @@ def _ready(device: str, precision: str) -> torch.device:
     """
     if torch.device(device).type == "cuda":
         torch.cuda.init()
-        chosen = "tf32" if precision == "tf32" else "ieee"
-        backends: Any = torch.backends
-        for part in (backends.cudnn.conv, backends.cudnn.rnn, backends.cuda.matmul):
-            part.fp32_precision = chosen
+        for part in precision_parts():
+            part.fp32_precision = "tf32" if precision == "tf32" else "ieee"
     return torch.device(device)

@@ -10,7 +10,7 @@ from functools import cached_property
 import numpy as np
 
 from ..errors import InputError
-from .images import Images
+from .images import Images, Rows
 from .node_tests import DrawnTests
 from .partitions import Drawn
 
@@ -83,7 +83,8 @@ class FederatedData:
 
     def train_of(self, node: int) -> Images:
         """Return a node's training images."""
-        return self.train.take(self.train_parts[node])
+        positions = self.train_parts[node]
+        return self.train.take(positions)._replace(rows=Rows(self.train.images, positions))
 
     def test_of(self, node: int) -> Images:
         """Return a node's test images, which follow its own label distribution."""

@@ -15,19 +15,29 @@ _LONGEST_NAME = 200  # letters of a class
 PIXEL_MAX = 255  # the largest pixel value of a uint8 image
 
 
+class Rows(NamedTuple):
+    """Where images come from: their positions in the images of a whole set."""
+
+    whole: np.ndarray
+    positions: np.ndarray
+
+
 class Images(NamedTuple):
     """Labelled images: `images` uint8, N x C x H x W; `labels` int64, N.
 
-    `normalised`: for virtual images: `images` are float32 and already normalised.
+    `normalised`: for virtual images: `images` are float32 and already normalised. `rows`: where they come from, if it
+    is known: a GPU may have them already.
     """
 
     images: np.ndarray
     labels: np.ndarray
     normalised: bool = False
+    rows: Rows | None = None
 
     def take(self, index: np.ndarray) -> Images:
         """Return the images at these positions."""
-        return Images(self.images[index], self.labels[index], self.normalised)
+        rows = None if self.rows is None else Rows(self.rows.whole, self.rows.positions[index])
+        return Images(self.images[index], self.labels[index], self.normalised, rows)
 
 
 @dataclass(frozen=True)
@@ -50,7 +60,7 @@ def checked(dataset: object, name: str) -> Dataset:
             said = on_one_line(repr(one), 60)
             raise InputError(f"{KEY} = {name!r}: a class is named {said}; a name is one line of letters, in UTF-8.")
     for part in ("train", "test"):
-        images, labels, _ = getattr(dataset, part)
+        images, labels, *_ = getattr(dataset, part)
         if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.ndim != 4 or 0 in images.shape[1:]:
             have = f"{getattr(images, 'dtype', type(images).__name__)}, {getattr(images, 'shape', '')}"
             raise InputError(f"{KEY} = {name!r}: {part} images are {have}; they must be uint8, N x C x H x W.")

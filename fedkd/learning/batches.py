@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -20,16 +21,26 @@ _VALUES = 2**20  # pixel values of the images that are prepared together
 class Preprocess:
     """Converts uint8 images to normalised float batches on a device, with or without augmentation."""
 
-    def __init__(self, data: FederatedData | Dataset, augment: str, device: torch.device) -> None:
+    def __init__(
+        self,
+        data: FederatedData | Dataset,
+        augment: str,
+        device: torch.device,
+        wholes: Sequence[np.ndarray] = (),
+    ) -> None:
+        """Take mean and deviation of a set. `wholes`: images of whole sets, which a GPU keeps if it has the room."""
         shape = (1, -1, 1, 1)
         self.mean = torch.tensor(data.mean, device=device).view(shape)
         self.deviation = torch.tensor(data.deviation, device=device).view(shape)
         self.augment = augment
         self.device = device
+        self._wholes = wholes
 
     def __call__(self, images: np.ndarray, generator: torch.Generator | None = None) -> Tensor:
         """Return float images, B x C x H x W, (x / 255 - mean) / deviation; augmented if a generator is given."""
-        batch = torch.from_numpy(images).to(self.device)
+        return self._ready(torch.from_numpy(images).to(self.device), generator)
+
+    def _ready(self, batch: Tensor, generator: torch.Generator | None) -> Tensor:
         if generator is not None and self.augment == "crop_flip":
             batch = crop_flip(batch, generator)
         return self.scaled(batch)
@@ -44,6 +55,42 @@ class Preprocess:
         if data.normalised:
             return torch.from_numpy(data.images).to(self.device).contiguous()
         return self(data.images, generator)
+
+    def at(self, data: Images, positions: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Return a batch of the images at these positions, as `of`; from the device if it has them."""
+        kept = self.kept(data)
+        if kept is None:
+            return self.of(data.take(positions.numpy()), generator)
+        whole, rows = kept
+        return self._ready(whole[sent(rows[positions], self.device)], generator)
+
+    def kept(self, data: Images) -> tuple[Tensor, Tensor] | None:
+        """Return a whole set on the device, uint8, and the positions of these images in it, on the CPU.
+
+        None if the device does not have them: a CPU never does.
+        """
+        if not self._on_device or data.normalised:
+            return None
+        whole = self._on_device.get(id(data.images if data.rows is None else data.rows.whole))
+        if whole is None:
+            return None
+        return whole, torch.arange(len(data.labels)) if data.rows is None else torch.tensor(data.rows.positions)
+
+    def kept_bytes(self) -> int:
+        """Return how much memory of the device the whole sets have, or will have when they are first used."""
+        total = sum(whole.nbytes for whole in self._wholes)
+        return total if total <= self.room() else 0
+
+    def room(self) -> int:
+        """Return how much memory of the device the whole sets may have: a quarter of what is free; of a CPU nothing."""
+        return torch.cuda.mem_get_info(self.device)[0] // 4 if self.device.type == "cuda" else 0
+
+    @cached_property
+    def _on_device(self) -> dict[int, Tensor]:
+        if not self.kept_bytes():
+            return {}
+        # copies: of Ray's shared memory, which cannot be written, torch makes no tensor without a warning
+        return {id(whole): torch.tensor(whole, device=self.device).contiguous() for whole in self._wholes}
 
     def normalise(self, images: Tensor) -> Tensor:
         """Normalise pixels of 0 to 1 in place, and return them."""
@@ -103,7 +150,7 @@ def batches(
     batch of an epoch follows `batch_sizes`. Several batches are prepared together, with about a million values.
     """
     for chosen, sizes in chunks(len(data.labels), size, data.images, order, most):
-        images = preprocess.of(data.take(chosen.numpy()), order if augment else None)
+        images = preprocess.at(data, chosen, order if augment else None)
         yield from zip(images.split(sizes), targets[chosen].to(preprocess.device).split(sizes), strict=True)
 
 
@@ -120,6 +167,11 @@ def chunks(
     for first in range(0, len(sizes), together):
         these = sizes[first : first + together]
         yield positions[first * size : first * size + sum(these)], these
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor of the CPU on a device; nothing waits for a copy to a GPU."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def shuffled(count: int, size: int, order: torch.Generator) -> Iterator[Tensor]:

@@ -1,116 +1,125 @@
-"""Local training of many clients with losses that compare the images of a batch, in steps of batches of one size."""
+"""The batches of clients that are trained in one step."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Hashable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import replace
-from itertools import count
-from typing import cast
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from ..config import batch_sizes
-from .batches import batches
-from .stacked_models import Stack, refusing_loops
-from .stacked_networks import StackedNetworks, used_parameters
-from .stacked_training import Trained, forms_of, identity_of, key_of, why_alone
-from .training import BatchLoss, LocalTraining, cross_entropy
+from .batches import Preprocess, crop_pad, sent, shift_mirror
+from .plans import Plan
+from .training import LocalTraining
 
 
-def why_compared_alone(local: LocalTraining) -> str | None:
-    """Return why a client with a BatchLoss can only be trained alone, or None."""
-    if local.bf16:  # under vmap, autocast computes other parts of a loss in bfloat16
-        return "bfloat16 with a loss that compares the images of a batch"
-    return why_alone(replace(local, loss=cross_entropy))
+class Form(NamedTuple):
+    """What steps have in common: whether a batch is filled, and whether a client has finished."""
+
+    filled: bool
+    ended: bool
 
 
-def comparison_key(local: LocalTraining) -> Hashable:
-    """Return what clients with a BatchLoss must have in common to be trained in one step."""
-    loss = cast(BatchLoss, local.loss)
-    return key_of(replace(local, loss=cross_entropy)), identity_of(loss.of_batch), forms_of(loss.own)
+class StackedBatches:
+    """The batches of all clients: their images on the device, and for each step which of them."""
+
+    def __init__(self, trainings: list[LocalTraining], plans: list[Plan]) -> None:
+        first = trainings[0]
+        device = first.preprocess.device
+        self.prepare = partial(_prepared, first.preprocess, first.data.normalised)
+        self.images, found = _places(trainings, first.preprocess)
+        target_starts, targets = _joined([local.targets for local in trainings])
+        self.targets = torch.cat(targets).to(device)
+        steps, widest = max(len(plan.sizes) for plan in plans), max((max(p.sizes) for p in plans if p.sizes), default=0)
+        form = (steps, len(plans), widest)
+        self.sizes = torch.zeros(form[:2], dtype=torch.int64)
+        index, wanted = torch.zeros(form, dtype=torch.int64), torch.zeros(form, dtype=torch.int64)
+        self.augmented = plans[0].shifts is not None
+        shifts, mirror = torch.zeros((2, *form), dtype=torch.int64), torch.zeros(form, dtype=torch.bool)
+        for client, plan in enumerate(plans):
+            sizes = torch.tensor(plan.sizes, dtype=torch.int64)
+            real = torch.arange(widest)[None] < sizes[:, None]
+            self.sizes[: len(sizes), client] = sizes
+            index[: len(sizes), client][real] = found[client][plan.positions]
+            wanted[: len(sizes), client][real] = plan.positions + target_starts[client]
+            if plan.shifts is not None and plan.mirror is not None:
+                for way in (0, 1):
+                    shifts[way, : len(sizes), client][real] = plan.shifts[way]
+                mirror[: len(sizes), client][real] = plan.mirror
+        self.index, self.wanted = sent(index, device), sent(wanted, device)
+        if self.augmented:
+            self.shifts, self.mirror = sent(shifts, device), sent(mirror, device)
+
+    def of(self, step: int, count: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return images, k x B x channels x H x W, targets, k x B, and which rows are real, or None if all are."""
+        sizes = self.sizes[step, :count]
+        widest = int(sizes.max())
+        part = (step, slice(count), slice(widest))
+        shifts, mirror = (self.shifts[:, *part], self.mirror[part]) if self.augmented else (None, None)
+        ready = self.prepare(self.images, self.index[part], shifts, mirror)
+        targets = self.targets[self.wanted[part]]
+        if int(sizes.min()) == widest:
+            return ready, targets, None
+        real = torch.arange(widest)[None] < sizes[:, None]
+        return ready, targets, sent(real, ready.device)
+
+    def packed(self, width: int) -> tuple[Tensor, list[Form]]:
+        """Return all steps as one tensor, and the form of each.
+
+        The tensor: steps x 6 x K x `width`, int32: positions of images, of targets; shifts down, right; whether
+        mirrored; and flags: 1 for a real row, 2 for a client that has not finished. Of others all rows are real.
+        """
+        live = self.sizes > 0
+        real = (torch.arange(width) < self.sizes[:, :, None]) | ~live[:, :, None]
+        flags = sent((real + 2 * live[:, :, None]).int(), self.index.device)
+        none = torch.zeros_like(self.index)
+        shifts, mirror = (self.shifts, self.mirror) if self.augmented else ((none, none), none)
+        parts = [self.index, self.wanted, shifts[0], shifts[1], mirror]
+        filling = (0, width - self.index.shape[2])
+        plans = torch.stack([*(F.pad(part.int(), filling) for part in parts), flags], dim=1)
+        filled, ended = (live & (self.sizes != width - 1)).any(1), (~live).any(1)
+        return plans, [Form(*both) for both in zip(filled.tolist(), ended.tolist(), strict=True)]
 
 
-def compare_stacked(trainings: Sequence[LocalTraining], starts: Sequence[Mapping[str, Tensor]]) -> list[Trained]:
-    """Train clients with one `comparison_key`; return what each has learned, in their order.
+def _prepared(
+    preprocess: Preprocess,
+    normalised: bool,
+    images: Tensor,
+    chosen: Tensor,
+    shifts: Tensor | None,
+    mirror: Tensor | None,
+) -> Tensor:
+    """Return the images at positions, k x B, as k batches; augmented by shifts, 2 x k x B, and mirror, k x B."""
+    found = images[chosen.flatten()]
+    if shifts is not None and mirror is not None:
+        pad = crop_pad(found.shape[2])
+        found = shift_mirror(F.pad(found, (pad, pad, pad, pad)), pad, shifts.flatten(1), mirror.flatten())
+    ready = found if normalised else preprocess.scaled(found)
+    return ready.view(*chosen.shape, *ready.shape[1:])
 
-    In each step, clients whose batches have one size are computed together: no row of a batch is filled. `starts`: the
-    parameters and buffers that each begins with. Raises NotStacked, and OutOfMemoryError. After an error nothing is
-    changed, and the streams are where they were.
-    """
-    streams = [local.order.get_state() for local in trainings]
-    try:
-        return _compared(trainings, starts)
-    except BaseException:
-        for local, state in zip(trainings, streams, strict=True):
-            local.order.set_state(state)
-        raise
 
-
-def _compared(trainings: Sequence[LocalTraining], starts: Sequence[Mapping[str, Tensor]]) -> list[Trained]:
-    lengths = [_steps_of(local) for local in trainings]
-    order = sorted(range(len(trainings)), key=lambda i: -lengths[i][0])
-    works, steps = [trainings[i] for i in order], [lengths[i][0] for i in order]
-    first, device = works[0], works[0].preprocess.device
-    loss, model = cast(BatchLoss, first.loss), copy.deepcopy(first.model).train()
-    model.load_state_dict(dict(starts[order[0]]))
-    states = [{name: tensor.to(device) for name, tensor in starts[i].items()} for i in order]
-    few = first.data.take(torch.arange(min(2, len(first.data.labels))).numpy())
-    targets = first.targets[: len(few.labels)].to(device)
-    used = used_parameters(copy.deepcopy(model), lambda one: loss(one, first.preprocess.of(few), targets))
-    own = [cast(BatchLoss, local.loss).own for local in works]
-    networks = StackedNetworks(model, states, used, own, [local.optimizer for local in works], first.clip)
-    parts, values = [_batches_of(local) for local in works], []
-    for step in range(steps[0]):
-        live = sum(1 for mine in steps if mine > step)
-        with refusing_loops() if step == 0 else nullcontext():
-            losses, gradients = _step(networks, loss, [next(part) for part in parts[:live]])
-            networks.step(gradients)
-        values.append(F.pad(losses, (0, len(steps) - live)))
-    every = torch.stack(values, dim=1).double().cpu() if values else torch.zeros(len(works), 0, dtype=torch.float64)
-    found = [
-        Trained(float(every[i, mine - lengths[j][1] : mine].mean()) if mine else 0.0, networks.state(i))
-        for i, (j, mine) in enumerate(zip(order, steps, strict=True))
+def _places(trainings: list[LocalTraining], preprocess: Preprocess) -> tuple[Tensor, list[Tensor]]:
+    """Return images on the device, a whole set or those of these clients, and where in it each client's own are."""
+    kept = [preprocess.kept(local.data) for local in trainings]
+    there = [one for one in kept if one is not None]
+    if len(there) == len(kept) and len({id(whole) for whole, _ in there}) == 1:
+        return there[0][0], [positions for _, positions in there]
+    starts, parts = _joined([local.data.images for local in trainings])
+    images = torch.cat([torch.from_numpy(part) for part in parts]).to(preprocess.device)
+    return images, [
+        start + torch.arange(len(local.data.labels)) for start, local in zip(starts, trainings, strict=True)
     ]
-    return [found[order.index(i)] for i in range(len(order))]
 
 
-def _step(networks: StackedNetworks, loss: BatchLoss, drawn: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Return the losses of the first clients, k, and their gradients, k x W."""
-    groups: dict[int, list[int]] = {}
-    for client, (images, _) in enumerate(drawn):
-        groups.setdefault(len(images), []).append(client)
-    device = networks.flat.device
-    losses, gradients = networks.flat.new_empty(len(drawn)), torch.empty_like(networks.flat[: len(drawn)])
-
-    def of_batch(model: nn.Module, batch: Stack, own: dict[str, Tensor]) -> Tensor:
-        return loss.of_batch(model, batch["images"], batch["targets"], own)
-
-    for clients in groups.values():
-        images, targets = (torch.stack(part) for part in zip(*(drawn[i] for i in clients), strict=True))
-        rows = slice(len(drawn)) if len(groups) == 1 else torch.tensor(clients, device=device)
-        found = networks.gradients(rows, of_batch, {"images": images, "targets": targets})
-        losses[rows], gradients[rows] = found
-    return losses, gradients
-
-
-def _steps_of(local: LocalTraining) -> tuple[int, int]:
-    """Return the number of a client's steps, and how many of them, the last ones, its loss is the mean of."""
-    if local.steps is not None:
-        return local.steps, local.steps
-    in_epoch = len(batch_sizes(len(local.data.labels), local.batch_size))
-    return local.epochs * in_epoch, in_epoch
-
-
-def _batches_of(local: LocalTraining) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield a client's batches, epoch by epoch, with the draws of `train`."""
-    done = 0
-    for _ in count():
-        most = None if local.steps is None else local.steps - done
-        part = batches(local.data, local.targets, local.batch_size, local.preprocess, local.order, local.augment, most)
-        for batch in part:
-            done += 1
-            yield batch
+def _joined(parts: list[Any]) -> tuple[list[int], list[Any]]:
+    """Return where each part begins in the concatenation of all different ones, and the different ones."""
+    places: dict[int, int] = {}
+    different: list[Any] = []
+    length = 0
+    for part in parts:
+        if id(part) not in places:
+            places[id(part)] = length
+            different.append(part)
+            length += len(part)
+    return [places[id(part)] for part in parts], different

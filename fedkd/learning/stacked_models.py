@@ -149,6 +149,7 @@ class StackedModel:
         """Take the architecture of a model. Its weights do not matter, and it is not changed."""
         self._now = _Now()
         self._copy = copy.deepcopy(model).to(memory_format=torch.contiguous_format)
+        self._whole = _Both(self._copy)
         self._path = path
         first: dict[int, str] = {}
         for name, tensor in self._copy.named_parameters(remove_duplicate=False):
@@ -179,7 +180,8 @@ class StackedModel:
         def one(own: Stack, batch: Tensor, real: Stack) -> StackedOutputs:
             now.rows = real["rows"][None] if real else None
             wrapped = {f"model.{name}": tensor for name, tensor in own.items()}
-            found: StackedOutputs = functional_call(_Both(self._copy), wrapped, (batch, features), strict=True)
+            found: StackedOutputs = functional_call(self._whole, wrapped, (batch, features), strict=True)
+            now.rows = None  # a tensor of vmap must not outlive it
             return found
 
         stacked: Callable[..., StackedOutputs] = torch.vmap(one)

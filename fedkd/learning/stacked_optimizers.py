@@ -19,15 +19,24 @@ _BETA1, _BETA2, _EPSILON = 0.9, 0.999, 1e-8  # torch's defaults
 class StackedOptimizer(Protocol):
     """Changes the first rows of K x W parameters by their gradients."""
 
+    def tensors(self) -> list[Tensor]:
+        """Return its state, each with a row for each client."""
+
     def step(self, rows: Tensor, gradients: Tensor) -> None:
         """Change the parameters of the first clients, k x W, in place by their gradients, k x W."""
 
 
-def make_stacked(settings: Sequence[Sgd | Adam], like: Tensor) -> StackedOptimizer:
-    """Return a new optimiser for K clients. Their settings are equal but for the rate; `like`: K x W parameters."""
+def make_stacked(settings: Sequence[Sgd | Adam], like: Tensor, counts_on_device: bool = False) -> StackedOptimizer:
+    """Return a new optimiser for K clients. Their settings are equal but for the rate; `like`: K x W parameters.
+
+    `counts_on_device`: each client's number of steps is in a tensor. So a step can be undone for some clients only, and
+    a recorded step counts.
+    """
     first = settings[0]
     rates = torch.tensor([one.lr for one in settings], dtype=torch.float64)
-    return StackedSgd(first, rates, like) if isinstance(first, Sgd) else StackedAdam(first, rates, like)
+    return (
+        StackedSgd(first, rates, like) if isinstance(first, Sgd) else StackedAdam(first, rates, like, counts_on_device)
+    )
 
 
 class StackedSgd:
@@ -37,6 +46,10 @@ class StackedSgd:
         self._settings = settings
         self._rates = rates.to(like)[:, None]
         self._velocity = torch.zeros_like(like) if settings.momentum else None
+
+    def tensors(self) -> list[Tensor]:
+        """Return rates and velocities."""
+        return [self._rates] if self._velocity is None else [self._rates, self._velocity]
 
     @torch.no_grad()
     def step(self, rows: Tensor, gradients: Tensor) -> None:
@@ -50,27 +63,37 @@ class StackedSgd:
 
 
 class StackedAdam:
-    """Adam and AdamW. A client's first rows are in each step before it has finished, so one step count serves all."""
+    """Adam and AdamW. A client is in each step before it has finished, so one number of steps serves all.
 
-    def __init__(self, settings: Adam, rates: Tensor, like: Tensor) -> None:
+    On the device the number of steps is K x 1, as are the rates.
+    """
+
+    def __init__(self, settings: Adam, rates: Tensor, like: Tensor, counts_on_device: bool) -> None:
         self._settings = settings
-        self._rates = rates
+        self._rates = rates[:, None].to(like.device) if counts_on_device else rates[:, None]
         self._first, self._second = torch.zeros_like(like), torch.zeros_like(like)
-        self._steps = 0
+        self._steps: int | Tensor = torch.zeros_like(self._rates) if counts_on_device else 0
+
+    def tensors(self) -> list[Tensor]:
+        """Return rates, moments and numbers of steps."""
+        steps = [self._steps] if isinstance(self._steps, Tensor) else []
+        return [self._rates, self._first, self._second, *steps]
 
     @torch.no_grad()
     def step(self, rows: Tensor, gradients: Tensor) -> None:
         """Change the first rows by their gradients."""
         count, decay = len(rows), self._settings.weight_decay
         self._steps += 1
+        steps = self._steps[:count] if isinstance(self._steps, Tensor) else self._steps
         rates = self._rates[:count]
         if decay and self._settings.name == "adamw":
-            rows.mul_((1 - rates * decay).to(rows)[:, None])
+            rows.mul_((1 - rates * decay).to(rows))
         elif decay:
             gradients = torch.add(gradients, rows, alpha=decay)
         first, second = self._first[:count], self._second[:count]
         first.lerp_(gradients, 1 - _BETA1)
         second.mul_(_BETA2).addcmul_(gradients, gradients, value=1 - _BETA2)
-        sizes = rates / (1 - _BETA1**self._steps)
-        scale = (1 - _BETA2**self._steps) ** 0.5
-        rows.sub_(first / (second.sqrt().div_(scale).add_(_EPSILON)) * sizes.to(rows)[:, None])
+        sizes = rates / (1 - _BETA1**steps)
+        scale = (1 - _BETA2**steps) ** 0.5
+        scale = scale.to(rows) if isinstance(scale, Tensor) else scale
+        rows.sub_(first / (second.sqrt().div_(scale).add_(_EPSILON)) * sizes.to(rows))

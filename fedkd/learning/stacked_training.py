@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -17,27 +17,14 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn import functional as F
-from torch.utils._pytree import tree_map
 
-from .batches import crop_pad, shift_mirror
 from .plans import Plan, plan_of
-from .stacked_models import (
-    Path,
-    Stack,
-    StackedModel,
-    StackedOutputs,
-    has_norm,
-    refusing_loops,
-    stacked,
-    why_not_stacked,
-)
-from .stacked_optimizers import make_stacked
-from .stacked_parameters import clipped, named_rows
-from .training import LocalTraining, ModelLoss, Outputs, cross_entropy, full
-
-_CLASSIFIER = "classifier."
+from .stacked_batches import StackedBatches
+from .stacked_graphs import StepGraphs
+from .stacked_models import Path, has_norm, refusing_loops, why_not_stacked
+from .stacked_step import StackedStep, loss_of
+from .training import LocalTraining, ModelLoss, cross_entropy
 
 
 class Trained(NamedTuple):
@@ -64,19 +51,15 @@ def why_alone(local: LocalTraining) -> str | None:
 
 def key_of(local: LocalTraining) -> Hashable:
     """Return what clients must have in common to be trained in one step."""
-    loss = _loss_of(local)
+    loss = loss_of(local)
     return (
         id(local.model), tuple(p.requires_grad for p in local.model.parameters()),
         identity_of(loss.of_outputs), identity_of(loss.of_parameters), loss.features,
         forms_of(loss.own), tuple(sorted(loss.frozen)), loss.draw is None, loss.rows,
         local.optimizer.model_copy(update={"lr": 1.0}), local.clip, local.batch_size, local.steps is None,
-        local.bf16, local.augment, local.data.normalised, local.data.images.shape[1:],
+        local.half, local.augment, local.data.normalised, local.data.images.shape[1:],
         local.targets.shape[1:], local.targets.dtype,
     )  # fmt: skip
-
-
-def _loss_of(local: LocalTraining) -> ModelLoss:
-    return local.loss if isinstance(local.loss, ModelLoss) else ModelLoss()
 
 
 def identity_of(value: Any) -> Hashable:
@@ -102,20 +85,32 @@ def forms_of(tensors: Mapping[str, Tensor]) -> Hashable:
 
 
 def train_stacked(
-    trainings: Sequence[LocalTraining], starts: Sequence[Mapping[str, Tensor]], path: Path
+    trainings: Sequence[LocalTraining],
+    starts: Sequence[Mapping[str, Tensor]],
+    path: Path,
+    graphs: StepGraphs | None = None,
 ) -> list[Trained]:
     """Train clients with one `key_of` in common; return what each has learned, in their order.
 
-    `starts`: the parameters and buffers that each begins with. Raises NotStacked if a loss or model cannot be computed
+    `starts`: the parameters and buffers that each begins with. `graphs`: take steps of fixed shapes, which these
+    record; but a loss that draws needs the host in each step. Raises NotStacked if a loss or model cannot be computed
     for many clients, and OutOfMemoryError. After an error nothing is changed, and the streams are where they were.
     """
-    streams = [one for local in trainings for one in (local.order, _loss_of(local).stream) if one is not None]
+    streams = [one for local in trainings for one in (local.order, loss_of(local).stream) if one is not None]
     states = [stream.get_state() for stream in streams]
     plans = [plan_of(local) for local in trainings]
     order = sorted(range(len(plans)), key=lambda i: -len(plans[i].sizes))
+    sorted_, plans = [trainings[i] for i in order], [plans[i] for i in order]
+    fixed = graphs is not None and loss_of(trainings[0]).draw is None
     try:
-        work = _Stacked([trainings[i] for i in order], [plans[i] for i in order], [starts[i] for i in order], path)
-        found = work.run()
+        used = _used_parameters(sorted_[0], starts[order[0]])
+        step = StackedStep(sorted_, [starts[i] for i in order], used, path, counts_on_device=fixed)
+        work = StackedBatches(sorted_, plans)
+        if graphs is not None and fixed:
+            values = graphs.train((key_of(sorted_[0]), len(plans), path, used), step, work)
+        else:
+            values = _train(step, work)
+        found = _trained(step, values, plans)
     except BaseException:
         for stream, state in zip(streams, states, strict=True):
             stream.set_state(state)
@@ -123,222 +118,53 @@ def train_stacked(
     return [found[order.index(i)] for i in range(len(order))]
 
 
-class _Stacked:
-    """One stacked training. Clients are in the order of their number of steps, the most first."""
-
-    def __init__(
-        self, trainings: list[LocalTraining], plans: list[Plan], starts: list[Mapping[str, Tensor]], path: Path
-    ) -> None:
-        first = trainings[0]
-        self.trainings, self.plans, self.loss = trainings, plans, _loss_of(first)
-        self.model, self.preprocess, self.device = first.model, first.preprocess, first.preprocess.device
-        self.used = _used_parameters(first, starts[0])
-        shapes = {name: p.shape for name, p in self.model.named_parameters() if name in self.used}
-        self.shapes = shapes
-        rows = [torch.cat([start[name].to(self.device).flatten() for name in shapes]) for start in starts]
-        self.flat = torch.stack(rows)
-        rest = [name for name in starts[0] if name not in shapes]
-        self.rest = {name: stacked([start[name].to(self.device) for start in starts]) for name in rest}
-        losses = [_loss_of(local) for local in trainings]
-        self.losses = losses
-        self.own = {n: stacked([one.own[n].to(self.device) for one in losses]) for n in self.loss.own}
-        self.frozen = {
-            name: _stacked_states([one.frozen[name] for one in losses], self.device) for name in self.loss.frozen
-        }
-        self.optimizer = make_stacked([local.optimizer for local in trainings], self.flat)
-        self.stack = StackedModel(self.model, path)
-        self.batches = _Batches(trainings, plans)
-
-    def run(self) -> list[Trained]:
-        """Take all steps."""
-        values: list[Tensor] = []
-        steps = [len(plan.sizes) for plan in self.plans]
-        for step in range(max(steps)):
-            count = sum(1 for mine in steps if mine > step)
-            with refusing_loops() if step == 0 else nullcontext():
-                values.append(F.pad(self._step(step, count), (0, len(steps) - count)))
-        every = torch.stack(values, dim=1).double().cpu() if values else torch.zeros(len(steps), 0, dtype=torch.float64)
-        return [
-            Trained(float(every[i, mine - plan.counted : mine].mean()) if mine else 0.0, self._weights(i))
-            for i, (plan, mine) in enumerate(zip(self.plans, steps, strict=True))
-        ]
-
-    def _step(self, step: int, count: int) -> Tensor:
-        """Take a step of the first clients; return their losses, k."""
-        images, targets, rows = self.batches.of(step, count)
-        leaf = self.flat[:count].detach().requires_grad_()
-        trained = named_rows(leaf, self.shapes)
-        rest = {name: tensor[:count] for name, tensor in self.rest.items()}
-        own = {name: tensor[:count] for name, tensor in self.own.items()} | self._drawn(step, targets)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.trainings[0].bf16):
-            with torch.no_grad():
-                frozen = {
-                    name: self._outputs(
-                        {n: tensor[:count] for n, tensor in state.items()}, images, None, training=False
-                    )
-                    for name, state in self.frozen.items()
-                }
-            outputs = self._outputs(trained | rest, images, rows, training=True)
-        values = self._losses(outputs, targets, own, frozen, trained | rest, rows)
-        (gradients,) = torch.autograd.grad(values.sum(), leaf)
-        self.optimizer.step(self.flat[:count], clipped(gradients, self.trainings[0].clip))
-        return values.detach()
-
-    def _outputs(self, tensors: Stack, images: Tensor, rows: Tensor | None, *, training: bool) -> StackedOutputs:
-        features = self.loss.features
-        found = self.stack.outputs(tensors, images, rows=rows, training=training, features=features)
-        return {name: full(tensor) for name, tensor in found.items()}
-
-    def _drawn(self, step: int, targets: Tensor) -> dict[str, Tensor]:
-        """Return what the losses draw for this batch, with rows of zeros where a batch is filled."""
-        found: dict[str, list[Tensor]] = {}
-        for loss, wanted, size in zip(self.losses, targets, self.batches.sizes[step].tolist(), strict=False):
-            for name, tensor in loss.drawn(wanted[:size]).items():
-                if name in self.loss.rows:
-                    filled = tensor.new_zeros(len(wanted), *tensor.shape[1:])
-                    filled[:size] = tensor
-                    tensor = filled
-                found.setdefault(name, []).append(tensor)
-        return {name: torch.stack(tensors).to(self.device) for name, tensors in found.items()}
-
-    def _losses(
-        self,
-        outputs: StackedOutputs,
-        targets: Tensor,
-        own: Stack,
-        frozen: Mapping[str, StackedOutputs],
-        tensors: Stack,
-        rows: Tensor | None,
-    ) -> Tensor:
-        """Return the loss of each client, k."""
-        classifier, loss = cast(nn.Module, self.model.classifier), self.loss
-        names = [name for name, _ in self.model.named_parameters()]
-
-        def one(
-            outputs: StackedOutputs,
-            targets: Tensor,
-            own: Stack,
-            frozen: Mapping[str, StackedOutputs],
-            tensors: Stack,
-            real: Stack,
-        ) -> Tensor:
-            head = {n.removeprefix(_CLASSIFIER): t for n, t in tensors.items() if n.startswith(_CLASSIFIER)}
-
-            def classify(features: Tensor) -> Tensor:
-                return cast(Tensor, functional_call(classifier, head, (features,), strict=True))
-
-            of_rows = {name: own[name] for name in loss.rows}
-
-            def of_outputs(
-                outputs: StackedOutputs, targets: Tensor, frozen: Mapping[str, StackedOutputs], of_rows: Stack
-            ) -> Tensor:
-                others = {name: _read(other, classify) for name, other in frozen.items()}
-                return loss.of_outputs(_read(outputs, classify), targets, {**own, **of_rows}, others)
-
-            batch = (outputs, targets, frozen, of_rows)
-            if real:
-                each = torch.vmap(of_outputs)(*tree_map(lambda t: t[:, None], batch))
-                value = torch.where(real["rows"], each, 0.0).sum() / real["rows"].sum()
-            else:
-                value = of_outputs(*batch)
-            if loss.of_parameters is not None:
-                value = value + loss.of_parameters({name: tensors[name] for name in names}, own)
-            return value
-
-        losses: Callable[..., Tensor] = torch.vmap(one)
-        real = {} if rows is None else {"rows": rows}
-        return losses(outputs, targets, dict(own), dict(frozen), dict(tensors), real)
-
-    def _weights(self, client: int) -> dict[str, Tensor]:
-        trained = named_rows(self.flat[client : client + 1], self.shapes)
-        return {name: tensor[0] for name, tensor in trained.items()} | {
-            name: tensor[client] for name, tensor in self.rest.items()
-        }
+def _train(step: StackedStep, work: StackedBatches) -> Tensor:
+    """Take all steps; return the losses, K x steps."""
+    values: list[Tensor] = []
+    clients = work.sizes.shape[1]
+    for number, sizes in enumerate(work.sizes):
+        count = int((sizes > 0).sum())
+        images, targets, rows = work.of(number, count)
+        drawn = _drawn(step.losses, targets, sizes.tolist(), step.device)
+        with refusing_loops() if number == 0 else nullcontext():
+            values.append(F.pad(step.take(images, targets, rows, drawn), (0, clients - count)))
+    return torch.stack(values, dim=1) if values else torch.zeros(clients, 0)
 
 
-def _read(outputs: StackedOutputs, classify: Callable[[Tensor], Tensor]) -> Outputs:
-    logits = outputs["logits"]
-    return Outputs(logits, outputs.get("features", logits), classify)
+def _trained(step: StackedStep, values: Tensor, plans: Sequence[Plan]) -> list[Trained]:
+    every = values.double().cpu()
+    means = [
+        float(every[i, len(plan.sizes) - plan.counted : len(plan.sizes)].mean()) if plan.sizes else 0.0
+        for i, plan in enumerate(plans)
+    ]
+    return [Trained(mean, weights) for mean, weights in zip(means, step.weights(), strict=True)]
 
 
-class _Batches:
-    """The batches of all clients: their images on the device, and for each step which of them."""
-
-    def __init__(self, trainings: list[LocalTraining], plans: list[Plan]) -> None:
-        first = trainings[0]
-        self.preprocess, self.normalised = first.preprocess, first.data.normalised
-        device = self.preprocess.device
-        starts, pools = _joined([local.data.images for local in trainings])
-        self.images = torch.cat([torch.from_numpy(pool) for pool in pools]).to(device)
-        target_starts, targets = _joined([local.targets for local in trainings])
-        self.targets = torch.cat(targets).to(device)
-        steps, widest = max(len(plan.sizes) for plan in plans), max((max(p.sizes) for p in plans if p.sizes), default=0)
-        form = (steps, len(plans), widest)
-        self.sizes = torch.zeros(form[:2], dtype=torch.int64)
-        index, wanted = torch.zeros(form, dtype=torch.int64), torch.zeros(form, dtype=torch.int64)
-        self.augmented = plans[0].shifts is not None
-        shifts, mirror = torch.zeros((2, *form), dtype=torch.int64), torch.zeros(form, dtype=torch.bool)
-        for client, plan in enumerate(plans):
-            sizes = torch.tensor(plan.sizes, dtype=torch.int64)
-            real = torch.arange(widest)[None] < sizes[:, None]
-            self.sizes[: len(sizes), client] = sizes
-            index[: len(sizes), client][real] = plan.positions + starts[client]
-            wanted[: len(sizes), client][real] = plan.positions + target_starts[client]
-            if plan.shifts is not None and plan.mirror is not None:
-                for way in (0, 1):
-                    shifts[way, : len(sizes), client][real] = plan.shifts[way]
-                mirror[: len(sizes), client][real] = plan.mirror
-        self.index, self.wanted = index.to(device), wanted.to(device)
-        self.shifts, self.mirror = (shifts.to(device), mirror.to(device)) if self.augmented else (shifts, mirror)
-
-    def of(self, step: int, count: int) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return images, k x B x channels x H x W, targets, k x B, and which rows are real, or None if all are."""
-        sizes = self.sizes[step, :count]
-        widest = int(sizes.max())
-        chosen = self.index[step, :count, :widest].flatten()
-        images = self.images[chosen]
-        if self.augmented:
-            pad = crop_pad(images.shape[2])
-            shifts = self.shifts[:, step, :count, :widest].flatten(1)
-            mirror = self.mirror[step, :count, :widest].flatten()
-            images = shift_mirror(F.pad(images, (pad, pad, pad, pad)), pad, shifts, mirror)
-        ready = images if self.normalised else self.preprocess.scaled(images)
-        ready = ready.view(count, widest, *ready.shape[1:])
-        targets = self.targets[self.wanted[step, :count, :widest]]
-        if int(sizes.min()) == widest:
-            return ready, targets, None
-        real = torch.arange(widest)[None] < sizes[:, None]
-        return ready, targets, real.to(ready.device)
+def _drawn(
+    losses: Sequence[ModelLoss], targets: Tensor, sizes: Sequence[int], device: torch.device
+) -> dict[str, Tensor]:
+    """Return what the losses draw for a batch, with rows of zeros where it is filled."""
+    found: dict[str, list[Tensor]] = {}
+    for loss, wanted, size in zip(losses, targets, sizes, strict=False):
+        for name, tensor in loss.drawn(wanted[:size]).items():
+            if name in loss.rows:
+                filled = tensor.new_zeros(len(wanted), *tensor.shape[1:])
+                filled[:size] = tensor
+                tensor = filled
+            found.setdefault(name, []).append(tensor)
+    return {name: torch.stack(tensors).to(device) for name, tensors in found.items()}
 
 
-def _joined(parts: list[Any]) -> tuple[list[int], list[Any]]:
-    """Return where each part begins in the concatenation of all different ones, and the different ones."""
-    places: dict[int, int] = {}
-    different: list[Any] = []
-    length = 0
-    for part in parts:
-        if id(part) not in places:
-            places[id(part)] = length
-            different.append(part)
-            length += len(part)
-    return [places[id(part)] for part in parts], different
-
-
-def _stacked_states(models: list[nn.Module], device: torch.device) -> dict[str, Tensor]:
-    states = [model.state_dict() for model in models]
-    return {name: stacked([state[name].to(device) for state in states]) for name in states[0]}
-
-
-def _used_parameters(local: LocalTraining, start: Mapping[str, Tensor]) -> set[str]:
+def _used_parameters(local: LocalTraining, start: Mapping[str, Tensor]) -> frozenset[str]:
     """Return the names of the trainable parameters that the loss depends on; others get no weight decay either."""
     model = copy.deepcopy(local.model).train()
     model.load_state_dict(dict(start))
     few = local.data.take(torch.arange(min(2, len(local.data.labels))).numpy())
     targets = local.targets[: len(few.labels)].to(local.preprocess.device)
-    loss = _loss_of(local)
+    loss = loss_of(local)
     if loss.stream is not None:  # the probe draws from a copy
         loss = replace(loss, stream=torch.Generator().set_state(loss.stream.get_state()))
     value = loss(model, local.preprocess.of(few), targets)
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     found = torch.autograd.grad(value, list(named.values()), allow_unused=True)
-    return {name for name, gradient in zip(named, found, strict=True) if gradient is not None}
+    return frozenset(name for name, gradient in zip(named, found, strict=True) if gradient is not None)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import count, islice
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from ..config import Adam, Sgd, TrainConfig
 from ..data.images import Images
 from .batches import Preprocess, batches
+from .loss_scale import LossScale, all_finite
 from .optimizers import Optimizer, make_optimizer
 
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]  # (model, images, targets) -> scalar
@@ -22,7 +23,7 @@ Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]  # (model, images, targets)
 
 def cross_entropy(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
     """Return the mean cross-entropy of the model's logits with labels (B) or probabilities (B x C)."""
-    return F.cross_entropy(model(images), targets)
+    return F.cross_entropy(full(model(images)), targets)
 
 
 class Outputs(NamedTuple):
@@ -116,8 +117,16 @@ def outputs_of(model: nn.Module, images: Tensor, features: bool = False) -> Outp
 
 
 def full(outputs: Tensor) -> Tensor:
-    """Return outputs of bfloat16 as float32, in which losses are computed; others as they are."""
-    return outputs.float() if outputs.dtype == torch.bfloat16 else outputs
+    """Return outputs of 16 bits as float32, in which losses are computed; others as they are."""
+    return outputs.float() if outputs.dtype in _HALF.values() else outputs
+
+
+_HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def half_of(settings: TrainConfig) -> torch.dtype | None:
+    """Return the type with 16 bits of the forward pass, if `train.precision` is one."""
+    return _HALF.get(settings.precision)
 
 
 def features_of(model: nn.Module, images: Tensor) -> Tensor:
@@ -142,7 +151,7 @@ class LocalTraining:
     loss: Loss = cross_entropy
     augment: bool = True
     beside: nn.Module | None = None
-    bf16: bool = False
+    half: torch.dtype | None = None
 
     def alone(self) -> float:
         """Return the result of `train_alone`."""
@@ -165,7 +174,7 @@ def train_alone(local: LocalTraining) -> float:
         clip=local.clip,
         loss=local.loss,
         augment=local.augment,
-        bf16=local.bf16,
+        half=local.half,
     )
 
 
@@ -183,15 +192,16 @@ def train(
     clip: float | None = None,
     loss: Loss = cross_entropy,
     augment: bool = True,
-    bf16: bool = False,
+    half: torch.dtype | None = None,
 ) -> float:
     """Minimise `loss` over shuffled batches, in train mode; return its mean over the batches of the last epoch.
 
     `targets`: one row for each image. `order` draws the shuffles and the augmentation (which `data.augment` turns on).
     Without `augment` images are not augmented; use this for targets that were computed on the original images. With
     `steps`, training takes exactly this number of batches, independent of `epochs`, and the mean is over all of them.
-    `clip`: the largest norm of the gradient of `loss`, for each group of the optimiser separately. `bf16`: compute the
-    loss with bfloat16 where torch's autocast does; weights and gradients stay as they are.
+    `clip`: the largest norm of the gradient of `loss`, for each group of the optimiser separately. `half`: compute the
+    loss with this type of 16 bits where torch's autocast does; weights and gradients stay as they are. With float16 the
+    loss has a scale, and a step whose gradients are not finite is skipped.
     """
     if steps is not None and not len(data.labels):
         raise ValueError(f"{steps} steps of training need images, but there are none")
@@ -200,6 +210,7 @@ def train(
     groups = [group["params"] for group in optimizer.param_groups]
     parameters = [p for group in groups for p in group]
     losses: list[Tensor] = []
+    scaled = LossScale(1, preprocess.device) if half == torch.float16 else None
     for _ in range(epochs) if steps is None else count():
         if steps is None:
             losses = []
@@ -207,15 +218,13 @@ def train(
             break
         most = None if steps is None else steps - len(losses)
         for images, wanted in batches(data, targets, batch_size, preprocess, order, augment, most):
-            with torch.autocast(images.device.type, torch.bfloat16) if bf16 else nullcontext():
+            with torch.autocast(images.device.type, half) if half is not None else nullcontext():
                 value = loss(model, images, wanted)
-            gradients = iter(torch.autograd.grad(value, parameters, allow_unused=True))
-            for group in groups:
-                own = list(islice(gradients, len(group)))
-                scale = None if clip is None else _scale(own, clip)
-                for parameter, gradient in zip(group, own, strict=True):
-                    parameter.grad = gradient if gradient is None or scale is None else gradient * scale
-            optimizer.step()
+            if scaled is None:
+                gradients = torch.autograd.grad(value, parameters, allow_unused=True)
+                _move(gradients, groups, clip, optimizer)
+            elif (unscaled := _unscaled(value, parameters, scaled)) is not None:
+                _move(unscaled, groups, clip, optimizer)
             losses.append(value.detach())
     return _mean(losses)
 
@@ -224,6 +233,28 @@ def _mean(losses: list[Tensor]) -> float:
     if len(losses) == 1:
         return float(losses[0])
     return float(torch.stack(losses).double().mean()) if losses else 0.0
+
+
+def _move(
+    gradients: Sequence[Tensor | None], groups: list[list[Any]], clip: float | None, optimizer: Optimizer
+) -> None:
+    """Take the optimiser's step by the gradients of its groups, one after another."""
+    left = iter(gradients)
+    for group in groups:
+        own = list(islice(left, len(group)))
+        scale = None if clip is None else _scale(own, clip)
+        for parameter, gradient in zip(group, own, strict=True):
+            parameter.grad = gradient if gradient is None or scale is None else gradient * scale
+    optimizer.step()
+
+
+def _unscaled(value: Tensor, parameters: list[Any], scaled: LossScale) -> tuple[Tensor, ...] | None:
+    """Return the gradients of a loss, computed at its scale; None if they are not finite."""
+    factor = scaled.scale.clone()
+    gradients = torch.autograd.grad(value * factor[0], parameters, allow_unused=True)
+    finite = all_finite(gradients)
+    scaled.update(finite)
+    return tuple(g if g is None else g / factor[0] for g in gradients) if finite else None
 
 
 def _scale(gradients: Sequence[Tensor | None], clip: float) -> Tensor:
@@ -255,5 +286,5 @@ def train_as(
         steps=settings.steps,
         clip=settings.clip,
         loss=loss,
-        bf16=settings.precision == "bf16",
+        half=half_of(settings),
     )

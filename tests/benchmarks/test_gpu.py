@@ -26,6 +26,9 @@ def test_rows_of_each_kind_run_on_a_cpu(tmp_path: Path) -> None:
     kinds = [
         "check",
         "steps",
+        "paths",
+        "mnist-10/g",
+        "resnet8/fp",
         "mnist-10/p",
         "mnist-10/i",
         "mnist-10/v",
@@ -37,7 +40,15 @@ def test_rows_of_each_kind_run_on_a_cpu(tmp_path: Path) -> None:
     ]
     found = _rows(tmp_path / "rows.jsonl", "--device", "cpu", "--minutes", "9", "--only", *kinds)
     assert [row["row"] for row in found if row["status"] == "failed" or row.get("good") is False] == []
-    assert {"start", "check/ray", "mnist-10/plain", "knfu/vectorised", "dsa/device"} <= {row["row"] for row in found}
+    assert {
+        "start",
+        "check/graphs",
+        "check/memory",
+        "check/ray",
+        "mnist-10/plain",
+        "knfu/vectorised",
+        "dsa/device",
+    } <= {row["row"] for row in found}
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the rows fail only without a GPU")

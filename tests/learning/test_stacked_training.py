@@ -18,9 +18,10 @@ from fedkd import Payload
 from fedkd.distillation.generators import FeatureGenerator
 from fedkd.learning.batches import Preprocess, batches, shift_mirror
 from fedkd.learning.plans import plan_of
+from fedkd.learning.stacked_graphs import StepGraphs
 from fedkd.learning.stacked_models import NotStacked, Path, why_not_folded, why_not_stacked, why_unsound
-from fedkd.learning.stacked_training import key_of, train_stacked, why_alone
-from fedkd.learning.training import LocalTraining, ModelLoss, cross_entropy, train_alone
+from fedkd.learning.stacked_training import Trained, key_of, train_stacked, why_alone
+from fedkd.learning.training import LocalTraining, ModelLoss, cross_entropy, label_loss, train_alone
 from fedkd.methods.relay import distillation_kl
 from fedkd.models.build import name_once
 from fedkd.strategies.feddyn import dynamic_loss
@@ -145,6 +146,21 @@ def test_each_methods_loss_is_the_same_in_one_step(case: str, name: str, path: P
     options = {"channels": [6], "norm": "batch"} if name == "convnet" else {"hidden": [12]}
     model = model_of(name, **options)
     assert apart(partial(clients, model, loss=loss, wanted=wanted, clip=1.0), path) < 1e-12
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "path"), [("mlp", "vmap"), ("convnet", "folded")])
+@pytest.mark.parametrize("case", LOSSES)
+def test_each_methods_loss_is_the_same_in_a_step_of_fixed_shapes(case: str, name: str, path: Path) -> None:
+    wanted, loss = LOSSES[case]
+    model = model_of(name, **({"channels": [6], "norm": "batch"} if name == "convnet" else {"hidden": [12]}))
+    starts = [{name: tensor.clone() for name, tensor in model.state_dict().items()}] * len(SIZES)
+    ordinary, fixed = (
+        train_stacked(clients(model, loss=loss, wanted=wanted, clip=1.0), starts, path, graphs)
+        for graphs in (None, StepGraphs(print))
+    )
+    for one, other in zip(ordinary, fixed, strict=True):
+        assert all(torch.allclose(t, other.weights[n], 0, 1e-12) for n, t in one.weights.items())
 
 
 def test_plans_draw_what_training_draws() -> None:
@@ -274,27 +290,75 @@ def test_losses_with_other_constants_do_not_share_a_step() -> None:
     assert key_of(replace(one, loss=_generated(0, model))) == key_of(replace(one, loss=_generated(1, model)))
 
 
-@pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("norm", ["batch", "instance"])
-def test_bfloat16_changes_a_step_by_its_rounding_alike_in_one_step(norm: str, path: Path) -> None:
-    """One step: bfloat16 has 8 bits. Weights, buffers and losses stay float32."""
+def _rounded(norm: str, path: Path, half: torch.dtype, start: dict[str, Tensor], steps: int) -> list[list[Trained]]:
+    """Return two clients' trainings: in float32, with 16 bits alone, and with 16 bits in one step."""
     model = model_of("convnet", channels=[6], norm=norm).float()
-    start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     plain = Preprocess(Pixels(), "none", torch.device("cpu"))  # type: ignore[arg-type]
 
-    def trained(bf16: bool, stacked: bool) -> list[tuple[float, dict[str, Tensor]]]:
-        made = [replace(one, bf16=bf16, preprocess=plain) for one in clients(model, sizes=(16, 12), epochs=1)]
+    def trained(half: torch.dtype | None, stacked: bool) -> list[Trained]:
+        made = clients(model, sizes=(16, 12), epochs=steps)
+        made = [replace(one, half=half, preprocess=plain) for one in made]
         if stacked:
-            return [(one.loss, one.weights) for one in train_stacked(made, [start] * 2, path)]
+            return train_stacked(made, [start] * 2, path)
         found = []
         for local in made:
             model.load_state_dict(start)
-            found.append((train_alone(local), copy.deepcopy(model.state_dict())))
+            found.append(Trained(train_alone(local), copy.deepcopy(model.state_dict())))
         return found
 
-    exact, alone, together = trained(False, False), trained(True, False), trained(True, True)
-    for (_, right), (_, one), (_, other) in zip(exact, alone, together, strict=True):
-        assert all(one[n].dtype == other[n].dtype == right[n].dtype for n in right)
+    return [trained(None, False), trained(half, False), trained(half, True)]
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("norm", ["batch", "instance"])
+@pytest.mark.parametrize(("half", "most"), [(torch.bfloat16, 0.02), (torch.float16, 0.003)])
+def test_16_bits_change_a_step_by_their_rounding_alike_in_one_step(
+    norm: str, path: Path, half: torch.dtype, most: float
+) -> None:
+    """One step: bfloat16 has 8 bits, float16 11. Weights, buffers and losses stay float32."""
+    start = {n: t.float() for n, t in model_of("convnet", channels=[6], norm=norm).state_dict().items()}
+    start = {n: t.long() if n.endswith("tracked") else t for n, t in start.items()}
+    exact, alone, together = _rounded(norm, path, half, start, 1)
+    for right, one, other in zip(exact, alone, together, strict=True):
+        assert all(one.weights[n].dtype == other.weights[n].dtype == t.dtype for n, t in right.weights.items())
         for found in (one, other):
-            worst = max(float((found[n].float() - right[n].float()).abs().max()) for n in right)
-            assert 0 < worst < 0.02
+            worst = max(float((found.weights[n].float() - t.float()).abs().max()) for n, t in right.weights.items())
+            assert 0 < worst < most
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("optimizer", [SGD, ADAMW], ids=["sgd", "adamw"])
+def test_with_float16_a_client_skips_the_steps_whose_gradients_are_not_finite(optimizer: Any, path: Path) -> None:
+    """The clients' images are of other sizes: only the one with large ones skips, until its scale has fallen."""
+    model = model_of("mlp", hidden=[12]).float()
+    plain = Preprocess(Pixels(), "none", torch.device("cpu"))  # type: ignore[arg-type]
+    start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+    def make(epochs: int) -> list[LocalTraining]:
+        made = clients(model, sizes=(40, 40), epochs=epochs, optimizer=optimizer, clip=1.0, loss=lambda k, m: ModelLoss(
+            _times, own={"times": torch.tensor([1.0, 3000.0][k])}))  # fmt: skip
+        return [replace(one, half=torch.float16, preprocess=plain) for one in made]
+
+    def recorded(work: Callable[[], None]) -> Callable[[], None]:
+        work()
+        return work
+
+    graphs = StepGraphs(print, recorded)
+    for epochs in (1, 4):
+        alone = []
+        for local in make(epochs):
+            model.load_state_dict(start)
+            alone.append(Trained(train_alone(local), copy.deepcopy(model.state_dict())))
+        for which in (None, graphs, graphs):
+            for k, (one, other) in enumerate(
+                zip(alone, train_stacked(make(epochs), [start] * 2, path, which), strict=True)
+            ):
+                assert one.loss == pytest.approx(other.loss, rel=1e-2)
+                for name, tensor in one.weights.items():
+                    assert torch.allclose(tensor, other.weights[name], atol=2e-3)
+                    skipped = k == 1 and epochs == 1
+                    assert torch.equal(tensor, start[name]) == torch.equal(other.weights[name], start[name]) == skipped
+
+
+def _times(outputs: Any, targets: Tensor, own: Any, frozen: Any) -> Tensor:
+    return label_loss(outputs, targets, own, frozen) * own["times"]

@@ -16,9 +16,10 @@ from helpers.virtual_images import NET as LGD_NET
 
 from fedkd.config import read_config
 from fedkd.errors import InputError
+from fedkd.learning.stacked_graphs import StepGraphs
 from fedkd.learning.stacked_training import train_stacked
 from fedkd.runs.run import resume, run
-from fedkd.simulations import kinds
+from fedkd.simulations import kinds, stacking
 
 VECTORISED = {"name": "vectorised", "clients_per_step": 3}
 NET = {"name": "convnet", "channels": [6], "norm": "batch"}
@@ -358,11 +359,11 @@ def test_too_little_memory_halves_the_clients_of_a_step(
 ) -> None:
     sizes: list[int] = []
 
-    def small(trainings: list[Any], starts: list[Any], path: str) -> list[Any]:
+    def small(trainings: list[Any], starts: list[Any], path: str, *more: Any) -> list[Any]:
         sizes.append(len(trainings))
         if len(trainings) > 2:
             raise torch.OutOfMemoryError("a card with room for two")
-        return train_stacked(trainings, starts, path)  # type: ignore[arg-type]
+        return train_stacked(trainings, starts, path, *more)  # type: ignore[arg-type]
 
     monkeypatch.setattr(kinds, "train_stacked", small)
     run(
@@ -387,6 +388,40 @@ def test_a_card_without_room_for_one_client_matches_class_by_class(
     for name, engine in (("inline", {"name": "inline"}), ("stacked", VECTORISED)):
         run(tiny(changes | {"engine": engine}), tmp_path / name)
     assert checkpoint_bytes(tmp_path / "inline") == checkpoint_bytes(tmp_path / "stacked")
+
+
+def test_graphs_on_a_cpu_change_nothing_and_are_named(tiny: Make, tmp_path: Path) -> None:
+    for name, more in (("without", {}), ("with", {"cuda_graphs": True})):
+        run(tiny(_changes("fedavg") | {"engine": VECTORISED | more}), tmp_path / name)
+    assert checkpoint_bytes(tmp_path / "without") == checkpoint_bytes(tmp_path / "with")
+    said = [event["event"] for line in lines(tmp_path / "with") for event in line["events"]]
+    assert said == ["engine.cuda_graphs has no effect on a CPU"]
+
+
+def test_float16_gives_what_it_gives_inline_up_to_its_rounding(tiny: Make, tmp_path: Path) -> None:
+    changes = _changes("fedavg") | {"train.precision": "fp16", "rounds": 1}
+    run(tiny(changes), tmp_path / "inline")
+    run(tiny(changes | {"engine": VECTORISED}), tmp_path / "stacked")
+    assert 0 < _apart(tmp_path / "inline", tmp_path / "stacked") < 1e-2
+    assert [line["events"] for line in lines(tmp_path / "stacked")] == [[]] * 2
+
+
+def test_compiled_steps_are_those_of_the_engine_up_to_rounding(
+    tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[StepGraphs] = []
+
+    def quick(note: Any, record: Any, backend: str) -> StepGraphs:
+        assert (record, backend) == (None, "inductor")
+        made.append(StepGraphs(note, record, "eager"))
+        return made[-1]
+
+    monkeypatch.setattr(stacking, "StepGraphs", quick)
+    run(tiny(_changes("fedavg") | {"engine": VECTORISED}), tmp_path / "without")
+    run(tiny(_changes("fedavg") | {"engine": VECTORISED | {"compile": True}}), tmp_path / "with")
+    assert len(made) == 1
+    assert made[0]._steps
+    assert _apart(tmp_path / "without", tmp_path / "with") < 1e-3
 
 
 def test_a_model_that_cannot_be_folded_is_refused_or_takes_the_other_path(tiny: Make, tmp_path: Path) -> None:
@@ -429,7 +464,10 @@ def test_a_timeout_with_several_clients_per_step_is_refused(tiny: Make, tmp_path
     ("options", "message"),
     [
         ({"clients_per_step": 0}, r"^engine.clients_per_step = 0: input should be .* 1, or input should be 'auto'\.$"),
-        ({"path": "fold"}, r"^engine.path = 'fold': input should be 'auto', 'vmap' or 'folded'\.$"),
+        (
+            {"path": "fold"},
+            r"^engine.path = 'fold': input should be 'auto', 'vmap', 'folded' or 'one', or input should be .* list\.$",
+        ),
     ],
 )
 def test_wrong_options_are_refused_in_one_line(

@@ -13,7 +13,7 @@ from helpers.learning import ADAMW, CLASSES, clients, model_of
 from torch import Tensor, nn
 
 from fedkd.distillation.virtual_images import Virtual
-from fedkd.learning.stacked_batches import compare_stacked, comparison_key, why_compared_alone
+from fedkd.learning.stacked_comparison import compare_stacked, comparison_key, why_compared_alone
 from fedkd.learning.stacked_models import NotStacked
 from fedkd.learning.training import BatchLoss, LocalTraining, train_alone
 from fedkd.strategies.fedlgd import anchored_loss
@@ -89,7 +89,7 @@ def test_a_loss_that_reads_numbers_is_refused_and_the_streams_stay() -> None:
 
 def test_bf16_and_dropout_train_alone() -> None:
     model = model_of("mlp", hidden=[12])
-    made = clients(model, loss=LOSSES["fedlgd"], bf16=True)
+    made = clients(model, loss=LOSSES["fedlgd"], half=torch.bfloat16)
     assert why_compared_alone(made[0]) == "bfloat16 with a loss that compares the images of a batch"
     model.features.append(nn.Dropout(0.1))  # type: ignore[union-attr, operator]
     assert "Dropout" in str(why_compared_alone(clients(model, loss=LOSSES["fedlgd"])[0]))
