@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable
 from typing import Any
@@ -159,7 +160,7 @@ def memory(scale: Scale) -> Result:
     from fedkd.simulations import stacking
 
     events: list[str] = []
-    config = fedavg("mnist-100", stacked(scale), scale, rounds=1)
+    config = fedavg("mnist-100", stacked(scale, path="folded"), scale, rounds=1)
     free, _ = weights_after(config)
     before = stacking.train_stacked
 
@@ -170,6 +171,7 @@ def memory(scale: Scale) -> Result:
 
     if scale.device == "cuda":
         peak, total = torch.cuda.max_memory_allocated(), torch.cuda.get_device_properties(0).total_memory
+        gc.collect()  # what the first run has left
         torch.cuda.empty_cache()
         torch.cuda.set_per_process_memory_fraction(peak / 2 / total)
     else:
