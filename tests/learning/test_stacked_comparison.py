@@ -90,6 +90,6 @@ def test_a_loss_that_reads_numbers_is_refused_and_the_streams_stay() -> None:
 def test_bf16_and_dropout_train_alone() -> None:
     model = model_of("mlp", hidden=[12])
     made = clients(model, loss=LOSSES["fedlgd"], half=torch.bfloat16)
-    assert why_compared_alone(made[0]) == "bfloat16 with a loss that compares the images of a batch"
+    assert why_compared_alone(made[0]) == "16 bits with a loss that compares the images of a batch"
     model.features.append(nn.Dropout(0.1))  # type: ignore[union-attr, operator]
     assert "Dropout" in str(why_compared_alone(clients(model, loss=LOSSES["fedlgd"])[0]))
