@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -23,6 +24,12 @@ pytest.register_assert_rewrite("helpers")
 from helpers import HOME, SETS, TINY, merged  # noqa: E402
 from helpers.runs_by_hand import Write, a_line  # noqa: E402
 from helpers.shell import Shell  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def _log_of_fedkd() -> None:
+    """Let fedkd's log be heard: Flower's databases, in a test before, turn off the logs of all other packages."""
+    logging.getLogger("fedkd").disabled = False
 
 
 @pytest.fixture(scope="session")

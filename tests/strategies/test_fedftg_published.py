@@ -102,8 +102,8 @@ def local_data(k: int = 0) -> tuple[Images, Tensor]:
 class AsTheyAre:
     device = torch.device("cpu")
 
-    def of(self, data: Images, generator: object = None) -> Tensor:
-        return torch.from_numpy(data.images)
+    def at(self, data: Images, positions: Tensor, generator: object = None) -> Tensor:
+        return torch.from_numpy(data.images)[positions]
 
 
 def train_three_steps(loss: Loss, weight_decay: float = 1e-3) -> tuple[float, float, float]:
