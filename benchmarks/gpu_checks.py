@@ -157,12 +157,12 @@ def memory(scale: Scale) -> Result:
     """
     import torch
 
-    from fedkd.simulations import stacking
+    from fedkd.simulations import kinds
 
     events: list[str] = []
     config = fedavg("mnist-100", stacked(scale, path="folded"), scale, rounds=1)
     free, _ = weights_after(config)
-    before = stacking.train_stacked
+    before = kinds.train_stacked
 
     def capped(work: Any, *more: Any) -> Any:
         if len(work) > 2:
@@ -175,7 +175,7 @@ def memory(scale: Scale) -> Result:
         torch.cuda.empty_cache()
         torch.cuda.set_per_process_memory_fraction(peak / 2 / total)
     else:
-        stacking.train_stacked = capped
+        kinds.train_stacked = capped
     weights, _ = weights_after(config, events)
     apart, halved = difference(free, weights), [text for text in events if text.startswith("out of memory")]
     return {"apart": apart, "events": events, "good": apart < 1e-2 and bool(halved)}

@@ -38,7 +38,7 @@ def test_rows_of_each_kind_run_on_a_cpu(tmp_path: Path) -> None:
         "fedlgd/v",
         "dsa/d",
     ]
-    found = _rows(tmp_path / "rows.jsonl", "--device", "cpu", "--minutes", "9", "--only", *kinds)
+    found = _rows(tmp_path / "rows.jsonl", "--device", "cpu", "--minutes", "7", "--only", *kinds)
     assert [row["row"] for row in found if row["status"] == "failed" or row.get("good") is False] == []
     assert {
         "start",
