@@ -110,7 +110,7 @@ class Plain:
         environment = Environment(config, device=device)
         self.model = environment.model(0).to(memory_format=torch.contiguous_format)  # as models are made
         data = environment.data
-        floats = environment.preprocess(data.train.images)
+        floats = environment.preprocess(data.train.inputs)
         labels = torch.from_numpy(data.train.labels).to(environment.device)
         self.parts = [(floats[data.train_parts[i]], labels[data.train_parts[i]]) for i in range(data.clients)]
         self.batch, self.rate = config.train.batch_size, config.train.optimizer.lr

@@ -137,7 +137,7 @@ def trainings(model: Any, scale: Scale, sizes: list[int], exact: bool) -> list[A
     import torch
 
     from fedkd.config import Sgd
-    from fedkd.data.images import Images, Rows
+    from fedkd.data.samples import Rows, Samples
     from fedkd.learning.training import LocalTraining
     from fedkd.streams import torch_stream
 
@@ -145,7 +145,7 @@ def trainings(model: Any, scale: Scale, sizes: list[int], exact: bool) -> list[A
     draw, sgd, made = np.random.default_rng(0), Sgd(name="sgd", lr=0.05, momentum=0.9, weight_decay=5e-4), []
     for number, size in enumerate(sizes):
         rows = Rows(whole, draw.integers(0, len(whole), size))
-        data = Images(whole[rows.positions], draw.integers(0, 10, size), rows=rows)
+        data = Samples(whole[rows.positions], draw.integers(0, 10, size), rows=rows)
         order, labels = torch_stream(0, 1, number, "order"), torch.from_numpy(data.labels)
         made.append(LocalTraining(model, data, labels, 1, 32, sgd, prepared, order))
     return made
@@ -157,7 +157,8 @@ def _set(scale: Scale, exact: bool) -> tuple[Any, Any]:
     import numpy as np
     import torch
 
-    from fedkd.data.images import Dataset, Images
+    from fedkd.data.codec import Codec
+    from fedkd.data.spec import DataSpec
     from fedkd.learning.batches import Preprocess
 
     class Exact(Preprocess):
@@ -166,15 +167,16 @@ def _set(scale: Scale, exact: bool) -> tuple[Any, Any]:
 
     side = 12 if scale.tiny else 28
     whole = np.random.default_rng(1).integers(0, 256, (5000, 1, side, side), dtype=np.uint8)
-    about = Dataset(Images(whole, np.zeros(len(whole), np.int64)), Images(whole[:0], np.zeros(0, np.int64)), ())
-    return whole, (Exact if exact else Preprocess)(about, "crop_flip", torch.device(scale.device), [whole])
+    codec = Codec(DataSpec(kind="image", shape=(1, side, side), largest=255.0), np.full(1, 0.5), np.full(1, 0.5))
+    return whole, (Exact if exact else Preprocess)(codec, "crop_flip", torch.device(scale.device), [whole])
 
 
 def built(name: str, scale: Scale, **options: Any) -> Any:
     """Return a model with weights from a stream."""
+    from fedkd.data.spec import Form
     from fedkd.models.build import build
     from fedkd.streams import default_stream, torch_stream
 
     side = 12 if scale.tiny else 28
     with default_stream(torch_stream(0, 0, "server", "model")):
-        return build(name, options, (1, side, side), 10).to(scale.device)
+        return build(name, options, Form("image", (1, side, side)), 10).to(scale.device)

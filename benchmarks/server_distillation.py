@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fedkd.data.spec import Form
 from fedkd.distillation.generators import ImageGenerator
 from fedkd.learning.losses import diversity_loss
 from fedkd.messages.arrays import Tensors, copied
@@ -90,8 +91,8 @@ def measure(who: str, model: str, teachers: int, batch: int, repeats: int) -> di
     """Return median seconds a round (scaled to I = 10), peak memory in MB over the start, and shares of the time."""
     torch.set_num_threads(1)
     with default_stream(torch_stream(0, 0, "server", "benchmark")):
-        student = build(*MODELS[model], SHAPE, CLASSES)
-        models = [copied(build(*MODELS[model], SHAPE, CLASSES).state_dict()) for _ in range(teachers)]
+        student = build(*MODELS[model], Form("image", SHAPE), CLASSES)
+        models = [copied(build(*MODELS[model], Form("image", SHAPE), CLASSES).state_dict()) for _ in range(teachers)]
         generator = ImageGenerator(100, CLASSES, SHAPE, WIDTH)
     stream = torch_stream(0, 0, "server", "draws")
     alpha = ensemble_weights(torch.randint(0, 50, (teachers, CLASSES), generator=stream)).float()

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .config import GROUPS as GROUPS
     from .config import Adam as Adam
+    from .config import AnyGroup as AnyGroup
     from .config import Architecture as Architecture
     from .config import Count as Count
     from .config import Fraction as Fraction
@@ -45,11 +46,16 @@ if TYPE_CHECKING:
     from .core.strategy import Strategy as Strategy
     from .core.wrapper import Wrapper as Wrapper
     from .data.federated_data import FederatedData as FederatedData
-    from .data.images import PIXEL_MAX as PIXEL_MAX
-    from .data.images import Dataset as Dataset
-    from .data.images import Images as Images
     from .data.partitions import Pool as Pool
     from .data.partitions import Split as Split
+    from .data.samples import PIXEL_MAX as PIXEL_MAX
+    from .data.samples import Dataset as Dataset
+    from .data.samples import Samples as Samples
+    from .data.spec import ANY_KIND as ANY_KIND
+    from .data.spec import Column as Column
+    from .data.spec import DataSpec as DataSpec
+    from .data.spec import Form as Form
+    from .data.spec import Kind as Kind
     from .distillation.distillers import DM as DM
     from .distillation.distillers import FGM as FGM
     from .distillation.distillers import IDM as IDM
@@ -57,11 +63,18 @@ if TYPE_CHECKING:
     from .distillation.generators import FeatureGenerator as FeatureGenerator
     from .distillation.generators import ImageGenerator as ImageGenerator
     from .distillation.matching import Distance as Distance
+    from .distillation.matching import matched_parameters as matched_parameters
+    from .distillation.sample_generators import as_codes as as_codes
+    from .distillation.sample_generators import generator_of as generator_of
+    from .distillation.sample_generators import takes_probabilities as takes_probabilities
+    from .distillation.siamese_kinds import groups_of as groups_of
     from .distillation.virtual_images import RealImages as RealImages
     from .distillation.virtual_images import Virtual as Virtual
     from .distillation.virtual_images import class_statistics as class_statistics
     from .distillation.virtual_images import normal_images as normal_images
+    from .distillation.virtual_images import normal_samples as normal_samples
     from .distillation.virtual_images import real_images as real_images
+    from .distillation.virtual_kinds import statistics_width as statistics_width
     from .errors import InputError as InputError
     from .errors import RunError as RunError
     from .learning.batches import Preprocess as Preprocess
@@ -137,9 +150,12 @@ if TYPE_CHECKING:
     from .methods.self_supervised import move_towards as move_towards
     from .methods.self_supervised import whole_batches as whole_batches
     from .methods.teachers import Teachers as Teachers
+    from .methods.virtual_images import NO_GRADIENT as NO_GRADIENT
+    from .methods.virtual_images import VIRTUAL_KINDS as VIRTUAL_KINDS
     from .methods.virtual_images import VirtualImages as VirtualImages
     from .methods.virtual_images import VirtualImagesClient as VirtualImagesClient
     from .methods.virtual_images import show_by_class as show_by_class
+    from .models.tables import one_hot as one_hot
     from .models.zoo import Classifier as Classifier
     from .models.zoo import Shape as Shape
     from .runs.trackers import Tracker as Tracker
@@ -165,7 +181,18 @@ _HOMES = {
     "ContrastiveLoss": "learning.contrast",
     "Count": "config",
     "DM": "distillation.distillers",
-    "Dataset": "data.images",
+    "ANY_KIND": "data.spec",
+    "AnyGroup": "config",
+    "as_codes": "distillation.sample_generators",
+    "generator_of": "distillation.sample_generators",
+    "groups_of": "distillation.siamese_kinds",
+    "takes_probabilities": "distillation.sample_generators",
+    "Column": "data.spec",
+    "DataSpec": "data.spec",
+    "Form": "data.spec",
+    "Kind": "data.spec",
+    "Samples": "data.samples",
+    "Dataset": "data.samples",
     "Distance": "distillation.matching",
     "Distiller": "distillation.distillers",
     "ENCODER": "learning.contrast",
@@ -182,7 +209,6 @@ _HOMES = {
     "IDM": "distillation.distillers",
     "IMAGES": "messages.payload",
     "ImageGenerator": "distillation.generators",
-    "Images": "data.images",
     "InputError": "errors",
     "Kept": "learning.contrast",
     "LabelLogits": "methods.label_logits",
@@ -193,8 +219,9 @@ _HOMES = {
     "Own": "learning.training",
     "Metric": "learning.losses",
     "NamedTable": "config",
+    "NO_GRADIENT": "methods.virtual_images",
     "NotNegative": "config",
-    "PIXEL_MAX": "data.images",
+    "PIXEL_MAX": "data.samples",
     "Payload": "messages.payload",
     "Pool": "data.partitions",
     "Positive": "config",
@@ -221,6 +248,7 @@ _HOMES = {
     "TrainConfig": "config",
     "UNWEIGHTED": "messages.payload",
     "View": "learning.views",
+    "VIRTUAL_KINDS": "methods.virtual_images",
     "Virtual": "distillation.virtual_images",
     "VirtualImages": "methods.virtual_images",
     "VirtualImagesClient": "methods.virtual_images",
@@ -245,18 +273,22 @@ _HOMES = {
     "linear_probe": "learning.probes",
     "log_weights": "methods.knowledge_fusion",
     "make_optimizer": "learning.optimizers",
+    "matched_parameters": "distillation.matching",
     "mean_angle": "learning.probes",
     "mean_images": "methods.image_shares",
     "mean_over_nodes": "methods.class_means",
     "move_towards": "methods.self_supervised",
     "nearest_neighbours": "learning.probes",
     "normal_images": "distillation.virtual_images",
+    "normal_samples": "distillation.virtual_images",
     "normalised": "learning.losses",
     "nt_xent": "learning.losses",
     "numpy_stream": "streams",
     "on_cpu": "messages.arrays",
+    "one_hot": "models.tables",
     "parts_of": "messages.arrays",
     "split_off": "messages.arrays",
+    "statistics_width": "distillation.virtual_kinds",
     "predict": "learning.evaluation",
     "real_images": "distillation.virtual_images",
     "share_numbers": "methods.image_shares",

@@ -114,8 +114,8 @@ class App:
                 self.refuse_foreign_in(value, full)
 
 
-# what any config may name: their objects check what they are given. torchvision is a set of models, not a module here
-_INSTALLED = ("fedkd.strategies", "flwr.serverapp.strategy", "torchvision")
+# what any config may name: their objects check what they are given. The last three are sets of models, not modules here
+_INSTALLED = ("fedkd.strategies", "flwr.serverapp.strategy", "torchvision", "timm", "transformers")
 _app: App | None = None
 
 
@@ -150,8 +150,8 @@ def only_of(app: App) -> Iterator[None]:
 _PREFIX = "fedkd_file_"
 
 
-def _file(path: Path) -> Path:
-    """Return the absolute path of a plug-in file."""
+def file_of(path: Path) -> Path:
+    """Return the absolute path of a plug-in file, or of another file that an app has."""
     path = path.expanduser()
     return next((f / path for f in _plugin_folders if (f / path).is_file()), path).resolve()
 
@@ -164,7 +164,7 @@ def _module_name(path: Path) -> str:
 def _load_file(path: Path, key: str) -> ModuleType:
     said = on_one_line(str(path), 200)
     try:
-        path = _file(path)
+        path = file_of(path)
         there = path.is_file()
     except (OSError, ValueError, RuntimeError) as error:  # such as a name that is too long, or no home folder
         raise InputError(f"{key} = {said!r} cannot be read: {described(error)}.") from error
@@ -234,7 +234,7 @@ def digests_of_files(table: Any, known: Iterable[str] = ()) -> dict[str, str]:
         for file in imported_below(path.parent) if where.endswith(".py") else ():
             digests[str(Path(where).parent / file.relative_to(path.parent))] = _digest(file)
     for name in known:
-        if name not in digests and (path := _file(Path(name))).is_file():
+        if name not in digests and (path := file_of(Path(name))).is_file():
             digests[name] = _digest(path)
     return digests
 
@@ -248,7 +248,7 @@ def loaded_file(text: str) -> tuple[str, Path] | None:
     if not sign or not attribute.isidentifier():
         return None
     try:
-        module = sys.modules.get(_module_name(_file(Path(where))) if where.endswith(".py") else where)
+        module = sys.modules.get(_module_name(file_of(Path(where))) if where.endswith(".py") else where)
     except (OSError, ValueError, RuntimeError):
         return None
     if module is None or module.__name__.split(".")[0] in ("fedkd", "flwr"):  # their versions are compared
@@ -314,7 +314,7 @@ def options(
             f"{key}: {getattr(function, '__name__', function)} needs {what}, which a config cannot give; write a "
             "file with a class that sets them."
         ) from error
-    if lost := [name for name, value in table.items() if value == HIDDEN]:
+    if lost := [name for name, value in table.items() if isinstance(value, str) and value == HIDDEN]:
         raise InputError(f"{key}.{lost[0]}: this secret is not in the copy of the config; write it into it again.")
     try:
         checked = model.model_validate(dict(table))

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from fedkd.core.environment import Environment
-from fedkd.data.images import Images
+from fedkd.data.samples import Samples
 from fedkd.errors import InputError
 from fedkd.learning.stacked_models import NotStacked, Path, why_not_folded, why_not_stacked, why_unsound
 from fedkd.learning.stacked_training import train_stacked
@@ -51,15 +51,15 @@ def paths_of_step(
 def times_of(environment: Environment, number: int, clients: int, seconds: Seconds) -> dict[Way, float]:
     """Return the seconds of a short training of this number of clients of an architecture, for each sound path.
 
-    On random images, with cross-entropy and the optimiser of the config. No stream of the run draws for it.
+    On random samples, with cross-entropy and the optimiser of the config. No stream of the run draws for it.
     """
-    model, shape = environment.model(number), environment.data.image_shape
+    model, form = environment.model(number), environment.data.form
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     made = [_training(environment, model, client) for client in range(clients)]
     found: dict[Way, float] = {}
     for path in _PATHS:
         reason = why_not_folded(model) if path == "folded" else None
-        if reason or why_not_stacked(model) or why_unsound(model, shape, path):
+        if reason or why_not_stacked(model) or why_unsound(model, form, path):
             continue
         try:
             found[path] = seconds(lambda path=path: train_stacked(made, [state] * clients, path))  # type: ignore[misc]
@@ -74,11 +74,11 @@ def times_of(environment: Environment, number: int, clients: int, seconds: Secon
 def _training(environment: Environment, model: nn.Module, client: int) -> LocalTraining:
     settings, draw = environment.config.train, np.random.default_rng(client)
     count = _STEPS * settings.batch_size
-    images = draw.integers(0, 256, (count, *environment.data.image_shape), dtype=np.uint8)
     labels = draw.integers(0, len(environment.data.classes), count)
+    inputs = environment.data.form.drawn(count, torch.Generator().manual_seed(client)).numpy()
     return LocalTraining(
         model,
-        Images(images, labels),
+        Samples(inputs, labels, encoded=True),
         torch.from_numpy(labels),
         epochs=1,
         batch_size=settings.batch_size,

@@ -144,16 +144,16 @@ class Stacker:
         return self._ways[id(model)]
 
     def _found_way(self, model: nn.Module, wanted: str) -> _Way:
-        shape = self._environment.data.image_shape
+        form = self._environment.data.form
         if wanted == "one":
             return _Way(model, "vmap", "engine.path = 'one'")
         if wanted != "vmap":
-            reason = why_not_folded(model) or why_unsound(model, shape, "folded")
+            reason = why_not_folded(model) or why_unsound(model, form, "folded")
             if reason is None:
                 return _Way(model, "folded", None)
             if wanted == "folded":
                 raise InputError(f"engine.path = 'folded': the model cannot be folded: {reason}; set 'vmap' or 'auto'.")
-        return _Way(model, "vmap", why_not_stacked(model) or why_unsound(model, shape, "vmap"))
+        return _Way(model, "vmap", why_not_stacked(model) or why_unsound(model, form, "vmap"))
 
 
 class _Way(NamedTuple):
@@ -195,7 +195,7 @@ def clients_of_step(environment: Environment, wanted: ClientsPerStep, share: flo
     if environment.device.type == "cpu":
         most = min(most, _MOST_ON_CPU)
     largest = max(
-        bytes_of_client(environment.model(number), environment.config.train, environment.data.image_shape)
+        bytes_of_client(environment.model(number), environment.config.train, environment.data.form)
         for number in range(len(environment.config.model.architectures))
     )
     free = _SHARE * share * free_bytes(environment.device) - environment.preprocess.kept_bytes()

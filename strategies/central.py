@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedkd import Client, Round, Strategy, copied, train_as
+from fedkd import ANY_KIND, Client, Kind, Round, Strategy, copied, train_as
 
 
 @dataclass(kw_only=True)
@@ -16,6 +16,7 @@ class Central(Strategy):
     effect: each round uses all images. With `[train] steps`, a round has as many batches as all nodes together.
     """
 
+    kinds: ClassVar[frozenset[Kind]] = ANY_KIND
     client: ClassVar[type[Client]] = Client
     equal_models: ClassVar[bool] = True
     global_model: ClassVar[bool] = True

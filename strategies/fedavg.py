@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from fedkd import (
+    ANY_KIND,
     Client,
     GlobalModelClient,
+    Kind,
     Payload,
     Round,
     Strategy,
@@ -28,6 +30,7 @@ class FedAvg(Strategy):
     batch norm) are averaged like weights.
     """
 
+    kinds: ClassVar[frozenset[Kind]] = ANY_KIND
     client: ClassVar[type[Client]] = GlobalModelClient
     equal_models: ClassVar[bool] = True
     global_model: ClassVar[bool] = True

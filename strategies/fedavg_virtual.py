@@ -5,16 +5,22 @@ The baselines of FedLGD (Huang et al., TMLR, arXiv:2303.02278).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from fedkd import (
     IMAGES,
+    NO_GRADIENT,
+    VIRTUAL_KINDS,
     Client,
     Environment,
     Expected,
     InputError,
+    Kind,
     NamedTable,
     Round,
+    SelfSupervised,
     VirtualImages,
     VirtualImagesClient,
     Wrapper,
@@ -30,6 +36,8 @@ class FedAvgVirtual(VirtualImages, Wrapper):
     before it trains.
     """
 
+    kinds: ClassVar[frozenset[Kind]] = VIRTUAL_KINDS
+    why_not: ClassVar[Mapping[Kind, str]] = NO_GRADIENT
     base: NamedTable = field(default_factory=lambda: NamedTable(name="fedavg"))
 
     def client_class(self) -> type[Client]:
@@ -40,6 +48,10 @@ class FedAvgVirtual(VirtualImages, Wrapper):
         """Also raise InputError for a base with its own virtual images, and for `data.augment`."""
         if isinstance(self.layers()[-1], VirtualImages):
             raise InputError(f"strategy.base.name = {self.base.name!r}: it makes its own virtual images; run it alone.")
+        if isinstance(self.layers()[-1], SelfSupervised) and environment.data.spec.kind != "image":
+            raise InputError(
+                f"strategy.base.name = {self.base.name!r}: its views are of raw samples; virtual ones are encoded."
+            )
         super().check(environment)
         self.check_images(environment)
 

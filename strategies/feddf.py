@@ -15,12 +15,14 @@ import torch
 from torch import Tensor
 
 from fedkd import (
+    ANY_KIND,
     Architecture,
     Client,
     Count,
     Environment,
     GlobalModelClient,
     InputError,
+    Kind,
     Payload,
     Positive,
     Round,
@@ -67,6 +69,7 @@ class FedDF(Strategy):
     `global/accuracy` is the mean over the fused models.
     """
 
+    kinds: ClassVar[frozenset[Kind]] = ANY_KIND
     client: ClassVar[type[Client]] = GlobalModelClient
     listed_models: ClassVar[bool] = True
     teacher: Teacher = "avg_logits"
@@ -157,7 +160,7 @@ class FedDF(Strategy):
         step = 0
         for chosen in _endless_batches(len(targets), self.distil_batch_size, order):
             model.train()
-            images = environment.preprocess(public.images[chosen.numpy()])
+            images = environment.preprocess(public.inputs[chosen.numpy()])
             optimizer.zero_grad()
             logits = model(images)
             kl_from_probabilities(logits, targets[chosen].to(logits.device), self.temperature).backward()

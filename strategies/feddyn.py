@@ -15,11 +15,13 @@ import torch
 from torch import Tensor
 
 from fedkd import (
+    ANY_KIND,
     ANY_NUMBER,
     UNWEIGHTED,
     Client,
     Environment,
     InputError,
+    Kind,
     ModelLoss,
     Own,
     Payload,
@@ -91,6 +93,7 @@ class FedDyn(Strategy):
     images before round 1.
     """
 
+    kinds: ClassVar[frozenset[Kind]] = ANY_KIND
     client: ClassVar[type[Client]] = FedDynClient
     equal_models: ClassVar[bool] = True
     global_model: ClassVar[bool] = True

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -17,14 +17,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedkd import (
+    ANY_KIND,
     Architecture,
     ArraySpec,
     Client,
     Count,
     Environment,
     Expected,
-    ImageGenerator,
     InputError,
+    Kind,
     Metric,
     NamedTable,
     NotNegative,
@@ -35,10 +36,13 @@ from fedkd import (
     Teachers,
     Tensors,
     Wrapper,
+    as_codes,
     copied,
     default_stream,
     diversity_loss,
+    generator_of,
     numpy_stream,
+    takes_probabilities,
     torch_stream,
 )
 
@@ -142,6 +146,7 @@ class FedFTG(Wrapper):
     gets each node's model and label counts, so secure aggregation is not possible.
     """
 
+    kinds: ClassVar[frozenset[Kind]] = ANY_KIND - {"tokens"}
     base: NamedTable = field(default_factory=lambda: NamedTable(name="fedavg"))
     iterations: Count = 10
     generator_passes: Count = 1
@@ -175,6 +180,11 @@ class FedFTG(Wrapper):
             raise InputError(
                 f"strategy.base.name = {self.base.name!r}: fedftg refines the merged model of the clients, so its base "
                 'must not be a wrapper; swap the two: name = "weight_ema", base = { name = "fedftg" }.'
+            )
+        if not takes_probabilities(environment.model(0), environment.data.form):
+            raise InputError(
+                f"model.name = {environment.config.model.name!r}: the generator of fedftg makes rows with categories "
+                "as probabilities, which this model cannot take; set table_mlp."
             )
 
     def prepare(self, federation: Round) -> None:
@@ -312,7 +322,7 @@ class FedFTG(Wrapper):
 
     def _new_generator(self, federation: Round) -> nn.Module:
         data = federation.environment.data
-        generator = ImageGenerator(self.noise, len(data.classes), data.image_shape, self.generator_width)
+        generator = generator_of(data.form, self.noise, len(data.classes), self.generator_width)
         return generator.to(federation.environment.device)
 
     def _label_counts(self, federation: Round, nodes: list[int]) -> tuple[list[int], Tensor]:
@@ -346,7 +356,8 @@ class FedFTG(Wrapper):
         order = torch_stream(federation.config.seed, 0, "server", "shown-noise")
         noise = torch.randn(len(labels), self.noise, generator=order)
         device = environment.device
-        return environment.preprocess.pixels(generator.eval()(noise.to(device), labels.to(device)))
+        made = generator.eval()(noise.to(device), labels.to(device))
+        return environment.preprocess.pixels(as_codes(made, environment.data.form))
 
 
 def _step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedkd import (
+    ANY_KIND,
     IMAGES,
     LOSS,
     ArraySpec,
@@ -27,6 +28,7 @@ from fedkd import (
     FeatureGenerator,
     GlobalModelClient,
     InputError,
+    Kind,
     Loss,
     ModelLoss,
     NotNegative,
@@ -148,6 +150,7 @@ class FedGen(Strategy):
     (their code: in 20).
     """
 
+    kinds: ClassVar[frozenset[Kind]] = ANY_KIND
     client: ClassVar[type[Client]] = FedGenClient
     equal_models: ClassVar[bool] = True
     global_model: ClassVar[bool] = True

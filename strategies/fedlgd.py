@@ -7,7 +7,7 @@ arXiv:2303.02278; its pipeline figure, the text of an earlier version, and the a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import ClassVar, Literal, cast
@@ -20,7 +20,9 @@ from torch.nn import functional as F
 from fedkd import (
     FGM,
     IDM,
+    NO_GRADIENT,
     UNWEIGHTED,
+    VIRTUAL_KINDS,
     ArraySpec,
     BatchLoss,
     Client,
@@ -29,7 +31,7 @@ from fedkd import (
     Environment,
     Expected,
     GlobalModelClient,
-    Images,
+    Kind,
     Loss,
     NotNegative,
     Own,
@@ -37,17 +39,22 @@ from fedkd import (
     Positive,
     Round,
     RunError,
+    Samples,
     Strategy,
     Tensors,
     Virtual,
     VirtualImages,
     VirtualImagesClient,
     Whole,
+    as_codes,
     ask_cached,
     cross_entropy,
     expected_model,
-    normal_images,
+    groups_of,
+    matched_parameters,
+    normal_samples,
     show_by_class,
+    statistics_width,
     supervised_contrast,
 )
 
@@ -73,7 +80,7 @@ class FedLGDClient(VirtualImagesClient, GlobalModelClient):
         kept = self.recall(_ANCHORS)
         if kept is None:
             raise ValueError("this node has no global virtual images")
-        anchors = Virtual.of(kept, self.environment.device)
+        anchors = Virtual.of(kept, self.environment.device, self.environment.data.form)
         if request.numbers["refine"]:
             self.refine(method)
             self.load_model(request.weights)  # restores the statistics of batch norm
@@ -89,7 +96,10 @@ class FedLGDClient(VirtualImagesClient, GlobalModelClient):
     def refine(self, method: FedLGD) -> None:
         """Take `local_steps` steps of IDM under the received model, and store the images."""
         distiller = IDM(
-            lr=method.pixel_lr, momentum=method.pixel_momentum, real_batch=method.real_batch, augment=method.augment
+            lr=method.pixel_lr,
+            momentum=method.pixel_momentum,
+            real_batch=method.real_batch,
+            augment=groups_of(self.environment.data.form.kind, method.augment),
         )
         self.virtual.rest()
         self.match(self.model, distiller, "refine", range(method.local_steps))
@@ -97,9 +107,9 @@ class FedLGDClient(VirtualImagesClient, GlobalModelClient):
         self.keep_virtual()
 
 
-def _union(first: Images, second: Images) -> Images:
+def _union(first: Samples, second: Samples) -> Samples:
     images, labels = (np.concatenate(pair) for pair in zip(first[:2], second[:2], strict=True))
-    return Images(images, labels, normalised=True)
+    return Samples(images, labels, encoded=True)
 
 
 def anchored_loss(anchors: Virtual, lambda_con: float, temperature: float, regulariser: Regulariser) -> BatchLoss:
@@ -109,7 +119,7 @@ def anchored_loss(anchors: Virtual, lambda_con: float, temperature: float, regul
     features, without labels (Huang et al.; the text sums over the anchors only).
     """
     of_batch = partial(_anchored, lambda_con=lambda_con, temperature=temperature, regulariser=regulariser)
-    return BatchLoss(of_batch, {"images": anchors.images, "labels": anchors.labels})
+    return BatchLoss(of_batch, {"images": anchors.inputs(), "labels": anchors.labels})
 
 
 def _anchored(
@@ -167,8 +177,13 @@ class FedLGD(VirtualImages, Strategy):
     all images), empty classes are skipped, a client that is sampled late starts from the newest weights (the code: from
     its own last ones), seeds come from streams (the code: from the clock), networks are in eval mode for FGM. With
     batch norm the statistics of batches and anchors mix; the paper uses instance norm.
+
+    Rows, series and arrays too (no published form): class statistics of each column, channel or value; FGM leaves out
+    the embeddings of categories.
     """
 
+    kinds: ClassVar[frozenset[Kind]] = VIRTUAL_KINDS
+    why_not: ClassVar[Mapping[Kind, str]] = NO_GRADIENT
     client: ClassVar[type[Client]] = FedLGDClient
     equal_models: ClassVar[bool] = True
     global_model: ClassVar[bool] = True
@@ -186,7 +201,7 @@ class FedLGD(VirtualImages, Strategy):
     cached: set[int] = field(default_factory=set, init=False)  # nodes that have the newest ones
 
     def check(self, environment: Environment) -> None:
-        """Raise InputError for `data.augment`, which virtual images do not use."""
+        """Raise InputError for what virtual images cannot use."""
         self.check_images(environment)
 
     def prepare_nodes(self, federation: Round) -> None:
@@ -195,9 +210,9 @@ class FedLGD(VirtualImages, Strategy):
         They start from the class statistics of these nodes. The global images of all other classes stay.
         """
         data = federation.environment.data
-        classes, (channels, height, width) = len(data.classes), data.image_shape
-        table = ArraySpec((classes, channels))
-        positive = ArraySpec((classes, channels), between=(0, math.inf))
+        classes, columns = len(data.classes), statistics_width(data.form)
+        table = ArraySpec((classes, columns))
+        positive = ArraySpec((classes, columns), between=(0, math.inf))
         specs = {"means": table, "deviations": positive, "held": ArraySpec((classes,), torch.bool)}
         nodes, statistics = [], []
         for node, reply in federation.ask("begin", expect=Expected(statistics=specs)):
@@ -208,9 +223,8 @@ class FedLGD(VirtualImages, Strategy):
         if self.anchors:
             held[self.anchors["labels"].unique()] = False
         if bool(held.any()):
-            images, labels = normal_images(
-                mean, deviation, held, self.server_ipc, (height, width), federation.stream("first-images")
-            )
+            stream = federation.stream("first-images")
+            images, labels = normal_samples(mean, deviation, held, self.server_ipc, data.form, stream)
             self._add_anchors(images, labels)
         self.distil(federation, nodes)
 
@@ -254,10 +268,9 @@ class FedLGD(VirtualImages, Strategy):
         lr = federation.config.train.in_round(federation.number).optimizer.lr
         target = [
             ((before[name] - self.weights[name]) / lr).to(environment.device)
-            for name, parameter in network.named_parameters()
-            if parameter.requires_grad
+            for name in matched_parameters(network, environment.data.form)
         ]
-        virtual = Virtual.of(self.anchors, environment.device)
+        virtual = Virtual.of(self.anchors, environment.device, environment.data.form)
         distiller = FGM(lr=self.pixel_lr, momentum=self.pixel_momentum, distance=self.distance)
         stream = federation.stream("global-distillation")
         losses = [
@@ -275,8 +288,9 @@ class FedLGD(VirtualImages, Strategy):
             federation.log("gradient_distance", [losses[0], losses[-1]])
 
     def _show(self, federation: Round) -> None:
-        images = self.anchors["images"].to(federation.environment.device)
-        pixels = federation.environment.preprocess.pixels(images)
+        environment = federation.environment
+        images = as_codes(self.anchors["images"].to(environment.device), environment.data.form)
+        pixels = environment.preprocess.pixels(images)
         show_by_class(federation, "global-virtual", pixels, self.anchors["labels"].numpy())
 
 
@@ -284,8 +298,8 @@ def average_statistics(means: Tensor, deviations: Tensor, held: Tensor) -> tuple
     """Return the class means and deviations, each the plain mean over the clients that have the class, and a mask of
     the classes that any client has.
 
-    `means`, `deviations`: N x classes x channels; `held`: N x classes, the classes that each client has. Deviations are
-    averaged, not pooled, as in the authors' code.
+    `means`, `deviations`: N x classes x `statistics_width`; `held`: N x classes, the classes that each client has.
+    Deviations are averaged, not pooled, as in the authors' code.
     """
     shares = held.float() / held.sum(0).clamp(min=1)
     averaged = (torch.einsum("nk,nkc->kc", shares, table) for table in (means, deviations))

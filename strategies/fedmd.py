@@ -19,7 +19,6 @@ from fedkd import (
     Client,
     Count,
     Expected,
-    Images,
     Loss,
     ModelLoss,
     Outputs,
@@ -29,6 +28,7 @@ from fedkd import (
     Pretraining,
     PublicSetClient,
     Round,
+    Samples,
     Whole,
     kl_divergence,
 )
@@ -59,7 +59,7 @@ class FedMDClient(PublicSetClient):
         self.keep_model()
         return Payload()
 
-    def knowledge(self, images: Images) -> Tensor:
+    def knowledge(self, images: Samples) -> Tensor:
         """Return the knowledge that this node sends: its logits."""
         return self.predict(images)
 

@@ -13,6 +13,7 @@ from typing import ClassVar, cast
 import torch
 
 from fedkd import (
+    ANY_KIND,
     IMAGES,
     LOSS,
     Client,
@@ -20,6 +21,7 @@ from fedkd import (
     Expected,
     GlobalModelClient,
     InputError,
+    Kind,
     Payload,
     Round,
     Sgd,
@@ -58,6 +60,7 @@ class FedNova(Strategy):
     With equal a_k it is FedAvg. Buffers (the statistics of batch norm) are averaged by p_k.
     """
 
+    kinds: ClassVar[frozenset[Kind]] = ANY_KIND
     client: ClassVar[type[Client]] = FedNovaClient
     equal_models: ClassVar[bool] = True
     global_model: ClassVar[bool] = True

@@ -16,18 +16,20 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fedkd import (
+    ANY_KIND,
     Classifier,
     ClassMeans,
     Client,
     Environment,
-    Images,
     InputError,
+    Kind,
     ModelLoss,
     NotNegative,
     Outputs,
     Own,
     Payload,
     Round,
+    Samples,
     Strategy,
     expected_means,
     mean_over_nodes,
@@ -63,7 +65,7 @@ class FedProtoClient(Client):
                 self.report(f"{scope}/accuracy", self.score(images)["accuracy"])
         return Payload()
 
-    def _accuracy(self, images: Images, prototypes: Tensor, present: Tensor) -> float:
+    def _accuracy(self, images: Samples, prototypes: Tensor, present: Tensor) -> float:
         found = nearest_prototype(self.features(images), prototypes, present)
         return float((found == torch.from_numpy(images.labels)).double().mean())
 
@@ -114,6 +116,7 @@ class FedProto(Strategy):
     and `personal_after_fit/accuracy` the classifier. Classes without a prototype are never predicted.
     """
 
+    kinds: ClassVar[frozenset[Kind]] = ANY_KIND
     client: ClassVar[type[Client]] = FedProtoClient
     prototype_weight: NotNegative = 1.0
     weighting: Literal["examples", "uniform"] = "examples"
@@ -136,7 +139,7 @@ class FedProto(Strategy):
     def _width(environment: Environment, architecture: int) -> int:
         model = cast(Classifier, environment.model(architecture).eval())
         with torch.no_grad():
-            image = torch.zeros(1, *environment.data.image_shape, device=environment.device)
+            image = environment.data.form.example(1).to(environment.device)
             return int(model.features(image).shape[1])
 
     def run_round(self, federation: Round) -> None:

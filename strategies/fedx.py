@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedkd import (
+    ANY_KIND,
     ENCODER,
     Architecture,
     Batch,
@@ -28,6 +29,7 @@ from fedkd import (
     Environment,
     InputError,
     Kept,
+    Kind,
     NamedTable,
     NotNegative,
     Positive,
@@ -56,7 +58,7 @@ class FedXClient(SelfSupervisedClient):
         """Yield the base's batches, each with `random`: a view of each image of an unrelated batch."""
         unrelated = whole_batches(len(self.data.labels), self.settings.batch_size, self.stream("unrelated"))
         for batch in super().batches():
-            yield {**batch, "random": self.view(self.data.images[next(unrelated)])}
+            yield {**batch, "random": self.view(self.data.inputs[next(unrelated)])}
 
     def loss(self) -> ContrastiveLoss:
         """Return L_base + NTX(Q1, G2) + REL(P1, P2; Pr) + REL(Q1, Q2; Gr), each with its weight."""
@@ -137,6 +139,7 @@ class FedX(Wrapper):
     The unrelated images are another batch of the same node. Each of the three parts has the base's batch size.
     """
 
+    kinds: ClassVar[frozenset[Kind]] = ANY_KIND - {"array"}
     classifies: ClassVar[bool] = False
     base: NamedTable = field(default_factory=lambda: NamedTable(name="simclr"))
     global_contrastive: NotNegative = 1.0

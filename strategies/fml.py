@@ -15,10 +15,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedkd import (
+    ANY_KIND,
     UNWEIGHTED,
     Architecture,
     Client,
     Environment,
+    Kind,
     NamedTable,
     Payload,
     Round,
@@ -90,6 +92,7 @@ class FML(Strategy):
     first of `model`. Memes are averaged without weights, as in the paper. `global/accuracy` is that of the meme.
     """
 
+    kinds: ClassVar[frozenset[Kind]] = ANY_KIND
     client: ClassVar[type[Client]] = FMLClient
     alpha: Annotated[float, Field(ge=0, le=1)] = 0.5
     beta: Annotated[float, Field(ge=0, le=1)] = 0.5

@@ -18,7 +18,6 @@ from fedkd import (
     Client,
     Count,
     Expected,
-    Images,
     Loss,
     ModelLoss,
     NotNegative,
@@ -28,6 +27,7 @@ from fedkd import (
     Positive,
     Pretraining,
     Round,
+    Samples,
     fuse,
     kl_from_probabilities,
     log_weights,
@@ -41,7 +41,7 @@ Reduction = Literal["mean", "batchmean"]
 class KTpFLClient(FedMDClient):
     """The client half of FedMD, but with soft labels at a temperature."""
 
-    def knowledge(self, images: Images) -> Tensor:
+    def knowledge(self, images: Samples) -> Tensor:
         """Return softmax(z / T)."""
         return self.soft_labels(images, cast(KTpFL, self.strategy).temperature)
 

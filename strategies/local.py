@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedkd import LOSS, Client, Expected, Payload, Round, Strategy
+from fedkd import ANY_KIND, LOSS, Client, Expected, Kind, Payload, Round, Strategy
 
 
 class LocalClient(Client):
@@ -22,6 +22,7 @@ class LocalClient(Client):
 class Local(Strategy):
     """No exchange: the nodes of the cohort train their personal models. Models may differ."""
 
+    kinds: ClassVar[frozenset[Kind]] = ANY_KIND
     client: ClassVar[type[Client]] = LocalClient
 
     def run_round(self, federation: Round) -> None:

@@ -52,7 +52,7 @@ class ProtoCLClient(MoCoClient):
 
     def _clusterings(self) -> list[Clusters]:
         """Cluster the key encoder's projections, once for each number of clusters."""
-        method, images, keys = cast(ProtoCL, self.method), self.data.images, self.networks[KEYS]
+        method, images, keys = cast(ProtoCL, self.method), self.data.inputs, self.networks[KEYS]
         keys.eval()
         with torch.no_grad():
             parts = [

@@ -14,12 +14,14 @@ import torch
 from torch import Tensor
 
 from fedkd import (
+    ANY_KIND,
     ANY_NUMBER,
     UNWEIGHTED,
     Client,
     Environment,
     Expected,
     InputError,
+    Kind,
     ModelLoss,
     Own,
     Payload,
@@ -89,6 +91,7 @@ class Scaffold(Strategy):
     was sent, and the learning rate does not decay.
     """
 
+    kinds: ClassVar[frozenset[Kind]] = ANY_KIND
     client: ClassVar[type[Client]] = ScaffoldClient
     equal_models: ClassVar[bool] = True
     global_model: ClassVar[bool] = True

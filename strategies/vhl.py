@@ -7,7 +7,7 @@ Learning, ICML 2022, arXiv:2206.02465; and the authors' code, whose settings are
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, cast
 
@@ -16,24 +16,30 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedkd import (
+    ANY_KIND,
     PIXEL_MAX,
     Client,
     Count,
     Environment,
+    Form,
     GlobalModelClient,
-    Images,
     InputError,
+    Kind,
     Loss,
     NotNegative,
     Payload,
     Positive,
     Preprocess,
     Round,
+    Samples,
     Tensors,
+    as_codes,
     ask_cached,
     copied,
     default_stream,
     expected_model,
+    generator_of,
+    one_hot,
     split_off,
     supervised_contrast,
     under,
@@ -44,6 +50,7 @@ from .fedavg import FedAvg
 _NOISE = "noise"  # the name of the shared images in a node's state
 _HEAD = "noise_classifier"
 _SHOWN = 20
+_SERIES_WIDTH = 64  # of the generator of series, as in FedFTG
 
 
 class VHLClient(GlobalModelClient):
@@ -63,7 +70,10 @@ class VHLClient(GlobalModelClient):
         if method.labels == "extra":
             head = method.new_head(self.model).to(self.environment.device)
             head.load_state_dict(kept_head)
-        noise = Images(kept["images"].numpy(), kept["labels"].numpy())
+        form, images = self.environment.data.form, kept["images"]
+        if form.kind == "table" and self.data.encoded:  # virtual rows have categories as probabilities
+            images = one_hot(images, form)
+        noise = Samples(images.numpy(), kept["labels"].numpy(), encoded=form.kind != "image")
         loss = virtual_homogeneity_loss(noise, self.environment.preprocess, head, self.stream("noise-batches"), method)
         value = self.train(self.data, self.labels, purpose="local-training", loss=loss, beside=head)
         self.measure("personal_after_fit")
@@ -72,7 +82,7 @@ class VHLClient(GlobalModelClient):
 
 
 def virtual_homogeneity_loss(
-    noise: Images, preprocess: Preprocess, head: nn.Module | None, stream: torch.Generator, method: VHL
+    noise: Samples, preprocess: Preprocess, head: nn.Module | None, stream: torch.Generator, method: VHL
 ) -> Loss:
     """Return CE(x, y) + alpha CE(n, y_n) + align L_con(x and n, n's features detached) + noise_align L_con(n).
 
@@ -112,8 +122,13 @@ class VHL(FedAvg):
     are not part of the measured model (in the code they are, and a real image may be classified as noise); "shared",
     the code's "patch": noise has the classes of real images. Deviations: the code's noise inputs of the generator have
     weight 0 and are left out; images have a power of two as their side and are resized; no JPEG compression.
+
+    Rows, series and arrays (no published form): from FedFTG's generator of the kind, untrained, with the same z; then
+    `standardised`; categories are the likeliest ones. They are sent encoded, as float32.
     """
 
+    kinds: ClassVar[frozenset[Kind]] = ANY_KIND - {"tokens"}
+    why_not: ClassVar[Mapping[Kind, str]] = {"tokens": "random token ids are no text"}
     client: ClassVar[type[Client]] = VHLClient
     noise_per_class: Count = 5000
     noise_batch_size: Count = 128
@@ -143,25 +158,42 @@ class VHL(FedAvg):
     def prepare(self, federation: Round) -> None:
         """Draw the noise images, and make the noise classifier."""
         environment = federation.environment
-        classes, (channels, height, width) = len(environment.data.classes), environment.data.image_shape
-        with default_stream(federation.stream("noise-images")), torch.no_grad():
-            side = 2 ** max(2, math.ceil(math.log2(max(height, width))))
-            generator = StyleGenerator(side, self.style, self.generator_width).to(environment.device)
-            means = self.z_mean * torch.randn(classes, self.style)
-            rows = []
-            for mean in federation.track("noise images", list(means)):
-                z = mean + self.z_deviation * torch.randn(self.noise_per_class, self.style)
-                for part in z.to(environment.device).split(100):
-                    images = F.interpolate(generator(part), (height, width), mode="bilinear", antialias=True)
-                    images = images if channels == 3 else images.mean(1, keepdim=True)
-                    rows.append(images.clamp(0, 1).mul(PIXEL_MAX).round().byte().cpu())
+        form, classes = environment.data.form, len(environment.data.classes)
         labels = torch.arange(classes).repeat_interleave(self.noise_per_class)
-        self.noise = {"images": torch.cat(rows), "labels": labels}
+        with default_stream(federation.stream("noise-images")), torch.no_grad():
+            images = self._images(federation) if form.kind == "image" else self._samples(environment, labels)
+        self.noise = {"images": images, "labels": labels}
         if self.labels == "extra":
             with default_stream(federation.stream("noise-classifier")):
                 self.head = copied(self.new_head(environment.model(0)).state_dict())
         first = self.noise["images"][:: self.noise_per_class][:_SHOWN]
-        federation.show("noise", first.numpy(), list(environment.data.classes[:_SHOWN]))
+        raw = first.numpy() if form.kind == "image" else environment.preprocess.pixels(first.to(environment.device))
+        federation.show("noise", raw, list(environment.data.classes[:_SHOWN]))
+
+    def _images(self, federation: Round) -> Tensor:
+        """Return the noise images, uint8, class by class."""
+        environment = federation.environment
+        classes, (channels, height, width) = len(environment.data.classes), environment.data.image_shape
+        side = 2 ** max(2, math.ceil(math.log2(max(height, width))))
+        generator = StyleGenerator(side, self.style, self.generator_width).to(environment.device)
+        means = self.z_mean * torch.randn(classes, self.style)
+        rows = []
+        for mean in federation.track("noise images", list(means)):
+            z = mean + self.z_deviation * torch.randn(self.noise_per_class, self.style)
+            for part in z.to(environment.device).split(100):
+                images = F.interpolate(generator(part), (height, width), mode="bilinear", antialias=True)
+                images = images if channels == 3 else images.mean(1, keepdim=True)
+                rows.append(images.clamp(0, 1).mul(PIXEL_MAX).round().byte().cpu())
+        return torch.cat(rows)
+
+    def _samples(self, environment: Environment, labels: Tensor) -> Tensor:
+        """Return noise of another kind, encoded, from an untrained generator with the same z as of images."""
+        form, classes = environment.data.form, len(environment.data.classes)
+        generator = generator_of(form, self.style, classes, _SERIES_WIDTH).eval()
+        means = self.z_mean * torch.randn(classes, self.style)
+        z = means[labels] + self.z_deviation * torch.randn(len(labels), self.style)
+        made = [generator(*part) for part in zip(z.split(100), labels.split(100), strict=True)]
+        return standardised(as_codes(torch.cat(made), form), form)
 
     def run_round(self, federation: Round) -> None:
         """Send the model, and the noise images to nodes that lack them; average the trained models."""
@@ -174,6 +206,18 @@ class VHL(FedAvg):
         merged, self.cached = ask_cached(federation, "fit", without, complete, expect, self.cached)
         self.weights, self.head = split_off(_HEAD, merged.weights)
         federation.log("train_loss", merged.numbers["loss"])
+
+
+def standardised(noise: Tensor, form: Form) -> Tensor:
+    """Return encoded noise with mean 0 and deviation 1, as real samples: over all of it, for each number of a row, each
+    channel of a series, each value of an array; codes of categories and masks stay.
+    """
+    free = {"table": form.numbers, "series": form.shape[0] - 1}.get(form.kind, form.shape[0])
+    values = noise[:, :free]
+    axes = (0, 2) if form.kind == "series" else (0,)
+    mean, deviation = values.mean(axes, keepdim=True), values.std(axes, correction=0, keepdim=True)
+    scaled = (values - mean) / torch.where(deviation > 0, deviation, 1)
+    return torch.cat([scaled, noise[:, free:]], dim=1)
 
 
 class StyleGenerator(nn.Module):

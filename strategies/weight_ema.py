@@ -6,12 +6,12 @@ Polyak, Juditsky: Acceleration of Stochastic Approximation by Averaging, 1992, i
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
 
-from fedkd import Architecture, NamedTable, Payload, Round, Tensors, Wrapper, copied
+from fedkd import ANY_KIND, Architecture, Kind, NamedTable, Payload, Round, Tensors, Wrapper, copied
 
 
 @dataclass(kw_only=True)
@@ -23,6 +23,7 @@ class WeightEMA(Wrapper):
     the initial model; counters of batch norm are those of the last model.
     """
 
+    kinds: ClassVar[frozenset[Kind]] = ANY_KIND
     base: NamedTable = field(default_factory=lambda: NamedTable(name="fedavg"))
     decay: Annotated[float, Field(ge=0, lt=1)] = 0.9
     average: Tensors = field(default_factory=dict, init=False)

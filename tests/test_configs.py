@@ -10,12 +10,15 @@ from helpers import HOME
 
 from fedkd.config import read_config, read_distill_config
 from fedkd.core.wrapper import make_strategy
+from fedkd.data.federation import federate
+from fedkd.data.spec import Form
 from fedkd.models.build import build
 from fedkd.registry import find, names, options
 
 CONFIGS = sorted((HOME / "configs").glob("*/*.toml"))
 
 
+OF_KINDS = ("table", "series", "text", "float-image")  # the folders of configs for other samples than uint8 images
 DISTILLATIONS = [path for path in CONFIGS if path.parent.name == "distill"]
 
 
@@ -27,13 +30,18 @@ def test_every_config_of_the_project_is_valid(path: Path) -> None:
     strategy, _ = make_strategy(config.strategy)
     assert strategy is not None
     folder = path.parent.name
-    assert config.strategy.name == (path.stem if folder == "leaderboard" else folder) or folder == "flower"
+    named = {"leaderboard": path.stem, **dict.fromkeys(OF_KINDS, "knfu" if path.stem == "quick" else path.stem)}
+    assert config.strategy.name == named.get(folder, folder) or folder == "flower"
     if (partition := config.data.partition) is not None:
         options(find("partitions", partition.scheme, "x"), partition.model_extra or {}, "x")
     options(find("engines", config.engine.name, "x"), config.engine.options, "x")
+    form, classes = Form("image", (3, 32, 32)), 10
+    if folder in OF_KINDS:
+        data = federate(config.data, 0)
+        form, classes = data.form, len(data.classes)
     with torch.random.fork_rng():
         for spec in config.model.architectures:
-            build(spec.name, spec.options, (3, 32, 32), 10)
+            build(spec.name, spec.options, form, classes)
 
 
 @pytest.mark.parametrize("path", DISTILLATIONS, ids=lambda p: p.stem)
@@ -42,7 +50,7 @@ def test_every_distillation_of_the_project_is_valid(path: Path) -> None:
     options(find("distillers", config.distiller.name, "x"), config.distiller.options, "x")
     with torch.random.fork_rng():
         (spec,) = config.model.architectures
-        build(spec.name, spec.options, (3, 32, 32), 10)
+        build(spec.name, spec.options, Form("image", (3, 32, 32)), 10)
 
 
 @pytest.mark.parametrize("name", names("strategies"))

@@ -20,7 +20,7 @@ from fedkd.config import read_config, read_distill_config
 from fedkd.core.wrapper import make_strategy
 from fedkd.registry import names
 
-RUN = ["README.md", "docs/compare.md", "docs/distill.md", "docs/write-a-strategy.md"]
+RUN = ["README.md", "docs/compare.md", "docs/data.md", "docs/distill.md", "docs/models.md", "docs/write-a-strategy.md"]
 # docs/deploy.md, whose commands need each other, is run by tests/deployment/test_app.py
 
 FEDMEAN = blocks("docs/write-a-strategy.md", "python")[0]  # what the page says to save as fedmean.py

@@ -120,7 +120,7 @@ def test_a_signal_that_is_ignored_as_under_nohup_stays_ignored(tmp_path: Path, t
         ("def f(shape, classes): raise SystemExit", "model=bad.py:f", (2, "bad.py:f' cannot be built")),
         ("def f(shape, classes): return f(shape, classes)", "model=bad.py:f", (2, "recursion")),
         ("def f(*, root, download): import sys; sys.exit(1)", "data.name=bad.py:f", (2, "bad.py:f' raised SystemExit")),
-        ("def f(*, root, download): return 3", "data.name=bad.py:f", (2, "returns int, not a fedkd.Dataset")),
+        ("def f(*, root, download): return 3", "data.name=bad.py:f", (2, "returns int; valid are a fedkd.Dataset")),
         ("def f(pool, rng): exit()", "data.partition={scheme='bad.py:f'}", (2, "bad.py:f' raised SystemExit")),
         ("this is no Python", "strategy=bad.py:X", (2, "SyntaxError")),
     ],

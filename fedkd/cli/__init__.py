@@ -1,7 +1,7 @@
 """The command line: run, compare and show federations. Only the commands that need torch import it.
 
 * `common`: the app, arguments that commands share, exit codes.
-* `runs`: `fedkd run`, `distill`, `sweep`, `partition`.
+* `runs`: `fedkd run`, `distill`, `sweep`, `partition`, `describe`.
 * `reports`: `fedkd compare`, `report`, `watch`.
 * `write`: `fedkd list`, `new`, `check`.
 * `deploy`: `fedkd deploy init`.

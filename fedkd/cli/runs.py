@@ -13,7 +13,7 @@ import typer
 
 from ..errors import InputError, RunError
 from ..files import as_json
-from .common import AcceptChanges, ConfigPath, Overrides, app, exit_codes, how_to_resume
+from .common import AcceptChanges, ConfigPath, Overrides, app, exit_codes, how_to_resume, say
 from .tables import print_partition, print_summary
 
 
@@ -172,7 +172,8 @@ def partition(
     """Print which node has which images, draw the label heat map, and with --write write each node's images."""
     with exit_codes():
         from ..config import read_config
-        from ..data.federation import federate, write_sets
+        from ..data.federation import federate
+        from ..data.writing import write_sets
         from ..runs.figures import check_picture, draw_partition, partition_name
         from ..runs.run_folder import make_folder
 
@@ -188,6 +189,27 @@ def partition(
         if write is not None:
             typer.echo("sets: " + " ".join(str(path) for path in write_sets(data, write)))
         typer.echo(f"label heat map: {draw_partition(data, f'{partition_name(parsed)}, seed {seed}', out)}")
+
+
+@app.command()
+def describe(
+    config: Annotated[Path, typer.Argument(help="A TOML run file whose data are on this machine.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The file.")],
+    overrides: Overrides = None,
+) -> None:
+    """Write what samples are and how they are encoded, for `data.sites.spec` of a federation of real sites."""
+    with exit_codes("nothing is written"):
+        from ..config import read_config
+        from ..data.agreement import Agreement, to_json
+        from ..data.federation import federate
+        from ..files import write_output
+
+        parsed = read_config(config, overrides or [])
+        if parsed.data.sites is not None:
+            raise InputError("data.sites: the samples are at the sites; name a config with samples on this machine.")
+        data = federate(parsed.data, parsed.seed)
+        write_output(out, to_json(Agreement(data.codec, data.node_classes)))
+        say(f"{out}: {data.spec.describe()}, {len(data.node_classes)} classes, codec {data.codec.hash}")
 
 
 def _quiet() -> None:

@@ -19,14 +19,19 @@ def list_names(
         Literal["strategies", "models", "datasets", "partitions", "engines", "distillers", "trackers"],
         typer.Argument(),
     ],
+    data: Annotated[
+        Literal["image", "table", "series", "tokens", "array"] | None,
+        typer.Option(help="Only strategies, or models, that serve samples of this kind."),
+    ] = None,
 ) -> None:
     """Print the names that a config can use."""
-    from ..registry import names
+    from ..registry import find, names
 
     more = {
         "strategies": ["path/to/file.py:Class", "flwr.serverapp.strategy:<Class>"],
-        "models": ["torchvision:<name>", "path/to/file.py:function"],
+        "models": ["torchvision:<name>", "timm:<name>", "transformers:<folder>", "path/to/file.py:function"],
         "datasets": [
+            "path/to/file.py:function",
             "npz:<file>",
             "images:<folder>",
             "cifar10c:<corruption>",
@@ -37,7 +42,12 @@ def list_names(
         "distillers": ["path/to/file.py:Class"],
         "trackers": ["path/to/file.py:Class"],
     }
-    for name in names(what) + more[what]:
+    if data is not None and what not in ("strategies", "models"):
+        raise InputError(f"--data {data}: it is for strategies and models.")
+    for name in names(what):
+        if data is None or data in getattr(find(what, name, what), "kinds", (data,)):
+            typer.echo(name)
+    for name in more[what]:
         typer.echo(name)
 
 

@@ -33,6 +33,7 @@ from .run import (
 from .tables import (
     GROUPS,
     KINDS,
+    AnyGroup,
     Architecture,
     Count,
     Fraction,
@@ -50,6 +51,7 @@ __all__ = [
     "GROUPS",
     "KINDS",
     "Adam",
+    "AnyGroup",
     "Architecture",
     "CheckpointConfig",
     "Config",

@@ -1,4 +1,4 @@
-"""`[data]`: the images, their form, the partition, the public set and real sites."""
+"""`[data]`: the samples, their form, the partition, the public set and real sites."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 from pydantic import ConfigDict, Field
 
-from .tables import Channels, Count, Fraction, Table
+from .tables import Channels, Count, Fraction, NotNegative, Table
 
 
 class PublicConfig(Table):
@@ -47,10 +47,37 @@ class PartitionConfig(Table):
 
 
 class SetsConfig(Table):
-    """The folder of named sets, and the form to which their images are converted."""
+    """Where samples come from, and the form to which they are converted.
+
+    `root` and `download` are for named sets, `label` to `classes` for files, the rest says how samples are encoded.
+    """
 
     root: str | None = None
     download: bool = False
+    # what arrays are, where neither the set nor their type says it
+    kind: Literal["image", "table", "series", "tokens", "array"] | None = None
+    # of a file: its columns
+    label: str | None = None
+    text: str | None = None  # the column with texts, which become tokens; otherwise the columns are a table
+    node: str | None = None  # the column that says who has a row: see the scheme `natural`
+    split: str | None = None  # the column that is `train` or `test`
+    test: Annotated[float, Field(gt=0, lt=1)] = 0.2  # without `split`: the share of test rows, drawn by class and node
+    time: str | None = None  # the column that says when: the last rows of each node are the test rows, not drawn ones
+    gap: NotNegative = 0.0  # test rows that are not later than the last training row by more than this are left out
+    drop: list[str] = Field(default_factory=list)  # columns that are not used
+    columns: dict[str, Literal["numeric", "categorical"]] = Field(default_factory=dict)  # by default by their values
+    units: dict[str, str] = Field(default_factory=dict)
+    drop_unlabelled: bool = False
+    max_categories: Count = 10_000
+    classes: list[str] | None = None  # by default those of the file, sorted
+    # how samples are encoded
+    scaling: Literal["standard", "quantile", "instance", "none"] = "standard"
+    missing: Literal["mean", "median", "indicator", "refuse", "zero", "hold"] | None = None
+    min_count: Count | None = None  # rarer categories (by default 1) and words (2) become unknown
+    tokenizer: Literal["words", "bytes"] = "words"
+    length: Count | None = None  # the most steps of a series, the most tokens of a text (128)
+    longer: Literal["refuse", "cut"] | None = None  # series: refuse; texts: cut
+    # of images
     size: Annotated[int, Field(ge=4, le=4096)] | None = None
     channels: Channels | None = None
     # of the pixels (0..1), one value per channel; by default the values of the set, if they are known
@@ -66,16 +93,28 @@ class SetsConfig(Table):
 
 
 class RealSites(Table):
-    """`data.sites`: real sites use their own images, which have this form. The server does not have them."""
+    """`data.sites`: real sites use their own samples, which have this form. The server does not have them."""
 
     count: Count  # the number of sites that a new federation waits for
-    classes: Annotated[list[str], Field(min_length=2)]
-    shape: tuple[Channels, Count, Count]  # channels, height, width
+    # what samples are: a file that `fedkd describe` has written; or of images, their classes and shape
+    spec: str | None = None
+    classes: Annotated[list[str], Field(min_length=2)] | None = None
+    shape: tuple[Channels, Count, Count] | None = None  # channels, height, width
     server: str | None = None  # a named set on the server, for the test images and the images of data.validation
+
+    @pydantic.model_validator(mode="after")
+    def _one_form(self) -> RealSites:
+        if (self.spec is None) == (self.shape is None) or (self.shape is None) != (self.classes is None):
+            raise ValueError(
+                "set either spec (a file that `fedkd describe` has written), or the classes and the shape of images"
+            )
+        return self
 
     @pydantic.field_validator("classes")
     @classmethod
-    def _names(cls, value: list[str]) -> list[str]:
+    def _names(cls, value: list[str] | None) -> list[str] | None:
+        if value is None:
+            return None
         names = [unicodedata.normalize("NFC", name) for name in value]
         if not all(name.strip() for name in names):
             raise ValueError("a class has no name")
@@ -89,11 +128,16 @@ class RealSites(Table):
         return tuple(value) if isinstance(value, list) else value
 
 
+def _is_file(name: str) -> bool:
+    return name.startswith("file:")
+
+
 class DataConfig(SetsConfig):
     """`[data]`: the images, their form, and the nodes that have them."""
 
     name: str | None = None
     names: Annotated[list[str], Field(min_length=1)] | None = None  # several sets, each a domain
+    file: str | None = None  # a table, an archive of arrays, or a folder of one of them: see `data.data_files`
     sites: RealSites | None = None  # instead of name or names: real sites use their own images
     partition: PartitionConfig | None = None
     public: PublicConfig | None = None
@@ -103,8 +147,16 @@ class DataConfig(SetsConfig):
 
     @pydantic.model_validator(mode="after")
     def _one_of(self) -> DataConfig:
-        if [self.name, self.names, self.sites].count(None) != 2:
-            raise ValueError("set either name (one set), names (several sets, each a domain) or sites (real sites)")
+        if [self.name, self.names, self.file, self.sites].count(None) != 3:
+            raise ValueError(
+                "set either name (one set), names (several sets, each a domain), file (a file or folder) or sites "
+                "(real sites)"
+            )
+        for key in ("label", "text", "node", "split", "time", "drop", "columns", "units"):
+            if getattr(self, key) and (self.name or self.names) and not any(map(_is_file, self.set_names)):
+                raise ValueError(f"{key} is for the columns of a file; set file in place of name, or remove {key}")
+        if self.split is not None and self.time is not None:
+            raise ValueError("split and time both say which rows are for tests; remove one of them")
         if self.sites is None and self.partition is None:
             raise ValueError("partition is missing: it says which node has which training images")
         if self.sites is not None and self.partition is not None:
@@ -120,7 +172,12 @@ class DataConfig(SetsConfig):
         return self
 
     def _fit(self, sites: RealSites) -> None:
-        """Raise ValueError if the form to which images are converted is not the sites' form."""
+        """Raise ValueError if the form to which samples are converted is not the sites' form."""
+        if sites.shape is None:
+            given = [key for key in ("mean", "deviation", "missing", "min_count", "classes") if getattr(self, key)]
+            if given := given + ["scaling"] * (self.scaling != "standard"):
+                raise ValueError(f"{given[0]} is in the file sites.spec already; remove {given[0]}")
+            return
         channels, *pixels = sites.shape
         has = f"has {channels} channel{'s' if channels > 1 else ''}"
         for key, numbers in (("mean", self.mean), ("deviation", self.deviation)):
@@ -139,4 +196,4 @@ class DataConfig(SetsConfig):
     @property
     def set_names(self) -> list[str]:
         """Return the names of the sets, one or several; `sites` if real sites use their own images."""
-        return ["sites"] if self.sites is not None else list(self.names or [str(self.name)])
+        return ["sites"] if self.sites is not None else list(self.names or [str(self.name or self.file)])

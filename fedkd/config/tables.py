@@ -16,6 +16,9 @@ Fraction = Annotated[float, Field(gt=0, le=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Group = Literal["color", "crop", "cutout", "flip", "scale", "rotate"]  # groups of differentiable augmentations
 GROUPS: tuple[Group, ...] = get_args(Group)
+AnyGroup = Literal[
+    Group, "noise", "swap", "drop", "jitter", "shift", "cut"
+]  # also of rows and series, whose groups `siamese_kinds` lists
 Kind = Literal[
     "weights",
     "control_variates",

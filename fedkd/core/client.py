@@ -12,7 +12,7 @@ from flwr.app import RecordDict
 from torch import Tensor, nn
 
 from ..config import Adam, Sgd, TrainConfig
-from ..data.images import Images
+from ..data.samples import Samples
 from ..learning.evaluation import Prediction, measured
 from ..learning.training import LocalTraining, Loss, cross_entropy, half_of
 from ..messages.arrays import Tensors, array_record, is_finite, on_cpu, tensors_of
@@ -80,12 +80,12 @@ class Client:
     # The node's data
 
     @cached_property
-    def data(self) -> Images:
+    def data(self) -> Samples:
         """Return the node's training images."""
         return self.environment.data.train_of(self.node)
 
     @cached_property
-    def test_data(self) -> Images:
+    def test_data(self) -> Samples:
         """Return the node's test images, which follow its own label distribution."""
         return self.environment.data.test_of(self.node)
 
@@ -95,7 +95,7 @@ class Client:
         return torch.from_numpy(self.data.labels)
 
     @property
-    def public(self) -> Images:
+    def public(self) -> Samples:
         """Return the public set. Use its labels only if `data.public.labelled` is true."""
         public = self.environment.data.public
         assert public is not None, "the strategy's check() asks for data.public"
@@ -160,7 +160,7 @@ class Client:
 
     def train(
         self,
-        data: Images,
+        data: Samples,
         targets: Tensor,
         *,
         purpose: str,
@@ -206,11 +206,11 @@ class Client:
         self.measure("personal_after_fit")
         return value
 
-    def predict(self, data: Images) -> Tensor:
+    def predict(self, data: Samples) -> Tensor:
         """Return the model's logits, N x C, in the order of the images, in eval mode."""
         return self.environment.do(Prediction(self.model, data, self.environment.preprocess))
 
-    def features(self, data: Images) -> Tensor:
+    def features(self, data: Samples) -> Tensor:
         """Return the model's features, N x D, in the order of the images, in eval mode."""
         return self.environment.do(Prediction(self.model, data, self.environment.preprocess, features=True))
 
@@ -235,7 +235,7 @@ class Client:
         if self.measured:
             self.report(f"{scope}/accuracy", self.score(self.test_data)["accuracy"])
 
-    def score(self, data: Images) -> dict[str, float]:
+    def score(self, data: Samples) -> dict[str, float]:
         """Return `accuracy` (a fraction) and `loss` of the model on labelled images."""
         return measured(self.predict(data), data)
 

@@ -16,13 +16,14 @@ from torch import Tensor, nn
 from ..config import Architecture, Config
 from ..data.federated_data import FederatedData
 from ..data.federation import federate
-from ..data.images import Images
+from ..data.samples import Samples
 from ..errors import InputError
 from ..learning.batches import Preprocess
 from ..learning.evaluation import evaluate
 from ..learning.work import Work, alone
 from ..messages.arrays import copied
 from ..models.build import build, fill
+from ..models.freezing import copy_frozen, frozen_names
 from ..registry import options
 from ..streams import Node, default_stream, torch_stream
 from .gpu_settings import precision_parts
@@ -86,11 +87,13 @@ class Environment:
         self.do: Callable[[Work], Any] = alone  # an engine may take the work of several clients together
         self.lent: dict[str, nn.Module] = {}  # what `kept_object` has returned, since an engine last cleared it
         self._models: dict[str, nn.Module] = {}
+        self._frozen: dict[str, nn.Module] = {}
 
     def use_device(self, device: str) -> None:
         """Make models and batches on another device from now on."""
         self.device = _ready(device, self.config.train.precision)
         self._models.clear()
+        self._frozen.clear()
         self.lent = {}
         self.__dict__.pop("preprocess", None)
 
@@ -108,12 +111,29 @@ class Environment:
             key = "model.name" if self.config.model.name else f"model.names.{architecture}"
         else:
             spec, key = architecture, "strategy"
-        model = build(spec.name, spec.options, self.data.image_shape, len(self.data.classes), key)
-        return model.to(self.device)
+
+        def make() -> nn.Module:
+            return build(spec.name, spec.options, self.data.form, len(self.data.classes), key).to(self.device)
+
+        model = make()
+        if frozen_names(model):  # the same in all processes: such tensors are not sent
+            copy_frozen(model, self._with_frozen(repr(architecture), make))
+        return model
+
+    def _with_frozen(self, key: str, make: Callable[[], nn.Module]) -> nn.Module:
+        """Return the model that has the run's frozen tensors of an architecture."""
+        if key not in self._frozen:
+            with default_stream(torch_stream(self.config.seed, 0, "server", "frozen-weights")):
+                self._frozen[key] = make()
+        return self._frozen[key]
 
     def model(self, architecture: Architecture) -> nn.Module:
         """Return this process's model object of an architecture. Its weights are those of its last use."""
         return self.kept_object(repr(architecture), lambda: self.new_model(architecture))
+
+    def about_models(self) -> list[str]:
+        """Return a line on each of the run's architectures: its head, the width of its features, its parameters."""
+        return [str(self.model(number).fedkd_about) for number in range(len(self.config.model.architectures))]
 
     def kept_object(self, key: str, build: Callable[[], nn.Module]) -> nn.Module:
         """Return this process's object with a name; the first call builds it. Its weights are those of its last use."""
@@ -123,7 +143,7 @@ class Environment:
         self.lent[key] = self._models[key]
         return self._models[key]
 
-    def score(self, architecture: Architecture, weights: dict[str, Tensor], images: Images) -> dict[str, float]:
+    def score(self, architecture: Architecture, weights: dict[str, Tensor], images: Samples) -> dict[str, float]:
         """Return `accuracy` and `loss` of a model on labelled images."""
         model = self.model(architecture)
         fill(model, weights)
@@ -139,14 +159,14 @@ class Environment:
     def public_fingerprint(self) -> int:
         """Return a fingerprint of the public images: equal for the same images in the same order in any process."""
         assert self.data.public is not None
-        digest = hashlib.blake2b(np.ascontiguousarray(self.data.public.images).tobytes(), digest_size=6).digest()
+        digest = hashlib.blake2b(np.ascontiguousarray(self.data.public.inputs).tobytes(), digest_size=6).digest()
         return int.from_bytes(digest, "little")  # 48 bits: exact as a float64
 
     @cached_property
     def preprocess(self) -> Preprocess:
         """Return the preprocessing that turns uint8 images into batches."""
-        wholes = [one.images for one in (self.data.train, self.data.public) if one is not None]
-        return Preprocess(self.data, self.config.data.augment, self.device, wholes)
+        wholes = [one.inputs for one in (self.data.train, self.data.public) if one is not None]
+        return Preprocess(self.data.codec, self.config.data.augment, self.device, wholes)
 
 
 def _ready(device: str, precision: str) -> torch.device:

@@ -12,6 +12,7 @@ from flwr.app import ConfigRecord, Message
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy as FlowerBase
 
+from ..data.spec import ANY_KIND, Kind
 from ..errors import InputError, RunError, described
 from ..messages.arrays import Tensors, array_record, tensors_of
 from ..messages.merging import weighted_mean
@@ -38,6 +39,7 @@ class FlowerStrategy(Strategy):
     negative.
     """
 
+    kinds: ClassVar[frozenset[Kind]] = ANY_KIND
     client: ClassVar[type[Client]] = GlobalModelClient
     equal_models: ClassVar[bool] = True
     global_model: ClassVar[bool] = True

@@ -14,6 +14,7 @@ import torch
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 
 from ..config import Config
+from ..data.portraits import portraits
 from ..errors import RunError, TooFewReplies, unknown
 from ..messages.arrays import array_record
 from ..messages.arrival import Arrival, AskedMetrics, Door, Expectation
@@ -110,10 +111,10 @@ class Round:
         """
         self.record.log[name] = plain_value(name, value)
 
-    def show(self, name: str, images: np.ndarray, captions: Sequence[str]) -> None:
-        """Keep a row of images (uint8, N x channels x H x W) for the run's `figures/`, if this round is measured."""
+    def show(self, name: str, samples: np.ndarray, captions: Sequence[str]) -> None:
+        """Keep pictures of raw samples, N x ..., for the run's `figures/`, if this round is measured."""
         if self.due:
-            self.record.images[name] = Captioned(images, tuple(captions))
+            self.record.images[name] = Captioned(portraits(self.environment.data.spec, samples), tuple(captions))
 
     def track(self, what: str, steps: Sequence[Step]) -> Iterator[Step]:
         """Yield the steps of long work on the server, and report the number of finished steps as progress."""

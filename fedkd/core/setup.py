@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ..config import Config
 from ..data.federated_data import FederatedData
 from ..errors import InputError
-from ..models.build import takes_one_image
+from ..models.build import takes_one_sample
 from .contract import check_requests
 from .environment import Environment
 from .strategy import Strategy
@@ -24,6 +24,7 @@ class Setup:
     def check(self) -> None:
         """Raise InputError if the models, the cohort or the data do not fit the strategy, before anything runs."""
         strategy, config, data = self.strategy, self.environment.config, self.environment.data
+        self._check_kind()
         cohort = config.cohort or data.clients
         if cohort > data.clients:
             raise InputError(f"cohort = {cohort}: the federation has only {data.clients} nodes.")
@@ -38,7 +39,7 @@ class Setup:
         fewest = data.fewest_images()
         for number, architecture in enumerate(architectures):
             model = self.environment.model(number)
-            if (config.train.batch_size == 1 or fewest == 1) and not takes_one_image(model, data.image_shape):
+            if (config.train.batch_size == 1 or fewest == 1) and not takes_one_sample(model, data.form):
                 what = (
                     "train.batch_size = 1" if config.train.batch_size == 1 else "data.partition: a node has one image"
                 )
@@ -53,6 +54,21 @@ class Setup:
             data.pooled()  # raises InputError if the server cannot have the nodes' images
         strategy.check(self.environment)
         check_requests(strategy)
+
+    def _check_kind(self) -> None:
+        """Raise InputError if the strategy, or an option, does not serve samples of the data's kind."""
+        config, spec = self.environment.config, self.environment.data.spec
+        served = frozenset.intersection(*(layer.kinds for layer in self.strategy.layers()))
+        noun = spec.noun(2)
+        if spec.kind not in served:
+            reasons = [layer.why_not[spec.kind] for layer in self.strategy.layers() if spec.kind in layer.why_not]
+            why = f" ({reasons[0]})" if reasons else ""
+            raise InputError(
+                f"strategy.name = {config.strategy.name!r} serves samples of kind {', '.join(sorted(served))}; those "
+                f"of data are {noun}{why}. `fedkd list strategies --data {spec.kind}` shows the others."
+            )
+        if spec.kind != "image" and config.data.augment != "none":
+            raise InputError(f"data.augment = {config.data.augment!r} is for images; the samples are {noun}.")
 
 
 def make_setup(config: Config, data: FederatedData | None = None, device: str = "cpu") -> Setup:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 from ..config import Architecture
+from ..data.spec import Kind
 from ..messages.arrays import Tensors
 from ..messages.payload import Payload
 from .client import Client
@@ -26,6 +27,8 @@ class Strategy(ABC):
     """
 
     client: ClassVar[type[Client]] = Client
+    kinds: ClassVar[frozenset[Kind]] = frozenset({"image"})  # the kinds of samples that the method serves
+    why_not: ClassVar[Mapping[Kind, str]] = {}  # why it cannot serve a kind, for the refusal
     equal_models: ClassVar[bool] = False  # whether all nodes must have the same architecture
     global_model: ClassVar[bool] = False  # whether the server has a model; it starts from the run's fresh weights
     classifies: ClassVar[bool] = True  # whether the global model is a classifier of the run's architecture

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from flwr.app import Message, RecordDict
 
-from ..data.images import Images
+from ..data.samples import Samples
 from ..errors import PayloadError, RunError
 from ..learning.evaluation import predict
 from ..messages.arrays import Tensors, are_within, is_finite, tensors_of
@@ -21,7 +21,7 @@ from ..messages.carrier import Carrier, SiteCarrier
 from ..messages.flower import error_reply
 from ..messages.ledger import all_bytes
 from ..models.build import fill
-from ..streams import numpy_stream
+from ..streams import numpy_stream, torch_stream
 from .environment import Environment
 from .strategy import Strategy
 
@@ -49,14 +49,17 @@ def flaw_of(strategy: Strategy, state: Tensors, environment: Environment) -> str
     return None
 
 
-def _probe(environment: Environment) -> Images:
+def _probe(environment: Environment) -> Samples:
     data = environment.data
     if len(data.test.labels):
         return data.test.take(np.arange(min(_PROBE, len(data.test.labels))))
+    if data.spec.kind != "image":
+        drawn = data.form.drawn(_PROBE, torch_stream(environment.config.seed, 0, "server", "probe"))
+        return Samples(drawn.numpy(), np.zeros(_PROBE, np.int64), encoded=True)
     channels, height, width = data.image_shape
     draw = numpy_stream(environment.config.seed, 0, "server", "probe")
     images = draw.integers(0, 256, (_PROBE, channels, height, width), dtype=np.uint8)
-    return Images(images, np.zeros(_PROBE, np.int64))
+    return Samples(images, np.zeros(_PROBE, np.int64))
 
 
 class Recorder(SiteCarrier):

@@ -1,18 +1,35 @@
-"""Images, and which node has which images.
+"""Samples of any kind, and which node has which of them.
 
-* `images`: `Images` and `Dataset`: labelled images and named sets.
-* `datasets`: named sets, from a file or through torchvision.
+* `samples`: `Samples` and `Dataset`: labelled samples and named sets.
+* `spec`: `DataSpec`, which describes a set's samples, and `Form`, what models get.
+* `codec`: how samples are encoded: what training samples say about scaling, categories, words; `encoder`: does it.
+* `data_files`: the set in a file or folder, by what it is.
+* `table_files`: sets in CSV and Parquet files.
+* `rows`: the columns that say labels, nodes, and which rows are for tests.
+* `table_columns`: the columns of a table as numbers.
+* `hugging_face`: sets in folders that Hugging Face's `datasets` has written.
+* `series`: series of unequal length and with gaps as arrays.
+* `tokens`: texts as tokens.
+* `portraits`: small pictures of samples.
+* `datasets`: named sets, from a file, a function, or through torchvision.
+* `functions`: sets that a function returns.
+* `shipped`: small real sets that come with fedkd.
 * `npz`: sets in NumPy files.
+* `arrays`: sets of arrays: what they are, labels, classes and nodes.
 * `folders`: sets in folders of images.
 * `pictures`: the reader of image files.
+* `alignment`: sets of one federation in one description.
 * `classes`: maps classes by name.
 * `cifar10c`: CIFAR-10 under a corruption, as a named set.
 * `corruptions`: the 19 corruptions.
 * `named_sets`: a named set in the form that a config asks for.
 * `partitions`: the schemes that split images among nodes.
+* `flower_partitions`: the partitioners of flwr_datasets as schemes.
 * `public_set`: the public set and the server's validation images.
 * `node_tests`: each node's test images.
 * `federated_data`: `FederatedData`: all of a federation's data.
 * `federation`: `federate`: makes the `FederatedData` of a config.
+* `writing`: each node's samples as a set of its own.
+* `agreement`: what all real sites and the server encode by, as a file.
 * `site_data`: the data of real sites, and the check that they fit the federation.
 """

@@ -15,7 +15,7 @@ from PIL import Image
 from ..errors import InputError, unknown
 from ..streams import numpy_stream
 from .corruptions import CORRUPTIONS, NAMES, frost
-from .images import KEY, PIXEL_MAX, Dataset, Images
+from .samples import KEY, PIXEL_MAX, Dataset, Samples
 
 
 def cifar10c(corruption: str, clean: Dataset, cache: Path, root: Path) -> Dataset:
@@ -27,15 +27,15 @@ def cifar10c(corruption: str, clean: Dataset, cache: Path, root: Path) -> Datase
     """
     if corruption not in NAMES:
         raise unknown(KEY, f"cifar10c:{corruption}", [f"cifar10c:{name}" for name in NAMES])
-    path, mark = cache / f"{corruption}.npz", _fingerprint(clean.test.images)
+    path, mark = cache / f"{corruption}.npz", _fingerprint(clean.test.inputs)
     images = _stored(path, mark)
     if images is None:
-        images = np.stack([corrupted(corruption, clean.test.images, s, root) for s in range(1, 6)])
+        images = np.stack([corrupted(corruption, clean.test.inputs, s, root) for s in range(1, 6)])
         _store(path, images, mark)
     labels, cut = clean.test.labels, len(clean.test.labels) * 9 // 10
 
-    def part(chosen: slice) -> Images:
-        return Images(np.concatenate(list(images[:, chosen])), np.tile(labels[chosen], len(images)))
+    def part(chosen: slice) -> Samples:
+        return Samples(np.concatenate(list(images[:, chosen])), np.tile(labels[chosen], len(images)))
 
     return Dataset(part(slice(None, cut)), part(slice(cut, None)), clean.classes, clean.mean, clean.deviation)
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from ..errors import InputError, some
-from .images import Dataset, Images
+from .samples import Dataset, Samples
 
 
 def in_classes(dataset: Dataset, classes: Sequence[str], key: str, whose: str, fix: str) -> Dataset:
@@ -23,7 +23,7 @@ def in_classes(dataset: Dataset, classes: Sequence[str], key: str, whose: str, f
     if unknown := [name for name in dataset.classes if name not in place]:
         raise InputError(f"{key} has the classes {some(unknown)}, which {whose} lack ({some(classes)}); {fix}.")
     numbers = np.array([place[name] for name in dataset.classes])
-    train, test = (Images(part.images, numbers[part.labels]) for part in (dataset.train, dataset.test))
+    train, test = (Samples(part.inputs, numbers[part.labels]) for part in (dataset.train, dataset.test))
     return replace(dataset, train=train, test=test, classes=tuple(classes))
 
 

@@ -1,8 +1,9 @@
-"""Named image sets: each a function that returns a `Dataset` of uint8 images and integer labels.
+"""Named sets: each a function that returns a `Dataset`.
 
 A set is read from `<root>/<name>.npz` if this file exists, otherwise through torchvision's class, which downloads it
 only if `data.download` is set. `npz:<path>` reads your own arrays, `images:<folder>` your own folders of images, one
-for each class; `cifar10c:<corruption>` is CIFAR-10 under a corruption.
+for each class; `cifar10c:<corruption>` is CIFAR-10 under a corruption; `file.py:function` and
+`torchvision.datasets:<class>` are functions and classes of others, see `functions`.
 """
 
 from __future__ import annotations
@@ -14,31 +15,44 @@ from typing import Any
 
 import numpy as np
 
+from ..config import SetsConfig
 from ..errors import InputError, MissingFiles, on_one_line
-from ..registry import errors_of, find, names
+from ..registry import find, names
 from ..streams import numpy_stream
+from .arrays import channels_first
 from .folders import from_folders
-from .images import KEY, PIXEL_MAX, Dataset, Images, checked, reshape
-from .npz import channels_first, from_npz
+from .functions import from_function
+from .npz import from_npz
+from .samples import KEY, PIXEL_MAX, Dataset, Samples, checked, reshape
 
 
-def load(name: str, root: Path, *, download: bool, size: int | None, channels: int | None) -> Dataset:
-    """Return the set `name`, resized to `size` x `size` pixels and converted to `channels` (1 or 3) if given.
+def load(
+    name: str,
+    root: Path,
+    *,
+    download: bool,
+    size: int | None,
+    channels: int | None,
+    config: SetsConfig | None = None,
+) -> Dataset:
+    """Return the set `name`, its images resized to `size` x `size` and converted to `channels` (1 or 3) if given.
+
+    `config`: what else says how arrays are read.
 
     Raises InputError if the set is unknown, its files are missing or wrong, or its images differ in size.
     """
     try:
-        dataset = _found(name, root, download=download, size=size)
+        dataset = _found(name, root, download=download, size=size, config=config or SetsConfig())
     except OSError as error:  # such as a name that is too long, or a folder that may not be read
         where = f" ({on_one_line(str(error.filename), 100)})" if error.filename else ""
         said = f"{KEY} = {on_one_line(name, 100)!r} in data.root = {on_one_line(str(root), 100)!r}"
         raise InputError(f"{said}: {error.strerror}{where}.") from error
-    return reshape(checked(dataset, name), size, channels)
+    return reshape(checked(dataset, name), name, size, channels)
 
 
-def _found(name: str, root: Path, *, download: bool, size: int | None) -> Dataset:
+def _found(name: str, root: Path, *, download: bool, size: int | None, config: SetsConfig) -> Dataset:
     if name.startswith("npz:"):
-        dataset = from_npz(_in(root, name.removeprefix("npz:")))
+        dataset = from_npz(_in(root, name.removeprefix("npz:")), config)
     elif name.startswith("images:"):
         dataset = from_folders(_in(root, name.removeprefix("images:")), size)
     elif name.startswith("cifar10c:"):
@@ -47,15 +61,14 @@ def _found(name: str, root: Path, *, download: bool, size: int | None) -> Datase
         clean = load("cifar10", root, download=download, size=None, channels=None)
         dataset = cifar10c(name.removeprefix("cifar10c:"), clean, root / "cifar10c", root)
     elif (root / f"{name}.npz").is_file():
-        dataset = from_npz(root / f"{name}.npz")
+        dataset = from_npz(root / f"{name}.npz", config)
         if name in names("datasets") and ":" not in name:
             mean, deviation = STATISTICS.get(name, ((0.5,), (0.5,)))
             dataset = replace(dataset, mean=mean, deviation=deviation)
     else:
         if ":" not in name and name not in names("datasets"):
             _refuse_unknown(name, root)
-        with errors_of(name, KEY):
-            dataset = find("datasets", name, KEY)(root=root, download=download)
+        dataset = from_function(find("datasets", name, KEY), name, root, download, size, config)
     return dataset
 
 
@@ -96,10 +109,20 @@ def digits(*, root: Path, download: bool) -> Dataset:
     for label in range(10):
         members = rng.permutation(np.flatnonzero(labels == label))
         is_test[members[: len(members) // 5]] = True
-    both = Images(channels_first(images), labels)
+    both = Samples(channels_first(images), labels)
     mean, deviation = STATISTICS["digits"]
     names10 = tuple(map(str, range(10)))
     return Dataset(both.take(~is_test), both.take(is_test), names10, mean, deviation)
+
+
+def digits_float(*, root: Path, download: bool) -> Dataset:
+    """Return scikit-learn's digits as floats, 0 to 16, as they are stored; their statistics are measured."""
+    whole = digits(root=root, download=download)
+    train, test = (
+        Samples((part.inputs * (16 / PIXEL_MAX)).round().astype(np.float32), part.labels)
+        for part in (whole.train, whole.test)
+    )
+    return Dataset(train, test, whole.classes)
 
 
 def _torchvision(name: str, root: Path, download: bool, make: Callable[[bool], Any]) -> Dataset:
@@ -116,7 +139,7 @@ def _torchvision(name: str, root: Path, download: bool, make: Callable[[bool], A
         labels = np.asarray(source.labels if name == "svhn" else source.targets, np.int64)
         if name == "emnist":  # torchvision's images are transposed, as in NIST; labels of the balanced split start at 0
             images = images.transpose(0, 2, 1)
-        parts[train] = Images(np.ascontiguousarray(images) if name == "svhn" else channels_first(images), labels)
+        parts[train] = Samples(np.ascontiguousarray(images) if name == "svhn" else channels_first(images), labels)
     count = 1 + int(max(part.labels.max() for part in parts.values()))
     # torchvision calls MNIST's classes "0 - zero", ...; the digits of all sets must have the same names
     classes = tuple(str(one).split(" - ")[0] for one in getattr(source, "classes", None) or range(count))

@@ -1,4 +1,4 @@
-"""All data of a federation: the pool of images, each node's part of it, and the public set."""
+"""All data of a federation: the pool of samples, each node's part of it, and the public set."""
 
 from __future__ import annotations
 
@@ -10,16 +10,21 @@ from functools import cached_property
 import numpy as np
 
 from ..errors import InputError
-from .images import Images, Rows
+from .codec import Codec
 from .node_tests import DrawnTests
 from .partitions import Drawn
+from .samples import Rows, Samples
+from .spec import DataSpec, Form
+
+_CHUNK = 4096  # rows that are hashed together
 
 
 def fingerprint_of(parts: Iterable[np.ndarray]) -> str:
     """Return a hash of arrays."""
     digest = hashlib.blake2b(digest_size=12)
     for part in parts:
-        digest.update(np.ascontiguousarray(part).data)
+        for first in range(0, len(part), _CHUNK):  # of a mapped file, only a part is in memory
+            digest.update(np.ascontiguousarray(part[first : first + _CHUNK]).data)
     return digest.hexdigest()
 
 
@@ -53,22 +58,23 @@ class Ragged:
 class FederatedData:
     """All data of a federation. `train_parts[i]` and `test_parts[i]` are node i's positions in `train` and `test`."""
 
-    train: Images
-    test: Images
+    train: Samples
+    test: Samples
     train_parts: Ragged | Drawn
     test_parts: Ragged | DrawnTests
     node_domains: np.ndarray  # for each node: the domain of most of its images
     priors: np.ndarray | None  # nodes x classes: the label distribution of each node's test images, if known
-    public: Images | None
-    validation: Images | None  # labelled images of the server's own
+    public: Samples | None
+    validation: Samples | None  # labelled images of the server's own
     public_labelled: bool
     classes: tuple[str, ...]  # the classes that models distinguish
     node_classes: tuple[str, ...]  # the first of them: without the public set's own classes
     domain_names: tuple[str, ...]
-    mean: tuple[float, ...]
-    deviation: tuple[float, ...]
+    codec: Codec  # how samples are encoded; fitted on the nodes' training samples
     # of the sets as they were loaded, before seeds draw from them; empty where there are none
     images_fingerprint: str = field(default="", kw_only=True)
+    node_names: tuple[str, ...] = field(default=(), kw_only=True)  # if the set says who has which samples
+    notes: tuple[str, ...] = field(default=(), kw_only=True)  # what was done to missing or odd values, with counts
 
     @property
     def clients(self) -> int:
@@ -76,17 +82,27 @@ class FederatedData:
         return len(self.train_parts)
 
     @property
+    def spec(self) -> DataSpec:
+        """Return what the samples are."""
+        return self.codec.spec
+
+    @cached_property
+    def form(self) -> Form:
+        """Return what models get."""
+        return self.codec.form
+
+    @property
     def image_shape(self) -> tuple[int, int, int]:
-        """Return channels, height, width."""
-        channels, height, width = self.train.images.shape[1:]
+        """Return channels, height, width of images."""
+        channels, height, width = self.spec.shape
         return channels, height, width
 
-    def train_of(self, node: int) -> Images:
+    def train_of(self, node: int) -> Samples:
         """Return a node's training images."""
         positions = self.train_parts[node]
-        return self.train.take(positions)._replace(rows=Rows(self.train.images, positions))
+        return self.train.take(positions)._replace(rows=Rows(self.train.inputs, positions))
 
-    def test_of(self, node: int) -> Images:
+    def test_of(self, node: int) -> Samples:
         """Return a node's test images, which follow its own label distribution."""
         return self.test.take(self.test_parts[node])
 
@@ -105,7 +121,7 @@ class FederatedData:
     def fingerprint(self) -> str:
         """Return a hash that is equal for federations with the same images, labels and partition."""
         images = [one for one in (self.train, self.test, self.public, self.validation) if one is not None]
-        arrays = [array for one in images for array in (one.images, one.labels)]
+        arrays = [array for one in images for array in (one.inputs, one.labels)]
         for parts in (self.train_parts, self.test_parts):
             if isinstance(parts, Ragged):
                 arrays += [parts.values, parts.offsets]

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 
 from ..config import DataConfig
-from ..errors import InputError
+from ..errors import InputError, some
 from ..streams import numpy_stream
+from .alignment import common_spec, in_spec
 from .classes import same_classes
+from .codec import MOST_UNSEEN, Codec, notes_of, unseen
 from .federated_data import FederatedData, Ragged
-from .images import Images
-from .named_sets import first_of_each, images_fingerprint, load_set, pixel_statistics
+from .named_sets import codec_of, first_of_each, images_fingerprint, load_set
 from .node_tests import DrawnTests, draw_node_test
 from .partitions import Drawn, Pool, split
 from .public_set import take_public_set, take_validation
-from .site_data import without_images
+from .samples import Dataset, Samples
+from .site_data import without_samples
+from .spec import DataSpec
 
 
 def federate(config: DataConfig, seed: int) -> FederatedData:
@@ -26,18 +26,22 @@ def federate(config: DataConfig, seed: int) -> FederatedData:
     The same config and seed give the same federation on every machine. Raises InputError if the config is impossible.
     """
     if config.sites is not None:
-        return without_images(config, config.sites, seed)
+        return without_samples(config, config.sites, seed)
     assert config.partition is not None
     seed = config.partition.seed if config.partition.seed is not None else seed
     sets = [first_of_each(load_set(config, name), config) for name in config.set_names]
     first = sets[0]
+    images = {one.about.kind for one in sets} == {"image"}
     for name, other in zip(config.set_names, sets, strict=True):
-        if other.train.images.shape[1:] != first.train.images.shape[1:]:
-            shapes = " and ".join("x".join(map(str, s.train.images.shape[1:])) for s in (first, other))
+        if images and other.train.inputs.shape[1:] != first.train.inputs.shape[1:]:
+            shapes = " and ".join("x".join(map(str, s.train.inputs.shape[1:])) for s in (first, other))
             raise InputError(
                 f"data.names: {config.set_names[0]} and {name} have images of {shapes} (channels x height x width); "
                 "set data.size and data.channels to give them the same shape."
             )
+    if not images:
+        spec = common_spec(sets, config.set_names)
+        sets = [in_spec(one, spec) for one in sets]
     sets = same_classes(sets, config.set_names)
     first = sets[0]
     if len(first.classes) < 2:
@@ -47,16 +51,23 @@ def federate(config: DataConfig, seed: int) -> FederatedData:
         )
     train, domains = _pool([s.train for s in sets])
     test, test_domains = _pool([s.test for s in sets])
+    holders, names = _holders(sets)
 
-    public, kept, classes = take_public_set(config, train, seed, first.classes)
-    train, domains = train.take(kept), domains[kept]
+    public, kept, classes = take_public_set(config, train, first.about, seed, first.classes)
+    train, domains = _left(train, kept), domains[kept]
+    holder = None if holders is None else holders[0][kept]
     validation, kept = take_validation(config, train, seed)
-    train, domains = train.take(kept), domains[kept]
-    pool = Pool(train.labels, domains, first.classes, tuple(config.set_names))
+    train, domains = _left(train, kept), domains[kept]
+    holder = None if holder is None else holder[kept]
+    columns = _columns(config, train, first.about, holder, names)
+    pool = Pool(train.labels, domains, first.classes, tuple(config.set_names), holder, names, columns)
     table = {"scheme": config.partition.scheme, "minimum": config.partition.minimum}
     rng = numpy_stream(seed, 0, "server", "partition")
-    parts, priors = split(pool, table | (config.partition.model_extra or {}), rng)
+    parts, priors, own = split(pool, table | (config.partition.model_extra or {}), rng, seed)
     test_pool = Pool(test.labels, test_domains, first.classes, tuple(config.set_names))
+    if own is not None:
+        assert holders is not None
+        names = tuple("+".join(names[one] for one in group) for group in own)
     test_parts: Ragged | DrawnTests
     if isinstance(parts, Drawn):
         node_domains, test_parts = (
@@ -69,13 +80,25 @@ def federate(config: DataConfig, seed: int) -> FederatedData:
             priors = np.stack([np.bincount(train.labels[p], minlength=width) / len(p) for p in parts])
         node_domains = np.array([np.bincount(domains[part]).argmax() for part in parts])
         test_parts = Ragged.of(
-            [
+            [np.flatnonzero(np.isin(holders[1], group)) for group in own]
+            if own is not None and holders is not None
+            else [
                 draw_node_test(pool, part, prior, test_pool, config.node_test, numpy_stream(seed, 0, node, "node-test"))
                 for node, (part, prior) in enumerate(zip(parts, priors, strict=True))
             ]
         )
         priors = np.pad(priors, ((0, 0), (0, len(classes) - len(first.classes))))
-    mean, deviation = pixel_statistics(config, sets)
+    rows = np.arange(len(train.labels)) if isinstance(parts, Drawn) else np.sort(np.concatenate(parts))
+    codec = codec_of(config, sets, train.inputs, rows)
+    notes = tuple(note for one in sets for note in one.notes)
+    if codec.spec.kind == "table":
+        notes += notes_of(codec, train.inputs[rows], test.inputs)
+        if isinstance(test_parts, Ragged):
+            _refuse_unseen(codec, test, test_parts, names if own is not None else ())
+    if own is not None and isinstance(parts, list) and isinstance(test_parts, Ragged):
+        notes += _few_rows(parts, test_parts, train.labels, names)
+    if unused := len(train.labels) - len(rows):
+        notes += (f"{unused} of {len(train.labels)} training {first.about.noun(2)} are with no node",)
     return FederatedData(
         train=train,
         test=test,
@@ -89,28 +112,78 @@ def federate(config: DataConfig, seed: int) -> FederatedData:
         classes=classes,
         node_classes=first.classes,
         domain_names=tuple(config.set_names),
-        mean=mean,
-        deviation=deviation,
+        codec=codec,
         images_fingerprint=images_fingerprint(sets),
+        node_names=names if own is not None else (),
+        notes=notes,
     )
 
 
-def write_sets(data: FederatedData, folder: Path) -> list[Path]:
-    """Write each node's images as a separate set, `node-<n>.npz`, for tests with real sites; return the paths."""
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for node in range(data.clients):
-        arrays: dict[str, Any] = {"classes": np.array(data.node_classes)}
-        for part, images in (("train", data.train_of(node)), ("test", data.test_of(node))):
-            arrays[f"x_{part}"], arrays[f"y_{part}"] = images.images.transpose(0, 2, 3, 1), images.labels
-        paths.append(folder / f"node-{node}.npz")
-        np.savez_compressed(paths[-1], **arrays)
-    return paths
+def _few_rows(parts: list[np.ndarray], tests: Ragged, labels: np.ndarray, names: tuple[str, ...]) -> tuple[str, ...]:
+    """Return which nodes have training samples of one class only, and which have no test samples."""
+    found = {
+        "have training samples of one class only": [len(np.unique(labels[part])) == 1 for part in parts],
+        "have no test samples": (tests.lengths() == 0).tolist(),
+    }
+    told = {said: [name for name, is_so in zip(names, which, strict=True) if is_so] for said, which in found.items()}
+    return tuple(f"{len(who)} nodes {said}: {some(who)}" for said, who in told.items() if who)
 
 
-def _pool(parts: list[Images]) -> tuple[Images, np.ndarray]:
+def _left(train: Samples, kept: np.ndarray) -> Samples:
+    """Return the samples at these positions; all of them as they are, in memory or in a mapped file."""
+    return train if len(kept) == len(train.labels) else train.take(kept)
+
+
+def _refuse_unseen(codec: Codec, test: Samples, parts: Ragged, names: tuple[str, ...]) -> None:
+    """Raise InputError if most of a node's test rows have, in one column, a category that no training row has."""
+    for node in range(len(parts)):
+        rows = test.inputs[parts[node]]
+        for name, count in unseen(codec, rows).items():
+            if count > MOST_UNSEEN * len(rows):
+                who = names[node] if names else str(node)
+                raise InputError(
+                    f"data: column {name!r} of node {who}: {count} of {len(rows)} test values are no category of a "
+                    "training row; is this another column, or another spelling? Else lower data.min_count, or add it "
+                    "to data.drop."
+                )
+
+
+def _columns(
+    config: DataConfig, train: Samples, spec: DataSpec, holder: np.ndarray | None, names: tuple[str, ...]
+) -> dict[str, np.ndarray]:
+    """Return the columns of the training rows that a partitioner may look at, by name."""
+    found: dict[str, np.ndarray] = {}
+    if spec.kind == "table":
+        for place, column in enumerate(spec.columns):
+            values = train.inputs[:, place]
+            if column.categories is not None:
+                code = np.nan_to_num(values, nan=len(column.categories)).astype(np.int64)
+                values = np.array([*column.categories, ""])[code]
+            found[column.name] = values
+    if config.label is not None:
+        found[config.label] = train.labels
+    if config.node is not None and holder is not None:
+        found[config.node] = np.array(names)[holder]
+    return found
+
+
+def _holders(sets: list[Dataset]) -> tuple[tuple[np.ndarray, np.ndarray] | None, tuple[str, ...]]:
+    """Return who has each training and each test sample, as positions in the names, and the names, sorted."""
+    if any(one.nodes is None for one in sets):
+        return None, ()
+    both = [np.concatenate([one.nodes[part].astype(str) for one in sets if one.nodes is not None]) for part in (0, 1)]
+    names = np.unique(np.concatenate(both))
+    places = tuple(np.searchsorted(names, one) for one in both)
+    if all(name.isdecimal() for name in names.tolist()):  # node 10 comes after node 2
+        order = np.argsort(names.astype(np.float64), kind="stable")
+        back = np.argsort(order)
+        names, places = names[order], tuple(back[one] for one in places)
+    return (places[0], places[1]), tuple(names.tolist())
+
+
+def _pool(parts: list[Samples]) -> tuple[Samples, np.ndarray]:
     if len(parts) == 1:
         return parts[0], np.zeros(len(parts[0].labels), np.int64)
-    images = np.concatenate([part.images for part in parts])
+    images = np.concatenate([part.inputs for part in parts])
     labels = np.concatenate([part.labels for part in parts])
-    return Images(images, labels), np.repeat(np.arange(len(parts)), [len(part.labels) for part in parts])
+    return Samples(images, labels), np.repeat(np.arange(len(parts)), [len(part.labels) for part in parts])

@@ -14,9 +14,9 @@ from typing import NamedTuple
 import numpy as np
 
 from ..errors import InputError, MissingFiles, some
-from .images import KEY, Dataset, Images
-from .npz import channels_first
+from .arrays import channels_first
 from .pictures import ENDINGS, read_picture
+from .samples import KEY, Dataset, Samples
 
 _TRAIN, _TEST, _VALIDATION = {"train", "training"}, {"test", "testing"}, {"val", "valid", "validation"}
 _PARTS = _TRAIN | _TEST | _VALIDATION
@@ -178,11 +178,11 @@ def _warn_of_classes(
             _log.warning("%s: %s has no images of the classes in %s.", folder.parent, other.name, names)
 
 
-def _read_all(parts: Iterable[list[tuple[Path, int]]], size: int | None) -> list[Images]:
+def _read_all(parts: Iterable[list[tuple[Path, int]]], size: int | None) -> list[Samples]:
     """Read labelled files. Raises InputError, which names the first files that cannot be read and counts the others."""
     bad: list[str] = []
     first: tuple[Path, np.ndarray] | None = None
-    read: list[Images] = []
+    read: list[Samples] = []
     for files in parts:
         pixels = []
         for path, _ in files:
@@ -199,7 +199,7 @@ def _read_all(parts: Iterable[list[tuple[Path, int]]], size: int | None) -> list
                     "data.size to give them the same size."
                 )
         if not bad:
-            read.append(Images(channels_first(np.stack(pixels)), np.array([label for _, label in files], np.int64)))
+            read.append(Samples(channels_first(np.stack(pixels)), np.array([label for _, label in files], np.int64)))
     if bad:
         more = f" Another {len(bad) - 1} images cannot be read either." if len(bad) > 1 else ""
         raise InputError(f"{KEY}: an image that cannot be read: {bad[0]}.{more}")

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, NamedTuple
+from types import MappingProxyType
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field
 
-from ..errors import InputError
+from ..errors import InputError, some
 from ..registry import errors_of, find, options
+from .flower_partitions import PACKAGE, find_partitioner, flower_parts, is_flowers
 
 Clients = Annotated[int, Field(ge=1)]
 
@@ -24,12 +26,19 @@ _DRAWS = 100  # the largest number of draws to reach the minimum
 
 
 class Pool(NamedTuple):
-    """The training images, as a scheme gets them: `labels` and `domains`, int64, N; class and domain names."""
+    """The training samples, as a scheme gets them: `labels` and `domains`, int64, N; class and domain names.
+
+    `holders`, int64, N: who has each sample, as a position in `holder_names`; None if the set does not say so.
+    `columns`: others that a partitioner of flwr_datasets may look at, by name.
+    """
 
     labels: np.ndarray
     domains: np.ndarray
     classes: tuple[str, ...]
     domain_names: tuple[str, ...]
+    holders: np.ndarray | None = None
+    holder_names: tuple[str, ...] = ()
+    columns: Mapping[str, np.ndarray] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -70,23 +79,28 @@ class Split(NamedTuple):
     """Which node has which images: positions in the pool, one array for each node.
 
     `priors`, nodes x classes: the label distributions from which the nodes' images were drawn, if the scheme has them.
-    A node's test images then follow its prior; otherwise they follow the labels of its training images.
+    A node's test images then follow its prior; otherwise they follow the labels of its training images. `holders`: for
+    each node the positions in `Pool.holder_names` that it is; then its test samples are those of these holders.
     """
 
     parts: list[np.ndarray] | Drawn
     priors: np.ndarray | None = None
+    holders: list[list[int]] | None = None
 
 
-def split(pool: Pool, table: dict[str, Any], rng: np.random.Generator) -> Split:
+def split(pool: Pool, table: dict[str, Any], rng: np.random.Generator, seed: int = 0) -> Split:
     """Return the positions of each node's images by the scheme that `table` names, ascending for each node.
 
     `minimum` (1 by default) is the fewest images that a node may get: a draw with fewer is repeated, at most 100 times.
+    `seed`: of a partitioner of flwr_datasets, which draws once.
     Raises InputError for an unknown scheme, wrong options, more clients than images, or a minimum that is not reached.
     """
     table = dict(table)
     name = table.pop("scheme")
-    scheme = find("partitions", name, f"{KEY}.scheme")
     minimum = table.pop("minimum")
+    scheme = find_partitioner(name) if name.startswith(PACKAGE) else find("partitions", name, f"{KEY}.scheme")
+    if is_flowers(scheme):
+        return _of_flower(pool, scheme, name, table, minimum, seed)
     chosen = options(scheme, table, KEY, common=("scheme", "minimum", "seed"))
     clients = chosen.get("clients")
     if scheme is not drawn and clients is not None and clients * minimum > len(pool.labels):
@@ -105,12 +119,29 @@ def split(pool: Pool, table: dict[str, Any], rng: np.random.Generator) -> Split:
         _check_positions(found, pool, name)
         smallest = min(len(part) for part in found.parts)
         if smallest >= minimum:
-            return Split([np.sort(part) for part in found.parts], found.priors)
+            return Split([np.sort(part) for part in found.parts], found.priors, found.holders)
         best = max(best, smallest)
     raise InputError(
         f"{KEY}.minimum = {minimum}: the smallest node got {best} images in the best of {_DRAWS} draws. "
         "Lower the minimum or the number of clients, or make the partition less skewed."
     )
+
+
+def _of_flower(pool: Pool, scheme: Any, name: str, table: dict[str, Any], minimum: int, seed: int) -> Split:
+    columns = {**pool.columns, "label": pool.labels}
+    if pool.holders is not None:
+        columns["node"] = np.array(pool.holder_names)[pool.holders]
+    parts, by = flower_parts(scheme, name, table, columns, seed)
+    owners = None
+    if by == "node" and pool.holders is not None:  # if it leaves holders whole, their test samples are theirs too
+        groups = [np.unique(pool.holders[part]).tolist() for part in parts]
+        owners = groups if sum(map(len, groups)) == len({one for group in groups for one in group}) else None
+    found = Split([np.sort(part) for part in parts], None, owners)
+    _check_positions(found, pool, name)
+    smallest = min(len(part) for part in parts)
+    if smallest < minimum:
+        raise InputError(f"{KEY}.minimum = {minimum}: the smallest node got {smallest} samples from {name}.")
+    return found
 
 
 def _check_positions(found: Split, pool: Pool, name: str) -> None:
@@ -143,6 +174,32 @@ def _check_positions(found: Split, pool: Pool, name: str) -> None:
                 f"{key}: priors must be shares of the classes, 0 to 1, that sum to 1 for each node, nodes x classes = "
                 f"{wanted}; they are {priors.dtype}, {priors.shape}."
             )
+
+
+def natural(
+    pool: Pool, rng: np.random.Generator, *, small: Literal["refuse", "drop", "merge"] = "refuse", least: Clients = 2
+) -> Split:
+    """Give each holder of the set its own samples: a node for each name in the set's node column, in their order.
+
+    `small`: of holders with fewer than `least` training samples: `refuse` them, `drop` them, or `merge` them, all
+    together, into one node.
+    """
+    if pool.holders is None:
+        raise InputError(f"{KEY}.scheme = 'natural': the set does not say who has which sample; set data.node.")
+    parts = [np.flatnonzero(pool.holders == holder) for holder in range(len(pool.holder_names))]
+    few = [holder for holder, part in enumerate(parts) if len(part) < least]
+    groups = [[holder] for holder, part in enumerate(parts) if len(part) >= least]
+    if few and small == "refuse":
+        names = some([f"{pool.holder_names[holder]} ({len(parts[holder])})" for holder in few])
+        raise InputError(
+            f"{KEY}.scheme = 'natural': {len(few)} nodes have fewer than {least} training samples: {names}; set "
+            "small = 'drop' or 'merge', or least."
+        )
+    if small == "merge" and any(len(parts[holder]) > 0 for holder in few):
+        groups.append(few)
+    if not groups:
+        raise InputError(f"{KEY}.least = {least}: no node has so many training samples.")
+    return Split([np.concatenate([parts[holder] for holder in group]) for group in groups], None, groups)
 
 
 def iid(pool: Pool, rng: np.random.Generator, *, clients: Clients) -> Split:

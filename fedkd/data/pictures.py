@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -112,3 +113,33 @@ def _from_sixteen(greys: np.ndarray) -> Image.Image:
             f"{after}; convert it to 8 bits with the scale that your images need"
         )
     return Image.fromarray(narrow).convert("RGB")
+
+
+def pixels_of(image: Image.Image, size: int | None) -> np.ndarray:
+    """Return an opened image as it is: grey, H x W, uint8 or uint16; other modes as colours, H x W x 3, uint8.
+
+    `size`: resized to size x size. Raises ValueError for pixels that this form cannot keep.
+    """
+    image.load()
+    if image.mode == "I;16":
+        if size:
+            raise ValueError("images of 16 bits cannot be resized here; write them in the size that you need")
+        return np.asarray(image).astype(np.uint16)
+    grey = image.mode in ("1", "L") and "transparency" not in image.info
+    plain = _upright(image).convert("L") if grey else _eight_bits(image)
+    return np.asarray(plain.resize((size, size), Image.Resampling.BILINEAR) if size else plain)
+
+
+def alike(images: Sequence[np.ndarray]) -> np.ndarray:
+    """Return images as one array, N x H x W [x 3]; grey ones beside colours get three equal channels.
+
+    Raises ValueError for images of unlike sizes or types.
+    """
+    sizes = sorted({one.shape[:2] for one in images})
+    if len(sizes) > 1 or len({one.dtype for one in images}) > 1:
+        shown = " and ".join(f"{width} x {height}" for height, width in sizes[:2])
+        raise ValueError(f"its images are of {len(sizes)} sizes, such as {shown} pixels" if len(sizes) > 1 else
+                         "some of its images have 8 bits, others 16")  # fmt: skip
+    if len({one.ndim for one in images}) > 1:
+        images = [one if one.ndim == 3 else np.repeat(one[:, :, None], 3, axis=2) for one in images]
+    return np.stack(images)

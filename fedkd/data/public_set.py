@@ -7,32 +7,42 @@ from pathlib import Path
 import numpy as np
 
 from ..config import DataConfig
-from ..errors import InputError
+from ..errors import InputError, some
 from ..streams import numpy_stream
+from .alignment import in_kinds_of, in_spec
 from .classes import in_classes
-from .images import Images
 from .named_sets import load_set
 from .partitions import allocate
+from .samples import Samples
+from .spec import DataSpec
 
 
 def take_public_set(
-    config: DataConfig, train: Images, seed: int, classes: tuple[str, ...]
-) -> tuple[Images | None, np.ndarray, tuple[str, ...]]:
+    config: DataConfig, train: Samples, spec: DataSpec, seed: int, classes: tuple[str, ...]
+) -> tuple[Samples | None, np.ndarray, tuple[str, ...]]:
     """Return the public set, the positions of the training images that stay with the nodes, and all classes.
 
-    The public set's own classes come after the nodes' classes, as in FedMD's experiments (in its code they come first).
+    `spec`: what the training samples are. The public set's own classes come after the nodes' classes, as in FedMD's
+    experiments (in its code they come first).
     """
     everything = np.arange(len(train.labels))
     if config.public is None:
         return None, everything, classes
     source, first_class = train, 0
     if config.public.name is not None:
-        other = load_set(config, config.public.name)
+        other = in_kinds_of(load_set(config, config.public.name), spec)
+        if {spec.kind, other.about.kind} != {"image"}:
+            if differences := spec.misfit(other.about):
+                raise InputError(
+                    f"data.public.name = {config.public.name!r}: it does not fit the nodes' {spec.noun(2)}: "
+                    f"{some(differences, 5)}."
+                )
+            other = in_spec(other, spec)
         source = other.train
-        if source.images.shape[1:] != train.images.shape[1:]:
+        if spec.kind == "image" and source.inputs.shape[1:] != train.inputs.shape[1:]:
             raise InputError(
-                f"data.public.name = {config.public.name!r}: its images are {source.images.shape[1:]}, the others "
-                f"{train.images.shape[1:]} (channels, height, width); set data.size and data.channels."
+                f"data.public.name = {config.public.name!r}: its images are {source.inputs.shape[1:]}, the others "
+                f"{train.inputs.shape[1:]} (channels, height, width); set data.size and data.channels."
             )
         if config.public.own_classes:
             first_class = len(classes)
@@ -53,10 +63,10 @@ def take_public_set(
         taken = rng.permutation(len(source.labels))[:size]
     public = source.take(rng.permutation(taken))
     kept = everything if config.public.name is not None else np.setdiff1d(everything, taken)
-    return Images(public.images, public.labels + first_class), kept, classes
+    return Samples(public.inputs, public.labels + first_class), kept, classes
 
 
-def take_validation(config: DataConfig, train: Images, seed: int) -> tuple[Images | None, np.ndarray]:
+def take_validation(config: DataConfig, train: Samples, seed: int) -> tuple[Samples | None, np.ndarray]:
     """Return the server's labelled images, and the positions of the training images that stay with the nodes."""
     everything = np.arange(len(train.labels))
     if config.validation is None:

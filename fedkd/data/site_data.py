@@ -2,47 +2,82 @@
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
+from pydantic import ValidationError
 
-from ..config import DataConfig, RealSites
-from ..errors import InputError, some
+from ..config import DataConfig, RealSites, read_table
+from ..errors import InputError, on_one_line, some, unknown
+from .agreement import Agreement, read_agreement
+from .alignment import in_kinds_of, in_spec
 from .classes import in_classes
+from .codec import MOST_UNSEEN, Codec
 from .federated_data import FederatedData, Ragged
-from .images import Dataset, Images
-from .named_sets import first_of_each, load_set, pixel_statistics
+from .named_sets import FILE, codec_of, first_of_each, load_set
 from .public_set import take_public_set, take_validation
+from .samples import LARGEST, RAW_TYPES, Dataset, Samples
+from .spec import DataSpec
+
+_OF_A_FILE = (
+    "label", "text", "node", "split", "test", "time", "gap", "drop", "columns", "units", "drop_unlabelled", "kind",
+    "max_categories",
+)  # fmt: skip
+_log = logging.getLogger("fedkd")
 
 
 @dataclass(frozen=True)
 class SiteData(FederatedData):
-    """The data of a real site: its own images, for any node number, and the public set."""
+    """The data of a real site: its own samples, for any node number, and the public set.
 
-    own_test: Images
+    `described`: what its own samples are. If that is not what the federation has, the server refuses the site.
+    """
 
-    def train_of(self, node: int) -> Images:
-        """Return the site's training images."""
+    own_test: Samples
+    described: DataSpec
+
+    def train_of(self, node: int) -> Samples:
+        """Return the site's training samples."""
         return self.train
 
-    def test_of(self, node: int) -> Images:
-        """Return the site's test images."""
+    def test_of(self, node: int) -> Samples:
+        """Return the site's test samples."""
         return self.own_test
 
 
 def site_data(config: DataConfig, name: str, seed: int) -> SiteData:
-    """Return the data of a real site whose own images are a named set. Raises InputError if they are wrong.
+    """Return the data of a real site. `name`: a named set, `file:<path>`, or a TOML file with `file` and its columns.
 
-    The server checks at the first contact whether they fit the federation.
+    Raises InputError if they are wrong. The server checks at the first contact whether they fit the federation.
     """
-    own = first_of_each(load_set(config, name), config)
-    if config.sites is not None and set(own.classes) <= set(config.sites.classes):  # else the server refuses the site
-        own = _of_federation(own, config.sites, f"data = {name!r}")
+    sites = config.sites
+    assert sites is not None
+    agreed = None if sites.spec is None else read_agreement(config)
+    if agreed is not None:
+        config = _in_length_of(config, agreed.codec.spec)
+    classes = tuple(sites.classes or ()) if agreed is None else agreed.classes
+    own = load_set(config, name) if agreed is None else _read_own(config, name, agreed.codec.spec)
+    own = first_of_each(own, config)
+    if agreed is None and own.about.kind != "image":
+        raise InputError(f"data = {name!r}: data.sites.shape is for images; set data.sites.spec in its place.")
+    if set(own.classes) <= set(classes):  # else the server refuses the site
+        own = _of_federation(own, classes, f"data = {name!r}", sites)
     if len(own.train.labels) == 0 or len(own.test.labels) == 0:
-        raise InputError(f"data = {name!r}: a site needs training and test images.")
-    public, _, classes = take_public_set(config, own.train, seed, own.classes)
-    mean, deviation = pixel_statistics(config, [neutral(own)])  # all sites and the server must normalise equally
+        raise InputError(f"data = {name!r}: a site needs training and test {own.about.noun(2)}.")
+    described, notes = own.about, own.notes
+    if agreed is None:
+        codec = _neutral_codec(config, own.about)  # all sites and the server must encode equally
+        train, spec = own.train, own.about
+    else:
+        codec = agreed.codec
+        train, spec = _empty(codec.spec), codec.spec
+        if not spec.misfit(described):
+            fitted = in_spec(own, spec)
+            notes += _unseen(own, fitted, codec)
+            own = fitted
+    public, _, all_classes = take_public_set(config, train, spec, seed, own.classes)
     return SiteData(
         train=own.train,
         test=own.test.take(np.empty(0, np.int64)),
@@ -53,39 +88,121 @@ def site_data(config: DataConfig, name: str, seed: int) -> SiteData:
         public=public,
         validation=None,
         public_labelled=bool(config.public and config.public.labelled),
-        classes=classes,
+        classes=all_classes,
         node_classes=own.classes,
         domain_names=("sites",),
-        mean=mean,
-        deviation=deviation,
+        codec=codec,
         own_test=own.test,
+        described=described,
+        notes=notes,
     )
 
 
-def neutral(dataset: Dataset) -> Dataset:
-    """Return the set without its own pixel statistics."""
-    half = (0.5,) * dataset.train.images.shape[1]
-    return dataclasses.replace(dataset, mean=half, deviation=half)
+def _read_own(config: DataConfig, name: str, spec: DataSpec) -> Dataset:
+    """Return a site's own set. An error may quote its values: that one is for the log, the server gets another."""
+    try:
+        if name.endswith(".toml"):
+            config, name = _with_own_keys(config, Path(name).expanduser())
+        units = config.units
+        dataset = load_set(config.model_copy(update={"units": {}}), name)
+    except InputError as error:
+        _log.error("data = %r: %s", name, error)
+        raise InputError("its data cannot be read as the config says; the reason is in the site's own log.") from None
+    columns = tuple(
+        one.model_copy(update={"unit": units.get(one.name, one.unit)}) for one in dataset.about.columns
+    )  # a column that is missing is for the server to name
+    return in_kinds_of(replace(dataset, spec=dataset.about.model_copy(update={"columns": columns})), spec)
 
 
-def _of_federation(own: Dataset, sites: RealSites, key: str) -> Dataset:
+def _with_own_keys(config: DataConfig, path: Path) -> tuple[DataConfig, str]:
+    """Return the config with the keys that a site's TOML file sets in place of the federation's, and its file."""
+    table = read_table(path)
+    file = table.pop("file", None)
+    if not isinstance(file, str):
+        raise InputError(f"{path}: file is missing: it names the file or folder of the site's own data.")
+    for key in table:
+        if key not in _OF_A_FILE:
+            raise unknown(str(path), key, ("file", *_OF_A_FILE))
+    try:
+        config = DataConfig.model_validate({**config.model_dump(exclude_none=True), **table})
+    except ValidationError as error:
+        raise InputError(f"{path}: {on_one_line(str(error.errors()[0]['msg']))}.") from error
+    return config, f"{FILE}{path.parent / Path(file).expanduser()}"
+
+
+def _unseen(own: Dataset, fitted: Dataset, codec: Codec) -> tuple[str, ...]:
+    """Return how many values of each column the codec has no category for: they become code 0.
+
+    Raises InputError for a column where most rows have one; it says no value and no count, as the server gets it.
+    """
+    if codec.spec.kind != "table":
+        return ()
+    where = {column.name: place for place, column in enumerate(own.about.columns)}
+    before, after = (np.concatenate([one.train.inputs, one.test.inputs]) for one in (own, fitted))
+    notes = []
+    for codes, place in zip(codec.codes, codec.spec.categorical(), strict=True):
+        name = codec.spec.columns[place].name
+        of_code = np.append(codes, 0)  # the last one: of a missing value
+        code = of_code[np.nan_to_num(after[:, place], nan=len(codes)).astype(np.int64)]
+        count = int(((code == 0) & ~np.isnan(before[:, where[name]])).sum())
+        if count > MOST_UNSEEN * len(after):
+            raise InputError(
+                f"column {name!r}: most of its values are no category that data.sites.spec has; is this another "
+                "column, or another spelling?"
+            )
+        if count:
+            notes.append(f"column {name!r}: {count} values are no category of data.sites.spec; they become code 0")
+    return tuple(notes)
+
+
+def _neutral_codec(config: DataConfig, spec: DataSpec) -> Codec:
+    """Return the codec of all sites: with the mean and deviation of the config, otherwise with 0.5."""
+    half = (0.5,) * spec.shape[0]
+    empty = _empty(spec)
+    one = Dataset(empty, empty, (), half, half, spec)
+    return codec_of(config, [one], empty.inputs, np.empty(0, np.int64))
+
+
+def _empty(spec: DataSpec) -> Samples:
+    """Return no samples, of a description."""
+    types = {largest: name for name, largest in LARGEST.items()}
+    kind = types.get(spec.largest or 0, "float32") if spec.kind == "image" else RAW_TYPES[spec.kind][0]
+    return Samples(np.empty((0, *spec.shape), kind), np.empty(0, np.int64))
+
+
+def _of_federation(own: Dataset, classes: tuple[str, ...], key: str, sites: RealSites) -> Dataset:
     """Return a set with the federation's classes. It may lack some of them, but must use the same names."""
-    fix = "rename its classes, or add them to data.sites.classes at the server and at all sites"
-    return in_classes(own, sites.classes, key, "data.sites.classes", fix)
+    whose = "data.sites.classes" if sites.spec is None else "data.sites.spec"
+    return in_classes(
+        own, classes, key, whose, f"rename its classes, or add them to {whose} at the server and at all sites"
+    )
 
 
-def without_images(config: DataConfig, sites: RealSites, seed: int) -> FederatedData:
-    """Return the server's data in a federation of real sites: the form of the images, and its own images."""
-    empty = Images(np.empty((0, *sites.shape), np.uint8), np.empty(0, np.int64))
-    test, validation = empty, None
+def _in_length_of(config: DataConfig, spec: DataSpec) -> DataConfig:
+    """Return the config with the length of series or texts of a description, if it sets none."""
+    if config.length is not None or spec.kind not in ("series", "tokens"):
+        return config
+    return config.model_copy(update={"length": spec.shape[-1]})
+
+
+def without_samples(config: DataConfig, sites: RealSites, seed: int) -> FederatedData:
+    """Return the server's data in a federation of real sites: the form of the samples, and its own samples."""
+    agreed = read_agreement(config) if sites.spec is not None else _of_images(config, sites)
+    codec, node_classes = agreed
+    config = _in_length_of(config, codec.spec)
+    test, validation = _empty(codec.spec), None
     if sites.server is not None:
-        held = _of_federation(load_set(config, sites.server), sites, f"data.sites.server = {sites.server!r}")
-        _refuse_unfit("data.sites.server", sites, held.classes, held.train.images.shape[1:])
+        key = f"data.sites.server = {sites.server!r}"
+        held = _of_federation(in_kinds_of(load_set(config, sites.server), codec.spec), node_classes, key, sites)
+        if sites.shape is not None:
+            _refuse_unfit("data.sites.server", sites, held.classes, held.train.inputs.shape[1:])
+        elif found := codec.spec.misfit(held.about):
+            raise InputError(f"{key} does not fit data.sites.spec: {some(found, 5)}.")
+        held = in_spec(held, codec.spec)
         test, (validation, _) = held.test, take_validation(config, held.train, seed)
-    public, _, classes = take_public_set(config, empty, seed, tuple(sites.classes))
-    mean, deviation = pixel_statistics(config, [neutral(Dataset(empty, empty, tuple(sites.classes)))])
+    public, _, classes = take_public_set(config, _empty(codec.spec), codec.spec, seed, node_classes)
     return FederatedData(
-        train=empty,
+        train=_empty(codec.spec),
         test=test,
         train_parts=Ragged.of([np.empty(0, np.int64)] * sites.count),
         test_parts=Ragged.of([np.empty(0, np.int64)] * sites.count),
@@ -95,11 +212,16 @@ def without_images(config: DataConfig, sites: RealSites, seed: int) -> Federated
         validation=validation,
         public_labelled=bool(config.public and config.public.labelled),
         classes=classes,
-        node_classes=tuple(sites.classes),
+        node_classes=node_classes,
         domain_names=("sites",),
-        mean=mean,
-        deviation=deviation,
+        codec=codec,
     )
+
+
+def _of_images(config: DataConfig, sites: RealSites) -> Agreement:
+    assert sites.shape is not None
+    spec = DataSpec(kind="image", shape=sites.shape, largest=255.0)
+    return Agreement(_neutral_codec(config, spec), tuple(sites.classes or ()))
 
 
 def misfit(
@@ -109,7 +231,8 @@ def misfit(
 
     `wanted`: all classes of the federation, if its public set has its own classes.
     """
-    wanted = wanted or tuple(sites.classes)
+    assert sites.shape is not None
+    wanted = wanted or tuple(sites.classes or ())
     if classes != wanted:
         return f"its classes are {some(classes)}; data.sites.classes are {some(wanted)}"
     if shape != tuple(sites.shape):

@@ -9,8 +9,12 @@ from dataclasses import dataclass
 
 from flwr.app import RecordDict
 
-from ..config import Limits
-from ..errors import PayloadError, on_one_line
+from ..config import Limits, RealSites
+from ..data.agreement import spec_of
+from ..data.federated_data import FederatedData
+from ..data.site_data import misfit
+from ..data.spec import DataSpec
+from ..errors import PayloadError, on_one_line, some
 from ..messages.arrival import receive
 from ..messages.payload import Expected, Payload
 from .roster import is_the_servers
@@ -20,16 +24,19 @@ NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_. -]{0,62}[A-Za-z0-9])?")  # of a sit
 LOST = "its state was lost; it starts afresh"  # an event, and the error of a site of which the server did not know it
 DAMAGED = "its newest state is damaged; it goes on from an older one"
 _MOST = float(2**53)
+_SIDES = ("channels", "height", "width")
 _MOST_PIXELS = 1e5  # of a side
+_MOST_DIFFERENCES = 20  # that are named
 
 
 @dataclass(frozen=True)
 class Introduction:
-    """What a site reports about itself at the first contact. It has no information on single images or class counts.
+    """What a site reports about itself at the first contact. It has no information on single samples or class counts.
 
     `partition`: -1 if the site has its own data. `model`: its architecture; empty if the site uses the config's
-    architecture for its number. `shape`: channels, height, width. `version`: fedkd's. `states`: the names of the
-    requests of this federation after which it has kept a state.
+    architecture for its number. `shape`: channels, height, width of images, if the federation says no more about them;
+    otherwise `spec` is what the samples are, without any value, and `codec` the hash of what encodes them. `version`:
+    fedkd's. `states`: the names of the requests of this federation after which it has kept a state.
     """
 
     name: str
@@ -38,20 +45,24 @@ class Introduction:
     images: int
     test_images: int
     classes: tuple[str, ...]
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     version: str
     states: tuple[str, ...]
+    spec: DataSpec | None = None
+    codec: str = ""
 
     @property
     def reported(self) -> tuple[int, str]:
-        """Return what a site cannot change later: its number of training images, a digest of classes and shape."""
-        about = json.dumps([self.classes, self.shape]).encode()
+        """Return what a site cannot change later: its number of training images, a digest of the rest."""
+        form = [self.shape] if self.spec is None else [self.spec.canonical(), self.codec]
+        about = json.dumps([self.classes, *form]).encode()
         return self.images, hashlib.blake2b(about, digest_size=8).hexdigest()
 
     def to_payload(self) -> Payload:
         """Return the introduction as a payload."""
         counts = {"partition": self.partition, "images": self.images, "test_images": self.test_images}
-        shape = dict(zip(("channels", "height", "width"), self.shape, strict=True))
+        shape = dict(zip(_SIDES, self.shape, strict=True)) if self.spec is None else {}
+        form = {} if self.spec is None else {"spec": self.spec.canonical(), "codec": self.codec}
         return Payload(
             numbers={name: float(value) for name, value in {**counts, **shape}.items()},
             strings={
@@ -60,20 +71,42 @@ class Introduction:
                 "version": self.version,
                 "classes": json.dumps(self.classes),
                 "states": " ".join(self.states),
+                **form,
             },
         )
 
 
-def introduction_of(records: RecordDict, limits: Limits) -> Introduction:
+def is_described(data: FederatedData, sites: RealSites | None) -> bool:
+    """Return whether sites of this federation send a description of samples, not only the shape of images."""
+    return data.spec.kind != "image" or (sites is not None and sites.spec is not None)
+
+
+def differences(one: Introduction, sites: RealSites | None, data: FederatedData) -> list[str]:
+    """Return in what a site's samples differ from those of the federation, a line each. `data`: the server's."""
+    if one.spec is None:
+        reason = None if sites is None else misfit(sites, one.classes, one.shape, data.classes)
+        return [] if reason is None else [reason]
+    found = data.spec.without_values().misfit(one.spec)
+    if one.classes != data.classes:
+        found.append(f"its classes are {some(one.classes)}; here they are {some(data.classes)}")
+    if not found and one.codec != data.codec.hash:
+        found.append("it encodes its samples with other numbers, categories or words; its data.sites.spec is another")
+    found = [on_one_line(line) for line in found]
+    more = len(found) - _MOST_DIFFERENCES
+    return [*found[:_MOST_DIFFERENCES], f"and {more} more differences"] if more > 0 else found
+
+
+def introduction_of(records: RecordDict, limits: Limits, described: bool = False) -> Introduction:
     """Return the introduction in received records. Raises PayloadError if they are not an introduction.
+
+    `described`: see `is_described`.
 
     Names of classes and of the model are not checked: only compare them, and show them only through `on_one_line`.
     """
     numbers = {name: (0.0, _MOST) for name in ("images", "test_images")}
-    numbers |= {name: (1.0, _MOST_PIXELS) for name in ("channels", "height", "width")}
-    expected = Expected(
-        numbers={**numbers, "partition": (-1.0, _MOST)}, strings=("name", "model", "version", "classes", "states")
-    )
+    numbers |= {name: (1.0, _MOST_PIXELS) for name in _SIDES if not described}
+    strings = ("name", "model", "version", "classes", "states", *(("spec", "codec") if described else ()))
+    expected = Expected(numbers={**numbers, "partition": (-1.0, _MOST)}, strings=strings)
     payload = receive(records, expected, limits)
     try:
         classes = json.loads(payload.strings["classes"])
@@ -87,6 +120,7 @@ def introduction_of(records: RecordDict, limits: Limits) -> Introduction:
         raise PayloadError(f"string 'name' is {on_one_line(payload.strings['name'], 80)!r}")
     if parts := [name for name, value in payload.numbers.items() if value != int(value)]:
         raise PayloadError(f"number {parts[0]!r} is not whole")
+    spec = _spec_in(payload) if described else None
     whole = {name: int(value) for name, value in payload.numbers.items()}
     return Introduction(
         name=payload.strings["name"],
@@ -95,7 +129,19 @@ def introduction_of(records: RecordDict, limits: Limits) -> Introduction:
         images=whole["images"],
         test_images=whole["test_images"],
         classes=tuple(classes),
-        shape=(whole["channels"], whole["height"], whole["width"]),
+        shape=() if described else tuple(whole[name] for name in _SIDES),
         version=on_one_line(payload.strings["version"], 40),
         states=tuple(payload.strings["states"].split()),
+        spec=spec,
+        codec=payload.strings.get("codec", ""),
     )
+
+
+def _spec_in(payload: Payload) -> DataSpec:
+    try:
+        spec = spec_of(payload.strings["spec"])
+    except ValueError as error:
+        raise PayloadError(f"string 'spec' is no description of samples: {error}") from error
+    if spec != spec.without_values():
+        raise PayloadError("string 'spec' has names of categories, or words; a site keeps them")
+    return spec

@@ -1,8 +1,9 @@
 """The code at a real site: its own data and model, and the ClientApp of any strategy.
 
 The keys of a SuperNode's `--node-config`:
-`data`: the site's own images, such as `npz:/srv/scans.npz` or `images:/srv/scans`; or `partition-id`: a part of the
-config's images, for tests. `name`: the site's name in the federation. `model`: its own architecture, if it has one.
+`data`: the site's own samples, such as `npz:/srv/scans.npz`, `images:/srv/scans`, `file:/srv/heart.csv`, or a TOML file
+with `file` and its columns; or `partition-id`: a part of the config's samples, for tests. `name`: the site's name in
+the federation. `model`: its own architecture, if it has one.
 `state`: a folder for the site's state between requests, so that it survives a restart of the SuperNode.
 """
 
@@ -30,7 +31,7 @@ from ..errors import InputError, described, on_one_line
 from ..messages.arrays import serialised
 from ..messages.flower import error_reply
 from ..messages.payload import NODE, ROUND, SITE
-from .introduction import JOIN, LOST, NAME, REFUSE, Introduction
+from .introduction import JOIN, LOST, NAME, REFUSE, Introduction, is_described
 from .roster import is_the_servers
 from .site_state import (
     Version,
@@ -50,6 +51,7 @@ _PATH = re.compile(
     rf"|(?:[A-Za-z]:)?[\w.~-]*[/\\][^\s'\":;,()]+|[^\s'\":;,()]+{_ENDING}[\w.]*",
     re.IGNORECASE,
 )
+_MOST_REASONS = 10_000  # letters
 _log = logging.getLogger("fedkd")
 
 
@@ -77,9 +79,8 @@ class SiteApp(ClientApp):
     def _answer(self, message: Message, context: Context) -> Message:
         about_round = message.content.config_records.get(ROUND, ConfigRecord())
         if message.metadata.message_type == REFUSE:
-            _log.error(
-                "The server refused this site: %s", on_one_line(str(about_round.get("reason", "no reason given")))
-            )
+            for reason in str(about_round.get("reason", "no reason given"))[:_MOST_REASONS].split("\n"):
+                _log.error("The server refused this site: %s", on_one_line(reason))
             return Message(RecordDict(), reply_to=message)
         config = self._read(context.run_config)
         setup = setup_at(config, context.node_config)
@@ -218,6 +219,10 @@ def introduce(environment: Environment, context: Context, federation: str) -> In
     states = [version.request for version in versions_in(context.state)]
     if (kept := state_folder(node_config, federation)) is not None:
         states += requests_on_disk(kept)
+    for note in data.notes:
+        _log.info("data: %s", note)
+    described = is_described(data, environment.config.data.sites)
+    own = data.described if isinstance(data, SiteData) else data.spec
     return Introduction(
         name=name,
         partition=partition,
@@ -225,7 +230,9 @@ def introduce(environment: Environment, context: Context, federation: str) -> In
         images=len(data.train_of(partition).labels),
         test_images=len(data.test_of(partition).labels),
         classes=data.classes,
-        shape=data.image_shape,
+        shape=() if described else data.image_shape,
         version=version("fedkd"),
         states=tuple(states),
+        spec=own.without_values() if described else None,
+        codec=data.codec.hash if described else "",
     )

@@ -18,7 +18,7 @@ from ..core.setup import make_setup
 from ..core.wrapper import make_strategy
 from ..errors import InputError, MissingFiles, on_one_line
 from ..masking import masked
-from ..registry import find, imported_below, loaded_file
+from ..registry import file_of, find, imported_below, loaded_file
 from ..runs.trackers import make_trackers
 from .authority import LOOPBACK, Authority, write_file, write_key
 from .templates import (
@@ -73,7 +73,7 @@ def provision(folder: Path, config_path: Path, sites: int, host: str, port: int,
         raise InputError(f"--sites {sites}: data.sites.count in {config_path} is {config.data.sites.count}.")
     unchecked = _check_as_server(config, config_path, sites)
     table = masked(to_table(config))  # the app goes to all sites
-    carried = _carried(table)
+    carried = {**_carried(table), **_agreed(config, table)}
     made = [one for one in (folder, *folder.parents) if not one.exists()]
     before = os.umask(0o077)
     try:
@@ -190,6 +190,18 @@ def _carried(table: dict[str, Any]) -> dict[str, Path]:
                 raise InputError(f"{value}: another file of the app has the name {name}; rename one.")
             found[name] = file
     return {name: file for name, file in found.items() if name not in _OURS}
+
+
+def _agreed(config: Config, table: dict[str, Any]) -> dict[str, Path]:
+    """Return the file `data.sites.spec` by its name in the app, which becomes that in the table, if there is one."""
+    sites = config.data.sites
+    if sites is None or sites.spec is None:
+        return {}
+    path = file_of(Path(sites.spec))
+    if path.suffix != ".json":
+        raise InputError(f"data.sites.spec = {sites.spec!r}: its name must end in .json; Flower sends no other.")
+    table["data"]["sites"]["spec"] = path.name
+    return {path.name: path}
 
 
 def _write_app(folder: Path, table: dict[str, Any], carried: dict[str, Path]) -> None:

@@ -19,7 +19,6 @@ from flwr.serverapp import Grid
 
 from ..config import Limits
 from ..core.setup import Setup
-from ..data.site_data import misfit
 from ..errors import PayloadError, RunError, described, on_one_line
 from ..messages.arrays import serialised
 from ..messages.carrier import SiteCarrier
@@ -34,7 +33,7 @@ from ..messages.flower import (
 )
 from ..messages.ledger import all_bytes, count_bytes
 from ..messages.payload import MOST_IMAGES, NODE, ROUND, SITE
-from .introduction import DAMAGED, JOIN, LOST, REFUSE, Introduction, introduction_of
+from .introduction import DAMAGED, JOIN, LOST, REFUSE, Introduction, differences, introduction_of, is_described
 from .patience import FIRST_NOTICE, MOST_LIMIT, NEXT_NOTICE, time_limit, waiting_line
 from .roster import ROSTER, Roster, looks_like
 from .site_state import request_name
@@ -277,7 +276,8 @@ class Sites(SiteCarrier):
                 self._note(f"SuperNode {id}", None, f"refused: {on_one_line(reason or 'no reason')}")
                 continue
             try:
-                one = introduction_of(reply.content, Limits(_ONE_MEGABYTE, {}))
+                described = is_described(self._environment.data, self._environment.config.data.sites)
+                one = introduction_of(reply.content, Limits(_ONE_MEGABYTE, {}), described)
             except PayloadError as error:
                 self._refuse(f"SuperNode {id}", id, f"bad introduction: {error}")
                 continue
@@ -287,9 +287,9 @@ class Sites(SiteCarrier):
                 self._welcome[id] = (one, self._asked[id])
 
     def _objection(self, one: Introduction, id: int) -> str | None:
-        """Return the reason if a site cannot take part, otherwise None."""
+        """Return the reasons why a site cannot take part, one a line, otherwise None."""
         environment = self._environment
-        config, strategy = environment.config, self._strategy
+        config, strategy, noun = environment.config, self._strategy, environment.data.spec.noun(2)
         if one.version != version("fedkd"):
             return f"it runs fedkd {one.version}, the server {version('fedkd')}"
         here = activations(self._grid)
@@ -316,18 +316,19 @@ class Sites(SiteCarrier):
                 return f"partition-id = {one.partition}: the config has partitions 0 to {environment.data.clients - 1}"
         elif one.partition >= 0:
             return "it has no data of its own, which data.sites asks for"
-        elif (reason := misfit(config.data.sites, one.classes, one.shape, environment.data.classes)) is not None:
-            return reason
+        if found := differences(one, config.data.sites, environment.data):
+            return "\n".join(found)
         if not 1 <= one.images <= MOST_IMAGES:
-            return f"it has {one.images} training images"
+            return f"it has {one.images} training {noun}"
         before = self._roster.reported.get(one.name, one.reported)
         if before[0] != one.images:
             return (
-                f"it reported {before[0]} training images at the first contact, and {one.images} now; if that is "
+                f"it reported {before[0]} training {noun} at the first contact, and {one.images} now; if that is "
                 "right, continue the run with accept-changes=true"
             )
         if before != one.reported:
-            return "it has other classes, or another image shape, than at the first contact"
+            form = "another image shape" if one.spec is None else "other columns or numbers"
+            return f"it has other classes, or {form}, than at the first contact"
         listed = [architecture.name for architecture in config.model.architectures]
         if one.model and one.model not in listed and (strategy.equal_models or strategy.listed_models):
             return f"model = {one.model!r}: {config.strategy.name} needs one of the config's: {', '.join(listed)}"
@@ -352,9 +353,10 @@ class Sites(SiteCarrier):
         return None if before == one.name else f"it has taken part as {before} before"
 
     def _refuse(self, name: str, id: int, reason: str) -> None:
-        reason = on_one_line(reason)
-        self._note(name, None, f"refused: {reason}")
-        record = ConfigRecord({"reason": reason})
+        lines = [on_one_line(line) for line in reason.split("\n")]
+        for line in lines:
+            self._note(name, None, f"refused: {line}")
+        record = ConfigRecord({"reason": "\n".join(lines)})
         self._push(Message(RecordDict({ROUND: record}), id, REFUSE, group_id="0"))
 
     def _accept(self, one: Introduction, id: int) -> None:
@@ -370,7 +372,9 @@ class Sites(SiteCarrier):
         self._environment.architecture_numbers.pop(number, None)
         if one.model in listed:
             self._environment.architecture_numbers[number] = listed.index(one.model)
-        about = f"{one.images} training images" + (f", {on_one_line(one.model, 200)}" if one.model else "")
+        about = f"{one.images} training {self._environment.data.spec.noun(2)}" + (
+            f", {on_one_line(one.model, 200)}" if one.model else ""
+        )
         self._note(one.name, number, f"{'is back' if known else 'joined'}: {about}")
         if number in self._accepted and not any(request <= self._accepted[number] for request in one.states):
             self._has_lost(number)

@@ -80,7 +80,7 @@ RUNTIME_PORT="${RUNTIME_PORT:-9094}"  # on the loopback address; each SuperNode 
 MODEL="${MODEL:-}"                    # the site's own architecture, such as mlp; by default the config's
 export FEDKD_DATA="${FEDKD_DATA:-$PWD/data}"  # the folder of public sets that the config names
 """
-OWN_DATA = """DATA="${DATA:-}"                      # npz:/path/to/file.npz or images:/path/to/folder
+OWN_DATA = """DATA="${DATA:-}"                      # npz:FILE, images:FOLDER, file:TABLE.csv, or a TOML file
 """
 SHARE = """PARTITION="${PARTITION:-@partition@}"             # the site's part of the config's images: for tests
 """

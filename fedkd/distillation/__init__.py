@@ -3,7 +3,8 @@
 * `distillers`: DM, IDM, DC, DSA, FGM: methods that make virtual images.
 * `stacked_matching`: all classes of many clients in one step of DM or IDM.
 * `virtual_images`: virtual images, the real images that they match, and the initial virtual images.
+* `virtual_kinds`: virtual rows, series and arrays: what models get of them, what may change, class statistics.
 * `matching`: matching losses: embeddings and gradients.
-* `siamese`: differentiable Siamese augmentation.
-* `generators`: FedFTG's image generator, FedGen's feature generator.
+* `siamese`: differentiable Siamese augmentation; `siamese_kinds`: of rows and series.
+* `generators`: FedFTG's image generator, FedGen's feature generator; `sample_generators`: generators of rows, series.
 """

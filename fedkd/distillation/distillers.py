@@ -16,12 +16,14 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..config import GROUPS, Count, Group, Positive
+from ..config import GROUPS, AnyGroup, Count, Group, Positive
 from ..learning.batches import shuffled
 from ..learning.optimizers import Optimizer
-from .matching import Distance, gradient_distance, gradient_of, mean_embedding_loss
+from .matching import Distance, gradient_distance, gradient_of, matched_parameters, mean_embedding_loss
 from .siamese import siamese_augment
+from .siamese_kinds import siamese_change
 from .virtual_images import VELOCITY, RealImages, Virtual
+from .virtual_kinds import free_part, model_inputs, real_inputs
 
 Momentum = Annotated[float, Field(ge=0, lt=1)]
 
@@ -47,7 +49,8 @@ class Distiller:
         """Change the virtual set by one iteration; return the loss before its (last) step."""
 
     def step(self, virtual: Virtual, gradient: Tensor) -> None:
-        """Change the pixels: v <- momentum v + g, x <- x - lr v."""
+        """Change the pixels: v <- momentum v + g, x <- x - lr v. What is not free, such as a mask, stays as it is."""
+        gradient = free_part(gradient, virtual.images, virtual.form)
         velocity = virtual.more.get(VELOCITY)
         velocity = gradient if velocity is None else velocity.mul(self.momentum).add_(gradient)
         virtual.more[VELOCITY] = velocity
@@ -73,24 +76,25 @@ class DM(Distiller):
     The loss is the sum over classes of `mean_embedding_loss` of features under a random network, of at most
     `real_batch` real images and all virtual images. For each class, both are changed equally by one group of `augment`
     (the authors: without flip for digits). Classes that one side lacks are skipped. Batch norm would use one class of
-    one side at a time: use instance norm.
+    one side at a time: use instance norm. `augment` of samples of another kind: see `groups_of`.
     """
 
     real_batch: Count = 256
-    augment: list[Group] = field(default_factory=lambda: list(GROUPS))
+    augment: list[AnyGroup] = field(default_factory=lambda: list(GROUPS))
 
     def iterate(self, virtual: Virtual, truth: Any, network: nn.Module, stream: torch.Generator) -> float:
         """Take one step on the pixels."""
         network.train()
         embed = cast(Callable[[Tensor], Tensor], network.features)
         gradient = torch.zeros_like(virtual.images)
-        total = 0.0
+        total, form = 0.0, virtual.form
         for label, chosen in shared_classes(virtual, truth):
-            real, seed = truth.draw(label, self.real_batch, stream), draw_seed(stream)
+            real, seed = real_inputs(truth.draw(label, self.real_batch, stream), form), draw_seed(stream)
             with torch.no_grad():
-                wanted = embed(siamese_augment(real, seed, self.augment))
+                wanted = embed(siamese_change(real, seed, self.augment, form, real))
             images = virtual.images[chosen].detach().requires_grad_()
-            loss = mean_embedding_loss(wanted, embed(siamese_augment(images, seed, self.augment)))
+            changed = siamese_change(model_inputs(images, form), seed, self.augment, form, real)
+            loss = mean_embedding_loss(wanted, embed(changed))
             (gradient[chosen],) = torch.autograd.grad(loss, images)
             total += float(loss.detach())
         self.step(virtual, gradient)
@@ -179,8 +183,8 @@ class FGM(Distiller):
     """FGM: federated gradient matching of FedLGD (Huang et al., TMLR, arXiv:2303.02278): the truth is a given gradient.
 
     One gradient of all virtual images together, not class by class; no augmentation; the network is not trained and in
-    eval mode. `rows` does not depend on the scale of the truth, so learning rate and number of local steps have no
-    effect on it.
+    eval mode. The gradients are those of `matched_parameters`. `rows` does not depend on the scale of the truth, so
+    learning rate and number of local steps have no effect on it.
     """
 
     truth: ClassVar[Literal["images", "gradient"]] = "gradient"
@@ -191,9 +195,14 @@ class FGM(Distiller):
         """Take one step on the pixels."""
         network.eval()
         images = virtual.images.detach().requires_grad_()
-        loss = gradient_distance(
-            gradient_of(network, images, virtual.labels, differentiable=True), truth, self.distance
+        found = gradient_of(
+            network,
+            model_inputs(images, virtual.form),
+            virtual.labels,
+            differentiable=True,
+            parameters=matched_parameters(network, virtual.form).values(),
         )
+        loss = gradient_distance(found, truth, self.distance)
         (gradient,) = torch.autograd.grad(loss, images)
         self.step(virtual, gradient)
         return float(loss.detach())

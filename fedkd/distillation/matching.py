@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from ..data.spec import Form
 
 Distance = Literal["rows", "squares", "cosine"]
 _ROUNDING = 1e-6  # added to the denominator of the distance, as in the authors' code
@@ -43,8 +45,31 @@ def gradient_distance(virtual: Sequence[Tensor], truth: Sequence[Tensor], kind: 
     return total
 
 
-def gradient_of(network: nn.Module, images: Tensor, labels: Tensor, *, differentiable: bool = False) -> list[Tensor]:
-    """Return the gradient of the mean cross-entropy, one tensor per trainable parameter; labels N, or N x classes."""
+def matched_parameters(network: nn.Module, form: Form | None = None) -> dict[str, Tensor]:
+    """Return the trainable parameters whose gradients FedLGD's server compares, by name.
+
+    Of models of tables, all but the embeddings of categories: a row of such a table has a gradient only if the node has
+    the category.
+    """
+    left_out: set[int] = set()
+    if form is not None and form.kind == "table":
+        left_out = {id(module.weight) for module in network.modules() if isinstance(module, nn.Embedding)}
+    return {name: one for name, one in network.named_parameters() if one.requires_grad and id(one) not in left_out}
+
+
+def gradient_of(
+    network: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    differentiable: bool = False,
+    parameters: Iterable[Tensor] | None = None,
+) -> list[Tensor]:
+    """Return the gradient of the mean cross-entropy, one tensor per trainable parameter; labels N, or N x classes.
+
+    `parameters`: those that are wanted, in their order.
+    """
     loss = F.cross_entropy(network(images), labels)
-    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    wanted = network.parameters() if parameters is None else parameters
+    trained = [parameter for parameter in wanted if parameter.requires_grad]
     return list(torch.autograd.grad(loss, trained, create_graph=differentiable, materialize_grads=True))

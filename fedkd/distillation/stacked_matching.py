@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
+from ..config import Group
 from ..learning.batches import Preprocess
 from ..learning.stacked_models import Path, StackedModel, has_norm, refusing_loops, stacked
 from .distillers import DM, draw_seed, shared_classes
@@ -58,6 +59,9 @@ def why_matched_alone(matching: Matching) -> str | None:
     """Return why a client's classes can only be matched one at a time, or None."""
     if type(matching.distiller).iterate is not DM.iterate:
         return f"{type(matching.distiller).__name__} has an iteration of its own"
+    form = matching.virtual.form
+    if form is not None and form.kind != "image":
+        return f"virtual samples of kind {form.kind} are matched class by class"
     if has_norm(matching.model):
         return "in distribution matching, batch norm uses one class of one side at a time"
     if not shared_classes(matching.virtual, matching.real):
@@ -77,7 +81,7 @@ def match_stacked(matchings: Sequence[Matching], states: Sequence[State], path: 
     `states`: the parameters and buffers of their models. Raises NotStacked, and OutOfMemoryError. After an error
     nothing is changed.
     """
-    virtuals = [Virtual(one.virtual.images, one.virtual.labels, dict(one.virtual.more)) for one in matchings]
+    virtuals = [replace(one.virtual, more=dict(one.virtual.more)) for one in matchings]
     works = [replace(one, virtual=virtual) for one, virtual in zip(matchings, virtuals, strict=True)]
     model = StackedModel(matchings[0].model, path)
     losses: list[list[float]] = [[] for _ in works]
@@ -122,10 +126,11 @@ class _Side(NamedTuple):
 def _sides(work: Matching, leaf: Tensor, stream: torch.Generator) -> tuple[_Side, _Side]:
     """Return a client's real and virtual images of a step, with the draws of `DM.iterate`."""
     real, virtual = [], []
+    groups = cast(list[Group], work.distiller.augment)  # of images: see `why_matched_alone`
     for label, chosen in shared_classes(work.virtual, work.real):
         drawn, seed = work.real.draw(label, work.distiller.real_batch, stream), draw_seed(stream)
-        real.append(siamese_augment(drawn, seed, work.distiller.augment))
-        virtual.append(siamese_augment(leaf[chosen], seed, work.distiller.augment))
+        real.append(siamese_augment(drawn, seed, groups))
+        virtual.append(siamese_augment(leaf[chosen], seed, groups))
     return _Side(torch.cat(real), [*map(len, real)]), _Side(torch.cat(virtual), [*map(len, virtual)])
 
 

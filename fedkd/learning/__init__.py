@@ -1,7 +1,7 @@
 """Training and measuring one model.
 
 * `batches`: makes batches of images: order, augmentation, normalisation.
-* `views`: random views of images, for training without labels.
+* `views`: random views of samples, for training without labels; `kind_views`: of rows, series and texts.
 * `training`: the training step and loop.
 * `loss_scale`: the scale of the loss with float16.
 * `optimizers`: optimisers of local training.

@@ -12,32 +12,24 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..config import batch_sizes
-from ..data.federated_data import FederatedData
-from ..data.images import PIXEL_MAX, Dataset, Images
+from ..data.codec import Codec
+from ..data.encoder import Encoder
+from ..data.samples import Samples
 
 _VALUES = 2**20  # pixel values of the images that are prepared together
 
 
 class Preprocess:
-    """Converts uint8 images to normalised float batches on a device, with or without augmentation."""
+    """Converts raw samples to encoded batches on a device, images with or without augmentation."""
 
-    def __init__(
-        self,
-        data: FederatedData | Dataset,
-        augment: str,
-        device: torch.device,
-        wholes: Sequence[np.ndarray] = (),
-    ) -> None:
-        """Take mean and deviation of a set. `wholes`: images of whole sets, which a GPU keeps if it has the room."""
-        shape = (1, -1, 1, 1)
-        self.mean = torch.tensor(data.mean, device=device).view(shape)
-        self.deviation = torch.tensor(data.deviation, device=device).view(shape)
-        self.augment = augment
-        self.device = device
+    def __init__(self, codec: Codec, augment: str, device: torch.device, wholes: Sequence[np.ndarray] = ()) -> None:
+        """Take a codec. `wholes`: the inputs of whole sets, which a GPU keeps if it has the room."""
+        self.codec, self.augment, self.device = codec, augment, device
+        self._encoder = Encoder(codec, device)
         self._wholes = wholes
 
     def __call__(self, images: np.ndarray, generator: torch.Generator | None = None) -> Tensor:
-        """Return float images, B x C x H x W, (x / 255 - mean) / deviation; augmented if a generator is given."""
+        """Return encoded samples; images are augmented if a generator is given."""
         return self._ready(torch.from_numpy(images).to(self.device), generator)
 
     def _ready(self, batch: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -46,17 +38,16 @@ class Preprocess:
         return self.scaled(batch)
 
     def scaled(self, images: Tensor) -> Tensor:
-        """Return uint8 images on the device as normalised float images."""
-        # contiguous strides: an array's strides may differ between processes, and then torch chooses other kernels
-        return self.normalise(images.to(torch.float32, memory_format=torch.contiguous_format).div_(PIXEL_MAX))
+        """Return raw samples on the device as encoded ones."""
+        return self._encoder(images)
 
-    def of(self, data: Images, generator: torch.Generator | None = None) -> Tensor:
-        """Return a batch of all these images; virtual images are normalised already and are not changed."""
-        if data.normalised:
-            return torch.from_numpy(data.images).to(self.device).contiguous()
-        return self(data.images, generator)
+    def of(self, data: Samples, generator: torch.Generator | None = None) -> Tensor:
+        """Return a batch of all these samples; encoded ones, such as virtual ones, are not changed."""
+        if data.encoded:
+            return torch.from_numpy(data.inputs).to(self.device).contiguous()
+        return self(data.inputs, generator)
 
-    def at(self, data: Images, positions: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def at(self, data: Samples, positions: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Return a batch of the images at these positions, as `of`; from the device if it has them."""
         kept = self.kept(data)
         if kept is None:
@@ -64,14 +55,14 @@ class Preprocess:
         whole, rows = kept
         return self._ready(whole[sent(rows[positions], self.device)], generator)
 
-    def kept(self, data: Images) -> tuple[Tensor, Tensor] | None:
+    def kept(self, data: Samples) -> tuple[Tensor, Tensor] | None:
         """Return a whole set on the device, uint8, and the positions of these images in it, on the CPU.
 
         None if the device does not have them: a CPU never does.
         """
-        if not self._on_device or data.normalised:
+        if not self._on_device or data.encoded:
             return None
-        whole = self._on_device.get(id(data.images if data.rows is None else data.rows.whole))
+        whole = self._on_device.get(id(data.inputs if data.rows is None else data.rows.whole))
         if whole is None:
             return None
         return whole, torch.arange(len(data.labels)) if data.rows is None else torch.tensor(data.rows.positions)
@@ -94,12 +85,11 @@ class Preprocess:
 
     def normalise(self, images: Tensor) -> Tensor:
         """Normalise pixels of 0 to 1 in place, and return them."""
-        return images.sub_(self.mean).div_(self.deviation)
+        return self._encoder.normalise(images)
 
     def pixels(self, images: Tensor) -> np.ndarray:
-        """Return normalised images, such as a generator's, as uint8 images: the inverse, clipped to 0..255."""
-        scaled = images.mul(self.deviation).add(self.mean).clamp(0, 1).mul(PIXEL_MAX).round()
-        return scaled.byte().cpu().numpy()
+        """Return encoded samples, such as a generator's, as raw ones: the inverse; of images, in their range."""
+        return self._encoder.decode(images)
 
 
 def crop_flip(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -136,7 +126,7 @@ def shift_mirror(padded: Tensor, pad: int, shifts: Tensor, mirror: Tensor) -> Te
 
 
 def batches(
-    data: Images,
+    data: Samples,
     targets: Tensor,
     size: int,
     preprocess: Preprocess,
@@ -149,7 +139,7 @@ def batches(
     `targets`: one row for each image (labels, logits, probabilities). `most`: the largest number of batches. The last
     batch of an epoch follows `batch_sizes`. Several batches are prepared together, with about a million values.
     """
-    for chosen, sizes in chunks(len(data.labels), size, data.images, order, most):
+    for chosen, sizes in chunks(len(data.labels), size, data.inputs, order, most):
         images = preprocess.at(data, chosen, order if augment else None)
         yield from zip(images.split(sizes), targets[chosen].to(preprocess.device).split(sizes), strict=True)
 

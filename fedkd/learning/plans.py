@@ -33,7 +33,7 @@ def plan_of(local: LocalTraining) -> Plan:
     data, count = local.data, len(local.data.labels)
     if local.steps is not None and not count:
         raise ValueError(f"{local.steps} steps of training need images, but there are none")
-    augmented = local.augment and not data.normalised and local.preprocess.augment == "crop_flip"
+    augmented = local.augment and not data.encoded and local.preprocess.augment == "crop_flip"
     sizes: list[int] = []
     positions: list[Tensor] = []
     draws: list[tuple[Tensor, Tensor]] = []
@@ -41,9 +41,9 @@ def plan_of(local: LocalTraining) -> Plan:
     while epochs < local.epochs if local.steps is None else len(sizes) < local.steps:
         before = len(sizes)
         most = None if local.steps is None else local.steps - before
-        for chosen, these in chunks(count, local.batch_size, data.images, local.order, most):
+        for chosen, these in chunks(count, local.batch_size, data.inputs, local.order, most):
             if augmented:
-                draws.append(shift_draws(len(chosen), crop_pad(data.images.shape[2]), local.order))
+                draws.append(shift_draws(len(chosen), crop_pad(data.inputs.shape[2]), local.order))
             sizes += these
             positions.append(chosen)
         epochs += 1

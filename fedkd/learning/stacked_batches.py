@@ -14,7 +14,7 @@ from .plans import Plan
 from .training import LocalTraining
 
 
-class Form(NamedTuple):
+class StepForm(NamedTuple):
     """What steps have in common: whether a batch is filled, and whether a client has finished."""
 
     filled: bool
@@ -27,7 +27,7 @@ class StackedBatches:
     def __init__(self, trainings: list[LocalTraining], plans: list[Plan]) -> None:
         first = trainings[0]
         device = first.preprocess.device
-        self.prepare = partial(_prepared, first.preprocess, first.data.normalised)
+        self.prepare = partial(_prepared, first.preprocess, first.data.encoded)
         self.images, found = _places(trainings, first.preprocess)
         target_starts, targets = _joined([local.targets for local in trainings])
         self.targets = torch.cat(targets).to(device)
@@ -64,7 +64,7 @@ class StackedBatches:
         real = torch.arange(widest)[None] < sizes[:, None]
         return ready, targets, sent(real, ready.device)
 
-    def packed(self, width: int) -> tuple[Tensor, list[Form]]:
+    def packed(self, width: int) -> tuple[Tensor, list[StepForm]]:
         """Return all steps as one tensor, and the form of each.
 
         The tensor: steps x 6 x K x `width`, int32: positions of images, of targets; shifts down, right; whether
@@ -79,12 +79,12 @@ class StackedBatches:
         filling = (0, width - self.index.shape[2])
         plans = torch.stack([*(F.pad(part.int(), filling) for part in parts), flags], dim=1)
         filled, ended = (live & (self.sizes != width - 1)).any(1), (~live).any(1)
-        return plans, [Form(*both) for both in zip(filled.tolist(), ended.tolist(), strict=True)]
+        return plans, [StepForm(*both) for both in zip(filled.tolist(), ended.tolist(), strict=True)]
 
 
 def _prepared(
     preprocess: Preprocess,
-    normalised: bool,
+    encoded: bool,
     images: Tensor,
     chosen: Tensor,
     shifts: Tensor | None,
@@ -95,7 +95,7 @@ def _prepared(
     if shifts is not None and mirror is not None:
         pad = crop_pad(found.shape[2])
         found = shift_mirror(F.pad(found, (pad, pad, pad, pad)), pad, shifts.flatten(1), mirror.flatten())
-    ready = found if normalised else preprocess.scaled(found)
+    ready = found if encoded else preprocess.scaled(found)
     return ready.view(*chosen.shape, *ready.shape[1:])
 
 
@@ -105,7 +105,7 @@ def _places(trainings: list[LocalTraining], preprocess: Preprocess) -> tuple[Ten
     there = [one for one in kept if one is not None]
     if len(there) == len(kept) and len({id(whole) for whole, _ in there}) == 1:
         return there[0][0], [positions for _, positions in there]
-    starts, parts = _joined([local.data.images for local in trainings])
+    starts, parts = _joined([local.data.inputs for local in trainings])
     images = torch.cat([torch.from_numpy(part) for part in parts]).to(preprocess.device)
     return images, [
         start + torch.arange(len(local.data.labels)) for start, local in zip(starts, trainings, strict=True)

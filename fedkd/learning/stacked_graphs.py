@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .stacked_batches import Form, StackedBatches
+from .stacked_batches import StackedBatches, StepForm
 from .stacked_models import refusing_loops
 from .stacked_step import StackedStep, keep_where
 
@@ -77,14 +77,14 @@ class FixedStep:
         if backend is not None:
             self._step.compiled(backend)
         self._compile_next = backend is not None
-        self._compiled: set[Form] = set()
+        self._compiled: set[StepForm] = set()
         self._prepare, self._augmented = work.prepare, work.augmented
         clients, width = len(like.flat), like.settings.batch_size + 1  # a single image that is left joins a batch
         self._plan = torch.zeros(6, clients, width, dtype=torch.int64, device=like.device)
         self._targets = work.targets.new_zeros(clients, width, *work.targets.shape[1:])
         self._losses = torch.zeros(clients, dtype=like.flat.dtype, device=like.device)
-        self._replays: dict[Form, Work] = {}
-        self._tried: set[Form] = set()
+        self._replays: dict[StepForm, Work] = {}
+        self._tried: set[StepForm] = set()
 
     def train(
         self, step: StackedStep, work: StackedBatches, record: Record | None, note: Callable[[str], None]
@@ -114,7 +114,7 @@ class FixedStep:
             theirs.copy_(mine)
         return losses.T
 
-    def _take(self, form: Form) -> None:
+    def _take(self, form: StepForm) -> None:
         """Take the step of the current plan, in place."""
         width = self._plan.shape[2] if form.filled else self._plan.shape[2] - 1
         index, _, down, right, mirror, flags = self._plan[:, :, :width]
@@ -126,7 +126,7 @@ class FixedStep:
         self._losses.copy_(self._step.take(images, self._targets[:, :width], rows, {}))
         keep_where((flags[:, 0] & 2).bool(), state, before)
 
-    def _record(self, form: Form, record: Record, note: Callable[[str], None]) -> None:
+    def _record(self, form: StepForm, record: Record, note: Callable[[str], None]) -> None:
         """Record a form of the step."""
         self._tried.add(form)
         with self._undone():
@@ -135,7 +135,7 @@ class FixedStep:
             except Exception as error:
                 note(f"engine.cuda_graphs: a step is not recorded, and runs as before: {_first_line(error)}")
 
-    def _compile(self, form: Form, note: Callable[[str], None]) -> None:
+    def _compile(self, form: StepForm, note: Callable[[str], None]) -> None:
         """Compile a form of the step."""
         dynamo: Any = import_module("torch._dynamo.config")  # takes seconds, so not before it is needed
         self._compiled.add(form)

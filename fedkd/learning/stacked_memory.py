@@ -9,21 +9,21 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from ..config import Sgd, TrainConfig
+from ..data.spec import Form
+from ..streams import default_stream
 from .training import cross_entropy
 
 _VMAP = 2  # vmap keeps up to twice the activations of a plain step
 
 
-def bytes_of_client(model: nn.Module, settings: TrainConfig, shape: tuple[int, int, int]) -> int:
+def bytes_of_client(model: nn.Module, settings: TrainConfig, form: Form) -> int:
     """Return the bytes that a client adds to a stacked step, at most: from one plain step on noise.
 
     Counted are its parameters and gradients with their temporaries, what the optimiser and a method keep for them (two
-    more copies: control variates, a frozen model), and what the step keeps for the gradient. `shape` of images:
-    channels, height, width.
+    more copies: control variates, a frozen model), and what the step keeps for the gradient.
     """
     some = next(model.parameters())
-    draw = torch.Generator().manual_seed(0)
-    images = torch.randn(settings.batch_size, *shape, generator=draw).to(some)
+    images = form.drawn(settings.batch_size, torch.Generator().manual_seed(0)).to(some.device)
     labels = torch.zeros(settings.batch_size, dtype=torch.int64, device=some.device)
     kept: dict[int, int] = {}
     own = {tensor.untyped_storage().data_ptr() for tensor in model.parameters()}
@@ -35,7 +35,8 @@ def bytes_of_client(model: nn.Module, settings: TrainConfig, shape: tuple[int, i
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    with saved_tensors_hooks(note, lambda tensor: tensor):
+    dropout = default_stream(torch.Generator().manual_seed(0))
+    with dropout, saved_tensors_hooks(note, lambda tensor: tensor):
         cross_entropy(model.train(), images, labels)
     model.load_state_dict(state)
     copies = 3 + 2 + (1 if isinstance(settings.optimizer, Sgd) else 2)

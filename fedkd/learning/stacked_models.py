@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from ..data.spec import Form
+from ..models.freezing import frozen_names
 from ..models.zoo import PadChannels
 from ..streams import default_stream
 from .training import features_of, full
@@ -81,6 +83,8 @@ def has_norm(model: nn.Module) -> bool:
 
 def why_not_stacked(model: nn.Module) -> str | None:
     """Return why models of this architecture cannot be stacked, or None."""
+    if frozen_names(model):
+        return "parts of the model are frozen"
     for module in model.modules():
         if isinstance(module, _RANDOM) and cast(Any, module).p:
             return f"{type(module).__name__} draws for each client from its own stream"
@@ -93,6 +97,8 @@ def why_not_stacked(model: nn.Module) -> str | None:
 
 def why_not_folded(model: nn.Module) -> str | None:
     """Return which layer the folded path does not know, or None."""
+    if frozen_names(model):
+        return "parts of it are frozen"
     for name, module in model.named_modules():
         known = isinstance(module, (*_ELEMENTWISE, *_POOLS, *_NORMS, nn.GroupNorm, nn.Linear, PadChannels))
         known |= isinstance(module, nn.Conv2d) and module.padding_mode == "zeros"
@@ -106,16 +112,18 @@ def why_not_folded(model: nn.Module) -> str | None:
 
 
 @torch.no_grad()
-def why_unsound(model: nn.Module, shape: tuple[int, int, int], path: Path) -> str | None:
+def why_unsound(model: nn.Module, form: Form, path: Path) -> str | None:
     """Return why a path does not give what two copies of a model give alone, in train mode, or None.
 
     Compared are outputs and buffers; one batch is filled. A model's own `forward` may mix channels or the images of a
-    batch, or replace its buffers. `shape` of images: channels, height, width.
+    batch, or replace its buffers. `form`: of samples.
     """
     some = next(model.parameters())
-    images = torch.randn(2, 4, *shape, generator=torch.Generator().manual_seed(0))
-    images[1, 3] = 10 * images[1, 3] + 5  # the row that fills
-    images, real = images.to(some), torch.tensor([[True] * 4, [True] * 3 + [False]], device=some.device)
+    images = form.drawn(8, torch.Generator().manual_seed(0)).unflatten(0, (2, 4))
+    if form.kind in ("image", "array"):
+        images[1, 3] = 10 * images[1, 3] + 5  # the row that fills
+    images = images.to(some) if images.is_floating_point() else images.to(some.device)
+    real = torch.tensor([[True] * 4, [True] * 3 + [False]], device=some.device)
     states = [{n: t / k if t.is_floating_point() else t.clone() for n, t in model.state_dict().items()} for k in (1, 2)]
     tensors = {name: stacked([state[name] for state in states]) for name in states[0]}
     with default_stream(torch.Generator().manual_seed(0)):

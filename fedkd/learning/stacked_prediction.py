@@ -16,7 +16,7 @@ _BATCH = 100  # images of each client
 
 def prediction_key(asked: Prediction) -> Hashable:
     """Return what clients must have in common to be asked in one call."""
-    return id(asked.model), asked.features, asked.data.normalised, asked.data.images.shape[1:]
+    return id(asked.model), asked.features, asked.data.encoded, asked.data.inputs.shape[1:]
 
 
 @torch.no_grad()

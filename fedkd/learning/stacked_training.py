@@ -57,7 +57,7 @@ def key_of(local: LocalTraining) -> Hashable:
         identity_of(loss.of_outputs), identity_of(loss.of_parameters), loss.features,
         forms_of(loss.own), tuple(sorted(loss.frozen)), loss.draw is None, loss.rows,
         local.optimizer.model_copy(update={"lr": 1.0}), local.clip, local.batch_size, local.steps is None,
-        local.half, local.augment, local.data.normalised, local.data.images.shape[1:],
+        local.half, local.augment, local.data.encoded, local.data.inputs.shape[1:],
         local.targets.shape[1:], local.targets.dtype,
     )  # fmt: skip
 

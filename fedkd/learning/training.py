@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..config import Adam, Sgd, TrainConfig
-from ..data.images import Images
+from ..data.samples import Samples
 from .batches import Preprocess, batches
 from .loss_scale import LossScale, all_finite
 from .optimizers import Optimizer, make_optimizer
@@ -139,7 +139,7 @@ class LocalTraining:
     """One call of local training: what is trained, on what, and how. Fields as the arguments of `train`."""
 
     model: nn.Module
-    data: Images
+    data: Samples
     targets: Tensor
     epochs: int
     batch_size: int
@@ -180,7 +180,7 @@ def train_alone(local: LocalTraining) -> float:
 
 def train(
     model: nn.Module,
-    data: Images,
+    data: Samples,
     targets: Tensor,
     *,
     epochs: int,
@@ -266,7 +266,7 @@ def _scale(gradients: Sequence[Tensor | None], clip: float) -> Tensor:
 def train_as(
     settings: TrainConfig,
     model: nn.Module,
-    data: Images,
+    data: Samples,
     *,
     preprocess: Preprocess,
     order: torch.Generator,

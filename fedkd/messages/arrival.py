@@ -18,6 +18,7 @@ from .arrays import are_within
 from .ledger import bytes_outside, count_bytes
 from .metric_names import MOST, belongs_to, checked_metric, scope_of
 from .payload import (
+    COUNTER,
     FLOWER_ARRAYS,
     FLOWER_METRICS,
     IMAGES,
@@ -112,7 +113,7 @@ def _batch_norm_range(name: str) -> tuple[float, float] | None:
     """Return the smallest and the largest value of a buffer of batch norm, by its name; None for any other array."""
     if name.endswith("running_var"):
         return 0.0, MOST
-    return (0.0, _MOST_COUNTED) if name.endswith("num_batches_tracked") else None
+    return (0.0, _MOST_COUNTED) if name.endswith(COUNTER) else None
 
 
 def _check_names(payload: Payload, expected: Expected) -> None:
@@ -127,7 +128,7 @@ def _check_names(payload: Payload, expected: Expected) -> None:
             raise PayloadError(f"{kind} has {some(sorted(map(repr, surplus)), 5)}, which was not asked for")
     for kind, arrays in payload.by_kind():
         for name, tensor in arrays.items():
-            shape, dtype, between, probabilities, counts = getattr(expected, kind)[name]
+            shape, dtype, between, probabilities, counts, constant = getattr(expected, kind)[name]
             fits = tensor.shape == shape or (
                 len(shape) == tensor.dim()
                 and all(want is None or want == have for want, have in zip(shape, tensor.shape, strict=True))
@@ -136,6 +137,11 @@ def _check_names(payload: Payload, expected: Expected) -> None:
                 raise PayloadError(f"{kind} {name!r} has shape {tuple(tensor.shape)}, expected was {shape}")
             if tensor.dtype != dtype:
                 raise PayloadError(f"{kind} {name!r} has dtype {tensor.dtype}, expected was {dtype}")
+            if constant is not None and not torch.equal(tensor, constant):
+                raise PayloadError(
+                    f"{kind} {name!r} has other values than at the server: integers of a model are constants, "
+                    "which are not averaged; let the model keep them out of its state (persistent=False)"
+                )
             bounds = between or _range(probabilities, counts)
             if bounds is not None and tensor.numel():
                 (low, high), (least, most) = bounds, torch.aminmax(tensor)

@@ -31,6 +31,7 @@ MOST_IMAGES = 2**31 - 1  # the largest number of images that a node may report
 IMAGES = (1.0, float(MOST_IMAGES))  # the range of a number of images
 ANY_NUMBER = (-MOST, MOST)  # the range of a number without limits: finite in float32
 LOSS = (-1e-4, MOST)  # the range of a training loss: at least 0, but for rounding
+COUNTER = "num_batches_tracked"  # the end of the names of batch norm's counters, the integers that training changes
 UNWEIGHTED = 1.0  # the number `examples` of each reply if all nodes have the same weight in a mean
 
 
@@ -72,7 +73,8 @@ class Payload:
 
 class ArraySpec(NamedTuple):
     """What an array must look like: its shape (None: any length) and dtype; the closed range of its values, if any;
-    whether its rows are probabilities that sum to 1; whether its values count a node's images, for example by class.
+    whether its rows are probabilities that sum to 1; whether its values count a node's images, for example by class;
+    the values that it must have, such as a table of positions in a model, which no training changes.
     """
 
     shape: tuple[int | None, ...]
@@ -80,6 +82,7 @@ class ArraySpec(NamedTuple):
     between: tuple[float, float] | None = None
     probabilities: bool = False
     counts: bool = False
+    constant: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -103,8 +106,15 @@ class Expected:
 
 
 def like(tensors: Mapping[str, Tensor]) -> dict[str, ArraySpec]:
-    """Return the specs for arrays with the names, shapes and dtypes of these."""
-    return {name: ArraySpec(tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
+    """Return the specs for arrays with the names, shapes and dtypes of these.
+
+    Integers are constants of a model, but for the counters of batch norm.
+    """
+    specs = {}
+    for name, tensor in tensors.items():
+        changes = tensor.is_floating_point() or name.endswith(COUNTER)
+        specs[name] = ArraySpec(tuple(tensor.shape), tensor.dtype, constant=None if changes else tensor)
+    return specs
 
 
 def expected_model(

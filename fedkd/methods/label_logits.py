@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from ..config import NotNegative
 from ..core.client import Client
 from ..core.round import Round
 from ..core.strategy import Strategy
+from ..data.spec import ANY_KIND, Kind
 from ..learning.training import Loss
 from ..messages.payload import Payload
 from .class_means import ClassMeans
@@ -70,6 +71,7 @@ class LabelLogits(Strategy):
     weights change (FD: over the local period), or `after`, one pass over the node's images after training.
     """
 
+    kinds: ClassVar[frozenset[Kind]] = ANY_KIND
     gamma: NotNegative = 1.0
     means_over: Literal["training", "after"] = "training"
     tables: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict, init=False)

@@ -14,7 +14,8 @@ from ..core.client import Client
 from ..core.environment import Environment
 from ..core.round import Round
 from ..core.strategy import Strategy
-from ..data.images import Images
+from ..data.samples import Samples
+from ..data.spec import ANY_KIND, Kind
 from ..errors import InputError
 from ..learning.training import Loss
 from ..messages.arrays import Tensors
@@ -37,7 +38,7 @@ class PublicSetClient(Client):
         strategy: PublicSetStrategy = self.strategy
         return strategy
 
-    def subset(self, request: Payload, name: str = _SUBSET) -> Images:
+    def subset(self, request: Payload, name: str = _SUBSET) -> Samples:
         """Return the public images at the request's indices, in their order; all images if it has no indices."""
         indices = request.indices.get(name)
         return self.public if indices is None else self.public.take(indices.numpy())
@@ -47,11 +48,11 @@ class PublicSetClient(Client):
         numbers = {_FINGERPRINT: float(self.environment.public_fingerprint)}
         return Payload(logits={"knowledge": knowledge.float()}, numbers=numbers)
 
-    def soft_labels(self, images: Images, temperature: float = 1.0) -> Tensor:
+    def soft_labels(self, images: Samples, temperature: float = 1.0) -> Tensor:
         """Return softmax(z / T) of the model on images, N x C, in eval mode."""
         return torch.softmax(self.predict(images) / temperature, dim=1)
 
-    def distil(self, images: Images, targets: Tensor, loss: Loss) -> float:
+    def distil(self, images: Samples, targets: Tensor, loss: Loss) -> float:
         """Train the model towards targets on public images, without augmentation, with the strategy's settings.
 
         Reports `personal_after_distillation/accuracy` if the server wants this node's metrics. Returns the mean loss
@@ -78,6 +79,7 @@ class PublicSetStrategy(Strategy):
     distil_epochs, distil_batch_size: of the training towards the targets; it uses a new optimiser of `[train]`.
     """
 
+    kinds: ClassVar[frozenset[Kind]] = ANY_KIND
     subset_size: Count | None = None
     distil_epochs: Count = 1
     distil_batch_size: Count = 64

@@ -20,7 +20,8 @@ from ..core.environment import Environment
 from ..core.round import Round
 from ..core.strategy import Strategy
 from ..data.federated_data import FederatedData
-from ..data.images import Images
+from ..data.samples import Samples
+from ..data.spec import ANY_KIND, Kind
 from ..errors import InputError
 from ..learning.batches import shuffled
 from ..learning.contrast import ENCODER, AfterStep, Batch, ContrastiveLoss, ContrastiveTraining, Kept
@@ -156,15 +157,15 @@ class SelfSupervisedClient(Client):
         """Yield the batches of the round from its first, without end: `positions` of B images, `first`, `second`: a
         view of each.
         """
-        images = self.data.images
-        self.views, self.make_views = self.stream("views"), self.method.views(self.environment)
+        images = self.data.inputs
+        self.views, self.make_views = self.stream("views"), self.method.views(self.environment, images)
         for chosen in whole_batches(len(images), self.settings.batch_size, self.stream("shuffle")):
-            first, second = (self.view(images[chosen]) for _ in range(2))
+            first, second = (make(images[chosen], self.views) for make in self.make_views)
             yield {"positions": torch.from_numpy(chosen), "first": first, "second": second}
 
     def view(self, images: np.ndarray) -> Tensor:
-        """Return a view of each image, from the round's stream of views."""
-        return self.make_views(images, self.views)
+        """Return a first view of each sample, from the round's stream of views."""
+        return self.make_views[0](images, self.views)
 
     def loss(self) -> ContrastiveLoss:
         """Return the loss of local training, for `ContrastiveTraining`."""
@@ -210,11 +211,12 @@ class SelfSupervised(Strategy):
     than training).
     """
 
+    kinds: ClassVar[frozenset[Kind]] = ANY_KIND - {"array"}
     client: ClassVar[type[Client]] = SelfSupervisedClient
     classifies: ClassVar[bool] = False
     predictors: tuple[str, ...] = field(default=(), init=False)  # prediction heads of the base and of a wrapper
     width: Count = 256
-    aug: Augmentation = "official"
+    aug: Augmentation = "auto"
     pooled_steps: Whole = 0
     semi_epochs: Whole = 0
     probe_epochs: Count = 100
@@ -224,6 +226,7 @@ class SelfSupervised(Strategy):
         name, data = environment.config.strategy.name, environment.data
         if not isinstance(environment.model(0).classifier, nn.Linear):
             raise InputError(f"strategy {name} needs a model whose classifier is one linear layer.")
+        self.views(environment, data.train.inputs[:1])  # raises InputError for views of another kind of samples
         if environment.config.train.batch_size < 2:
             raise InputError(f"train.batch_size = 1: strategy {name} compares the images of a batch: set 2 or more.")
         if environment.config.data.sites is not None:
@@ -257,10 +260,9 @@ class SelfSupervised(Strategy):
 
         return cast(Encoder, environment.kept_object(f"encoder/{self.width}/{self.predictors}", build))
 
-    def views(self, environment: Environment) -> View:
-        """Return the function that makes views of this run's images."""
-        data = environment.config.data
-        return views_of(self.aug, data.set_names, environment.data.image_shape, environment.preprocess)
+    def views(self, environment: Environment, pool: np.ndarray) -> tuple[View, View]:
+        """Return the functions that make views of this run's samples; `pool`: all raw samples that may be mixed."""
+        return views_of(self.aug, environment.config.data.set_names, environment.preprocess, pool)
 
     def initial_weights(self, environment: Environment) -> Tensors:
         """Return a fresh encoder's weights."""
@@ -281,13 +283,13 @@ class SelfSupervised(Strategy):
         encoder.load_state_dict(self.weights)
         encoder.train()
         optimizer = make_optimizer(encoder, settings.optimizer)
-        pooled = environment.data.train.take(environment.data.pooled()).images
-        make_views = self.views(environment)
+        pooled = environment.data.train.take(environment.data.pooled()).inputs
+        make_views = self.views(environment, pooled)
         views, order = federation.stream("pooled-views"), federation.stream("pooled-shuffle")
         batches = whole_batches(len(pooled), settings.batch_size, order)
         for _ in federation.track("pooled start", range(self.pooled_steps)):
             chosen = pooled[next(batches)]
-            both = torch.cat([make_views(chosen, views) for _ in range(2)])
+            both = torch.cat([make(chosen, views) for make in make_views])
             optimizer.zero_grad()
             first, second = encoder(both).chunk(2)
             nt_xent(first, second, _POOLED_TEMPERATURE).backward()
@@ -296,19 +298,19 @@ class SelfSupervised(Strategy):
             optimizer.step()
         self.weights = copied(encoder.state_dict())
 
-    def embeddings(self, environment: Environment, weights: Tensors, images: Images) -> tuple[Tensor, Tensor]:
+    def embeddings(self, environment: Environment, weights: Tensors, images: Samples) -> tuple[Tensor, Tensor]:
         """Return the same as `embeddings_of`, for an encoder with these weights."""
         encoder = self.encoder(environment)
         encoder.load_state_dict(weights)
         return self.embeddings_of(environment, encoder, images)
 
     @torch.no_grad()
-    def embeddings_of(self, environment: Environment, encoder: Encoder, images: Images) -> tuple[Tensor, Tensor]:
+    def embeddings_of(self, environment: Environment, encoder: Encoder, images: Samples) -> tuple[Tensor, Tensor]:
         """Return features, N x D, and projections, N x width, of images in their order, in eval mode, on the CPU."""
         encoder.eval()
         features, projections = [], []
         for start in range(0, len(images.labels), _EVALUATION_BATCH):
-            h = encoder.features(environment.preprocess(images.images[start : start + _EVALUATION_BATCH]))
+            h = encoder.features(environment.preprocess(images.inputs[start : start + _EVALUATION_BATCH]))
             features.append(h.cpu())
             projections.append(encoder.projector(h).cpu())
         return torch.cat(features), torch.cat(projections)
@@ -338,7 +340,7 @@ class SelfSupervised(Strategy):
             federation.log("feature_map", feature_map(test_features, data.test.labels))
         return metrics
 
-    def _fine_tune(self, federation: Round, known: Images, percent: int) -> float | None:
+    def _fine_tune(self, federation: Round, known: Samples, percent: int) -> float | None:
         """Return the test accuracy of the whole encoder after fine-tuning on `percent` of the images of each class.
 
         The protocol of FedU2's and SSD's code: SGD with momentum 0.9, learning rates 0.001 for the encoder and 0.3 for
@@ -361,12 +363,12 @@ class SelfSupervised(Strategy):
         groups: list[dict[str, Any]] = [{"params": slow}, {"params": fast, "lr": 0.3}]
         optimizer = torch.optim.SGD(groups, lr=0.001, momentum=0.9)
         data, labels = environment.data, torch.from_numpy(chosen.labels).to(environment.device)
-        make_views = views_of("fine_tuning", data.domain_names, data.image_shape, environment.preprocess)
+        make_view, _ = views_of("fine_tuning", data.domain_names, environment.preprocess, chosen.inputs)
         encoder.train()
         for _ in federation.track(f"fine-tuning on {percent} %", range(self.semi_epochs)):
             for part in shuffled(len(labels), _SEMI_BATCH, stream):
                 optimizer.zero_grad()
-                images = make_views(chosen.images[part.numpy()], stream)
+                images = make_view(chosen.inputs[part.numpy()], stream)
                 F.cross_entropy(classifier(encoder.features(images)), labels[part]).backward()
                 optimizer.step()
         features = self.embeddings_of(environment, encoder, environment.data.test)[0]

@@ -2,13 +2,13 @@
 
 All baselines of FedLGD (Huang et al., TMLR, arXiv:2303.02278) train on these: the initial virtual images of each
 client, distilled before round 1 by distribution matching (Zhao and Bilen, WACV 2023, arXiv:2110.04181) and never
-refined.
+refined. Rows, series and arrays are distilled alike; see `virtual_kinds`.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Annotated, Literal
@@ -18,14 +18,17 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from ..config import GROUPS, Count, Group, Positive, Whole
+from ..config import GROUPS, AnyGroup, Count, Positive, Whole
 from ..core.client import Client
 from ..core.environment import Environment
 from ..core.round import Round
-from ..data.images import Images
+from ..data.samples import PIXEL_MAX, Samples
+from ..data.spec import ANY_KIND, Kind
 from ..distillation.distillers import DM
+from ..distillation.sample_generators import as_codes, takes_probabilities
+from ..distillation.siamese_kinds import groups_of
 from ..distillation.stacked_matching import Matching
-from ..distillation.virtual_images import RealImages, Virtual, class_statistics, normal_images, real_images
+from ..distillation.virtual_images import RealImages, Virtual, class_statistics, normal_samples, real_images
 from ..errors import InputError, RunError
 from ..messages.payload import LOSS, ArraySpec, Expected, Payload
 from ..streams import default_stream
@@ -38,6 +41,9 @@ _CHUNK = 100  # steps of the initial distillation in one request
 
 _SHOWN = 20  # the largest number of classes in a figure
 
+VIRTUAL_KINDS: frozenset[Kind] = ANY_KIND - {"tokens"}
+NO_GRADIENT: Mapping[Kind, str] = {"tokens": "token ids have no gradient"}
+
 
 @dataclass(kw_only=True)
 class VirtualImages:
@@ -47,7 +53,9 @@ class VirtualImages:
     ~ N(mean, deviation) of the client's own class and channel (`normal`), or from random real images (`real`; a class
     with fewer real images repeats them). Then they take `initial_steps` steps of DM, each under a new random network of
     the run's architecture (the paper's code: 10,000 steps, always under its ConvNet). 0 steps and `real`: random real
-    images, the control. `real_batch`, `pixel_lr`, `pixel_momentum`, `augment`: of DM.
+    images, the control. `real_batch`, `pixel_lr`, `pixel_momentum`, `augment`: of DM; the default of `augment` is all
+    groups of the samples' kind. Of rows and arrays, means and deviations are of each column or value; see
+    `normal_samples`.
 
     `show_local`: show the images of the cohort's first node in the run's figures; for this, they are sent to the
     server.
@@ -59,11 +67,21 @@ class VirtualImages:
     real_batch: Count = 256
     pixel_lr: Positive = 1.0
     pixel_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    augment: list[Group] = field(default_factory=lambda: list(GROUPS))
+    augment: list[AnyGroup] = field(default_factory=lambda: list(GROUPS))
     show_local: bool = False
 
     def check_images(self, environment: Environment) -> None:
-        """Raise InputError for `data.augment`, which virtual images do not use."""
+        """Raise InputError for `data.augment`, which virtual images do not use, for groups of `augment` of another
+        kind, and for a model that cannot take virtual rows.
+        """
+        form = environment.data.form
+        groups_of(form.kind, self.augment)
+        for number, architecture in enumerate(environment.config.model.architectures):
+            if not takes_probabilities(environment.model(number), form):
+                raise InputError(
+                    f"model.name = {architecture.name!r}: virtual rows have categories as probabilities, which this "
+                    "model cannot take; set table_mlp."
+                )
         if environment.config.data.augment != "none":
             raise InputError(
                 f"data.augment = {environment.config.data.augment!r}: training on virtual images uses no augmentation; "
@@ -89,21 +107,27 @@ class VirtualImages:
         """Show the images of the cohort's first node in the figures, if `show_local` is set and this round measured."""
         if self.show_local and federation.due:
             node = federation.cohort[0]
-            shape = federation.environment.data.image_shape
+            environment = federation.environment
+            form, pixels = environment.data.form, sends_pixels(environment)
             expect = Expected(
-                images={"virtual": ArraySpec((None, *shape), torch.uint8)},
-                indices={
-                    "labels": ArraySpec((None,), torch.int64, between=(0, len(federation.environment.data.classes) - 1))
-                },
+                images={"virtual": ArraySpec((None, *form.shape), torch.uint8 if pixels else torch.float32)},
+                indices={"labels": ArraySpec((None,), torch.int64, between=(0, len(environment.data.classes) - 1))},
             )
             with contextlib.suppress(RunError):  # a missing figure does not end a run; the failure is recorded
                 for _, reply in federation.ask("reveal", {node: Payload()}, expect=expect):
                     images, labels = reply.images["virtual"], reply.indices["labels"]
-                    show_by_class(federation, f"local-{node}", images.numpy(), labels.numpy())
+                    raw = images.numpy() if pixels else environment.preprocess.pixels(images.to(environment.device))
+                    show_by_class(federation, f"local-{node}", raw, labels.numpy())
+
+
+def sends_pixels(environment: Environment) -> bool:
+    """Return whether nodes send virtual samples for figures as uint8 pixels, and not encoded, as float32."""
+    spec = environment.data.spec
+    return spec.kind == "image" and spec.largest == PIXEL_MAX
 
 
 def show_by_class(federation: Round, name: str, pixels: np.ndarray, labels: np.ndarray) -> None:
-    """Show the first image (uint8) of each class in the run's figures."""
+    """Show the first raw sample of each class in the run's figures."""
     classes, first = np.unique(labels, return_index=True)
     names = federation.environment.data.classes
     federation.show(name, pixels[first[:_SHOWN]], [names[label] for label in classes[:_SHOWN]])
@@ -127,10 +151,10 @@ class VirtualImagesClient(Client):
         """Return the node's virtual images. Raises ValueError if it has none, because it did not `begin`."""
         if (kept := self.recall(_VIRTUAL)) is None:
             raise ValueError("this node has no virtual images")
-        return Virtual.of(kept, self.environment.device)
+        return Virtual.of(kept, self.environment.device, self.environment.data.form)
 
     @cached_property
-    def data(self) -> Images:
+    def data(self) -> Samples:
         """Return the node's virtual images, which it trains on."""
         return self.virtual.as_data()
 
@@ -153,14 +177,13 @@ class VirtualImagesClient(Client):
         return Payload(numbers={"examples": len(self.virtual.labels)})
 
     def _first_images(self) -> Virtual:
-        about, stream = self.about, self.stream("first-images")
+        about, stream, form = self.about, self.stream("first-images"), self.environment.data.form
         if about.initial == "real":
-            images, labels = real_images(self.real, about.ipc, stream)
+            images, labels = real_images(self.real, about.ipc, stream, form)
         else:
-            statistics = self.class_statistics()
-            _, height, width = self.environment.data.image_shape
-            images, labels = normal_images(*statistics, about.ipc, (height, width), stream)
-        virtual = Virtual(images.to(self.environment.device), labels.to(self.environment.device))
+            images, labels = normal_samples(*self.class_statistics(), about.ipc, form, stream)
+        device = self.environment.device
+        virtual = Virtual(images.to(device), labels.to(device), form=form)
         self._keep_images(virtual)
         self._note_steps(0)
         return virtual
@@ -174,7 +197,8 @@ class VirtualImagesClient(Client):
 
     def class_statistics(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return mean and deviation of the node's pixels for each class and channel, and the classes that it has."""
-        return class_statistics(self.real.data, self.environment.preprocess, len(self.environment.data.classes))
+        data = self.environment.data
+        return class_statistics(self.real.data, self.environment.preprocess, len(data.classes), data.form)
 
     def distil(self, request: Payload) -> Payload:
         """Take the initial steps of distribution matching up to the requested one, also missed ones; return their mean
@@ -182,7 +206,10 @@ class VirtualImagesClient(Client):
         """
         about, environment, end = self.about, self.environment, int(request.numbers["end"])
         method = DM(
-            lr=about.pixel_lr, momentum=about.pixel_momentum, real_batch=about.real_batch, augment=about.augment
+            lr=about.pixel_lr,
+            momentum=about.pixel_momentum,
+            real_batch=about.real_batch,
+            augment=groups_of(environment.data.form.kind, about.augment),
         )
         done, architecture = self._steps_done(), environment.architecture_of(self.node)
 
@@ -219,6 +246,9 @@ class VirtualImagesClient(Client):
         return losses
 
     def reveal(self, request: Payload) -> Payload:
-        """Return the virtual images, as pixels, and their labels, for the figures of the run."""
-        pixels = self.environment.preprocess.pixels(self.virtual.images.clone())
-        return Payload(images={"virtual": torch.from_numpy(pixels)}, indices={"labels": self.virtual.labels.cpu()})
+        """Return the virtual images, as pixels, and their labels, for the figures of the run; see `sends_pixels`."""
+        virtual, environment = self.virtual, self.environment
+        shown = as_codes(virtual.images, environment.data.form).clone()
+        if sends_pixels(environment):
+            shown = torch.from_numpy(environment.preprocess.pixels(shown))
+        return Payload(images={"virtual": shown.cpu()}, indices={"labels": virtual.labels.cpu()})

@@ -1,18 +1,25 @@
-"""Makes a model from its name and options, and tries it on images of the run's shape."""
+"""Makes a model from its name and options, and tries it on samples of the run's form."""
 
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..data.spec import ANY_KIND, Form
 from ..errors import InputError, described, on_one_line
 from ..registry import find, options
-from .adapter import torchvision_builder
-from .zoo import Shape
+from .adapter import about, adapt
+from .freezing import Lora, Train, train_only
+from .masks import of_one_tensor
+from .pretrained import load_weights
+from .projection import Projected
+from .sources import builder_of
 
 _SIZES = (16, 32, 64, 128, 224, 299)  # pixels per side that are tried for a model that cannot take the run's images
 
@@ -21,55 +28,97 @@ _DTYPES = (torch.float64, torch.float32, torch.float16, torch.int64, torch.int32
            torch.bool)  # fmt: skip
 
 
-def build(name: str, table: dict[str, Any], shape: Shape, classes: int, key: str = "model.name") -> nn.Module:
-    """Return a new model for images of this shape; `table`: the builder's options.
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The options of `[model]` that all models take, beside those of their builder. Paths are of modules."""
 
-    `name`: an entry point, `torchvision:<name>`, or `path.py:function`. Raises InputError for an unknown name, wrong
-    options, a model without `features` and `classifier`, or one that cannot take images of this size.
+    head: str | None = None
+    features: str | None = None
+    ignore_mask: bool = False
+    weights: str | None = None
+    train: Train = "all"
+    adapter: Lora | None = None
+    projection: int | None = None
+
+
+def build(name: str, table: dict[str, Any], form: Form, classes: int, key: str = "model.name") -> nn.Module:
+    """Return a new model for samples of this form; `table`: the builder's options, and those of all models.
+
+    `name`: an entry point, `torchvision:<name>`, `timm:<name>`, `transformers:<folder or config.json>`, or
+    `path.py:function`. A builder is called with the form, or with the shape of a sample if its first parameter is named
+    `shape`: for a series without its mask, unless it is marked as one for series. Its attribute
+    `fedkd_about` is a line on what was found. Raises InputError for an unknown name,
+    wrong options, a model whose head is not found, or one that cannot take such samples.
     """
-    if name.startswith("torchvision:"):
-        builder: Callable[..., Any] = torchvision_builder(name.removeprefix("torchvision:"), key)
-    else:
-        builder = find("models", name, key)
-    table = dict(table)
-    projection = _projection(table.pop("projection", None), key.removesuffix(".name"))
-    chosen = options(builder, table, key.removesuffix(".name"))
+    prefix = key.removesuffix(".name")
+    builder = builder_of(name, key) or find("models", name, key)
+    chosen, common = _options(builder, dict(table), prefix)
+    served = getattr(builder, "kinds", ANY_KIND)
+    if form.kind not in served:
+        raise InputError(
+            f"{key} = {name!r} takes {', '.join(sorted(served))}, but the samples are of kind {form.kind!r}."
+        )
+    by_shape = next(iter(inspect.signature(builder).parameters), "shape") == "shape"
+    marked = hasattr(builder, "kinds")
+
+    def make(form: Form) -> Any:
+        if not by_shape:
+            return builder(form, classes, **chosen)
+        masked = form.kind == "series" and not marked
+        return builder((form.shape[0] - 1, *form.shape[1:]) if masked else form.shape, classes, **chosen)
+
+    said = f"{key} = {name!r}"
     try:
-        model = builder(shape, classes, **chosen)
+        model = make(form)
         if not isinstance(model, nn.Module):
-            raise InputError(f"{key} = {name!r} returns {type(model).__name__}, not a torch.nn.Module.")
-        if projection is not None:
-            _need_parts(model, name, key)
+            raise InputError(f"{said} returns {type(model).__name__}, not a torch.nn.Module.")
+        model = of_one_tensor(model, form, knows_form=marked or not by_shape, ignore_mask=common.ignore_mask, key=said)
+        model = adapt(model, form, classes, said, common.head, common.features)
+        if common.weights is not None:
+            load_weights(model, common.weights, f"{prefix}.weights")
+        if common.projection is not None:
             if not isinstance(model.classifier, nn.Linear):
-                raise InputError(f"{key} = {name!r}: a projection head needs a classifier that is one linear layer.")
-            model = _Projected(model, projection, classes)
-        model, logits = _tried(model, shape)
+                raise InputError(f"{said}: a projection head needs a classifier that is one linear layer.")
+            model = Projected(model, common.projection, classes)
+        train_only(model, common.train, common.adapter, prefix)
+        line = f"{name}: {about(model)}"
+        model, logits = _tried(model, form)
     except (InputError, KeyboardInterrupt):
         raise
     except BaseException as error:  # whatever the builder or the model raises, also sys.exit
-        known = isinstance(error, RuntimeError | ValueError | TypeError | AssertionError) and str(error)
+        known = isinstance(error, RuntimeError | ValueError | TypeError | AssertionError | IndexError) and str(error)
         reason = on_one_line(str(error).splitlines()[0], 300) if known else described(error)
-        size = _size_that_fits(lambda larger: builder(larger, classes, **chosen), shape) if known else None
+        size = _size_that_fits(make, form) if known and form.kind == "image" else None
         if size is not None:
-            reason = f"it takes images of {shape[0]}x{size}x{size}; set data.size = {size} (the model says: {reason})"
-        images = "x".join(map(str, shape))
-        raise InputError(
-            f"{key} = {name!r} cannot be built for images of {images} and {classes} classes: {reason}"
-        ) from error
-    _need_parts(model, name, key)
+            fits = f"{form.shape[0]}x{size}x{size}"
+            reason = f"it takes images of {fits}; set data.size = {size} (the model says: {reason})"
+        samples = f"{'images' if form.kind == 'image' else form.kind} of {'x'.join(map(str, form.shape))}"
+        raise InputError(f"{said} cannot be built for {samples} and {classes} classes: {reason}") from error
     if not isinstance(logits, Tensor) or tuple(logits.shape) != (2, classes):
-        raise InputError(f"{key} = {name!r}: for 2 images the model must return logits of shape (2, {classes}).")
+        more = "" if isinstance(logits, Tensor) else f"; in train mode it returns a {type(logits).__name__}"
+        raise InputError(f"{said}: for 2 samples the model must return logits of shape (2, {classes}){more}.")
     built: nn.Module = model
     if not any(parameter.requires_grad for parameter in built.parameters()):
-        raise InputError(f"{key} = {name!r}: the model has no parameter that can be trained: all are frozen.")
+        raise InputError(f"{said}: the model has no parameter that can be trained: all are frozen.")
     for tensor_name, tensor in built.state_dict().items():
         if tensor.dtype not in _DTYPES:
             valid = ", ".join(str(dtype).removeprefix("torch.") for dtype in _DTYPES)
-            raise InputError(
-                f"{key} = {name!r}: {tensor_name} is {tensor.dtype}, which cannot be sent; valid: {valid}."
-            )
+            raise InputError(f"{said}: {tensor_name} is {tensor.dtype}, which cannot be sent; valid: {valid}.")
     name_once(built)
+    built.fedkd_about = line  # type: ignore[assignment]
     return built
+
+
+def _options(builder: Any, table: dict[str, Any], prefix: str) -> tuple[dict[str, Any], Options]:
+    """Return the builder's options, and those of all models. An option that both have is the builder's."""
+    own = inspect.signature(builder).parameters if callable(builder) else {}
+    known = [field.name for field in fields(Options) if field.name not in own]
+    common = {name: table.pop(name) for name in known if name in table}
+    width = common.get("projection")
+    if width is not None and (not isinstance(width, int) or isinstance(width, bool) or width < 1):
+        raise InputError(f"{prefix}.projection = {width!r}: should be the width of a projection head, 1 or more.")
+    chosen = options(builder, table, prefix, known)
+    return chosen, Options(**options(Options, common, prefix))
 
 
 def name_once(model: nn.Module) -> None:
@@ -101,34 +150,36 @@ def name_once(model: nn.Module) -> None:
     model.register_load_state_dict_pre_hook(restore)
 
 
-def _tried(model: nn.Module, shape: Shape) -> tuple[nn.Module, Any]:
-    """Return a model with its weights in channels-last order, and its logits for two black images.
+def _tried(model: nn.Module, form: Form) -> tuple[nn.Module, Any]:
+    """Return a model with its weights in channels-last order if it is for images, and its logits for two samples.
 
     Convolutions are fastest in this order. A model that cannot use it, because it views images as vectors without
     `flatten` or `reshape`, keeps torch's usual order.
     """
     with torch.no_grad():
-        try:
-            faster = copy.deepcopy(model).to(memory_format=torch.channels_last)
-            logits = faster.train()(torch.zeros(2, *shape))
-            return model.to(memory_format=torch.channels_last), logits
-        except RuntimeError:
-            return model, copy.deepcopy(model).train()(torch.zeros(2, *shape))
+        if form.kind == "image":
+            try:
+                faster = copy.deepcopy(model).to(memory_format=torch.channels_last)
+                logits = faster.train()(form.example(2))
+                return model.to(memory_format=torch.channels_last), logits
+            except RuntimeError:
+                pass
+        return model, copy.deepcopy(model).train()(form.example(2))
 
 
-def takes_one_image(model: nn.Module, shape: Shape) -> bool:
-    """Return whether a model can be trained on a batch of one image; batch norm of vectors cannot."""
+def takes_one_sample(model: nn.Module, form: Form) -> bool:
+    """Return whether a model can be trained on a batch of one sample; batch norm of vectors cannot."""
     trial = copy.deepcopy(model).train()
     device = next(trial.parameters()).device
     try:
         with torch.no_grad():
-            trial(torch.zeros(1, *shape, device=device))
+            trial(form.example(1).to(device))
     except ValueError:  # batch norm: expected more than 1 value per channel
         return False
     return True
 
 
-def _size_that_fits(make: Callable[[Shape], nn.Module], shape: Shape) -> int | None:
+def _size_that_fits(make: Callable[[Form], nn.Module], form: Form) -> int | None:
     """Return a number of pixels per side that a model can take, larger than the given; None if none is found.
 
     For a model that takes all sizes from one on, it is the smallest. Models are made on torch's meta device, which has
@@ -136,15 +187,15 @@ def _size_that_fits(make: Callable[[Shape], nn.Module], shape: Shape) -> int | N
     """
 
     def fits(size: int) -> bool:
-        larger = (shape[0], size, size)
+        larger = form._replace(shape=(form.shape[0], size, size))
         try:
             with torch.device("meta"), torch.no_grad():
-                make(larger).train()(torch.zeros(2, *larger))
+                make(larger).train()(torch.zeros(2, *larger.shape))
         except Exception:  # whatever the model says, this size does not help
             return False
         return True
 
-    below = max(shape[1:])
+    below = max(form.shape[1:])
     for size in _SIZES:
         if size > below and fits(size):
             while size - below > 1:
@@ -162,38 +213,3 @@ def fill(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
         model.load_state_dict(weights)  # its error message names what does not fit
     with torch.no_grad():
         torch._foreach_copy_(list(own.values()), [weights[name] for name in own])
-
-
-def _need_parts(model: Any, name: str, key: str) -> None:
-    if not callable(getattr(model, "features", None)) or not isinstance(getattr(model, "classifier", None), nn.Module):
-        raise InputError(
-            f"{key} = {name!r}: the model needs `features` (a module or method) and `classifier` (a module)."
-        )
-
-
-def _projection(width: Any, key: str) -> int | None:
-    if width is not None and (not isinstance(width, int) or isinstance(width, bool) or width < 1):
-        raise InputError(f"{key}.projection = {width!r}: should be the width of a projection head, 1 or more.")
-    return width
-
-
-class _Projected(nn.Module):
-    """A model with a two-layer projection head between features and classifier (Li et al., 2021, MOON)."""
-
-    def __init__(self, model: nn.Module, width: int, classes: int) -> None:
-        super().__init__()
-        inputs = cast(nn.Linear, model.classifier).in_features
-        self.trunk = model
-        self.trunk.classifier = nn.Identity()
-        self.head = nn.Sequential(nn.Linear(inputs, inputs), nn.ReLU(), nn.Linear(inputs, width))
-        self.classifier = nn.Linear(width, classes)
-
-    def features(self, images: Tensor) -> Tensor:
-        """Return the projected features, B x width."""
-        projected: Tensor = self.head(cast(Callable[[Tensor], Tensor], self.trunk.features)(images))
-        return projected
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return logits, B x C."""
-        logits: Tensor = self.classifier(self.features(images))
-        return logits

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import copy
+import math
+from collections.abc import Callable
 from itertools import pairwise
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from ..data.spec import Kind
 
 Shape = tuple[int, int, int]  # channels, height, width
 Width = Annotated[int, Field(ge=1)]
@@ -30,15 +34,30 @@ class Classifier(nn.Module):
         return logits
 
 
+Builder = TypeVar("Builder", bound=Callable[..., nn.Module])
+
+
+def serves(*kinds: Kind) -> Callable[[Builder], Builder]:
+    """Mark a builder with the kinds of samples that its models take; without the mark: all."""
+
+    def mark(builder: Builder) -> Builder:
+        builder.kinds = kinds  # type: ignore[attr-defined]
+        return builder
+
+    return mark
+
+
+@serves("image", "table", "series", "array")
 def mlp(shape: Shape, classes: int, *, hidden: list[Width] = [200, 200]) -> nn.Module:  # noqa: B006
     """Return a perceptron with ReLU; the default is McMahan et al.'s 2NN (2017)."""
-    widths = [shape[0] * shape[1] * shape[2], *hidden]
+    widths = [math.prod(shape), *hidden]
     layers: list[nn.Module] = [nn.Flatten()]
     for width, following in pairwise(widths):
         layers += [nn.Linear(width, following), nn.ReLU()]
     return Classifier(nn.Sequential(*layers), widths[-1], classes)
 
 
+@serves("image")
 def lenet5(shape: Shape, classes: int) -> nn.Module:
     """Return LeNet-5 (LeCun et al., 1998) with ReLU and max pooling: 61,706 parameters for 28 x 28 x 1."""
     padding = 2 if shape[1] < 32 else 0  # the paper's images are 32 x 32
@@ -50,6 +69,7 @@ def lenet5(shape: Shape, classes: int) -> nn.Module:
     return Classifier(nn.Sequential(*trunk, *head), 84, classes)
 
 
+@serves("image")
 def cnn(
     shape: Shape,
     classes: int,
@@ -67,6 +87,7 @@ def cnn(
     return Classifier(nn.Sequential(*trunk, nn.Linear(_width(trunk, shape), hidden), nn.ReLU()), hidden, classes)
 
 
+@serves("image")
 def convnet(
     shape: Shape,
     classes: int,
@@ -101,16 +122,19 @@ def _width(trunk: nn.Module, shape: Shape) -> int:
 Norm = Literal["batch", "group"]
 
 
+@serves("image")
 def resnet8(shape: Shape, classes: int, *, norm: Norm = "batch") -> nn.Module:
     """Return the CIFAR ResNet of depth 8 (He et al., 2016, section 4.2, n = 1)."""
     return _cifar_resnet(shape, classes, 1, norm)
 
 
+@serves("image")
 def resnet20(shape: Shape, classes: int, *, norm: Norm = "batch") -> nn.Module:
     """Return the CIFAR ResNet of depth 20 (He et al., 2016, section 4.2, n = 3)."""
     return _cifar_resnet(shape, classes, 3, norm)
 
 
+@serves("image")
 def resnet18_cifar(shape: Shape, classes: int, *, norm: Literal["batch", "group", "instance"] = "batch") -> nn.Module:
     """Return ResNet-18 with a 3 x 3 first convolution of stride 1 and no max-pooling, as in MOON and FedX, for CIFAR.
 

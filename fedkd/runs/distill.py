@@ -19,7 +19,8 @@ from ..config import DistillConfig, TrainConfig, read_distill_config
 from ..core.record import Captioned
 from ..core.state import State, pack, unpack
 from ..data.named_sets import images_fingerprint, named_set
-from ..distillation.distillers import Distiller, train_epoch
+from ..distillation.distillers import DM, Distiller, train_epoch
+from ..distillation.siamese_kinds import groups_of
 from ..distillation.virtual_images import RealImages, Truth, Virtual, class_statistics, normal_images, real_images
 from ..errors import InputError, RunError, described
 from ..files import NotWritten, write
@@ -62,10 +63,13 @@ class Distillation:
                 f"distiller.name = {config.distiller.name!r}: to match a gradient, set fresh_networks = False."
             )
         table = config.distiller.model_copy(update=dataclasses.asdict(self.distiller))
+        if isinstance(self.distiller, DM):
+            groups_of("image", self.distiller.augment, "distiller.augment")
         self.config = config.model_copy(update={"distiller": table})
-        self.data = named_set(config.data)
+        self.data, codec = named_set(config.data)
+        self.form = codec.form
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.preprocess = Preprocess(self.data, "none", self.device)
+        self.preprocess = Preprocess(codec, "none", self.device)
         self.real = RealImages(self.data.train, self.preprocess)
         self.network = self.new_network(self.stream(0, "network"))
         self.truth: Truth = self.real
@@ -78,9 +82,8 @@ class Distillation:
     def new_network(self, stream: torch.Generator) -> nn.Module:
         """Return a network with new random weights."""
         (architecture,) = self.config.model.architectures
-        channels, height, width = self.data.train.images.shape[1:]
         with default_stream(stream):
-            network = build(architecture.name, architecture.options, (channels, height, width), len(self.data.classes))
+            network = build(architecture.name, architecture.options, self.form, len(self.data.classes))
         return network.to(self.device)
 
     def _first_images(self) -> Virtual:
@@ -91,7 +94,7 @@ class Distillation:
             means, deviations, held = class_statistics(self.data.train, self.preprocess, len(self.data.classes))
             if config.initial == "noise":
                 means, deviations = torch.zeros_like(means), torch.ones_like(deviations)
-            _, _, height, width = self.data.train.images.shape
+            _, _, height, width = self.data.train.inputs.shape
             images, labels = normal_images(means, deviations, held, config.ipc, (height, width), stream)
         return Virtual(images.to(self.device), labels.to(self.device))
 

@@ -17,7 +17,7 @@ from ..config import Config
 from ..core.environment import Environment
 from ..core.log import drawable, undrawable
 from ..data.federated_data import FederatedData
-from ..data.images import PIXEL_MAX
+from ..data.samples import PIXEL_MAX
 from ..errors import InputError, described
 from ..files import write_output
 from .run_folder import MOST_ROWS, RunFolder, make_folder, read_strip, rows_of_images

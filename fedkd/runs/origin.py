@@ -28,15 +28,27 @@ def origin_of(
 ) -> Origin:
     """Return what a run begins with. `images`: the fingerprint of its sets; `partition`: that of who has which images.
 
-    Files are those that the config names: strategies, models, partitions, and those below their folders that they
-    import. `known`: names of such files from earlier (see `known_files`).
+    Files are those that the config names: strategies, models, partitions, those below their folders that they import,
+    and what models are read from. `known`: names of such files from earlier (see `known_files`).
     """
     found: Origin = {
         "images": images,
-        "files": digests_of_files(to_table(config), known),
+        "files": digests_of_files(to_table(config), [*known, *_read_files(config)]),
         "versions": _compared_versions(),
     }
     return found if partition is None else {**found, "partition": partition}
+
+
+def _read_files(config: Config | DistillConfig) -> list[str]:
+    """Return the files that models are read from (weights, configs of transformers), and what real sites agree on."""
+    sites = config.data.sites if isinstance(config, Config) else None
+    found = [sites.spec] if sites is not None and sites.spec is not None else []
+    for architecture in config.model.architectures:
+        source, _, path = architecture.name.partition(":")
+        found += [path, str(Path(path) / "config.json")] if source == "transformers" else []
+        weights = architecture.options.get("weights")
+        found += [weights] if isinstance(weights, str) else []
+    return found
 
 
 def _compared_versions() -> dict[str, str]:

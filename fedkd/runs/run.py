@@ -130,6 +130,11 @@ def _simulate(
 ) -> dict[str, Any]:
     """Run to the end. If nodes' states are lost with a machine, resume from the last checkpoint on the other ones."""
     data = setup.environment.data
+    for note in data.notes:
+        on_event(f"data: {note}")
+    for line in setup.environment.about_models():
+        if ":" in line.split(": ", 1)[0]:  # a model of the user or of a library, whose head was found
+            on_event(line)
     if data.clients <= MOST_ROWS:
         folder.keep_partition(data.node_classes, data.label_counts())
     while True:
@@ -211,6 +216,8 @@ def run_with(
             note_files(folder.path, config)
             origin = origin_in(environment) | {"changes": accepted_changes(folder.path)}
             summary = summarise(config, folder.lines(), status=status, seconds=seconds, origin=origin, error=error)
+            summary["models"] = environment.about_models()
+            summary["data_notes"] = list(environment.data.notes)
             folder.write_summary(summary)
         except (RunError, InputError) as failed:
             if status == "completed":

@@ -16,7 +16,7 @@ from fedkd import Environment, InputError
 from fedkd.config import NamedTable
 from fedkd.core.environment import Device, _keep_freed_memory, prepare_as_engine, prepare_process
 from fedkd.core.setup import make_setup
-from fedkd.data.images import Images
+from fedkd.data.samples import Samples
 from fedkd.streams import default_stream, torch_stream
 
 FINGERPRINT = 237_137_584_981_088  # BLAKE2b, 6 bytes, least first, of the bytes 0 to 127
@@ -27,10 +27,10 @@ def test_an_environment_moves_to_another_device_with_models_and_batches(tiny: Ma
     setup.check()
     environment = setup.environment
     assert environment.model(0).classifier.weight.device.type == "cpu"  # type: ignore[union-attr]
-    assert environment.preprocess(environment.data.test.images[:2]).device.type == "cpu"
+    assert environment.preprocess(environment.data.test.inputs[:2]).device.type == "cpu"
     environment.use_device("meta")
     assert environment.model(0).classifier.weight.device.type == "meta"  # type: ignore[union-attr]
-    assert environment.preprocess(environment.data.test.images[:2]).device.type == "meta"
+    assert environment.preprocess(environment.data.test.inputs[:2]).device.type == "meta"
 
 
 def test_nodes_start_from_models_of_their_own(tiny: Make) -> None:
@@ -82,11 +82,11 @@ def test_a_model_that_cannot_be_made_is_named_by_its_key(tiny: Make, changes: di
 def test_the_fingerprint_of_public_images_is_48_bits_of_their_bytes(tiny: Make) -> None:
     environment = Environment(tiny({"data.public": {"size": 40}}))
     images = np.arange(2 * 64, dtype=np.uint8).reshape(2, 1, 8, 8)
-    public = Images(images, np.zeros(2, np.int64))
+    public = Samples(images, np.zeros(2, np.int64))
     environment.data = dataclasses.replace(environment.data, public=public)
     assert environment.public_fingerprint == FINGERPRINT
     again = Environment(environment.config, environment.data)
-    again.data = dataclasses.replace(again.data, public=Images(np.asfortranarray(images), public.labels))
+    again.data = dataclasses.replace(again.data, public=Samples(np.asfortranarray(images), public.labels))
     assert again.public_fingerprint == FINGERPRINT < 2**48  # the order of memory does not count
 
 

@@ -101,7 +101,7 @@ def test_batch_norm_of_vectors_needs_two_images_in_a_batch_and_on_a_node(
     tiny: Make, monkeypatch: pytest.MonkeyPatch, batch: int, fewest: int, one_is_enough: bool, what: str | None
 ) -> None:
     setup = make_setup(tiny({"train.batch_size": batch}))
-    monkeypatch.setattr("fedkd.core.setup.takes_one_image", lambda model, shape: one_is_enough)
+    monkeypatch.setattr("fedkd.core.setup.takes_one_sample", lambda model, shape: one_is_enough)
     monkeypatch.setattr(FederatedData, "fewest_images", lambda self: fewest)
     with pytest.raises(InputError, match=what) if what else contextlib.nullcontext():
         setup.check()

@@ -159,11 +159,11 @@ def test_a_model_is_probed_on_eight_test_images_or_on_drawn_ones(tiny: Make) -> 
     whole = environment.data
     for count, probed in ((7, 7), (8, 8), (9, 8)):
         environment.data = dataclasses.replace(whole, test=whole.test.take(np.arange(count)))
-        assert np.array_equal(undo._probe(environment).images, whole.test.images[:probed])
+        assert np.array_equal(undo._probe(environment).inputs, whole.test.inputs[:probed])
     environment.data = dataclasses.replace(whole, test=whole.test.take(np.arange(0)))
     drawn = numpy_stream(3, 0, "server", "probe").integers(0, 256, (8, 1, 8, 8), dtype=np.uint8)
     found = undo._probe(environment)
-    assert np.array_equal(found.images, drawn)
+    assert np.array_equal(found.inputs, drawn)
     assert found.labels.tolist() == [0] * 8
 
 

@@ -36,19 +36,19 @@ def read(name: str, root: Path) -> object:
 def test_the_set_has_nine_tenths_of_each_severity_to_train(tmp_path: Path) -> None:
     write_clean(tmp_path)
     data = read("cifar10c:contrast", tmp_path)
-    assert data.train.images.shape == (90, 3, 32, 32)
-    assert data.test.images.shape == (10, 3, 32, 32)
+    assert data.train.inputs.shape == (90, 3, 32, 32)
+    assert data.test.inputs.shape == (10, 3, 32, 32)
     assert data.test.labels.tolist() == [8, 9] * 5
     assert data.train.labels[:20].tolist() == [*range(10), *range(8), 0, 1]
     clean = read("cifar10", tmp_path)
-    assert np.array_equal(data.test.images[8:], corrupted("contrast", clean.test.images, 5, tmp_path)[18:])
+    assert np.array_equal(data.test.inputs[8:], corrupted("contrast", clean.test.inputs, 5, tmp_path)[18:])
     assert len(data.mean) == 3
     kept = tmp_path / "cifar10c" / "contrast.npz"
     assert kept.is_file()
-    assert np.array_equal(read("cifar10c:contrast", tmp_path).train.images, data.train.images)
+    assert np.array_equal(read("cifar10c:contrast", tmp_path).train.inputs, data.train.inputs)
     assert [p.name for p in kept.parent.iterdir()] == ["contrast.npz"]
     kept.write_bytes(b"damaged")
-    assert np.array_equal(read("cifar10c:contrast", tmp_path).train.images, data.train.images)
+    assert np.array_equal(read("cifar10c:contrast", tmp_path).train.inputs, data.train.inputs)
     write_clean(tmp_path, 40)  # another clean set: what was kept is of no use
     assert len(read("cifar10c:contrast", tmp_path).train.labels) == 180
 
@@ -64,8 +64,8 @@ def test_frost_takes_photographs_from_a_folder_or_says_where_to_get_them(
     for name in ("frost1.png", "frost2.png", "frost3.png", "frost4.jpg", "frost5.jpg"):
         Image.fromarray(np.full((300, 260, 3), 200, np.uint8)).save(tmp_path / "frost" / name)
     data, clean = read("cifar10c:frost", tmp_path), read("cifar10", tmp_path)
-    expected = np.clip(0.9 * clean.test.images[18:] / 255 + 0.4 * 200 / 255, 0, 1) * 255
-    assert np.abs(data.test.images[4:6] - expected).max() < 2
+    expected = np.clip(0.9 * clean.test.inputs[18:] / 255 + 0.4 * 200 / 255, 0, 1) * 255
+    assert np.abs(data.test.inputs[4:6] - expected).max() < 2
 
 
 def test_an_unknown_corruption_is_named(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def config(root: Path, **data: object) -> object:
 
 
 def shades(images: object, classes: tuple[str, ...]) -> list[bool]:
-    return [SHADES[classes[label]] == image[0, 0, 0] for image, label in zip(images.images, images.labels, strict=True)]
+    return [SHADES[classes[label]] == image[0, 0, 0] for image, label in zip(images.inputs, images.labels, strict=True)]
 
 
 def test_domains_with_another_order_of_classes_are_mapped(tmp_path: Path) -> None:

@@ -18,13 +18,13 @@ def read(name: str, root: Path, size: int | None = None, channels: int | None = 
 
 def test_digits_are_split_once_and_for_all() -> None:
     one, two = read("digits", Path()), read("digits", Path())
-    assert one.train.images.shape == (1442, 1, 8, 8)
-    assert one.test.images.shape == (355, 1, 8, 8)
-    assert one.train.images.dtype == np.uint8
-    assert one.train.images.max() == 255
+    assert one.train.inputs.shape == (1442, 1, 8, 8)
+    assert one.test.inputs.shape == (355, 1, 8, 8)
+    assert one.train.inputs.dtype == np.uint8
+    assert one.train.inputs.max() == 255
     assert np.array_equal(one.test.labels, two.test.labels)
     assert set(np.bincount(one.test.labels)) <= {34, 35, 36}
-    pixels = one.train.images / 255
+    pixels = one.train.inputs / 255
     assert abs(pixels.mean() - one.mean[0]) < 0.01
     assert abs(pixels.std() - one.deviation[0]) < 0.01
 
@@ -32,13 +32,13 @@ def test_digits_are_split_once_and_for_all() -> None:
 def test_mnist_is_mnist(mnist_root: Path) -> None:
     data = read("mnist", mnist_root)
     assert np.bincount(data.train.labels).tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
-    assert data.train.images.shape == (60000, 1, 28, 28)
-    assert abs((data.train.images / 255).mean() - data.mean[0]) < 1e-3
-    assert abs((data.train.images / 255).std() - data.deviation[0]) < 1e-3
+    assert data.train.inputs.shape == (60000, 1, 28, 28)
+    assert abs((data.train.inputs / 255).mean() - data.mean[0]) < 1e-3
+    assert abs((data.train.inputs / 255).std() - data.deviation[0]) < 1e-3
     usps = read("usps", mnist_root)
-    assert abs((usps.train.images / 255).mean() - usps.mean[0]) < 5e-3
+    assert abs((usps.train.inputs / 255).mean() - usps.mean[0]) < 5e-3
     svhn = read("svhn", mnist_root, size=16, channels=1)
-    assert svhn.train.images.shape == (554, 1, 16, 16)
+    assert svhn.train.inputs.shape == (554, 1, 16, 16)
     assert len(svhn.mean) == 1
 
 
@@ -69,7 +69,7 @@ def test_what_is_missing_or_no_image_is_refused_by_name(tmp_path: Path) -> None:
     ]:
         with pytest.raises(InputError, match=message):
             read(name, tmp_path)
-    assert read("images:unequal", tmp_path, size=8).train.images.shape == (8, 3, 8, 8)
+    assert read("images:unequal", tmp_path, size=8).train.inputs.shape == (8, 3, 8, 8)
 
 
 def test_torchvisions_own_classes_are_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,6 +86,6 @@ def test_torchvisions_own_classes_are_used(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(sets, "EMNIST", Fake)
     data = load("emnist", tmp_path, download=True, size=None, channels=None)
-    assert data.train.images.shape == (2, 1, 5, 3)  # upright
+    assert data.train.inputs.shape == (2, 1, 5, 3)  # upright
     assert len(data.classes) == 47
     assert asked == [("Fake", {"train": flag, "download": True, "split": "balanced"}) for flag in (True, False)]

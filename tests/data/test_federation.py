@@ -51,7 +51,7 @@ def test_sites_with_image_folders_of_their_own(tiny: Make, tmp_path: Path) -> No
     assert data.classes == ("healthy", "ill")
     for node, shade in enumerate((50, 150)):
         for images in (data.train_of(node), data.test_of(node)):
-            assert np.array_equal(images.images[:, 0, 0, 0], shade + images.labels)
+            assert np.array_equal(images.inputs[:, 0, 0, 0], shade + images.labels)
     write_site(tmp_path / "east", ("healthy", "sick"), 90)
     wrong = tiny({f"data.{key}": value for key, value in changes.items()} | {"data.names": [*names, "images:east"]})
     with pytest.raises(InputError, match="images:north lacks the classes sick of images:east"):

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from fedkd.data.datasets import load
-from fedkd.data.images import Dataset
+from fedkd.data.samples import Dataset
 from fedkd.errors import InputError
 
 
@@ -32,10 +32,10 @@ def test_folders_of_images(tmp_path: Path) -> None:
             draw(tmp_path / "xrays" / part / name, count, 40 * label)
     data = read("images:xrays", tmp_path)
     assert data.classes == ("left", "right")
-    assert data.train.images[:, 0, 0, 0].tolist() == [0, 1, 2, 3, 4, 40, 41, 42, 43, 44]
+    assert data.train.inputs[:, 0, 0, 0].tolist() == [0, 1, 2, 3, 4, 40, 41, 42, 43, 44]
     assert data.test.labels.tolist() == [0, 0, 1, 1]
     unsplit = read("images:xrays/train", tmp_path)
-    assert unsplit.test.images[:, 0, 0, 0].tolist() == [4, 44]
+    assert unsplit.test.inputs[:, 0, 0, 0].tolist() == [4, 44]
     assert len(unsplit.train.labels) == 8
 
 

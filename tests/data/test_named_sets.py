@@ -21,12 +21,12 @@ def test_only_the_first_images_of_each_class_where_asked(tiny: Callable[..., Con
     assert np.bincount(data.train.labels).tolist() == [7] * 10
     assert np.bincount(data.test.labels).tolist() == [3] * 10
     first = [np.flatnonzero(whole.train.labels == label)[:7] for label in range(10)]
-    assert np.array_equal(data.train.images, whole.train.images[np.sort(np.concatenate(first))])
+    assert np.array_equal(data.train.inputs, whole.train.inputs[np.sort(np.concatenate(first))])
 
 
 def test_the_normalisation_can_be_given_and_is_undone_for_pictures(tiny: Callable[..., Config]) -> None:
     environment = Environment(tiny({"data.mean": [0.25], "data.deviation": [0.5]}))
-    images = environment.data.train.images[:4]
+    images = environment.data.train.inputs[:4]
     normalised = environment.preprocess(images)
     torch.testing.assert_close(normalised, (torch.from_numpy(images).float() / 255 - 0.25) / 0.5)
     assert np.array_equal(environment.preprocess.pixels(normalised), images)

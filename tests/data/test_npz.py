@@ -37,9 +37,9 @@ def test_arrays_of_ones_own(tmp_path: Path) -> None:
     write_npz(tmp_path / "mine.npz", classes=np.array(["cat", "dog", "cow"]))
     data = read("npz:mine.npz", tmp_path)
     assert data.classes == ("cat", "dog", "cow")
-    assert data.train.images.shape == (30, 1, 6, 6)
+    assert data.train.inputs.shape == (30, 1, 6, 6)
     assert read("mine", tmp_path).classes == data.classes  # any <root>/<name>.npz is a named set
-    assert read("mine", tmp_path, size=12, channels=3).train.images.shape == (30, 3, 12, 12)
+    assert read("mine", tmp_path, size=12, channels=3).train.inputs.shape == (30, 3, 12, 12)
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,8 @@ def test_arrays_of_ones_own(tmp_path: Path) -> None:
     [
         ({"x_test": None}, "lacks x_test"),
         ({"x_train": np.zeros((30, 6, 6), np.float32)}, "x_train .* is float32"),
-        ({"x_train": np.zeros((30, 6, 6, 4), np.uint8)}, "30 x 6 x 6 x 4"),
+        ({"x_train": np.zeros((30, 6, 6, 4), np.uint8)}, "4x6x6 and 1x6x6 .*; set data.channels"),
+        ({"x_train": np.zeros((30, 3, 32, 32), np.uint8)}, "30 x 3 x 32 x 32, which looks like N x C x H x W"),
         ({"y_train": np.zeros(29, np.int64)}, "y_train .* one whole number or name for each image"),
         ({"y_train": np.zeros(30)}, "y_train .* one whole number"),
         ({"y_test": np.full(9, -1)}, "label -1; labels count from 0"),
@@ -78,7 +79,7 @@ def test_names_as_bytes_and_as_labels(tmp_path: Path) -> None:
     [
         ({"x_test": np.zeros((9, 8, 8), np.uint8)}, "1x6x6 and 1x8x8 .*; set data.size"),
         ({"x_test": np.zeros((9, 6, 6, 3), np.uint8)}, "1x6x6 and 3x6x6 .*; set data.channels"),
-        ({"x_train": np.zeros((30, 0, 6), np.uint8)}, "train images are uint8, .*must be uint8"),
+        ({"x_train": np.zeros((30, 0, 6), np.uint8)}, "train images are uint8, .*; a sample needs values"),
         ({"y_train": np.full(30, 10**12)}, "label 1000000000000, and only 39 images"),
         ({"y_train": np.full(30, 2**64 - 1, np.uint64)}, "label 18446744073709551615"),
         ({"classes": np.array(["a", "b", "a"])}, "'a' twice"),

@@ -27,8 +27,8 @@ def test_public_images_are_balanced_and_no_nodes(tiny: Make) -> None:
     assert len(data.public.labels) == 105
     assert set(np.bincount(data.public.labels)) == {10, 11}
     assert len(data.train.labels) == 1442 - 105
-    public = {image.tobytes() for image in data.public.images}
-    own = {image.tobytes() for image in data.train.images}
+    public = {image.tobytes() for image in data.public.inputs}
+    own = {image.tobytes() for image in data.train.inputs}
     assert not public & own
     unbalanced = federate(tiny({"data.public": {"size": 105, "balanced": False}}).data, 0).public
     assert unbalanced is not None
@@ -39,7 +39,7 @@ def test_the_public_set_may_be_another_set(tiny: Make, mnist_root: Path) -> None
     changes = {"data.root": str(mnist_root), "data.size": 16, "data.public": {"size": 50, "name": "usps"}}
     data = federate(tiny(changes).data, 0)
     assert data.public is not None
-    assert data.public.images.shape == (50, 1, 16, 16)
+    assert data.public.inputs.shape == (50, 1, 16, 16)
     assert len(data.train.labels) == 1442
     with pytest.raises(InputError, match=r"data.public.name = 'usps': its images are \(1, 16, 16\)"):
         federate(tiny({**changes, "data.size": None}).data, 0)
@@ -58,7 +58,7 @@ def test_labels_of_another_set_may_be_classes_of_their_own(tiny: Make, tmp_path:
     assert data.public is not None
     assert data.priors is not None
     assert np.bincount(data.public.labels).tolist() == [0] * 10 + [5] * 4
-    assert (data.public.images[:, 0, 0, 0] == (data.public.labels - 10) * 60).all()
+    assert (data.public.inputs[:, 0, 0, 0] == (data.public.labels - 10) * 60).all()
     assert data.classes[10:] == ("shades.npz:w", "shades.npz:x", "shades.npz:y", "shades.npz:z")
     assert data.priors.shape == (6, 14)
     strategy = {"name": "fedmd", "public_epochs": 30, "private_epochs": 1}
@@ -85,6 +85,6 @@ def test_the_servers_validation_images_are_nobody_elses(tiny: Callable[..., Conf
     assert data.public is not None
     assert np.bincount(data.validation.labels).tolist() == [5] * 10
     assert len(data.train.labels) == len(federate(tiny().data, 0).train.labels) - 150
-    keys = [{image.tobytes() for image in part.images} for part in (data.validation, data.public, data.train)]
+    keys = [{image.tobytes() for image in part.inputs} for part in (data.validation, data.public, data.train)]
     assert not (keys[0] & keys[1])
     assert not (keys[0] & keys[2])

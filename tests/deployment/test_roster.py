@@ -37,7 +37,7 @@ from fedkd.config import parse_config
         ),
         ({"data": "digits"}, {"data.sites.shape": [1, 9, 9]}, "its images are 1x8x8 .*, data.sites.shape is 1x9x9"),
         ({"data": "digits", "model": "cnn"}, {}, "model = 'cnn': fedavg needs one of the config's: mlp"),
-        ({"data": "npz:/no/such/file.npz"}, {}, "refused: MissingFiles: data.name: there is no file <path>"),
+        ({"data": "npz:/no/such/file.npz"}, {}, "refused: MissingFiles: data: there is no file <path>"),
         ({"partition-id": 0}, {}, "sites bring images of their own; this one has no data"),
         ({}, {}, "this site has no data: set data"),
         ({"data": "digits", "name": "../up"}, {}, "name = .* letters, digits"),

@@ -29,6 +29,7 @@ from PIL import Image
 from fedkd import InputError
 from fedkd.data.federation import federate
 from fedkd.data.site_data import site_data
+from fedkd.data.spec import Form
 from fedkd.deployment.site_state import versions_in
 from fedkd.models.build import build
 from fedkd.runs.run import run
@@ -110,7 +111,9 @@ def test_a_model_that_the_config_does_not_list_is_a_sites_own_affair(tiny: Make,
     assert events(tmp_path / "run")[0] == "0 partition-0: joined: 24 training images, lenet5"
     kept, other = (versions_in(grid.contexts[id].state)[-1].state.array_records["model"] for id in IDS[:2])
     with torch.random.fork_rng():
-        lenet, mlp = (build(name, {}, (1, 16, 16), 10, "model").state_dict() for name in ("lenet5", "mlp"))
+        lenet, mlp = (
+            build(name, {}, Form("image", (1, 16, 16)), 10, "model").state_dict() for name in ("lenet5", "mlp")
+        )
     assert kept.keys() == lenet.keys()
     assert other.keys() == mlp.keys()
 
@@ -120,7 +123,7 @@ def test_a_site_with_folders_of_images_takes_part(tiny: Make, tmp_path: Path) ->
     digits = federate(tiny().data, 0)
     for label in (3, 8):
         (tmp_path / "scans" / str(label)).mkdir(parents=True)
-        for number, image in enumerate(digits.train.images[digits.train.labels == label][:20]):
+        for number, image in enumerate(digits.train.inputs[digits.train.labels == label][:20]):
             Image.fromarray(image[0]).save(tmp_path / "scans" / str(label) / f"{number:02}.png")
     config = sites_config({"data.sites.count": 2, "data.channels": 1})
     sites = {5: {"data": f"images:{tmp_path / 'scans'}", "name": "folders"}, 9: {"data": "digits", "name": "file"}}

@@ -62,7 +62,7 @@ def test_dm_takes_the_gradient_of_the_sum_over_classes() -> None:
     images = start.clone().requires_grad_()
     losses = []
     for label in range(4):
-        real = model.features(truth.preprocess(truth.data.images[truth.data.labels == label]))
+        real = model.features(truth.preprocess(truth.data.inputs[truth.data.labels == label]))
         losses.append(mean_embedding_loss(real, model.features(images[2 * label : 2 * label + 2])))
     total = torch.stack(losses).sum()
     total.backward()
@@ -76,7 +76,7 @@ def test_dm_takes_the_gradient_of_the_sum_over_classes() -> None:
 def test_dm_augments_real_and_virtual_alike() -> None:
     """Virtual images that are the real ones are where DM wants them, whatever the augmentation."""
     truth, model = truth_of([3, 3]), small_net(2)
-    virtual = Virtual(truth.preprocess(truth.data.images), torch.from_numpy(truth.data.labels))
+    virtual = Virtual(truth.preprocess(truth.data.inputs), torch.from_numpy(truth.data.labels))
     before = virtual.images.clone()
     for number in range(8):
         assert DM().iterate(virtual, truth, model, stream(str(number))) == pytest.approx(0, abs=1e-2)
@@ -119,7 +119,7 @@ def test_dc_steps_on_each_class_and_trains_between() -> None:
         leaf = images.clone().requires_grad_()
         losses = []
         for label in range(3):
-            real = truth.preprocess(truth.data.images[truth.data.labels == label])
+            real = truth.preprocess(truth.data.inputs[truth.data.labels == label])
             wanted = gradient_of(reference, real, torch.full((len(real),), label))
             found = gradient_of(reference, leaf[label : label + 1], torch.tensor([label]), differentiable=True)
             losses.append(gradient_distance(found, wanted))
@@ -274,7 +274,7 @@ def test_matching_gets_closer() -> None:
     values = [IDM(augment=[], lr=0.05).iterate(virtual, truth, model, stream()) for _ in range(30)]
     assert values[-1] < 0.4 * values[0]
     wanted = gradient_of(
-        model.requires_grad_(True), truth.preprocess(truth.data.images), torch.from_numpy(truth.data.labels)
+        model.requires_grad_(True), truth.preprocess(truth.data.inputs), torch.from_numpy(truth.data.labels)
     )
     target = Virtual(det((4, 3, 16, 16), 0.017, 0.5), torch.tensor([0, 0, 1, 1]))
     values = [FGM(lr=0.1).iterate(target, wanted, model, stream()) for _ in range(30)]

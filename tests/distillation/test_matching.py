@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
+from fedkd.data.spec import Form
 from fedkd.distillation.matching import gradient_distance, gradient_of, mean_embedding_loss
 from fedkd.learning.losses import supervised_contrast
 from fedkd.models.build import build
@@ -76,7 +77,7 @@ def test_the_distance_by_rows_does_not_see_the_scale_of_the_truth(factor: float)
 
 
 def test_gradients_pass_through_what_is_matched() -> None:
-    model = build("convnet", {"channels": [3]}, (2, 4, 4), 3).double()
+    model = build("convnet", {"channels": [3]}, Form("image", (2, 4, 4)), 3).double()
     for parameter in model.parameters():
         parameter.requires_grad_()
     labels = torch.tensor([0, 1, 2])

@@ -13,7 +13,8 @@ import torch
 from helpers.learning import Exact
 from torch import Tensor, nn
 
-from fedkd.data.images import Images
+from fedkd.data.samples import Samples
+from fedkd.data.spec import Form
 from fedkd.distillation.distillers import DC, DM, IDM
 from fedkd.distillation.stacked_matching import Matching, match_stacked, matching_key, why_matched_alone
 from fedkd.distillation.virtual_images import RealImages, Virtual
@@ -31,7 +32,7 @@ PATHS: tuple[Path, ...] = ("vmap", "folded")
 
 def network(node: int | str, name: str = "convnet", **options: Any) -> nn.Module:
     with default_stream(torch_stream(0, 0, node, "network")):
-        return build(name, options or {"channels": [6, 6]}, (1, 12, 12), 4).double()
+        return build(name, options or {"channels": [6, 6]}, Form("image", (1, 12, 12)), 4).double()
 
 
 def _stream(client: int, number: int) -> torch.Generator:
@@ -51,7 +52,7 @@ def clients(model: nn.Module, distiller: DM, steps: tuple[int, ...], fresh: bool
         held = torch.tensor([*counts, 2]).repeat_interleave(2 + k)
         pixels = torch.from_numpy(draw.normal(size=(len(held), 1, 12, 12)))
         virtual = Virtual(pixels, held, {"velocity": pixels / 10})
-        real = RealImages(Images(images, labels), Exact("none"))
+        real = RealImages(Samples(images, labels), Exact("none"))
         stream_of, network_of = partial(_stream, k), partial(_fresh, k)
         made.append(Matching(model, distiller, virtual, real, steps[k], stream_of, network_of if fresh else None))
     return made

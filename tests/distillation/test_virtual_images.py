@@ -7,13 +7,13 @@ import pytest
 import torch
 from helpers.distillation import PLAIN, det, stream, truth_of
 
-from fedkd.data.images import Images
+from fedkd.data.samples import Samples
 from fedkd.distillation.virtual_images import Virtual, class_statistics, normal_images, real_images
 
 
-def twelve() -> Images:
+def twelve() -> Samples:
     images = torch.stack([det((3, 8, 8), 0.05, 0.2 * i) + i % 3 for i in range(12)])
-    return Images(images.numpy(), np.arange(12) % 3)
+    return Samples(images.numpy(), np.arange(12) % 3)
 
 
 # The published values
@@ -32,7 +32,7 @@ def test_the_first_images_are_drawn_as_published() -> None:
     data, generator = twelve(), torch.Generator().manual_seed(0)
     found = []
     for part in (data, data.take(np.arange(9))):
-        pixels = torch.from_numpy(part.images)
+        pixels = torch.from_numpy(part.inputs)
         sums = torch.stack([pixels[part.labels == c].sum((0, 2, 3)) for c in range(3)]) / (len(pixels) * 64)
         squares = torch.stack([pixels[part.labels == c].pow(2).sum((0, 2, 3)) for c in range(3)]) / (len(pixels) * 64)
         found.append((sums, (squares - sums**2).sqrt()))
@@ -63,14 +63,14 @@ def test_real_images_are_drawn_from_the_stream_class_by_class() -> None:
     images, _ = real_images(truth, 7, stream())
     first = torch.cat([torch.randperm(3, generator=order) for _ in range(3)])[:7]  # 3 + 3 + 3 are enough for 7
     second = 3 + torch.randperm(10, generator=order)[:7]
-    assert torch.equal(images, truth.preprocess(truth.data.images[torch.cat([first, second]).numpy()]))
+    assert torch.equal(images, truth.preprocess(truth.data.inputs[torch.cat([first, second]).numpy()]))
 
 
 def test_a_class_gives_as_many_images_as_asked_or_as_it_has() -> None:
     truth = truth_of([3, 10])
     for label, count, given in ((0, 2, 2), (0, 3, 3), (0, 9, 3), (1, 9, 9)):
         found = truth.draw(label, count, stream()).flatten(1)
-        own = truth.preprocess(truth.data.images[truth.data.labels == label]).flatten(1)
+        own = truth.preprocess(truth.data.inputs[truth.data.labels == label]).flatten(1)
         assert len(torch.unique(found, dim=0)) == given == len(found)
         assert all(any(torch.equal(image, one) for one in own) for image in found)
 
@@ -78,9 +78,9 @@ def test_a_class_gives_as_many_images_as_asked_or_as_it_has() -> None:
 def test_virtual_images_are_training_data_that_is_normalised_already() -> None:
     virtual = Virtual(det((2, 3, 8, 8), 0.3, 0.1), torch.tensor([1, 0]), {"velocity": torch.ones(2)})
     data = virtual.as_data()
-    assert data.normalised
+    assert data.encoded
     assert data.labels.tolist() == [1, 0]
-    assert torch.equal(torch.from_numpy(data.images), virtual.images)
+    assert torch.equal(torch.from_numpy(data.inputs), virtual.images)
     again = Virtual.of(virtual.tensors(), torch.device("cpu"))
     assert again.more.keys() == {"velocity"}
     again.rest()

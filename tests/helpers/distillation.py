@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedkd.data.images import Images
+from fedkd.data.samples import Samples
+from fedkd.data.spec import Form
 from fedkd.distillation.virtual_images import RealImages
 from fedkd.learning.batches import Preprocess
 from fedkd.models.build import build
@@ -21,7 +22,7 @@ def det(shape: tuple[int, ...], a: float, b: float, dtype: torch.dtype = torch.f
 
 
 def small_net(classes: int = 4, norm: str = "instance", side: int = 16) -> nn.Module:
-    model = build("convnet", {"channels": [8, 8], "norm": norm}, (3, side, side), classes)
+    model = build("convnet", {"channels": [8, 8], "norm": norm}, Form("image", (3, side, side)), classes)
     with torch.no_grad():
         for k, (name, parameter) in enumerate(model.named_parameters()):
             parameter.copy_(0.1 * det(tuple(parameter.shape), 0.05, k))
@@ -52,4 +53,4 @@ def truth_of(counts: list[int], side: int = 16, seed: int = 0) -> RealImages:
     labels = np.repeat(np.arange(len(counts)), counts)
     images = rng.integers(0, 256, (len(labels), 3, side, side)).astype(np.uint8)
     images[..., 0] = (labels * 60)[:, None, None]
-    return RealImages(Images(images, labels.astype(np.int64)), PLAIN)
+    return RealImages(Samples(images, labels.astype(np.int64)), PLAIN)

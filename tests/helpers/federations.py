@@ -10,7 +10,8 @@ import pytest
 
 from fedkd import RunError
 from fedkd.config import Config, parse_config
-from fedkd.data.federation import federate, write_sets
+from fedkd.data.federation import federate
+from fedkd.data.writing import write_sets
 from fedkd.deployment.serve import serve
 from helpers import TINY, lines, merged
 from helpers.loopback import Clock, Loopback

@@ -10,11 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from fedkd.config import Adam, Sgd
-from fedkd.data.images import Images
+from fedkd.data.samples import Samples
+from fedkd.data.spec import Form
 from fedkd.learning.batches import Preprocess
 from fedkd.learning.training import LocalTraining
 from fedkd.models.build import build
 from fedkd.streams import default_stream, torch_stream
+
+from .codecs import pixel_codec
 
 SGD = Sgd(name="sgd", lr=0.05, momentum=0.9, weight_decay=5e-4)
 ADAMW = Adam(name="adamw", lr=1e-3, weight_decay=1e-2)
@@ -22,26 +25,22 @@ SIZES = (40, 26, 33, 12)  # batches of 16, the last ones of other sizes; client 
 CLASSES = 10
 
 
-class Pixels:
-    """The statistics of a data set."""
-
-    mean, deviation = (0.3,), (0.4,)
+PIXELS = pixel_codec(0.3, 0.4)
 
 
 class Exact(Preprocess):
     """Batches in float64."""
 
     def __init__(self, augment: str) -> None:
-        super().__init__(Pixels(), augment, torch.device("cpu"))  # type: ignore[arg-type]
-        self.mean, self.deviation = self.mean.double(), self.deviation.double()
+        super().__init__(PIXELS, augment, torch.device("cpu"))
 
     def scaled(self, images: Tensor) -> Tensor:
-        return self.normalise(images.double().div_(255))
+        return images.double().div_(255).sub_(0.3).div_(0.4)
 
 
 def model_of(name: str, side: int = 12, **options: Any) -> nn.Module:
     with default_stream(torch_stream(0, 0, 0, "model")):
-        return build(name, options, (1, side, side), CLASSES).double()
+        return build(name, options, Form("image", (1, side, side)), CLASSES).double()
 
 
 def clients(
@@ -51,7 +50,7 @@ def clients(
     """Return the local training of each client, with streams at their beginning."""
     draw, made = np.random.default_rng(0), []
     for k, size in enumerate(sizes):
-        data = Images(draw.integers(0, 256, (size, 1, side, side), dtype=np.uint8), draw.integers(0, CLASSES, size))
+        data = Samples(draw.integers(0, 256, (size, 1, side, side), dtype=np.uint8), draw.integers(0, CLASSES, size))
         targets = torch.from_numpy(data.labels)
         if wanted != "labels":
             targets = torch.softmax(torch.from_numpy(draw.normal(size=(size, CLASSES))), 1)

@@ -6,22 +6,19 @@ import numpy as np
 import torch
 from torch import nn
 
-from fedkd.data.images import Images
+from fedkd.data.samples import Samples
 from fedkd.learning.batches import Preprocess
 from fedkd.streams import torch_stream
 
+from .codecs import pixel_codec
 
-class _Data:
-    mean, deviation = (0.25,), (0.5,)
-
-
-PLAIN = Preprocess(_Data(), "none", torch.device("cpu"))  # type: ignore[arg-type]
+PLAIN = Preprocess(pixel_codec(0.25, 0.5), "none", torch.device("cpu"))
 
 
-def images(count: int = 10, size: int = 4) -> Images:
+def images(count: int = 10, size: int = 4) -> Samples:
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (count, 1, size, size)).astype(np.uint8)
-    return Images(pixels, rng.integers(0, 3, count))
+    return Samples(pixels, rng.integers(0, 3, count))
 
 
 def model() -> nn.Module:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from helpers.codecs import pixel_codec
 from helpers.linear import PLAIN, images
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fedkd.config import TrainConfig, batch_sizes
-from fedkd.data.images import Images
+from fedkd.data.codec import Codec
+from fedkd.data.samples import Samples
+from fedkd.data.spec import DataSpec
 from fedkd.learning.batches import Preprocess, batches, crop_flip, shuffled
 from fedkd.streams import torch_stream
 
@@ -20,7 +23,7 @@ def test_batches_shuffle_images_and_targets_together() -> None:
     seen = []
     for batch, targets in batches(data, torch.arange(10), 4, PLAIN, torch_stream(0, 0, 0, "x")):
         for image, position in zip(batch, targets.tolist(), strict=True):
-            expected = (data.images[position].astype(np.float32) / 255 - 0.25) / 0.5
+            expected = (data.inputs[position].astype(np.float32) / 255 - 0.25) / 0.5
             np.testing.assert_allclose(image.numpy(), expected, atol=1e-6)
             seen.append(position)
     assert sorted(seen) == list(range(10))
@@ -47,13 +50,10 @@ def test_crop_flip_shifts_and_mirrors_each_image_by_itself(height: int, width: i
 
 
 def test_augmentation_is_for_training_only() -> None:
-    class Coloured:
-        mean, deviation = (0.0,), (1.0,)
-
-    augmenting = Preprocess(Coloured(), "crop_flip", torch.device("cpu"))  # type: ignore[arg-type]
+    augmenting = Preprocess(pixel_codec(0.0, 1.0), "crop_flip", torch.device("cpu"))
     data = images(8, 16)
     still = torch.cat([x for x, _ in batches(data, torch.arange(8), 8, augmenting)])
-    torch.testing.assert_close(still, torch.from_numpy(data.images) / 255)
+    torch.testing.assert_close(still, torch.from_numpy(data.inputs) / 255)
     moved, order = next(iter(batches(data, torch.arange(8), 8, augmenting, torch_stream(0, 0, 0, "x"))))
     assert not torch.allclose(moved, still[order])
 
@@ -103,25 +103,26 @@ def test_batches_join_the_image_that_is_left_over() -> None:
     ],
 )
 def test_about_a_million_values_are_prepared_together(shape: tuple[int, ...], size: int, sizes: list[int]) -> None:
-    data = Images(np.zeros((sum(sizes), *shape), np.uint8), np.zeros(sum(sizes), np.int64))
+    data = Samples(np.zeros((sum(sizes), *shape), np.uint8), np.zeros(sum(sizes), np.int64))
     prepared: list[int] = []
 
     class Counting(Preprocess):
-        def of(self, data: Images, generator: torch.Generator | None = None) -> torch.Tensor:
+        def of(self, data: Samples, generator: torch.Generator | None = None) -> torch.Tensor:
             prepared.append(len(data.labels))
             return torch.zeros(len(data.labels))
 
-    counting = Counting(Coloured(), "none", torch.device("cpu"))  # type: ignore[arg-type]
+    counting = Counting(COLOURED, "none", torch.device("cpu"))
     assert sum(len(batch) for batch, _ in batches(data, torch.zeros(sum(sizes)), size, counting)) == sum(sizes)
     assert prepared == sizes
 
 
-class Coloured:
-    mean, deviation = (0.25, 0.5, 0.0), (0.5, 0.25, 1.0)
+COLOURED = Codec(
+    DataSpec(kind="image", shape=(3, 2, 1), largest=255.0), np.array([0.25, 0.5, 0.0]), np.array([0.5, 0.25, 1.0])
+)
 
 
 def test_each_channel_has_a_mean_and_a_deviation_of_its_own() -> None:
-    prepare = Preprocess(Coloured(), "none", torch.device("cpu"))  # type: ignore[arg-type]
+    prepare = Preprocess(COLOURED, "none", torch.device("cpu"))
     images = np.array([0, 255, 51], np.uint8).reshape(1, 3, 1, 1).repeat(2, 2)
     values = prepare(images)
     torch.testing.assert_close(values[0, :, 1, 0], torch.tensor([-0.5, 2.0, 0.2]))

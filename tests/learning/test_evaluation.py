@@ -19,7 +19,7 @@ def _restore_streams() -> object:
 def test_predictions_keep_the_order_and_evaluation_counts_right() -> None:
     data, net = images(1203), model()
     logits = predict(net, data, PLAIN)
-    x = torch.from_numpy((data.images.reshape(1203, -1) / 255 - 0.25) / 0.5).float()
+    x = torch.from_numpy((data.inputs.reshape(1203, -1) / 255 - 0.25) / 0.5).float()
     torch.testing.assert_close(logits, net[1](x).detach())
     scores = evaluate(net, data, PLAIN)
     assert scores["accuracy"] == (logits.argmax(1).numpy() == data.labels).sum() / 1203

@@ -12,7 +12,7 @@ from helpers import Make
 from fedkd import Environment
 from fedkd.config import Sgd
 from fedkd.data.federated_data import Ragged
-from fedkd.data.images import Images
+from fedkd.data.samples import Samples
 from fedkd.learning.batches import Preprocess, batches
 from fedkd.learning.stacked_training import train_stacked
 from fedkd.learning.training import LocalTraining
@@ -34,11 +34,11 @@ def environment(tiny: Make) -> Environment:
 
 def _preprocess(environment: Environment, kind: type[Preprocess]) -> Preprocess:
     assert environment.data.public is not None
-    wholes = [environment.data.train.images, environment.data.public.images]
-    return kind(environment.data, "crop_flip", torch.device("cpu"), wholes)
+    wholes = [environment.data.train.inputs, environment.data.public.inputs]
+    return kind(environment.data.codec, "crop_flip", torch.device("cpu"), wholes)
 
 
-def _training(environment: Environment, data: Images, preprocess: Preprocess, node: int) -> LocalTraining:
+def _training(environment: Environment, data: Samples, preprocess: Preprocess, node: int) -> LocalTraining:
     order, labels = torch.Generator().manual_seed(node), torch.from_numpy(data.labels)
     return LocalTraining(environment.model(0), data, labels, 2, 8, SGD, preprocess, order)
 
@@ -47,7 +47,7 @@ def test_batches_have_the_same_bytes(environment: Environment) -> None:
     """Also of arrays that cannot be written, as Ray's workers have."""
     assert environment.data.public is not None
     assert isinstance(environment.data.train_parts, Ragged)
-    for array in (environment.data.train.images, environment.data.public.images, environment.data.train_parts.values):
+    for array in (environment.data.train.inputs, environment.data.public.inputs, environment.data.train_parts.values):
         array.flags.writeable = False
     for data in (environment.data.train_of(2), environment.data.train_of(2).take(np.arange(24) % 3 > 0),
                  environment.data.public):  # fmt: skip
@@ -70,7 +70,7 @@ def test_stacked_training_has_the_same_bytes(environment: Environment, shared: b
         preprocess = _preprocess(environment, kind)
         trainings = [_training(environment, one, preprocess, node) for node, one in enumerate(data)]
         if kind is Keeps and shared:  # the clients' own arrays are not read
-            trainings = [replace(t, data=t.data._replace(images=np.zeros_like(t.data.images))) for t in trainings]
+            trainings = [replace(t, data=t.data._replace(inputs=np.zeros_like(t.data.inputs))) for t in trainings]
         found.append(train_stacked(trainings, [start, start], "folded"))
     for one, other in zip(*found, strict=True):
         assert one.loss == other.loss
@@ -80,9 +80,9 @@ def test_stacked_training_has_the_same_bytes(environment: Environment, shared: b
 def test_what_does_not_fit_and_what_is_another_image_is_not_kept(environment: Environment) -> None:
     keeps = _preprocess(environment, Keeps)
     own = environment.data.train_of(0)
-    assert keeps.kept(Images(own.images, own.labels)) is None
-    assert keeps.kept(own._replace(normalised=True)) is None
-    assert keeps.kept_bytes() == environment.data.train.images.nbytes + 30 * 64
+    assert keeps.kept(Samples(own.inputs, own.labels)) is None
+    assert keeps.kept(own._replace(encoded=True)) is None
+    assert keeps.kept_bytes() == environment.data.train.inputs.nbytes + 30 * 64
 
     class Small(Keeps):
         def room(self) -> int:

@@ -13,6 +13,7 @@ from helpers.learning import ADAMW, SGD, Exact
 from torch import Tensor, nn
 
 from fedkd import Batch
+from fedkd.data.spec import Form
 from fedkd.learning.contrast import ENCODER, ContrastiveTraining, contrast_alone
 from fedkd.learning.stacked_contrast import contrast_key, contrast_stacked, why_contrasted_alone
 from fedkd.learning.stacked_models import NotStacked
@@ -35,7 +36,7 @@ CONTRASTS: dict[str, Any] = {
 
 def encoder_of(norm: str = "batch", predictors: tuple[str, ...] = ("online", "relation")) -> Encoder:
     with default_stream(torch_stream(0, 0, 0, "encoder")):
-        model = build("convnet", {"channels": [6, 6], "norm": norm}, (1, 12, 12), 10)
+        model = build("convnet", {"channels": [6, 6], "norm": norm}, Form("image", (1, 12, 12)), 10)
         return Encoder(model, 8, predictors).double()
 
 

@@ -13,11 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.codecs import pixel_codec
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fedkd.config import Adam, Sgd
-from fedkd.data.images import Images, Rows
+from fedkd.data.samples import Rows, Samples
+from fedkd.data.spec import Form
 from fedkd.learning.batches import Preprocess
 from fedkd.learning.stacked_graphs import StepGraphs, Work
 from fedkd.learning.stacked_models import NotStacked, Path
@@ -40,22 +42,17 @@ NETS: dict[str, tuple[str, dict[str, Any]]] = {
 WHOLE = np.random.default_rng(1).integers(0, 256, (200, 1, 12, 12), dtype=np.uint8)
 
 
-class _Set:
-    mean, deviation = (0.3,), (0.4,)
-
-
 class Keeps(Preprocess):
     """Batches in float64 of a whole set, which is kept as a GPU keeps it."""
 
     def __init__(self) -> None:
-        super().__init__(_Set(), "crop_flip", torch.device("cpu"), [WHOLE])  # type: ignore[arg-type]
-        self.mean, self.deviation = self.mean.double(), self.deviation.double()
+        super().__init__(pixel_codec(0.3, 0.4), "crop_flip", torch.device("cpu"), [WHOLE])
 
     def room(self) -> int:
         return 2**30
 
     def scaled(self, images: Tensor) -> Tensor:
-        return self.normalise(images.double().div_(255))
+        return images.double().div_(255).sub_(0.3).div_(0.4)
 
 
 KEEPS = Keeps()
@@ -63,7 +60,7 @@ KEEPS = Keeps()
 
 def _model(name: str) -> nn.Module:
     with default_stream(torch_stream(0, 0, 0, "model")):
-        return build(NETS[name][0], NETS[name][1], (1, 12, 12), 10).double()
+        return build(NETS[name][0], NETS[name][1], Form("image", (1, 12, 12)), 10).double()
 
 
 def _clients(
@@ -76,7 +73,7 @@ def _clients(
     draw, made = np.random.default_rng(seed), []
     for k, size in enumerate(sizes):
         labels, positions = draw.integers(0, 10, size), draw.permutation(len(WHOLE))[:size]
-        data = Images(WHOLE[positions], labels, rows=Rows(WHOLE, positions))
+        data = Samples(WHOLE[positions], labels, rows=Rows(WHOLE, positions))
         given = {"optimizer": SGD.model_copy(update={"lr": 0.01 * (k + 1)}), "clip": 1.0} | more
         if loss is not None:
             given["loss"] = loss(k)

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.learning import ADAMW, CLASSES, SGD, SIZES, Pixels, clients, model_of
+from helpers.learning import ADAMW, CLASSES, PIXELS, SGD, SIZES, clients, model_of
 from torch import Tensor, nn
 
 from fedkd import Payload
+from fedkd.data.spec import Form
 from fedkd.distillation.generators import FeatureGenerator
 from fedkd.learning.batches import Preprocess, batches, shift_mirror
 from fedkd.learning.plans import plan_of
@@ -175,7 +176,7 @@ def test_plans_draw_what_training_draws() -> None:
     assert torch.equal(local.order.get_state(), stream.get_state())
     assert plan.shifts is not None
     assert plan.mirror is not None
-    padded = nn.functional.pad(torch.from_numpy(local.data.images[plan.positions]), (5, 5, 5, 5))
+    padded = nn.functional.pad(torch.from_numpy(local.data.inputs[plan.positions]), (5, 5, 5, 5))
     again = local.preprocess.scaled(shift_mirror(padded, 5, plan.shifts, plan.mirror))
     assert torch.equal(again, torch.cat([images for images, _ in seen]))
 
@@ -275,9 +276,9 @@ def test_a_model_whose_own_forward_mixes_channels_is_not_folded() -> None:
     with default_stream(torch_stream(0, 0, 0, "model")):
         mixes = Mixes()
     assert why_not_folded(mixes) is None
-    assert "outputs" in str(why_unsound(mixes, (1, 12, 12), "folded"))
+    assert "outputs" in str(why_unsound(mixes, Form("image", (1, 12, 12)), "folded"))
     for path in PATHS:
-        assert why_unsound(model_of("resnet8", norm="batch").float(), (1, 12, 12), path) is None
+        assert why_unsound(model_of("resnet8", norm="batch").float(), Form("image", (1, 12, 12)), path) is None
 
 
 def test_losses_with_other_constants_do_not_share_a_step() -> None:
@@ -293,7 +294,7 @@ def test_losses_with_other_constants_do_not_share_a_step() -> None:
 def _rounded(norm: str, path: Path, half: torch.dtype, start: dict[str, Tensor], steps: int) -> list[list[Trained]]:
     """Return two clients' trainings: in float32, with 16 bits alone, and with 16 bits in one step."""
     model = model_of("convnet", channels=[6], norm=norm).float()
-    plain = Preprocess(Pixels(), "none", torch.device("cpu"))  # type: ignore[arg-type]
+    plain = Preprocess(PIXELS, "none", torch.device("cpu"))
 
     def trained(half: torch.dtype | None, stacked: bool) -> list[Trained]:
         made = clients(model, sizes=(16, 12), epochs=steps)
@@ -331,7 +332,7 @@ def test_16_bits_change_a_step_by_their_rounding_alike_in_one_step(
 def test_with_float16_a_client_skips_the_steps_whose_gradients_are_not_finite(optimizer: Any, path: Path) -> None:
     """The clients' images are of other sizes: only the one with large ones skips, until its scale has fallen."""
     model = model_of("mlp", hidden=[12]).float()
-    plain = Preprocess(Pixels(), "none", torch.device("cpu"))  # type: ignore[arg-type]
+    plain = Preprocess(PIXELS, "none", torch.device("cpu"))
     start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
     def make(epochs: int) -> list[LocalTraining]:

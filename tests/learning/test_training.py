@@ -29,7 +29,7 @@ def test_one_epoch_of_sgd_is_the_closed_form_of_softmax_regression() -> None:
     weight, bias = (p.detach().double().numpy().copy() for p in net[1].parameters())
     order = torch.randperm(6, generator=torch_stream(0, 0, 0, "order")).numpy()
     for batch in (order[:4], order[4:]):
-        x = (data.images[batch].reshape(len(batch), -1) / 255 - 0.25) / 0.5
+        x = (data.inputs[batch].reshape(len(batch), -1) / 255 - 0.25) / 0.5
         z = x @ weight.T + bias
         p = np.exp(z) / np.exp(z).sum(1, keepdims=True)
         gradient = (p - np.eye(3)[data.labels[batch]]) / len(batch)

@@ -11,19 +11,26 @@ import numpy as np
 import pytest
 import torch
 from helpers import Make
+from helpers.codecs import pixel_codec
 from torch import nn
 from torch.nn import functional as F
 
 from fedkd import Environment
+from fedkd.learning.batches import Preprocess
 from fedkd.learning.views import view, views_of
 from fedkd.streams import default_stream, torch_stream
+
+
+def prepare(*shape: int) -> Preprocess:
+    return Preprocess(pixel_codec(0.5, 0.5, shape), "none", torch.device("cpu"))  # type: ignore[arg-type]
+
 
 # The client
 
 
 def test_views_are_shifted_and_mirrored_images_each_of_its_own(tiny: Make) -> None:
     environment = Environment(tiny({}))
-    images = environment.data.train.images[:60]
+    images = environment.data.train.inputs[:60]
     plain = environment.preprocess(images)
     first = view(images, environment.preprocess, torch_stream(0, 0, 0, "a"))
     padded = F.pad(plain, (1, 1, 1, 1), mode="reflect")
@@ -48,8 +55,8 @@ def test_strong_views_follow_their_stream_and_differ_between_images(
     tiny: Make, aug: str, name: str, channels: int
 ) -> None:
     environment = Environment(tiny({"data.channels": channels, "data.size": 16}))
-    images = np.repeat(environment.data.train.images[:1], 12, axis=0)  # one image, twelve times
-    make = views_of(aug, [name], (channels, 16, 16), environment.preprocess)  # type: ignore[arg-type]
+    images = np.repeat(environment.data.train.inputs[:1], 12, axis=0)  # one image, twelve times
+    make, _ = views_of(aug, [name], environment.preprocess, images)  # type: ignore[arg-type]
     first, again = (make(images, torch_stream(0, 0, 0, "a")) for _ in range(2))
     assert torch.equal(first, again)
     assert first.shape == (12, channels, 16, 16)
@@ -86,7 +93,7 @@ def test_strong_views_have_the_published_strengths(
         monkeypatch.setattr(kornia.augmentation, name, step)
     sequence: list[nn.Module] = []
     monkeypatch.setattr(nn, "Sequential", lambda *modules: sequence.extend(modules))
-    views_of(kind, ["svhn"], (channels, 16, 16), None)  # type: ignore[arg-type]
+    views_of(kind, ["svhn"], prepare(channels, 16, 16), np.zeros(0))  # type: ignore[arg-type]
     assert [made[id(module)][1] for module in sequence] == steps
 
 
@@ -96,7 +103,7 @@ def test_the_shift_is_an_eighth_of_the_height_and_at_least_one_pixel(
 ) -> None:
     crop = Mock(return_value=nn.Identity())
     monkeypatch.setattr(kornia.augmentation, "RandomCrop", crop)
-    views_of("official", ["svhn"], (3, height, 40), None)  # type: ignore[arg-type]
+    views_of("official", ["svhn"], prepare(3, height, 40), np.zeros(0))
     crop.assert_called_once_with((height, 40), padding=pad)
     environment = Environment(tiny())
     image = np.arange(height * 40, dtype=np.uint8).reshape(1, 1, height, 40) % 251
@@ -123,8 +130,8 @@ def test_each_batch_of_strong_views_has_a_seed_of_62_bits(tiny: Make, monkeypatc
 
     monkeypatch.setattr("fedkd.learning.views.default_stream", note)
     environment, stream = Environment(tiny()), torch_stream(0, 0, 0, "a")
-    make = views_of("fine_tuning", ["digits"], (1, 8, 8), environment.preprocess)
+    make, _ = views_of("fine_tuning", ["digits"], environment.preprocess, environment.data.train.inputs)
     for _ in range(30):
-        make(environment.data.train.images[:1], stream)
+        make(environment.data.train.inputs[:1], stream)
     assert len(set(seeds)) == 30
     assert 2**60 < max(seeds) < 2**62

@@ -28,7 +28,7 @@ def test_models_of_the_digest_are_not_augmented(tiny: Make) -> None:
     labels = torch.from_numpy(data.labels)
     order = torch_stream(0, 0, 0, "order")
     seen = torch.cat([x for x, _ in batches(data, labels, 8, environment.preprocess, order, False)])
-    plain = environment.preprocess(data.images)
+    plain = environment.preprocess(data.inputs)
     torch.testing.assert_close(seen.sort(0).values, plain.sort(0).values)
     state = torch.get_rng_state()
     assert mlp((1, 8, 8), 10)(plain).shape == (len(labels), 10)

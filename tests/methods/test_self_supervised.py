@@ -116,7 +116,7 @@ def test_the_pooled_start_is_simclr_at_temperature_0_1_with_the_first_rounds_rat
     encoder = copy.deepcopy(method.encoder(environment)).train()
     encoder.load_state_dict(method.weights)
     method.prepare(Round(environment, Mock(), 0, range(6), list(range(6)), [], []))
-    images = environment.data.train.take(environment.data.pooled()).images
+    images = environment.data.train.take(environment.data.pooled()).inputs
     views, order = (torch_stream(0, 0, "server", name) for name in ("pooled-views", "pooled-shuffle"))
     optimizer = torch.optim.SGD(encoder.parameters(), lr=0.03, momentum=0.9)
     for chosen in torch.randperm(len(images), generator=order)[:16].numpy().reshape(2, 8):
@@ -142,7 +142,7 @@ def test_two_images_are_enough_for_a_batch_and_for_a_node(tiny: Make) -> None:
 
 def test_the_defaults_are_those_of_the_published_code() -> None:
     """Sections 3.3 and 4 of FedX's specification."""
-    has_defaults(SimCLR(), {"width": 256, "aug": "official", "probe_epochs": 100, "pooled_steps": 0, "semi_epochs": 0})
+    has_defaults(SimCLR(), {"width": 256, "aug": "auto", "probe_epochs": 100, "pooled_steps": 0, "semi_epochs": 0})
 
 
 def test_fine_tuning_follows_the_published_protocol(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:

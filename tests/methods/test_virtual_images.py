@@ -77,10 +77,10 @@ def test_a_node_without_images_says_so_and_a_second_beginning_keeps_them(tiny: M
         client(0).data  # noqa: B018
     client(0).begin(Payload())
     client(0).distil(Payload(numbers={"end": 2.0}))
-    images = client(0).data.images
+    images = client(0).data.inputs
     client(1).begin(Payload())
     client(1).distil(Payload(numbers={"end": 1.0}))
-    assert np.array_equal(client(1).data.images, images)
+    assert np.array_equal(client(1).data.inputs, images)
     assert client(1)._steps_done() == 2
 
 

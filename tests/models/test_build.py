@@ -8,6 +8,7 @@ import pytest
 import torch
 from helpers import Make, server_state
 
+from fedkd.data.spec import Form
 from fedkd.errors import InputError
 from fedkd.models.build import build, fill
 from fedkd.runs.run import run
@@ -33,11 +34,10 @@ def test_a_function_in_a_file_is_a_model(tmp_path: Path) -> None:
         "def two_outputs(shape, classes):\n"
         "    return Classifier(nn.Flatten(), shape[0] * shape[1] * shape[2], 2)\n"
     )
-    assert build(f"{file}:build", {"width": 9}, (1, 8, 8), 4).classifier.in_features == 9
-    with pytest.raises(InputError, match="needs `features`"):
-        build(f"{file}:no_features", {}, (1, 8, 8), 4)
+    assert build(f"{file}:build", {"width": 9}, Form("image", (1, 8, 8)), 4).classifier.in_features == 9
+    assert build(f"{file}:no_features", {}, Form("image", (1, 8, 8)), 4).classifier.in_features == 64
     with pytest.raises(InputError, match=r"must return logits of shape \(2, 4\)"):
-        build(f"{file}:two_outputs", {}, (1, 8, 8), 4)
+        build(f"{file}:two_outputs", {}, Form("image", (1, 8, 8)), 4)
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_a_function_in_a_file_is_a_model(tmp_path: Path) -> None:
 )
 def test_bad_models_are_refused_by_key(name: str, table: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        build(name, table, (1, 8, 8), 10)
+        build(name, table, Form("image", (1, 8, 8)), 10)
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_bad_models_are_refused_by_key(name: str, table: dict, message: str) -> 
 )
 def test_a_model_that_needs_larger_images_says_which_size_to_set(name: str, pixels: int, needed: int) -> None:
     with pytest.raises(InputError) as refused:
-        build(name, {}, (1, pixels, pixels), 10)
+        build(name, {}, Form("image", (1, pixels, pixels)), 10)
     text = str(refused.value)
     assert f"model.name = '{name}' cannot be built for images of 1x{pixels}x{pixels}" in text
     assert f"it takes images of 1x{needed}x{needed}; set data.size = {needed}" in text
@@ -81,45 +81,50 @@ def test_a_model_that_needs_larger_images_says_which_size_to_set(name: str, pixe
 
 @pytest.mark.parametrize(("name", "pixels"), [("swin_t", 28), ("googlenet", 32)])
 def test_a_model_of_torchvision_takes_the_size_that_it_needs(name: str, pixels: int) -> None:
-    assert build(f"torchvision:{name}", {}, (1, pixels, pixels), 4).classifier.out_features == 4
+    assert build(f"torchvision:{name}", {}, Form("image", (1, pixels, pixels)), 4).classifier.out_features == 4
 
 
 def test_a_model_that_no_size_helps_gives_its_own_reason(tmp_path: Path) -> None:
     (tmp_path / "odd.py").write_text("def build(shape, classes):\n    raise ValueError('three classes, please')\n")
     with pytest.raises(InputError, match="1x8x8 and 10 classes: three classes, please$"):
-        build(f"{tmp_path / 'odd.py'}:build", {}, (1, 8, 8), 10)
+        build(f"{tmp_path / 'odd.py'}:build", {}, Form("image", (1, 8, 8)), 10)
 
 
 def test_a_projection_head_has_two_layers_and_its_width_is_checked() -> None:
-    model = build("mlp", {"hidden": [12], "projection": 5}, (1, 8, 8), 7)
+    model = build("mlp", {"hidden": [12], "projection": 5}, Form("image", (1, 8, 8)), 7)
     assert model.features(torch.zeros(2, 1, 8, 8)).shape == (2, 5)
     extra = sum(p.numel() for p in model.parameters()) - sum(
-        p.numel() for p in build("mlp", {"hidden": [12]}, (1, 8, 8), 7).parameters()
+        p.numel() for p in build("mlp", {"hidden": [12]}, Form("image", (1, 8, 8)), 7).parameters()
     )
     assert extra == (12 * 12 + 12) + (12 * 5 + 5) + (5 * 7 + 7) - (12 * 7 + 7)
     for wrong in (0, True, "wide"):
         with pytest.raises(InputError, match="model.projection = .* 1 or more"):
-            build("mlp", {"projection": wrong}, (1, 8, 8), 7)
+            build("mlp", {"projection": wrong}, Form("image", (1, 8, 8)), 7)
 
 
 def test_a_projection_head_needs_a_linear_classifier(tmp_path: Path) -> None:
     file = tmp_path / "odd.py"
     file.write_text(
         "from torch import nn\n"
-        "def bare(shape, classes):\n"
-        "    return nn.Sequential(nn.Flatten(), nn.Linear(64, classes))\n"
+        "class Deep(nn.Module):\n"
+        "    def __init__(self, classes):\n"
+        "        super().__init__()\n"
+        "        self.features, self.classifier = nn.Flatten(), nn.Sequential(nn.Linear(64, classes))\n"
+        "    def forward(self, x):\n"
+        "        return self.classifier(self.features(x))\n"
         "def deep(shape, classes):\n"
-        "    model = nn.Sequential(nn.Flatten(), nn.Linear(64, classes))\n"
-        "    model.features, model.classifier = nn.Flatten(), nn.Sequential(nn.Linear(64, classes))\n"
-        "    return model\n"
+        "    return Deep(classes)\n"
     )
-    for name, message in (("bare", "needs `features`"), ("deep", "needs a classifier that is one linear layer")):
-        with pytest.raises(InputError, match=message):
-            build(f"{file}:{name}", {"projection": 5}, (1, 8, 8), 7)
+    with pytest.raises(InputError, match="needs a classifier that is one linear layer"):
+        build(f"{file}:deep", {"projection": 5}, Form("image", (1, 8, 8)), 7)
 
 
 def test_weights_are_channels_last_where_the_model_can_do_with_it(tmp_path: Path) -> None:
-    assert build("convnet", {}, (3, 32, 32), 10).features[0].weight.is_contiguous(memory_format=torch.channels_last)
+    assert (
+        build("convnet", {}, Form("image", (3, 32, 32)), 10)
+        .features[0]
+        .weight.is_contiguous(memory_format=torch.channels_last)
+    )
     file = tmp_path / "viewing.py"
     file.write_text(
         "import torch\n"
@@ -135,13 +140,13 @@ def test_weights_are_channels_last_where_the_model_can_do_with_it(tmp_path: Path
         "def viewing(shape, classes):\n"
         "    return Viewing(classes)\n"
     )
-    model = build(f"{file}:viewing", {}, (3, 8, 8), 10)
+    model = build(f"{file}:viewing", {}, Form("image", (3, 8, 8)), 10)
     assert model.convolution.weight.is_contiguous()
     assert model(torch.ones(5, 3, 8, 8)).shape == (5, 10)
 
 
 def test_filling_a_model_is_load_state_dict() -> None:
-    model, other = (build("resnet8", {}, (3, 8, 8), 10) for _ in range(2))
+    model, other = (build("resnet8", {}, Form("image", (3, 8, 8)), 10) for _ in range(2))
     weights = {name: torch.full(tensor.shape, 2, dtype=tensor.dtype) for name, tensor in model.state_dict().items()}
     fill(model, weights)
     other.load_state_dict(weights)
@@ -178,7 +183,7 @@ def frozen(shape, classes):
 
 def test_a_tensor_under_several_names_has_one_in_the_state(tmp_path: Path) -> None:
     (tmp_path / "odd.py").write_text(ODD)
-    model = build(f"{tmp_path / 'odd.py'}:build", {}, (1, 8, 8), 8)
+    model = build(f"{tmp_path / 'odd.py'}:build", {}, Form("image", (1, 8, 8)), 8)
     state = model.state_dict()
     assert "features.1.weight" in state
     assert not {"again.weight", "again.bias", "classifier.bias"} & state.keys()
@@ -209,7 +214,7 @@ def test_server_steps_treat_odd_tensors_as_what_they_are(tiny: Make, tmp_path: P
 def test_a_model_of_frozen_parameters_is_refused(tmp_path: Path) -> None:
     (tmp_path / "odd.py").write_text(ODD)
     with pytest.raises(InputError, match="no parameter that can be trained"):
-        build(f"{tmp_path / 'odd.py'}:frozen", {}, (1, 8, 8), 4)
+        build(f"{tmp_path / 'odd.py'}:frozen", {}, Form("image", (1, 8, 8)), 4)
 
 
 @pytest.mark.parametrize(

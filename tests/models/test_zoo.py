@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from fedkd.data.spec import Form
 from fedkd.models.build import build
 from fedkd.streams import default_stream, torch_stream
 
@@ -34,7 +35,7 @@ def _stream() -> object:
     ],
 )
 def test_sizes_are_the_published_ones(name: str, table: dict, shape: tuple, parameters: int) -> None:
-    model = build(name, table, shape, 10)
+    model = build(name, table, Form("image", shape), 10)
     assert sum(p.numel() for p in model.parameters()) == parameters
 
 
@@ -58,7 +59,7 @@ def test_sizes_are_the_published_ones(name: str, table: dict, shape: tuple, para
 def test_logits_are_the_classifier_on_the_features(name: str, table: dict, shape: tuple) -> None:
     if name == "lenet5" and shape[1] == 8:
         pytest.skip("LeNet-5 needs 12 pixels at least: the refusal has a test of its own")
-    model = build(name, table, shape, 7).eval()
+    model = build(name, table, Form("image", shape), 7).eval()
     images = torch.randn(3, *shape)
     features = model.features(images)
     assert features.dim() == 2
@@ -68,5 +69,9 @@ def test_logits_are_the_classifier_on_the_features(name: str, table: dict, shape
 
 
 def test_group_norm_has_no_running_statistics() -> None:
-    assert not [name for name in build("resnet8", {"norm": "group"}, (3, 32, 32), 10).state_dict() if "running" in name]
-    assert [name for name in build("resnet8", {}, (3, 32, 32), 10).state_dict() if "running" in name]
+    assert not [
+        name
+        for name in build("resnet8", {"norm": "group"}, Form("image", (3, 32, 32)), 10).state_dict()
+        if "running" in name
+    ]
+    assert [name for name in build("resnet8", {}, Form("image", (3, 32, 32)), 10).state_dict() if "running" in name]

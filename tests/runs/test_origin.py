@@ -27,7 +27,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "mine.py").write_text(STRATEGY)
     (tmp_path / "helping.py").write_text("FACTOR = 1\n")
     (tmp_path / "model.py").write_text(
-        "from fedkd.models.zoo import mlp\ndef small(s, c):\n    return mlp(s, c, hidden=[8])\n"
+        "from fedkd.models.zoo import mlp\ndef small(shape, c):\n    return mlp(shape, c, hidden=[8])\n"
     )
     data = {"name": "npz:s.npz", "root": ".", "partition": {"scheme": "iid", "clients": 2}}
     table = merged(TINY, {"data": data, "strategy": "mine.py:Mine", "model": "model.py:small", "rounds": 1})

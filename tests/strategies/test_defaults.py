@@ -13,7 +13,7 @@ from fedkd.registry import find, names
 # Options that several strategies share
 
 # FedX's code (Han et al., 2022): heads of width 256, its augmentation. The papers: probes of 100 epochs.
-ENCODER = {"width": 256, "aug": "official", "pooled_steps": 0, "semi_epochs": 0, "probe_epochs": 100}
+ENCODER = {"width": 256, "aug": "auto", "pooled_steps": 0, "semi_epochs": 0, "probe_epochs": 100}
 # Ours: all public images, one epoch.
 PUBLIC = {"subset_size": None, "distil_epochs": 1, "distil_batch_size": 64}
 # FedMD's and KT-pFL's code: batches of 256.

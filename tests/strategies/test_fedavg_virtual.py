@@ -22,7 +22,7 @@ def test_a_base_trains_on_the_kept_images_alone(tiny: Make, tmp_path: Path) -> N
     start, model = environment.initial_weights(), environment.model(0)
     total, images = {n: torch.zeros_like(t) for n, t in start.items()}, 0
     for node, kept in virtual_of(tmp_path / "run").items():
-        real = environment.preprocess(environment.data.train_of(node).images).flatten(1)
+        real = environment.preprocess(environment.data.train_of(node).inputs).flatten(1)
         assert all(bool((real - image.flatten()).abs().sum(1).min() == 0) for image in kept["images"])
         model.load_state_dict(start)
         order = torch_stream(0, 1, node, "fit/local-training")

@@ -12,7 +12,7 @@ from helpers.formulas import normal, softmax
 from helpers.published import COUNTS, LABELS, checksum, det, gen, net, noise, state
 from torch import Tensor, nn
 
-from fedkd.data.images import Images
+from fedkd.data.samples import Samples
 from fedkd.learning.losses import diversity_loss
 from fedkd.learning.training import Loss, cross_entropy, train
 from fedkd.methods.teachers import Teachers
@@ -93,17 +93,17 @@ def test_a_whole_server_round_has_the_published_result_in_float64() -> None:
     assert set(losses) == {"disagreement_loss", "classification_loss", "diversity_loss", "student_loss"}
 
 
-def local_data(k: int = 0) -> tuple[Images, Tensor]:
+def local_data(k: int = 0) -> tuple[Samples, Tensor]:
     labels = (np.arange(12) * (k + 1) + k) % 4
     images = det((12, 3, 8, 8), 0.21 + 0.05 * k, 0.4 * k).float()
-    return Images(images.numpy(), labels), torch.from_numpy(labels)
+    return Samples(images.numpy(), labels), torch.from_numpy(labels)
 
 
 class AsTheyAre:
     device = torch.device("cpu")
 
-    def at(self, data: Images, positions: Tensor, generator: object = None) -> Tensor:
-        return torch.from_numpy(data.images)[positions]
+    def at(self, data: Samples, positions: Tensor, generator: object = None) -> Tensor:
+        return torch.from_numpy(data.inputs)[positions]
 
 
 def train_three_steps(loss: Loss, weight_decay: float = 1e-3) -> tuple[float, float, float]:

@@ -48,7 +48,7 @@ def test_fedgens_client_loss_is_its_three_terms(tiny: Make) -> None:
     environment = Environment(tiny())
     model = environment.model(0)
     data = environment.data.train_of(0)
-    x, y = environment.preprocess(data.images), torch.from_numpy(data.labels)
+    x, y = environment.preprocess(data.inputs), torch.from_numpy(data.labels)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         generator = FeatureGenerator(4, 10, 8, 16).eval().requires_grad_(False)

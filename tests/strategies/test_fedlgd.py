@@ -21,6 +21,7 @@ from fedkd import ArraySpec, Environment, Payload, RunError
 from fedkd.config import Config
 from fedkd.core.round import Reply
 from fedkd.core.setup import make_setup
+from fedkd.data.spec import Form
 from fedkd.distillation.distillers import DM, FGM, IDM
 from fedkd.distillation.virtual_images import RealImages, Virtual, class_statistics, normal_images
 from fedkd.learning.losses import supervised_contrast
@@ -58,7 +59,7 @@ def _modules_may_draw() -> Iterator[None]:
 
 
 def test_the_regularised_loss_is_the_sum_of_its_parts() -> None:
-    model = build("convnet", {"channels": [8, 8]}, (1, 8, 8), 3)
+    model = build("convnet", {"channels": [8, 8]}, Form("image", (1, 8, 8)), 3)
     images, labels = noise(5, 1, 8, 8), torch.tensor([0, 1, 2, 0, 1])
     anchors = Virtual(noise(6, 1, 8, 8, seed=1), torch.tensor([0, 0, 1, 1, 2, 2]))
     f, g = model.features(images), model.features(anchors.images)
@@ -73,7 +74,7 @@ def test_the_regularised_loss_is_the_sum_of_its_parts() -> None:
 
 
 def test_gradients_of_the_regulariser_go_through_both_sides() -> None:
-    model = build("convnet", {"channels": [8, 8]}, (1, 8, 8), 2)
+    model = build("convnet", {"channels": [8, 8]}, Form("image", (1, 8, 8)), 2)
     anchors = Virtual(noise(4, 1, 8, 8).requires_grad_(), torch.tensor([0, 0, 1, 1]))
     anchored_loss(anchors, 1.0, 0.07, "supcon")(model, noise(4, 1, 8, 8, seed=1), torch.tensor([0, 1, 0, 1])).backward()
     assert float(anchors.images.grad.abs().sum()) > 0
@@ -285,7 +286,7 @@ def nodes_with(classes: dict[int, list[int]]) -> tuple[Mock, dict[str, ArraySpec
         held[those] = True
         table = held.float()[:, None]
         replies.append(Reply(node, Payload(statistics={"means": table, "deviations": table / 2, "held": held})))
-    data = SimpleNamespace(classes=list("abcd"), image_shape=(1, 4, 4))
+    data = SimpleNamespace(classes=list("abcd"), form=Form("image", (1, 4, 4)))
     federation = Mock(environment=SimpleNamespace(data=data), ask=Mock(return_value=replies))
     federation.stream = lambda name: torch_stream(0, 0, "server", name)
     return federation, federation.ask

@@ -58,7 +58,7 @@ def by_hand(config: Config, node: int) -> dict[str, np.ndarray]:
     public = environment.data.public
     assert public is not None
     order = torch.randperm(60, generator=torch_stream(config.seed, 1, "server", "transfer-subset"))[:40].numpy()
-    x_public = environment.preprocess(public.images[order]).double()
+    x_public = environment.preprocess(public.inputs[order]).double()
     models = [environment.new_model(0).double() for _ in range(environment.data.clients)]
     for i, model in enumerate(models):
         model.load_state_dict(environment.initial_weights(0, i))
@@ -76,7 +76,7 @@ def by_hand(config: Config, node: int) -> dict[str, np.ndarray]:
     for batch in batches:
         descend(x_public[batch], lambda z, batch=batch: (z - consensus[batch]).abs().mean())
     data = environment.data.train_of(node)
-    x = environment.preprocess(data.images).double()
+    x = environment.preprocess(data.inputs).double()
     batches = torch.randperm(len(x), generator=torch_stream(config.seed, 1, node, "digest/local-training")).split(8)
     for batch in batches:
         labels = torch.from_numpy(data.labels)[batch]

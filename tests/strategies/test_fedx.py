@@ -89,12 +89,13 @@ def test_the_objective_is_its_four_terms_with_one_forward_and_a_frozen_teacher(t
     temperatures = {"temperature": 0.2, "local_target_temperature": 0.3, "global_target_temperature": 0.4}
     strategy = {**SELF_SUPERVISED["fedx over simclr"], **weights, **temperatures}
     client, encoder, batch = started(tiny, strategy)
-    images, order = client.data.images, torch.randperm(24, generator=client.stream("shuffle"))[:8]
+    images, order = client.data.inputs, torch.randperm(24, generator=client.stream("shuffle"))[:8]
     twin, views = copy.deepcopy(encoder), client.stream("views")
     value = client.loss()(client.networks, batch, client.kept)
 
     shuffled = torch.randperm(len(images), generator=client.stream("unrelated"))
-    first, second, random = (client.make_views(images[c.numpy()], views) for c in (order, order, shuffled[:8]))
+    chosen = (order, order, shuffled[:8])
+    first, second, random = (client.make_views[0](images[c.numpy()], views) for c in chosen)
     teacher = copy.deepcopy(twin).eval()
     p1, p2, pr = twin(torch.cat([first, second, random])).chunk(3)  # batch norm over 3B
     q1, q2 = (twin.predictors["relation"](p) for p in (p1, p2))

@@ -14,7 +14,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from fedkd import Environment
-from fedkd.data.images import Images
+from fedkd.config import parse_config
+from fedkd.data.samples import Samples
+from fedkd.data.spec import Form
 from fedkd.learning.losses import supervised_contrast
 from fedkd.models.build import build
 from fedkd.runs.run import run
@@ -30,11 +32,11 @@ def _modules_may_draw() -> Iterator[None]:
 @pytest.mark.parametrize("labels", ["extra", "shared"])
 def test_the_loss_of_vhl_by_its_parts(tiny: Make, labels: str) -> None:
     method = VHL(labels=labels, noise_batch_size=100, alpha=0.7, align=2.0, noise_align=0.3)  # type: ignore[arg-type]
-    model = build("convnet", {"channels": [8, 8]}, (1, 8, 8), 3)
+    model = build("convnet", {"channels": [8, 8]}, Form("image", (1, 8, 8)), 3)
     head = method.new_head(model) if labels == "extra" else None
     images, wanted = noise(5, 1, 8, 8), torch.tensor([0, 1, 2, 0, 1])
     virtual, given = noise(6, 1, 8, 8, seed=1), torch.tensor([0, 0, 1, 1, 2, 2])
-    shared = Images(virtual.numpy(), given.numpy(), normalised=True)
+    shared = Samples(virtual.numpy(), given.numpy(), encoded=True)
     preprocess = Environment(tiny()).preprocess
     found = virtual_homogeneity_loss(shared, preprocess, head, torch.Generator(), method)(model, images, wanted)
     f, g = model.features(images), model.features(virtual)
@@ -101,3 +103,34 @@ def test_the_generator_makes_images_of_its_size(side: int) -> None:
     images = StyleGenerator(side, 16, 8)(noise(3, 16)).detach()
     assert images.shape == (3, 3, side, side)
     assert float((images[0] - images[1]).abs().mean()) > 0.01
+
+
+@pytest.mark.parametrize(("name", "model"), [("heart", "table_mlp"), ("spoken_digits", "inception_small")])
+def test_noise_of_other_kinds_is_standardised_and_of_the_form(name: str, model: str, tmp_path: Path) -> None:
+    config = parse_config(
+        {
+            "rounds": 1,
+            "data": {"name": name, "partition": {"scheme": "natural"}},
+            "model": {"name": model},
+            "train": {"optimizer": {"name": "sgd", "lr": 0.05}, "steps": 1, "batch_size": 8},
+            "strategy": {"name": "vhl", "noise_per_class": 30, "noise_batch_size": 8},
+        }
+    )
+    run(config, tmp_path / "run")
+    shared, form = server(tmp_path / "run")["noise"], Environment(config).data.form
+    images, labels = shared["images"], shared["labels"]
+    assert (images.dtype, images.shape[1:]) == (torch.float32, form.shape)
+    if form.kind == "table":
+        values, codes = images[:, : form.numbers], images[:, form.numbers :]
+        for column, card in zip(codes.T, form.cards, strict=True):
+            assert set(column.tolist()) <= set(range(card))
+        assert any(len(column.unique()) > 1 for column in codes.T)
+    else:
+        assert torch.equal(images[:, -1], torch.ones_like(images[:, -1]))
+        values = images[:, :-1].transpose(1, 2).flatten(0, 1)
+    width = values.shape[1]
+    torch.testing.assert_close(values.mean(0), torch.zeros(width), atol=1e-4, rtol=0)
+    torch.testing.assert_close(values.std(0, correction=0), torch.ones(width), atol=1e-3, rtol=0)
+    of_class = [images[labels == label].flatten(1).mean(0) for label in labels.unique()]
+    by_chance = images[labels == 0].flatten(1)[::2].mean(0) - images[labels == 0].flatten(1)[1::2].mean(0)
+    assert float((of_class[0] - of_class[1]).norm()) > 1.5 * float(by_chance.norm())

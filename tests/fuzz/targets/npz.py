@@ -8,8 +8,8 @@ import zipfile
 import numpy as np
 from hypothesis import strategies as st
 
-from fedkd.data.images import checked
 from fedkd.data.npz import from_npz
+from fedkd.data.samples import checked
 from fuzz.frame import new_folder, only_refusals
 from fuzz.mutations import ODD, damaged
 

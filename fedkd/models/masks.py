@@ -1,0 +1,60 @@
+"""Makes a model that takes a mask, or none, a function of one tensor, as batches of series and tokens are."""
+
+from __future__ import annotations
+
+import inspect
+from typing import cast
+
+from torch import Tensor, nn
+
+from ..data.spec import PAD, Form
+from ..errors import InputError
+from .sources import Transformer
+
+
+class WithMask(nn.Module):
+    """A model with `forward(x, mask)` as a function of one tensor: series with their mask, or tokens.
+
+    The mask: bool, B x T, true for a step or token.
+    """
+
+    def __init__(self, model: nn.Module, series: bool) -> None:
+        super().__init__()
+        self.model, self.series = model, series
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return the logits, B x C."""
+        if self.series:
+            return cast(Tensor, self.model(inputs[:, :-1], mask=inputs[:, -1] > 0))
+        return cast(Tensor, self.model(inputs, mask=inputs != PAD))
+
+
+class WithoutMask(nn.Module):
+    """A model of series that takes no mask: steps behind a series' end are zeros."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return the logits, B x C."""
+        return cast(Tensor, self.model(inputs[:, :-1]))
+
+
+def of_one_tensor(model: nn.Module, form: Form, *, knows_form: bool, ignore_mask: bool, key: str) -> nn.Module:
+    """Return a model as a function of one batch, as `Form` describes it. Other models than of series and tokens stay.
+
+    `knows_form`: its builder took the form. Raises InputError for a model that takes no mask.
+    """
+    if form.kind not in ("series", "tokens") or isinstance(model, Transformer):
+        return model
+    if "mask" in inspect.signature(model.forward).parameters:
+        return WithMask(model, form.kind == "series")
+    if knows_form:
+        return model
+    if not ignore_mask:
+        raise InputError(
+            f"{key}: the model's forward takes no mask, so it would read the zeros behind the end of a sample; write "
+            "forward(x, mask), or set model.ignore_mask = true, such as where all samples are equally long."
+        )
+    return WithoutMask(model) if form.kind == "series" else model
