@@ -151,7 +151,14 @@ class VHL(FedAvg):
         return nn.Linear(classifier.in_features, classifier.out_features)
 
     def check(self, environment: Environment) -> None:
-        """Raise InputError for models to which no noise classifier can be added."""
+        """Raise InputError for models to which no noise classifier can be added, and for images unlike the noise."""
+        spec = environment.data.spec
+        if spec.kind == "image" and (spec.largest != PIXEL_MAX or spec.shape[0] not in (1, 3)):
+            values = "floats" if spec.largest is None else f"values of 0 to {spec.largest:g}"
+            raise InputError(
+                f"strategy.name = {environment.config.strategy.name!r}: its noise images have 8 bits and 1 or 3 "
+                f"channels, as in the paper; the data are {spec.describe()}, {values}."
+            )
         if self.labels == "extra" and not isinstance(environment.model(0).classifier, nn.Linear):
             raise InputError('strategy.labels = "extra" needs a model whose classifier is one linear layer.')
 

@@ -164,7 +164,7 @@ class Environment:
 
     @cached_property
     def preprocess(self) -> Preprocess:
-        """Return the preprocessing that turns uint8 images into batches."""
+        """Return the preprocessing that turns raw samples into batches."""
         wholes = [one.inputs for one in (self.data.train, self.data.public) if one is not None]
         return Preprocess(self.data.codec, self.config.data.augment, self.device, wholes)
 

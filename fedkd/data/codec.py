@@ -15,11 +15,11 @@ from typing import Any, Literal
 import numpy as np
 
 from ..errors import InputError
-from .spec import UNKNOWN, DataSpec, Form
+from .samples import LARGEST
+from .spec import MASKED, UNKNOWN, DataSpec, Form
 
 Scaling = Literal["standard", "quantile", "instance", "none"]
 Missing = Literal["mean", "median", "indicator", "refuse", "zero", "hold"]
-LARGEST_BYTE = 255.0
 MOST_UNSEEN = 0.5  # of a node's values of a column: the largest share that training rows may lack
 _EDGES = 1000  # quantiles of a column
 _CHUNK = 4096  # samples whose values are summed together
@@ -115,10 +115,9 @@ def fit(
     scale = spec.largest or 1.0
     if plain and mean is None:
         return Codec(spec, np.zeros(channels), np.ones(channels))
-    if mean is not None and deviation is not None and spec.largest == LARGEST_BYTE:  # no other range is possible
+    if mean is not None and deviation is not None and spec.largest == LARGEST["uint8"]:  # no other range
         return Codec(spec, np.array([*mean], np.float64), np.array([*deviation], np.float64))
-    by_channel = _moments(pool, rows, lambda part: np.moveaxis(part, 1, 0).reshape(channels, -1))
-    learned = Codec(spec, by_channel[0] / scale, np.where(by_channel[1] == 1.0, 1.0, by_channel[1] / scale))
+    learned = Codec(spec, *_moments(pool, rows, lambda part: np.moveaxis(part / scale, 1, 0).reshape(channels, -1)))
     if mean is None or deviation is None:
         return learned
     given = Codec(spec, np.array([*mean], np.float64), np.array([*deviation], np.float64))
@@ -187,18 +186,16 @@ def _fit_table(spec: DataSpec, rows: np.ndarray, scaling: Scaling, missing: Miss
         known = counts >= max(min_count, 1)
         codes.append(np.where(known, np.cumsum(known), 0))
     indicators = tuple(np.flatnonzero(absent.any(0)).tolist()) if missing == "indicator" else ()
-    return Codec(spec, mean[: len(fill)], deviation[: len(fill)], fill, indicators, edges, tuple(codes))
+    return Codec(spec, mean, deviation, fill, indicators, edges, tuple(codes))
 
 
 def _word_codes(counts: np.ndarray, min_count: int) -> np.ndarray:
     """Return the id of each word of the set: those of enough training texts by falling count, then by word."""
-    codes = np.full(len(counts), UNKNOWN)
-    codes[:UNKNOWN] = np.arange(UNKNOWN)
-    special = min(len(counts), 4)
-    codes[:special] = np.arange(special)
-    words = np.arange(4, len(counts))
-    known = words[counts[4:] >= max(min_count, 1)]
-    codes[known[np.argsort(-counts[known], kind="stable")]] = np.arange(4, 4 + len(known))
+    first = MASKED + 1  # the ids before it have the same meaning in every vocabulary
+    codes = np.where(np.arange(len(counts)) < first, np.arange(len(counts)), UNKNOWN)
+    words = np.arange(first, len(counts))
+    known = words[counts[first:] >= max(min_count, 1)]
+    codes[known[np.argsort(-counts[known], kind="stable")]] = np.arange(first, first + len(known))
     return codes
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from .codec import Codec
+from .samples import LARGEST
 
 
 class Encoder:
@@ -86,7 +87,7 @@ class Encoder:
         return torch.cat([scaled * mask[:, None], mask[:, None].to(scaled.dtype)], dim=1)
 
     def decode(self, encoded: Tensor) -> np.ndarray:
-        """Return encoded samples, such as a generator's, as raw ones: for pictures. Not for quantile scaling."""
+        """Return encoded samples, B x ... as the codec's `form` says, as raw ones; of images and numbers, in range."""
         spec = self.codec.spec
         if spec.kind == "tokens":
             return self._first_of_code(0)[encoded.cpu().numpy()]
@@ -100,14 +101,19 @@ class Encoder:
         if spec.largest is None:
             return values.cpu().numpy()
         whole = values.clamp(0, 1).mul(spec.largest).round()
-        return whole.byte().cpu().numpy() if spec.largest == 255 else whole.cpu().numpy().astype(np.uint16)
+        return whole.cpu().numpy().astype(np.uint8 if spec.largest == LARGEST["uint8"] else np.uint16)
 
     def _decoded_rows(self, encoded: Tensor) -> np.ndarray:
         spec, codec = self.codec.spec, self.codec
         rows = np.full((len(encoded), len(spec.columns)), np.nan)
         found = encoded.double().cpu().numpy()
         count = len(codec.fill)
-        numbers = found[:, :count] * np.asarray(codec.deviation) + np.asarray(codec.mean)
+        numbers = found[:, :count] * codec.deviation + codec.mean
+        if codec.edges is not None:
+            quantiles = torch.special.ndtr(torch.from_numpy(found[:, :count])).numpy()
+            shares = np.linspace(0, 1, codec.edges.shape[1])
+            columns = zip(quantiles.T, codec.edges, strict=True)
+            numbers = np.stack([np.interp(column, shares, edges) for column, edges in columns], axis=1)
         for place, number in enumerate(codec.indicators):
             numbers[found[:, count + place] > 0.5, number] = np.nan
         rows[:, spec.numeric()] = numbers

@@ -125,8 +125,8 @@ def _few_rows(parts: list[np.ndarray], tests: Ragged, labels: np.ndarray, names:
         "have training samples of one class only": [len(np.unique(labels[part])) == 1 for part in parts],
         "have no test samples": (tests.lengths() == 0).tolist(),
     }
-    told = {said: [name for name, is_so in zip(names, which, strict=True) if is_so] for said, which in found.items()}
-    return tuple(f"{len(who)} nodes {said}: {some(who)}" for said, who in told.items() if who)
+    named = {said: [name for name, is_so in zip(names, which, strict=True) if is_so] for said, which in found.items()}
+    return tuple(f"{len(who)} nodes {said}: {some(who)}" for said, who in named.items() if who)
 
 
 def _left(train: Samples, kept: np.ndarray) -> Samples:

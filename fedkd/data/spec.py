@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from typing import Literal, NamedTuple, get_args
 
@@ -76,11 +75,6 @@ class DataSpec(_Part):
     def canonical(self) -> str:
         """Return the description as JSON: equal descriptions give equal texts."""
         return json.dumps(self.model_dump(mode="json"), sort_keys=True, ensure_ascii=False)
-
-    @property
-    def hash(self) -> str:
-        """Return a hash of the description."""
-        return hashlib.blake2b(self.canonical().encode(), digest_size=12).hexdigest()
 
     def without_values(self) -> DataSpec:
         """Return the description without what samples say: without the names of categories, and without words."""

@@ -1,4 +1,4 @@
-"""Makes training batches from uint8 images: order, augmentation and normalisation, on whole batches."""
+"""Makes training batches from raw samples: order, augmentation and encoding, on whole batches."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Preprocess:
         return self(data.inputs, generator)
 
     def at(self, data: Samples, positions: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Return a batch of the images at these positions, as `of`; from the device if it has them."""
+        """Return a batch of the samples at these positions, as `of`; from the device if it has them."""
         kept = self.kept(data)
         if kept is None:
             return self.of(data.take(positions.numpy()), generator)
@@ -56,7 +56,7 @@ class Preprocess:
         return self._ready(whole[sent(rows[positions], self.device)], generator)
 
     def kept(self, data: Samples) -> tuple[Tensor, Tensor] | None:
-        """Return a whole set on the device, uint8, and the positions of these images in it, on the CPU.
+        """Return the raw samples of a whole set on the device, and the positions of these samples in it, on the CPU.
 
         None if the device does not have them: a CPU never does.
         """

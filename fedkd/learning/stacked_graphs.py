@@ -24,9 +24,7 @@ from .stacked_step import StackedStep, keep_where
 Work = Callable[[], None]
 Record = Callable[[Work], Work]  # takes work that only changes tensors in place; returns what does it again
 _KEPT = 4  # kinds of training whose tensors are kept
-_FORMS = (
-    2**16
-)  # forms of steps that torch may compile in a process; its own limit is for functions that vary by mistake
+_FORMS = 2**16  # of steps that torch may compile in a process; its own limit is for functions that vary by mistake
 _WARM = 3  # times that work is done before it is recorded
 
 

@@ -188,3 +188,9 @@ def test_fedftg_needs_a_model_that_takes_probabilities() -> None:
 def test_notes_are_in_the_summary(tmp_path: Path) -> None:
     summary = run(parse_config(config_of("table", "fedavg")), tmp_path / "run")
     assert any("'ca'" in note and "missing" in note for note in summary["data_notes"])
+
+
+def test_vhl_refuses_images_that_are_unlike_its_noise() -> None:
+    setup = make_setup(parse_config(config_of("image", "vhl")))
+    with pytest.raises(InputError, match="noise images have 8 bits and 1 or 3 channels.* images of 1x8x8, floats"):
+        setup.check()
