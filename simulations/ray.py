@@ -30,7 +30,7 @@ from fedkd.messages.merging import Block, Merge, merge_block
 
 from .base import SimulationGrid
 from .path_choice import WantedPath, paths_of_step
-from .ray_cluster import TRAVELS, refuse_lost, umask
+from .ray_cluster import TRAVELS, is_own, refuse_lost, umask
 from .ray_placement import Workers, connect, count_workers, disconnect, refuse_relative_files
 from .ray_pool import Call, WorkerPool
 from .stacking import ClientsPerStep, Fixed, blocks_of_step, clients_of_step, note_step, parted
@@ -70,9 +70,9 @@ class RayGrid(SimulationGrid):
             _refuse_timeout(environment.config.timeout)
         self._reported = 0
         self._started = not ray.is_initialized()
-        self._small = TRAVELS // 2 if self._started and address is None else _SMALL
         if self._started:
             connect(address)
+        self._small = TRAVELS // 2 if is_own() else _SMALL
         self._pool: WorkerPool | None = None
         self._until_closed = ExitStack()
         try:

@@ -32,7 +32,7 @@ from . import ray_keeper
 
 _LONGEST = 25  # bytes of the parent folder's path: a socket's path, with Ray's names in it, has at most 107
 _REAP_SECONDS = 0.1  # until a process whose sockets are closed has ended
-TRAVELS = 2**20  # bytes of an object that Ray sends with its call or result; larger ones go through the object store
+TRAVELS = 2**20  # bytes of an object that this cluster sends with a call or result; larger ones go through the store
 _FOREVER = 10**6  # seconds in which Ray does not end this process because another process of it has died
 
 
@@ -93,6 +93,11 @@ def stop() -> None:
         assert own.keeper.stdin is not None
         own.keeper.stdin.close()
         own.keeper.wait()
+
+
+def is_own() -> bool:
+    """Return whether this process has started the cluster, with its settings."""
+    return _own is not None
 
 
 def lost(patience: float = 0.0) -> str | None:

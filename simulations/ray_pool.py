@@ -17,7 +17,7 @@ from fedkd.messages.merging import Block
 
 from .node_states import NodeStates
 from .ray_actor import ClientActor, Result
-from .ray_cluster import TRAVELS, lost, refuse_lost
+from .ray_cluster import TRAVELS, is_own, lost, refuse_lost
 
 _log = logging.getLogger("fedkd")
 _TRIES = 3  # if the worker of a client dies this often, the client has failed
@@ -191,7 +191,7 @@ class WorkerPool:
 
     def _keep(self, call: Call, refs: list[Any], result: Result) -> None:
         for message, state, size in zip(call.messages, refs[1:], result.kept, strict=True):
-            if _SMALL < size < 2 * TRAVELS:  # it has come with the result, and would stay in this process
+            if is_own() and _SMALL < size < 2 * TRAVELS:  # it has come with the result, and would stay in this process
                 state = ray.put(ray.get(state))
             self.states.keep(message.metadata.dst_node_id, state if size else None)
 
