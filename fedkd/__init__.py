@@ -52,10 +52,12 @@ if TYPE_CHECKING:
     from .data.samples import Dataset as Dataset
     from .data.samples import Samples as Samples
     from .data.spec import ANY_KIND as ANY_KIND
+    from .data.spec import ANY_TASK as ANY_TASK
     from .data.spec import Column as Column
     from .data.spec import DataSpec as DataSpec
     from .data.spec import Form as Form
     from .data.spec import Kind as Kind
+    from .data.spec import Task as Task
     from .distillation.distillers import DM as DM
     from .distillation.distillers import FGM as FGM
     from .distillation.distillers import IDM as IDM
@@ -94,6 +96,7 @@ if TYPE_CHECKING:
     from .learning.losses import kl_from_probabilities as kl_from_probabilities
     from .learning.losses import normalised as normalised
     from .learning.losses import nt_xent as nt_xent
+    from .learning.losses import soft as soft
     from .learning.losses import supervised_contrast as supervised_contrast
     from .learning.optimizers import make_optimizer as make_optimizer
     from .learning.probes import linear_probe as linear_probe
@@ -102,9 +105,14 @@ if TYPE_CHECKING:
     from .learning.training import BatchLoss as BatchLoss
     from .learning.training import Loss as Loss
     from .learning.training import ModelLoss as ModelLoss
+    from .learning.training import OfOutputs as OfOutputs
     from .learning.training import Outputs as Outputs
     from .learning.training import Own as Own
+    from .learning.training import chances_of as chances_of
     from .learning.training import cross_entropy as cross_entropy
+    from .learning.training import label_loss as label_loss
+    from .learning.training import label_weights as label_weights
+    from .learning.training import of_labels as of_labels
     from .learning.training import train as train
     from .learning.training import train_as as train_as
     from .learning.views import Augmentation as Augmentation
@@ -142,7 +150,7 @@ if TYPE_CHECKING:
     from .methods.public_distillation import PublicSetStrategy as PublicSetStrategy
     from .methods.relay import RelayClient as RelayClient
     from .methods.relay import RelayStrategy as RelayStrategy
-    from .methods.relay import distillation_kl as distillation_kl
+    from .methods.relay import distillation_of as distillation_of
     from .methods.self_supervised import Contrast as Contrast
     from .methods.self_supervised import Encoder as Encoder
     from .methods.self_supervised import SelfSupervised as SelfSupervised
@@ -217,6 +225,15 @@ _HOMES = {
     "ModelLoss": "learning.training",
     "Outputs": "learning.training",
     "Own": "learning.training",
+    "distillation_of": "methods.relay",
+    "soft": "learning.losses",
+    "of_labels": "learning.training",
+    "label_weights": "learning.training",
+    "label_loss": "learning.training",
+    "chances_of": "learning.training",
+    "OfOutputs": "learning.training",
+    "Task": "data.spec",
+    "ANY_TASK": "data.spec",
     "Metric": "learning.losses",
     "NamedTable": "config",
     "NO_GRADIENT": "methods.virtual_images",
@@ -260,7 +277,6 @@ _HOMES = {
     "copied": "messages.arrays",
     "cross_entropy": "learning.training",
     "default_stream": "streams",
-    "distillation_kl": "methods.relay",
     "diversity_loss": "learning.losses",
     "entropy": "learning.losses",
     "expected_means": "methods.class_means",

@@ -5,7 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedkd import ANY_KIND, Client, Kind, Round, Strategy, copied, train_as
+from fedkd import (
+    ANY_KIND,
+    ANY_TASK,
+    Client,
+    Kind,
+    ModelLoss,
+    Round,
+    Strategy,
+    Task,
+    chances_of,
+    copied,
+    label_weights,
+    of_labels,
+    train_as,
+)
 
 
 @dataclass(kw_only=True)
@@ -17,6 +31,8 @@ class Central(Strategy):
     """
 
     kinds: ClassVar[frozenset[Kind]] = ANY_KIND
+    tasks: ClassVar[frozenset[Task]] = ANY_TASK
+    balances: ClassVar[bool] = True
     client: ClassVar[type[Client]] = Client
     equal_models: ClassVar[bool] = True
     global_model: ClassVar[bool] = True
@@ -32,7 +48,16 @@ class Central(Strategy):
         settings = federation.config.train.in_round(federation.number)
         if settings.steps is not None:
             settings = settings.model_copy(update={"steps": settings.steps * environment.data.clients})
-        order = federation.stream("pooled-training")
-        loss = train_as(settings, model, pooled, preprocess=environment.preprocess, order=order)
+        classes, device = len(environment.data.classes), environment.device
+        weights = label_weights(settings, pooled.labels, classes, device)
+        loss = train_as(
+            settings,
+            model,
+            pooled,
+            preprocess=environment.preprocess,
+            order=federation.stream("pooled-training"),
+            loss=ModelLoss(of_labels(settings, environment.data.spec.task), own=weights),
+            chances=chances_of(settings, pooled.labels, classes),
+        )
         self.weights = copied(model.state_dict())
         federation.log("train_loss", loss)

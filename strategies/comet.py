@@ -89,6 +89,7 @@ class COMET(RelayStrategy):
     """
 
     client: ClassVar[type[Client]] = COMETClient
+    balances: ClassVar[bool] = True
     clusters: Count = 2
     cluster_by: Literal["sample", "client"] = "sample"
     regularization: Positive = 1.0

@@ -14,14 +14,18 @@ import torch
 from torch import Tensor
 
 from fedkd import (
+    ANY_TASK,
     Client,
+    Environment,
+    InputError,
     Payload,
     Positive,
     RelayClient,
     RelayStrategy,
     Round,
+    Task,
     copied,
-    distillation_kl,
+    distillation_of,
     entropy,
     make_optimizer,
     normalised,
@@ -46,31 +50,44 @@ def enhanced_entropy_reduction(probabilities: Tensor, beta: float) -> Tensor:
 class DSFL(RelayStrategy):
     """DS-FL (Itahara et al., 2021); models may differ.
 
-    aggregation: `era`, softmax(mean p / temperature) with temperature 0.1; `enhanced_era`, p^beta / sum p^beta, where
-    beta = 1 is the plain mean. Clients distil the last targets, train, and predict on the next subset. Only the server
-    uses the targets of the last round. The server trains a model of the first architecture on the same targets: the
-    method's global result. Its optimiser is that of `[train]`.
+    aggregation: `era`, softmax(mean p / temperature) with temperature 0.1; `enhanced_era`, p^beta / sum p^beta; `mean`,
+    the plain mean, which several labels and targets need. Clients distil the last targets, train, and predict on the
+    next subset. Only the server uses the targets of the last round. The server trains a model of the first architecture
+    on the same targets: the method's global result. Its optimiser is that of `[train]`.
 
     `personal/accuracy` is measured after local training, `personal_after_distillation/accuracy` before it.
     """
 
     client: ClassVar[type[Client]] = RelayClient
+    tasks: ClassVar[frozenset[Task]] = ANY_TASK
+    balances: ClassVar[bool] = True
     global_model: ClassVar[bool] = True
-    aggregation: Literal["era", "enhanced_era"] = "era"
+    aggregation: Literal["era", "enhanced_era", "mean"] = "era"
     temperature: Positive = 0.1
     beta: Positive = 1.0
+
+    def check(self, environment: Environment) -> None:
+        """Also raise InputError for an aggregation that sharpens probabilities of classes, if there are none."""
+        super().check(environment)
+        task = environment.data.spec.task
+        if self.aggregation != "mean" and task != "classification":
+            raise InputError(
+                f"strategy.aggregation = {self.aggregation!r} is for classes; data.task is {task!r}: set 'mean'."
+            )
 
     def run_round(self, federation: Round) -> None:
         """Relay, aggregate the knowledge, train the server's model on it."""
         knowledge = self.relay(federation)
         mean = torch.stack(list(knowledge.values())).double().mean(0)
+        teacher = mean
         if self.aggregation == "era":
             teacher = entropy_reduction(mean, self.temperature)
-        else:
+        elif self.aggregation == "enhanced_era":
             teacher = enhanced_entropy_reduction(mean, self.beta)
         self.targets = {"all": teacher.float()}
-        federation.log("mean_entropy", float(entropy(normalised(mean)).mean()))
-        federation.log("target_entropy", float(entropy(teacher).mean()))
+        if federation.environment.data.spec.task == "classification":
+            federation.log("mean_entropy", float(entropy(normalised(mean)).mean()))
+            federation.log("target_entropy", float(entropy(teacher).mean()))
         self._train_server(federation)
 
     def _train_server(self, federation: Round) -> None:
@@ -91,7 +108,7 @@ class DSFL(RelayStrategy):
             preprocess=environment.preprocess,
             order=federation.stream("server-distillation"),
             clip=settings.clip,
-            loss=distillation_kl,
+            loss=distillation_of(environment.data.spec.task),
             augment=False,
         )
         self.weights = copied(model.state_dict())

@@ -11,12 +11,14 @@ from typing import ClassVar
 
 from fedkd import (
     ANY_KIND,
+    ANY_TASK,
     Client,
     GlobalModelClient,
     Kind,
     Payload,
     Round,
     Strategy,
+    Task,
     expected_model,
     weighted_mean,
 )
@@ -31,6 +33,8 @@ class FedAvg(Strategy):
     """
 
     kinds: ClassVar[frozenset[Kind]] = ANY_KIND
+    tasks: ClassVar[frozenset[Task]] = ANY_TASK
+    balances: ClassVar[bool] = True
     client: ClassVar[type[Client]] = GlobalModelClient
     equal_models: ClassVar[bool] = True
     global_model: ClassVar[bool] = True

@@ -13,9 +13,11 @@ from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from fedkd import (
     ANY_KIND,
+    ANY_TASK,
     Architecture,
     Client,
     Count,
@@ -27,12 +29,14 @@ from fedkd import (
     Positive,
     Round,
     Strategy,
+    Task,
     Tensors,
     copied,
     expected_model,
     kl_from_probabilities,
     predict,
     shuffled,
+    soft,
     weighted_mean,
 )
 
@@ -40,16 +44,18 @@ Teacher = Literal["avg_logits", "avg_probs", "avg_losses"]
 _BETTER_THAN_CHANCE = 1.2  # drop_worst keeps a teacher whose accuracy is at least this factor times chance
 
 
-def ensemble_targets(logits: Tensor, teacher: Teacher, temperature: float) -> Tensor:
+def ensemble_targets(logits: Tensor, teacher: Teacher, temperature: float, task: Task = "classification") -> Tensor:
     """Return the teachers' targets, P x C probabilities, from their logits, K x P x C.
+
+    Of several labels with sigmoid in place of softmax; of outputs for targets, their mean.
 
     `avg_logits`: softmax(mean_k z_k / T); `avg_probs`: mean_k softmax(z_k), without temperature; `avg_losses`: mean_k
     softmax(z_k / T). For the last one, KL has the same gradient as the mean of the K losses: they differ by a constant.
     """
     logits = logits.double()
     if teacher == "avg_logits":
-        return torch.softmax(logits.mean(0) / temperature, -1).float()
-    return torch.softmax(logits / (temperature if teacher == "avg_losses" else 1.0), -1).mean(0).float()
+        return soft(logits.mean(0), task, temperature).float()
+    return soft(logits, task, temperature if teacher == "avg_losses" else 1.0).mean(0).float()
 
 
 @dataclass(kw_only=True)
@@ -70,6 +76,8 @@ class FedDF(Strategy):
     """
 
     kinds: ClassVar[frozenset[Kind]] = ANY_KIND
+    tasks: ClassVar[frozenset[Task]] = ANY_TASK
+    balances: ClassVar[bool] = True
     client: ClassVar[type[Client]] = GlobalModelClient
     listed_models: ClassVar[bool] = True
     teacher: Teacher = "avg_logits"
@@ -87,6 +95,9 @@ class FedDF(Strategy):
         """Raise InputError if there is no public set, or if drop_worst has no validation images."""
         if environment.data.public is None:
             raise InputError("strategy feddf needs a public set: set data.public, such as public = { size = 2000 }.")
+        task = environment.data.spec.task
+        if self.drop_worst and task != "classification":
+            raise InputError(f"strategy.drop_worst = true: it compares teachers with chance; data.task is {task!r}.")
         if self.drop_worst and environment.data.validation is None:
             raise InputError(
                 "strategy.drop_worst = true: it measures teachers on the server's labelled images, which are missing; "
@@ -117,7 +128,7 @@ class FedDF(Strategy):
                 average = weighted_mean(average, reply)
             self.models[number] = average.weights
             if len(logits):
-                targets = ensemble_targets(logits, self.teacher, self.temperature)
+                targets = ensemble_targets(logits, self.teacher, self.temperature, environment.data.spec.task)
                 self.models[number] = self._distil(federation, number, average.weights, targets)
         examples = sum(reply.numbers["examples"] for _, reply in replies)
         weighted = sum(reply.numbers["loss"] * reply.numbers["examples"] for _, reply in replies)
@@ -151,11 +162,14 @@ class FedDF(Strategy):
         optimizer = torch.optim.Adam(model.parameters(), lr=self.distil_lr)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.steps)
 
-        def accuracy() -> float:
-            assert validation is not None
-            return environment.score(architecture, copied(model.state_dict()), validation)["accuracy"]
+        task = environment.data.spec.task
+        metric = {"classification": "accuracy", "multilabel": "macro_f1", "regression": "r2"}[task]
 
-        best, best_weights, best_step = (accuracy(), dict(start), 0) if validation is not None else (0.0, start, 0)
+        def measured() -> float:
+            assert validation is not None
+            return environment.score(architecture, copied(model.state_dict()), validation)[metric]
+
+        best, best_weights, best_step = (measured(), dict(start), 0) if validation is not None else (0.0, start, 0)
         order = federation.stream(f"distillation-{architecture}")
         step = 0
         for chosen in _endless_batches(len(targets), self.distil_batch_size, order):
@@ -163,13 +177,13 @@ class FedDF(Strategy):
             images = environment.preprocess(public.inputs[chosen.numpy()])
             optimizer.zero_grad()
             logits = model(images)
-            kl_from_probabilities(logits, targets[chosen].to(logits.device), self.temperature).backward()
+            self._loss(logits, targets[chosen].to(logits.device), task).backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), self.clip)
             optimizer.step()
             schedule.step()
             step += 1
             if validation is not None and (step % self.check_every == 0 or step == self.steps):
-                now = accuracy()
+                now = measured()
                 if now > best:
                     best, best_weights, best_step = now, copied(model.state_dict()), step
                 if step - best_step >= self.patience:
@@ -180,8 +194,15 @@ class FedDF(Strategy):
         if validation is None:
             return copied(model.state_dict())
         federation.log(f"best_step_{architecture}", best_step)
-        federation.log(f"validation_accuracy_{architecture}", best)
+        federation.log(f"validation_{metric}_{architecture}", best)
         return best_weights
+
+    def _loss(self, outputs: Tensor, targets: Tensor, task: Task) -> Tensor:
+        if task == "classification":
+            return kl_from_probabilities(outputs, targets, self.temperature)
+        if task == "multilabel":
+            return F.binary_cross_entropy_with_logits(outputs / self.temperature, targets)
+        return F.mse_loss(outputs, targets)
 
     def evaluation(self, federation: Round) -> dict[int, Payload]:
         """Return for each node the fused model of its architecture."""

@@ -17,6 +17,7 @@ from torch import Tensor
 from fedkd import (
     ANY_KIND,
     ANY_NUMBER,
+    ANY_TASK,
     UNWEIGHTED,
     Client,
     Environment,
@@ -29,6 +30,7 @@ from fedkd import (
     Round,
     SharesClient,
     Strategy,
+    Task,
     Tensors,
     expected_model,
     mean_images,
@@ -94,6 +96,8 @@ class FedDyn(Strategy):
     """
 
     kinds: ClassVar[frozenset[Kind]] = ANY_KIND
+    tasks: ClassVar[frozenset[Task]] = ANY_TASK
+    balances: ClassVar[bool] = True
     client: ClassVar[type[Client]] = FedDynClient
     equal_models: ClassVar[bool] = True
     global_model: ClassVar[bool] = True

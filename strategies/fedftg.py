@@ -147,6 +147,7 @@ class FedFTG(Wrapper):
     """
 
     kinds: ClassVar[frozenset[Kind]] = ANY_KIND - {"tokens"}
+    balances: ClassVar[bool] = True
     base: NamedTable = field(default_factory=lambda: NamedTable(name="fedavg"))
     iterations: Count = 10
     generator_passes: Count = 1

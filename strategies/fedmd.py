@@ -16,9 +16,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fedkd import (
+    ANY_TASK,
     Client,
     Count,
+    Environment,
     Expected,
+    InputError,
     Loss,
     ModelLoss,
     Outputs,
@@ -29,6 +32,7 @@ from fedkd import (
     PublicSetClient,
     Round,
     Samples,
+    Task,
     Whole,
     kl_divergence,
 )
@@ -41,7 +45,7 @@ class FedMDClient(PublicSetClient):
         """Train on the labelled public set, then on the node's own images (transfer learning, the paper's step 1)."""
         method: Pretraining = self.strategy
         if epochs := method.epochs_on_public(self.environment):
-            labels = torch.from_numpy(self.public.labels)
+            labels = self.environment.preprocess.targets(self.public.labels)
             self.train(self.public, labels, purpose="public-pretraining", epochs=epochs)
         if method.private_epochs:
             self.train(self.data, self.labels, purpose="private-pretraining", epochs=method.private_epochs)
@@ -100,11 +104,21 @@ class FedMD(Pretraining):
     """
 
     client: ClassVar[type[Client]] = FedMDClient
+    tasks: ClassVar[frozenset[Task]] = ANY_TASK
+    balances: ClassVar[bool] = True
     distil_batch_size: Count = 256
     digest: Literal["mae", "kl"] = "mae"
     temperature: Positive = 1.0
     public_epochs: Whole | None = None
     private_epochs: Whole = 25
+
+    def check(self, environment: Environment) -> None:
+        """Also raise InputError for a digest by KL of what are no classes."""
+        super().check(environment)
+        if self.digest == "kl" and environment.data.spec.task != "classification":
+            raise InputError(
+                f"strategy.digest = 'kl' is for classes; data.task is {environment.data.spec.task!r}: set 'mae'."
+            )
 
     def run_round(self, federation: Round) -> None:
         """Draw the alignment subset, average the cohort's logits on it, send the mean back."""

@@ -14,6 +14,7 @@ import torch
 
 from fedkd import (
     ANY_KIND,
+    ANY_TASK,
     IMAGES,
     LOSS,
     Client,
@@ -26,6 +27,7 @@ from fedkd import (
     Round,
     Sgd,
     Strategy,
+    Task,
     Tensors,
     like,
 )
@@ -61,6 +63,8 @@ class FedNova(Strategy):
     """
 
     kinds: ClassVar[frozenset[Kind]] = ANY_KIND
+    tasks: ClassVar[frozenset[Task]] = ANY_TASK
+    balances: ClassVar[bool] = True
     client: ClassVar[type[Client]] = FedNovaClient
     equal_models: ClassVar[bool] = True
     global_model: ClassVar[bool] = True

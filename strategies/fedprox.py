@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fedkd import (
+    ANY_TASK,
     Adam,
     Client,
     Environment,
@@ -25,6 +26,7 @@ from fedkd import (
     NotNegative,
     Own,
     Sgd,
+    Task,
     cross_entropy,
 )
 
@@ -69,6 +71,8 @@ class FedProx(FedAvg):
     """
 
     client: ClassVar[type[Client]] = FedProxClient
+    tasks: ClassVar[frozenset[Task]] = ANY_TASK
+    balances: ClassVar[bool] = True
     mu: NotNegative = 0.01
     official_quirks: bool = False
 

@@ -7,15 +7,18 @@ authors' code.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, cast
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedkd import (
     ANY_KIND,
+    ANY_TASK,
     UNWEIGHTED,
     Architecture,
     Client,
@@ -25,6 +28,7 @@ from fedkd import (
     Payload,
     Round,
     Strategy,
+    Task,
     Tensors,
     expected_model,
     kl_divergence,
@@ -52,11 +56,11 @@ class FMLClient(Client):
         method: FML = self.strategy
         meme = copy.deepcopy(self.environment.model(method.meme_architecture))
         meme.load_state_dict(request.weights)
-        pair = Pair(self.model, meme)
+        pair, task = Pair(self.model, meme), self.environment.data.spec.task
 
         def loss(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
             both = cast(Pair, model)
-            return mutual_loss(both.private(images), both.meme(images), labels, method.alpha, method.beta)
+            return mutual_loss(both.private(images), both.meme(images), labels, method.alpha, method.beta, task)
 
         value = train_as(
             self.settings,
@@ -72,15 +76,34 @@ class FMLClient(Client):
         return Payload(weights=on_cpu(meme.state_dict()), numbers={"examples": UNWEIGHTED, "loss": value})
 
 
-def mutual_loss(private: Tensor, meme: Tensor, labels: Tensor, alpha: float, beta: float) -> Tensor:
+def mutual_loss(
+    private: Tensor, meme: Tensor, labels: Tensor, alpha: float, beta: float, task: Task = "classification"
+) -> Tensor:
     """Return L_private + L_meme of the two models' logits, B x C each.
 
     L_private = alpha CE + (1 - alpha) KL(p_meme || p_private), L_meme = beta CE + (1 - beta) KL(p_private || p_meme).
-    Each teacher is detached, so that each model gets only the gradient of its own loss.
+    Each teacher is detached, so that each model gets only the gradient of its own loss. Of several labels, both terms
+    are the mean binary cross-entropy, with the labels or sigmoid(teacher); of targets the mean squared difference.
     """
-    for_private = alpha * F.cross_entropy(private, labels) + (1 - alpha) * kl_divergence(private, meme)
-    for_meme = beta * F.cross_entropy(meme, labels) + (1 - beta) * kl_divergence(meme, private)
+    of_labels, of_teacher = _LOSSES[task]
+    for_private = alpha * of_labels(private, labels) + (1 - alpha) * of_teacher(private, meme)
+    for_meme = beta * of_labels(meme, labels) + (1 - beta) * of_teacher(meme, private)
     return for_private + for_meme
+
+
+def _binary(student: Tensor, teacher: Tensor) -> Tensor:
+    return F.binary_cross_entropy_with_logits(student, torch.sigmoid(teacher.detach()))
+
+
+def _squared(student: Tensor, teacher: Tensor) -> Tensor:
+    return F.mse_loss(student, teacher.detach())
+
+
+_LOSSES: dict[Task, tuple[Callable[[Tensor, Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]] = {
+    "classification": (F.cross_entropy, kl_divergence),
+    "multilabel": (F.binary_cross_entropy_with_logits, _binary),
+    "regression": (F.mse_loss, _squared),
+}  # of labels, and of a teacher's outputs
 
 
 @dataclass(kw_only=True)
@@ -93,6 +116,7 @@ class FML(Strategy):
     """
 
     kinds: ClassVar[frozenset[Kind]] = ANY_KIND
+    tasks: ClassVar[frozenset[Task]] = ANY_TASK
     client: ClassVar[type[Client]] = FMLClient
     alpha: Annotated[float, Field(ge=0, le=1)] = 0.5
     beta: Annotated[float, Field(ge=0, le=1)] = 0.5

@@ -177,6 +177,7 @@ class KnFu(PublicSetStrategy):
     """
 
     client: ClassVar[type[Client]] = KnFuClient
+    balances: ClassVar[bool] = True
     beta: NotNegative = 10.0
     epd_mode: EpdMode = "soft"
     epd_epsilon: Positive = 1e-8

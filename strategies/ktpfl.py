@@ -107,6 +107,7 @@ class KTpFL(Pretraining):
     """
 
     client: ClassVar[type[Client]] = KTpFLClient
+    balances: ClassVar[bool] = True
     distil_batch_size: Count = 256
     rho: NotNegative = 0.7
     temperature: Positive = 10.0

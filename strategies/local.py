@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedkd import ANY_KIND, LOSS, Client, Expected, Kind, Payload, Round, Strategy
+from fedkd import ANY_KIND, ANY_TASK, LOSS, Client, Expected, Kind, Payload, Round, Strategy, Task
 
 
 class LocalClient(Client):
@@ -23,6 +23,8 @@ class Local(Strategy):
     """No exchange: the nodes of the cohort train their personal models. Models may differ."""
 
     kinds: ClassVar[frozenset[Kind]] = ANY_KIND
+    tasks: ClassVar[frozenset[Task]] = ANY_TASK
+    balances: ClassVar[bool] = True
     client: ClassVar[type[Client]] = LocalClient
 
     def run_round(self, federation: Round) -> None:

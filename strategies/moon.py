@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar, cast
 
@@ -15,7 +15,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedkd import Client, GlobalModelClient, Loss, ModelLoss, NotNegative, Outputs, Own, Payload, Positive
+from fedkd import (
+    ANY_TASK,
+    Client,
+    GlobalModelClient,
+    Loss,
+    ModelLoss,
+    NotNegative,
+    OfOutputs,
+    Outputs,
+    Own,
+    Payload,
+    Positive,
+    Task,
+    label_loss,
+)
 
 from .fedavg import FedAvg
 
@@ -32,35 +46,50 @@ class MOONClient(GlobalModelClient):
         return reply
 
     def local_loss(self) -> Loss:
-        """Return the cross-entropy plus the contrastive loss with the received and the last model, both frozen."""
+        """Return the loss of labels plus the contrastive loss with the received and the last model, both frozen."""
         method, last = cast(MOON, self.strategy), self.recall(_PREVIOUS)
         received = copy.deepcopy(self.model).eval().requires_grad_(False)
         previous = None
         if last is not None:
             previous = copy.deepcopy(received)
             previous.load_state_dict(last)
-        return contrastive_loss(received, previous, method.mu, method.temperature)
+        loss = contrastive_loss(received, previous, method.mu, method.temperature, self.of_labels)
+        return replace(loss, own=self.label_weights)
 
 
-def contrastive_loss(received: nn.Module, previous: nn.Module | None, mu: float, temperature: float) -> ModelLoss:
+def contrastive_loss(
+    received: nn.Module,
+    previous: nn.Module | None,
+    mu: float,
+    temperature: float,
+    of_labels: OfOutputs = label_loss,
+) -> ModelLoss:
     """Return CE - mu log( e^(s_g/tau) / (e^(s_g/tau) + e^(s_p/tau)) ), the mean over the batch.
 
-    s_g, s_p: cosines of the model's features with those of the received and of the previous model. Without a previous
-    model the contrastive loss is 0.
+    CE, or what `of_labels` gives in its place; s_g, s_p: cosines of the model's features with those of the received and
+    of the previous model. Without a previous model the contrastive loss is 0.
     """
     if previous is None:
-        return ModelLoss(features=True)
+        return ModelLoss(of_labels, features=True)
     both = {"received": received, "previous": previous}
-    return ModelLoss(partial(_contrast, mu=mu, temperature=temperature), frozen=both, features=True)
+    return ModelLoss(
+        partial(_contrast, mu=mu, temperature=temperature, of_labels=of_labels), frozen=both, features=True
+    )
 
 
 def _contrast(
-    outputs: Outputs, labels: Tensor, own: Own, frozen: Mapping[str, Outputs], mu: float, temperature: float
+    outputs: Outputs,
+    labels: Tensor,
+    own: Own,
+    frozen: Mapping[str, Outputs],
+    mu: float,
+    temperature: float,
+    of_labels: OfOutputs,
 ) -> Tensor:
     others = [frozen[name].features for name in ("received", "previous")]
     cosines = torch.stack([F.cosine_similarity(outputs.features, other, dim=1) for other in others], dim=1)
-    first = torch.zeros_like(labels)
-    return F.cross_entropy(outputs.logits, labels) + mu * F.cross_entropy(cosines / temperature, first)
+    first = torch.zeros_like(cosines[:, 0], dtype=torch.int64)
+    return of_labels(outputs, labels, own, {}) + mu * F.cross_entropy(cosines / temperature, first)
 
 
 @dataclass(kw_only=True)
@@ -74,5 +103,7 @@ class MOON(FedAvg):
     """
 
     client: ClassVar[type[Client]] = MOONClient
+    tasks: ClassVar[frozenset[Task]] = ANY_TASK
+    balances: ClassVar[bool] = True
     mu: NotNegative = 1.0
     temperature: Positive = 0.5

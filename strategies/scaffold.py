@@ -16,6 +16,7 @@ from torch import Tensor
 from fedkd import (
     ANY_KIND,
     ANY_NUMBER,
+    ANY_TASK,
     UNWEIGHTED,
     Client,
     Environment,
@@ -30,6 +31,7 @@ from fedkd import (
     Sgd,
     SharesClient,
     Strategy,
+    Task,
     Tensors,
     like,
     mean_images,
@@ -92,6 +94,8 @@ class Scaffold(Strategy):
     """
 
     kinds: ClassVar[frozenset[Kind]] = ANY_KIND
+    tasks: ClassVar[frozenset[Task]] = ANY_TASK
+    balances: ClassVar[bool] = True
     client: ClassVar[type[Client]] = ScaffoldClient
     equal_models: ClassVar[bool] = True
     global_model: ClassVar[bool] = True

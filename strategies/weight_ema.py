@@ -11,7 +11,7 @@ from typing import Annotated, ClassVar
 import torch
 from pydantic import Field
 
-from fedkd import ANY_KIND, Architecture, Kind, NamedTable, Payload, Round, Tensors, Wrapper, copied
+from fedkd import ANY_KIND, ANY_TASK, Architecture, Kind, NamedTable, Payload, Round, Task, Tensors, Wrapper, copied
 
 
 @dataclass(kw_only=True)
@@ -24,6 +24,8 @@ class WeightEMA(Wrapper):
     """
 
     kinds: ClassVar[frozenset[Kind]] = ANY_KIND
+    tasks: ClassVar[frozenset[Task]] = ANY_TASK
+    balances: ClassVar[bool] = True
     base: NamedTable = field(default_factory=lambda: NamedTable(name="fedavg"))
     decay: Annotated[float, Field(ge=0, lt=1)] = 0.9
     average: Tensors = field(default_factory=dict, init=False)

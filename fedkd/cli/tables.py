@@ -21,17 +21,17 @@ def print_partition(data: FederatedData) -> None:
     counts, noun = data.label_counts(), data.spec.noun(2)
     table = Table(title=f"{data.clients} nodes, {int(counts.sum())} training {noun}", title_justify="left")
     whose = ("holder",) if data.node_names else ()
-    for name in ("node", *whose, "domain", "train", "test", *data.node_classes[:20]):
+    for name in ("node", *whose, "domain", "train", "test", *data.counted[:20]):
         table.add_column(name, justify="right")
-    if len(data.node_classes) > 20:
-        table.add_column(f"... {len(data.node_classes)} classes")
+    if len(data.counted) > 20:
+        table.add_column(f"... {len(data.counted)} classes")
     for node in range(data.clients):
         domain = data.domain_names[data.node_domains[node]]
         holder = data.node_names[node : node + 1]
         cells = [str(node), *holder, domain, counts[node].sum(), len(data.test_parts[node]), *counts[node, :20]]
         table.add_row(*(str(cell) if isinstance(cell, str) or cell else "·" for cell in cells))
     # a table in a file is as wide as it needs to be
-    _console(None if sys.stdout.isatty() else 40 + 8 * min(len(data.node_classes), 20) + 20).print(table)
+    _console(None if sys.stdout.isatty() else 40 + 8 * min(len(data.counted), 20) + 20).print(table)
     public = "none" if data.public is None else f"{len(data.public.labels)} {noun}"
     typer.echo(f"global test: {len(data.test.labels)} {noun}; public set: {public}")
 

@@ -23,6 +23,10 @@ def list_names(
         Literal["image", "table", "series", "tokens", "array"] | None,
         typer.Option(help="Only strategies, or models, that serve samples of this kind."),
     ] = None,
+    task: Annotated[
+        Literal["classification", "multilabel", "regression"] | None,
+        typer.Option(help="Only strategies that serve this task."),
+    ] = None,
 ) -> None:
     """Print the names that a config can use."""
     from ..registry import find, names
@@ -44,8 +48,12 @@ def list_names(
     }
     if data is not None and what not in ("strategies", "models"):
         raise InputError(f"--data {data}: it is for strategies and models.")
+    if task is not None and what != "strategies":
+        raise InputError(f"--task {task}: it is for strategies.")
     for name in names(what):
-        if data is None or data in getattr(find(what, name, what), "kinds", (data,)):
+        found = find(what, name, what) if data or task else None
+        of_kind = data is None or data in getattr(found, "kinds", (data,))
+        if of_kind and (task is None or task in getattr(found, "tasks", (task,))):
             typer.echo(name)
     for name in more[what]:
         typer.echo(name)

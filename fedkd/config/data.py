@@ -56,8 +56,9 @@ class SetsConfig(Table):
     download: bool = False
     # what arrays are, where neither the set nor their type says it
     kind: Literal["image", "table", "series", "tokens", "array"] | None = None
+    task: Literal["classification", "multilabel", "regression"] = "classification"
     # of a file: its columns
-    label: str | None = None
+    label: str | Annotated[list[str], Field(min_length=1)] | None = None  # several: see task
     text: str | None = None  # the column with texts, which become tokens; otherwise the columns are a table
     node: str | None = None  # the column that says who has a row: see the scheme `natural`
     split: str | None = None  # the column that is `train` or `test`
@@ -85,6 +86,25 @@ class SetsConfig(Table):
     deviation: list[Fraction] | None = None
     train_per_class: Count | None = None  # use only this number of images, the first ones, of each class and set
     test_per_class: Count | None = None
+
+    @property
+    def labels(self) -> list[str]:
+        """Return the columns that a model predicts."""
+        return [self.label] if isinstance(self.label, str) else list(self.label or [])
+
+    @pydantic.model_validator(mode="after")
+    def _fits_task(self) -> SetsConfig:
+        if self.task == "classification":
+            if isinstance(self.label, list):
+                raise ValueError(
+                    'label is a list: a class is in one column; set task = "multilabel" (several labels, each there or '
+                    'not) or task = "regression" (numbers)'
+                )
+            return self
+        for key in ("classes", "train_per_class", "test_per_class"):
+            if getattr(self, key) is not None:
+                raise ValueError(f"{key} is for classes; task is {self.task!r}, so remove {key}")
+        return self
 
     @property
     def folder(self) -> Path:
@@ -178,6 +198,8 @@ class DataConfig(SetsConfig):
             if given := given + ["scaling"] * (self.scaling != "standard"):
                 raise ValueError(f"{given[0]} is in the file sites.spec already; remove {given[0]}")
             return
+        if self.task != "classification":
+            raise ValueError(f"task = {self.task!r} needs sites.spec: sites.shape is for images with one class each")
         channels, *pixels = sites.shape
         has = f"has {channels} channel{'s' if channels > 1 else ''}"
         for key, numbers in (("mean", self.mean), ("deviation", self.deviation)):

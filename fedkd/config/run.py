@@ -37,6 +37,8 @@ class TrainConfig(Table):
     optimizer: Annotated[Sgd | Adam, Field(discriminator="name")] = Sgd(name="sgd", lr=0.05)
     lr_decay: Fraction = 1.0  # the learning rate of round t is lr * lr_decay^(t - 1)
     clip: Annotated[float, Field(gt=0)] | None = None  # largest norm of a step's gradient, without weight decay
+    class_weights: Literal["none", "balanced"] = "none"  # balanced: a class weighs n / (classes x its samples)
+    sampling: Literal["each", "balanced"] = "each"  # balanced: draw samples so that all classes are equally likely
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"  # tf32: of products on a GPU; 16: of the forward pass
 
     def decay(self, number: int) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Sequence
 from functools import cached_property
@@ -14,9 +15,22 @@ from torch import Tensor, nn
 from ..config import Adam, Sgd, TrainConfig
 from ..data.samples import Samples
 from ..learning.evaluation import Prediction, measured
-from ..learning.training import LocalTraining, Loss, cross_entropy, half_of
+from ..learning.training import (
+    LOSSES,
+    LocalTraining,
+    Loss,
+    ModelLoss,
+    OfOutputs,
+    Own,
+    chances_of,
+    cross_entropy,
+    half_of,
+    label_loss,
+    label_weights,
+    of_labels,
+)
 from ..messages.arrays import Tensors, array_record, is_finite, on_cpu, tensors_of
-from ..messages.metric_names import belongs_to, checked_metric
+from ..messages.metric_names import MAIN, belongs_to, checked_metric
 from ..messages.payload import Payload
 from ..models.build import fill
 from ..streams import torch_stream
@@ -36,10 +50,9 @@ class Client:
     """
 
     reports: ClassVar[tuple[str, ...]] = (
-        "personal/accuracy",
         "personal/loss",
-        "personal_global_test/accuracy",
-        "personal_after_fit/accuracy",
+        "personal/mse",
+        *(f"{scope}/{name}" for scope in ("personal", "personal_global_test", "personal_after_fit") for name in MAIN),
     )  # the metrics that a node may report; a subclass adds its own
 
     def __init__(
@@ -91,8 +104,8 @@ class Client:
 
     @property
     def labels(self) -> Tensor:
-        """Return the labels of the node's training images."""
-        return torch.from_numpy(self.data.labels)
+        """Return the labels of the node's training images: classes, N; or several labels or scaled targets, N x C."""
+        return self.environment.preprocess.targets(self.data.labels)
 
     @property
     def public(self) -> Samples:
@@ -167,17 +180,22 @@ class Client:
         epochs: int | None = None,
         batch_size: int | None = None,
         optimizer: Sgd | Adam | None = None,
-        loss: Loss = cross_entropy,
+        loss: Loss | None = None,
         augment: bool = True,
         beside: nn.Module | None = None,
+        chances: Tensor | None = None,
     ) -> float:
         """Train the model on images and their targets; return the mean loss of the last epoch.
 
-        Arguments that are not given come from `[train]`. `purpose` names the random stream of the shuffles. Without
-        `augment` the images are not augmented; use this for targets that were computed on the original images.
-        `beside`: a module of the loss, which the same optimiser trains too.
+        Arguments that are not given come from `[train]`, the loss from the task of the data. `purpose` names the random
+        stream of the shuffles. Without `augment` the images are not augmented; use this for targets that were computed
+        on the original images. `beside`: a module of the loss, which the same optimiser trains too. `chances`: see
+        `training.train`.
         """
         settings = self.settings
+        if loss is None:
+            task = self.environment.data.spec.task
+            loss = cross_entropy if task == "classification" else ModelLoss(LOSSES[task])
         return self.environment.do(
             LocalTraining(
                 self.model,
@@ -194,17 +212,46 @@ class Client:
                 augment=augment,
                 beside=beside,
                 half=half_of(settings),
+                chances=chances,
             )
         )
 
     def train_locally(self, loss: Loss = cross_entropy, optimizer: Sgd | Adam | None = None) -> float:
         """Train the model on the node's own labelled images as `[train]` says; return the mean loss of the last epoch.
 
+        If `loss` is, or has, the cross-entropy of labels, it becomes what the task and `train.class_weights` ask for.
         Reports `personal_after_fit/accuracy` if the server wants this node's metrics.
         """
-        value = self.train(self.data, self.labels, purpose="local-training", loss=loss, optimizer=optimizer)
+        value = self.train(
+            self.data,
+            self.labels,
+            purpose="local-training",
+            loss=self._of_task(loss),
+            optimizer=optimizer,
+            chances=chances_of(self.settings, self.data.labels, len(self.environment.data.classes)),
+        )
         self.measure("personal_after_fit")
         return value
+
+    @property
+    def of_labels(self) -> OfOutputs:
+        """Return the loss of the node's labels, by the task and `train.class_weights`."""
+        return of_labels(self.settings, self.environment.data.spec.task)
+
+    @property
+    def label_weights(self) -> Own:
+        """Return the tensors that `of_labels` reads."""
+        classes, device = len(self.environment.data.classes), self.environment.device
+        return label_weights(self.settings, self.data.labels, classes, device)
+
+    def _of_task(self, loss: Loss) -> Loss:
+        if self.of_labels is label_loss:
+            return loss
+        if loss is cross_entropy:
+            return ModelLoss(self.of_labels, own=self.label_weights)
+        if isinstance(loss, ModelLoss) and loss.of_outputs is label_loss:
+            return dataclasses.replace(loss, of_outputs=self.of_labels, own={**loss.own, **self.label_weights})
+        return loss
 
     def predict(self, data: Samples) -> Tensor:
         """Return the model's logits, N x C, in the order of the images, in eval mode."""
@@ -231,13 +278,20 @@ class Client:
             self.metrics[metric] = number
 
     def measure(self, scope: str) -> None:
-        """Report `scope/accuracy` of the current model on the node's test images, if the server wants metrics."""
+        """Report the main metric of the current model on the node's test images, if the server wants metrics.
+
+        It is `scope/accuracy`, or by the task `scope/macro_f1` or `scope/mae`.
+        """
         if self.measured:
-            self.report(f"{scope}/accuracy", self.score(self.test_data)["accuracy"])
+            self._report_main(scope, self.score(self.test_data))
+
+    def _report_main(self, scope: str, scores: dict[str, float]) -> None:
+        name = next(name for name in MAIN if name in scores)
+        self.report(f"{scope}/{name}", scores[name])
 
     def score(self, data: Samples) -> dict[str, float]:
-        """Return `accuracy` (a fraction) and `loss` of the model on labelled images."""
-        return measured(self.predict(data), data)
+        """Return `accuracy` (a fraction) and `loss` of the model on labelled images; of other tasks see `measured`."""
+        return measured(self.predict(data), data, self.environment.data.codec)
 
     def evaluate(self, request: Payload) -> Payload:
         """Answer the core's request at the end of a round: report the metrics of the node's model.
@@ -247,9 +301,10 @@ class Client:
         if request.weights:
             self.load_model(request.weights)
         for metric, value in self.score(self.test_data).items():
-            self.report(f"personal/{metric}", value)
+            if metric != "r2":  # a mean of it over nodes says nothing
+                self.report(f"personal/{metric}", value)
         if not request.weights and len(self.environment.data.test.labels):  # the server measures the global model
-            self.report("personal_global_test/accuracy", self.score(self.environment.data.test)["accuracy"])
+            self._report_main("personal_global_test", self.score(self.environment.data.test))
         return Payload()
 
 

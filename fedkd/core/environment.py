@@ -144,7 +144,7 @@ class Environment:
         return self._models[key]
 
     def score(self, architecture: Architecture, weights: dict[str, Tensor], images: Samples) -> dict[str, float]:
-        """Return `accuracy` and `loss` of a model on labelled images."""
+        """Return the metrics of a model on labelled images (see `evaluation.measured`)."""
         model = self.model(architecture)
         fill(model, weights)
         return evaluate(model, images, self.preprocess)

@@ -12,7 +12,7 @@ from flwr.app import ConfigRecord, Message
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy as FlowerBase
 
-from ..data.spec import ANY_KIND, Kind
+from ..data.spec import ANY_KIND, ANY_TASK, Kind, Task
 from ..errors import InputError, RunError, described
 from ..messages.arrays import Tensors, array_record, tensors_of
 from ..messages.merging import weighted_mean
@@ -40,6 +40,8 @@ class FlowerStrategy(Strategy):
     """
 
     kinds: ClassVar[frozenset[Kind]] = ANY_KIND
+    tasks: ClassVar[frozenset[Task]] = ANY_TASK
+    balances: ClassVar[bool] = True
     client: ClassVar[type[Client]] = GlobalModelClient
     equal_models: ClassVar[bool] = True
     global_model: ClassVar[bool] = True

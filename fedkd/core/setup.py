@@ -25,6 +25,7 @@ class Setup:
         """Raise InputError if the models, the cohort or the data do not fit the strategy, before anything runs."""
         strategy, config, data = self.strategy, self.environment.config, self.environment.data
         self._check_kind()
+        self._check_task()
         cohort = config.cohort or data.clients
         if cohort > data.clients:
             raise InputError(f"cohort = {cohort}: the federation has only {data.clients} nodes.")
@@ -69,6 +70,25 @@ class Setup:
             )
         if spec.kind != "image" and config.data.augment != "none":
             raise InputError(f"data.augment = {config.data.augment!r} is for images; the samples are {noun}.")
+
+    def _check_task(self) -> None:
+        """Raise InputError if the strategy does not serve the data's task, or options of `[train]` on classes."""
+        config, task = self.environment.config, self.environment.data.spec.task
+        layers = self.strategy.layers()
+        served = frozenset.intersection(*(layer.tasks for layer in layers))
+        if task not in served:
+            raise InputError(
+                f"strategy.name = {config.strategy.name!r} serves {', '.join(sorted(served))}; data.task is {task!r}. "
+                f"`fedkd list strategies --task {task}` shows the others."
+            )
+        chosen = {"class_weights": config.train.class_weights, "sampling": config.train.sampling}
+        for key, value in chosen.items():
+            if value != "balanced":
+                continue
+            if task != "classification":
+                raise InputError(f"train.{key} = 'balanced' is for classes; data.task is {task!r}.")
+            if not all(layer.balances for layer in layers):
+                raise InputError(f"train.{key} = 'balanced': {config.strategy.name} has a loss of its own; remove it.")
 
 
 def make_setup(config: Config, data: FederatedData | None = None, device: str = "cpu") -> Setup:

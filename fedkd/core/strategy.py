@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from ..config import Architecture
-from ..data.spec import Kind
+from ..data.spec import Kind, Task
 from ..messages.arrays import Tensors
 from ..messages.payload import Payload
 from .client import Client
@@ -29,6 +29,8 @@ class Strategy(ABC):
     client: ClassVar[type[Client]] = Client
     kinds: ClassVar[frozenset[Kind]] = frozenset({"image"})  # the kinds of samples that the method serves
     why_not: ClassVar[Mapping[Kind, str]] = {}  # why it cannot serve a kind, for the refusal
+    tasks: ClassVar[frozenset[Task]] = frozenset({"classification"})  # what its models may predict
+    balances: ClassVar[bool] = False  # whether nodes' training follows train.class_weights and train.sampling
     equal_models: ClassVar[bool] = False  # whether all nodes must have the same architecture
     global_model: ClassVar[bool] = False  # whether the server has a model; it starts from the run's fresh weights
     classifies: ClassVar[bool] = True  # whether the global model is a classifier of the run's architecture
@@ -36,6 +38,13 @@ class Strategy(ABC):
     pooled: ClassVar[bool] = False  # whether the server needs the nodes' images, which only a simulation has
     weights: Tensors | None = field(default=None, init=False, repr=False)  # the global model, if the method has one
     prepared: set[int] = field(default_factory=set, init=False, repr=False)  # nodes that have finished `prepare_nodes`
+
+    def __init_subclass__(cls) -> None:
+        """A class with a client half of its own says itself what its losses serve: it inherits no `tasks`."""
+        super().__init_subclass__()
+        if "client" in cls.__dict__:
+            cls.tasks = cls.__dict__.get("tasks", Strategy.tasks)
+            cls.balances = cls.__dict__.get("balances", Strategy.balances)
 
     def layers(self) -> Sequence[Strategy]:
         """Return this strategy and those that it wraps, outermost first. The last one has the client half."""

@@ -5,6 +5,8 @@
 * `codec`: how samples are encoded: what training samples say about scaling, categories, words; `encoder`: does it.
 * `data_files`: the set in a file or folder, by what it is.
 * `table_files`: sets in CSV and Parquet files.
+* `tasks`: what is predicted besides one class: several labels, or targets.
+* `strata`: groups of samples by their labels.
 * `rows`: the columns that say labels, nodes, and which rows are for tests.
 * `table_columns`: the columns of a table as numbers.
 * `hugging_face`: sets in folders that Hugging Face's `datasets` has written.

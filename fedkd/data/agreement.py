@@ -42,6 +42,8 @@ class _CodecFile(pydantic.BaseModel):
     edges: list[list[float]] | None
     codes: list[list[int]]
     instance: bool
+    target_mean: list[float]
+    target_deviation: list[float]
 
 
 class _File(pydantic.BaseModel):
@@ -65,6 +67,8 @@ def to_json(agreement: Agreement) -> bytes:
         "edges": None if codec.edges is None else codec.edges.tolist(),
         "codes": [one.tolist() for one in codec.codes],
         "instance": codec.instance,
+        "target_mean": codec.target_mean.tolist(),
+        "target_deviation": codec.target_deviation.tolist(),
     }
     table = {"classes": list(agreement.classes), "spec": codec.spec.model_dump(mode="json"), "codec": numbers}
     return json.dumps(table, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n"
@@ -76,9 +80,14 @@ def agreement_of(content: bytes) -> Agreement:
     file = _File.model_validate_json(content)
     _refuse_odd_spec(file.spec)
     _refuse_odd_names("class", file.classes)
-    if len(file.classes) < 2:
+    if len(file.classes) < (2 if file.spec.task == "classification" else 1):
         raise ValueError("it has fewer than two classes")
     _refuse_odd_numbers(file.codec, file.spec)
+    targets = len(file.classes) if file.spec.task == "regression" else 0
+    if [len(file.codec.target_mean), len(file.codec.target_deviation)] != [targets] * 2:
+        raise ValueError("codec: target_mean and target_deviation have not a number for each target")
+    if not all(0 < one <= MOST for one in file.codec.target_deviation):
+        raise ValueError("codec: a deviation of a target is not above 0, or is too large")
     numbers = file.codec
     codec = Codec(
         file.spec,
@@ -89,6 +98,8 @@ def agreement_of(content: bytes) -> Agreement:
         None if numbers.edges is None else np.array(numbers.edges, np.float64),
         tuple(np.array(one, np.int64) for one in numbers.codes),
         numbers.instance,
+        np.array(numbers.target_mean, np.float64),
+        np.array(numbers.target_deviation, np.float64),
     )
     return Agreement(codec, tuple(file.classes))
 
@@ -145,6 +156,8 @@ def _refuse_odd_spec(spec: DataSpec) -> None:
     if spec.largest is not None and not 0 < spec.largest <= MOST:
         raise ValueError(f"its largest value is not between 0 and {MOST:g}")
     _refuse_odd_names("column", [column.name for column in spec.columns])
+    if any(not one.isprintable() or len(one) > _LONGEST_NAME for one in spec.units):
+        raise ValueError(f"a unit of a target is not printable or longer than {_LONGEST_NAME} letters")
     if any(not one.unit.isprintable() or len(one.unit) > _LONGEST_NAME for one in spec.columns):
         raise ValueError(f"a unit is not printable or longer than {_LONGEST_NAME} letters")
     if spec.columns and spec.kind not in ("table", "series"):

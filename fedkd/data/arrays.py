@@ -13,7 +13,8 @@ from ..config import SetsConfig
 from ..errors import InputError, on_one_line
 from .samples import LARGEST, SOURCE, Dataset, Samples, as_float32
 from .series import as_series
-from .spec import Column, DataSpec, Kind
+from .spec import Column, DataSpec, Kind, Task
+from .tasks import in_task, refuse_odd_labels
 from .tokens import ids_as_tokens
 
 NEEDED = ("x_train", "y_train", "x_test", "y_test")
@@ -47,10 +48,13 @@ def from_arrays(arrays: Mapping[str, np.ndarray], config: SetsConfig, where: str
         inputs, own = arrays[f"x_{part}"], arrays[f"y_{part}"]
         if inputs.ndim == 0 or inputs.dtype.kind not in "biuf":
             raise InputError(f"{SOURCE}: x_{part} in {where} is {_form(inputs)}; it must be numbers, N x ....")
-        if own.ndim != 1 or own.dtype.kind not in "iuSU" or len(own) != len(inputs) or len(own) == 0:
+        if config.task != "classification":
+            _check_numbers(own, arrays["y_train"], config.task, f"y_{part}", where, len(inputs))
+        elif own.ndim != 1 or own.dtype.kind not in "iuSU" or len(own) != len(inputs) or len(own) == 0:
+            other = " To predict numbers or several labels, set data.task." if own.dtype.kind in "fb" else ""
             raise InputError(
                 f"{SOURCE}: y_{part} in {where} must have one whole number or name for each image of x_{part}, or for "
-                f"each other sample; it is {_form(own)}, x_{part} is {_form(inputs)}."
+                f"each other sample; it is {_form(own)}, x_{part} is {_form(inputs)}.{other}"
             )
     notes: list[str] = []
     if kind == "image":
@@ -63,13 +67,47 @@ def from_arrays(arrays: Mapping[str, np.ndarray], config: SetsConfig, where: str
     else:
         found = _table(arrays, where) if kind == "table" else _free(arrays)
     named = _names(where, "classes", arrays["classes"]) if "classes" in arrays else None
-    labels, classes = _labels(where, [arrays["y_train"], arrays["y_test"]], named)
+    given = [arrays["y_train"], arrays["y_test"]]
+    labels, classes = (_labels if config.task == "classification" else _targets)(where, given, named)
     train, test = (Samples(*one) for one in zip(found.parts, labels, strict=True))
-    return Dataset(train, test, classes, spec=found.spec, nodes=_nodes(arrays, where), notes=tuple(notes))
+    whole = Dataset(train, test, classes, spec=found.spec, nodes=_nodes(arrays, where), notes=tuple(notes))
+    return in_task(whole, config)
 
 
 def _form(array: np.ndarray) -> str:
     return f"{array.dtype}, {' x '.join(map(str, array.shape)) or 'one value'}"
+
+
+def _check_numbers(own: np.ndarray, first: np.ndarray, task: Task, name: str, where: str, count: int) -> None:
+    """Raise InputError for labels that are not 0 or 1 for each class, or targets that are no numbers."""
+    one_each = own.ndim == 2 or (own.ndim == 1 and task == "regression")
+    if (
+        not one_each
+        or own.dtype.kind not in "biuf"
+        or len(own) != count
+        or count == 0
+        or own.shape[1:] != first.shape[1:]
+    ):
+        valid = "0 or 1, N x labels" if task == "multilabel" else "numbers, N or N x targets"
+        raise InputError(
+            f"{SOURCE}: {name} in {where} is {_form(own)}; with data.task = {task!r} it must be {valid}, for each of "
+            f"{count} samples."
+        )
+    refuse_odd_labels(own.astype(np.float64), task, f"{SOURCE}: {name}", where)
+
+
+def _targets(
+    where: str, given: Sequence[np.ndarray], named: list[str] | None
+) -> tuple[list[np.ndarray], tuple[str, ...]]:
+    """Return labels or targets of both parts, N x their number, and their names."""
+    found = [one.astype(np.float64).reshape(len(one), -1) for one in given]
+    count = found[0].shape[1]
+    names = named if named is not None else [str(number) for number in range(count)]
+    if len(names) != count or len(set(names)) < count:
+        raise InputError(
+            f"{SOURCE}: classes in {where} has {len(set(names))} different names; y_train has {count} columns."
+        )
+    return found, tuple(names)
 
 
 def _both(arrays: Mapping[str, np.ndarray], name: str) -> list[Any]:

@@ -19,12 +19,25 @@ def in_classes(dataset: Dataset, classes: Sequence[str], key: str, whose: str, f
     """
     if dataset.classes == tuple(classes):
         return dataset
+    if dataset.about.task != "classification":
+        return _in_order(dataset, classes, key, whose)
     place = {name: number for number, name in enumerate(classes)}
     if unknown := [name for name in dataset.classes if name not in place]:
         raise InputError(f"{key} has the classes {some(unknown)}, which {whose} lack ({some(classes)}); {fix}.")
     numbers = np.array([place[name] for name in dataset.classes])
     train, test = (Samples(part.inputs, numbers[part.labels]) for part in (dataset.train, dataset.test))
     return replace(dataset, train=train, test=test, classes=tuple(classes))
+
+
+def _in_order(dataset: Dataset, names: Sequence[str], key: str, whose: str) -> Dataset:
+    """Return a set with several labels or targets in another order. Raises InputError if they have other names."""
+    if set(dataset.classes) != set(names):
+        raise InputError(f"{key} has the labels {some(dataset.classes)}; {whose} have {some(list(names))}.")
+    order = [dataset.classes.index(name) for name in names]
+    train, test = (Samples(part.inputs, part.labels[:, order]) for part in (dataset.train, dataset.test))
+    units = tuple(dataset.about.units[place] for place in order) if dataset.about.units else ()
+    spec = dataset.about.model_copy(update={"units": units})
+    return replace(dataset, train=train, test=test, classes=tuple(names), spec=spec)
 
 
 def same_classes(sets: Sequence[Dataset], names: Sequence[str]) -> list[Dataset]:

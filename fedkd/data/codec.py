@@ -44,6 +44,8 @@ class Codec:
     edges: np.ndarray | None = None
     codes: tuple[np.ndarray, ...] = ()
     instance: bool = False  # a series is scaled by its own mean and deviation
+    target_mean: np.ndarray = field(default_factory=lambda: np.zeros(0))  # of each target of a regression
+    target_deviation: np.ndarray = field(default_factory=lambda: np.ones(0))
 
     @property
     def form(self) -> Form:
@@ -76,6 +78,19 @@ class Codec:
         yield from (self.mean, self.deviation, self.fill, np.array(self.indicators), np.array(self.instance))
         yield from ([] if self.edges is None else [self.edges])
         yield from self.codes
+        yield from (self.target_mean, self.target_deviation)
+
+    def targets(self, labels: np.ndarray) -> np.ndarray:
+        """Return labels as a loss takes them: classes as they are, targets with mean 0 and deviation 1, float32."""
+        if self.spec.task == "classification":
+            return labels
+        if self.spec.task == "regression":
+            labels = (labels - self.target_mean) / self.target_deviation
+        return labels.astype(np.float32)
+
+    def predictions(self, outputs: np.ndarray) -> np.ndarray:
+        """Return a model's outputs for a regression in the targets' units, N x targets, float64."""
+        return outputs.astype(np.float64) * self.target_deviation + self.target_mean
 
 
 def fit(

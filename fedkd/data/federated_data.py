@@ -15,6 +15,7 @@ from .node_tests import DrawnTests
 from .partitions import Drawn
 from .samples import Rows, Samples
 from .spec import DataSpec, Form
+from .strata import Strata, strata_of
 
 _CHUNK = 4096  # rows that are hashed together
 
@@ -67,7 +68,7 @@ class FederatedData:
     public: Samples | None
     validation: Samples | None  # labelled images of the server's own
     public_labelled: bool
-    classes: tuple[str, ...]  # the classes that models distinguish
+    classes: tuple[str, ...]  # the classes that models distinguish; or the labels, or targets, that they predict
     node_classes: tuple[str, ...]  # the first of them: without the public set's own classes
     domain_names: tuple[str, ...]
     codec: Codec  # how samples are encoded; fitted on the nodes' training samples
@@ -110,11 +111,22 @@ class FederatedData:
         """Return the smallest number of training images that a node has; 0 if it is not known, as with real sites."""
         return int(self.train_parts.lengths().min(initial=len(self.train.labels)))
 
+    @cached_property
+    def counted(self) -> tuple[str, ...]:
+        """Return the names of the columns of `label_counts`: classes, labels, or bins of the first target."""
+        return self._bins.names if self.spec.task == "regression" else self.node_classes
+
+    @cached_property
+    def _bins(self) -> Strata:
+        return strata_of(self.train.labels, self.spec.task, self.node_classes)
+
     def label_counts(self) -> np.ndarray:
-        """Return the table of training images, nodes x their classes."""
-        counts = np.zeros((self.clients, len(self.node_classes)), np.int64)
+        """Return the table of training images, nodes x `counted`."""
+        counts = np.zeros((self.clients, len(self.counted)), np.int64)
+        groups = self._bins.of(self.train.labels) if self.spec.task != "multilabel" else self.train.labels
         for node in range(self.clients):
-            counts[node] = np.bincount(self.train.labels[self.train_parts[node]], minlength=len(self.node_classes))
+            own = groups[self.train_parts[node]]
+            counts[node] = own.sum(0) if own.ndim == 2 else np.bincount(own, minlength=len(self.counted))
         return counts
 
     @cached_property

@@ -17,7 +17,8 @@ from .partitions import Drawn, Pool, split
 from .public_set import take_public_set, take_validation
 from .samples import Dataset, Samples
 from .site_data import without_samples
-from .spec import DataSpec
+from .spec import DataSpec, Task
+from .strata import strata_of
 
 
 def federate(config: DataConfig, seed: int) -> FederatedData:
@@ -44,7 +45,8 @@ def federate(config: DataConfig, seed: int) -> FederatedData:
         sets = [in_spec(one, spec) for one in sets]
     sets = same_classes(sets, config.set_names)
     first = sets[0]
-    if len(first.classes) < 2:
+    task = first.about.task
+    if task == "classification" and len(first.classes) < 2:
         raise InputError(
             f"data: {config.set_names[0]} has only one class, {first.classes[0]}; it needs at least two. If that is a "
             "folder around the class folders, name it in data.name."
@@ -56,15 +58,19 @@ def federate(config: DataConfig, seed: int) -> FederatedData:
     public, kept, classes = take_public_set(config, train, first.about, seed, first.classes)
     train, domains = _left(train, kept), domains[kept]
     holder = None if holders is None else holders[0][kept]
-    validation, kept = take_validation(config, train, seed)
+    validation, kept = take_validation(config, train, first.about, seed, first.classes)
     train, domains = _left(train, kept), domains[kept]
     holder = None if holder is None else holder[kept]
     columns = _columns(config, train, first.about, holder, names)
-    pool = Pool(train.labels, domains, first.classes, tuple(config.set_names), holder, names, columns)
+    strata = strata_of(train.labels, task, first.classes)
+    targets = train.labels[:, 0] if task == "regression" else None
+    pool = Pool(
+        strata.of(train.labels), domains, strata.names, tuple(config.set_names), holder, names, columns, targets
+    )
     table = {"scheme": config.partition.scheme, "minimum": config.partition.minimum}
     rng = numpy_stream(seed, 0, "server", "partition")
     parts, priors, own = split(pool, table | (config.partition.model_extra or {}), rng, seed)
-    test_pool = Pool(test.labels, test_domains, first.classes, tuple(config.set_names))
+    test_pool = Pool(strata.of(test.labels), test_domains, strata.names, tuple(config.set_names))
     if own is not None:
         assert holders is not None
         names = tuple("+".join(names[one] for one in group) for group in own)
@@ -76,8 +82,8 @@ def federate(config: DataConfig, seed: int) -> FederatedData:
         )
     else:
         if priors is None:
-            width = len(first.classes)
-            priors = np.stack([np.bincount(train.labels[p], minlength=width) / len(p) for p in parts])
+            width = len(strata.names)
+            priors = np.stack([np.bincount(pool.labels[p], minlength=width) / len(p) for p in parts])
         node_domains = np.array([np.bincount(domains[part]).argmax() for part in parts])
         test_parts = Ragged.of(
             [np.flatnonzero(np.isin(holders[1], group)) for group in own]
@@ -87,16 +93,17 @@ def federate(config: DataConfig, seed: int) -> FederatedData:
                 for node, (part, prior) in enumerate(zip(parts, priors, strict=True))
             ]
         )
-        priors = np.pad(priors, ((0, 0), (0, len(classes) - len(first.classes))))
+        more = len(classes) - len(first.classes)
+        priors = np.pad(priors, ((0, 0), (0, more))) if task == "classification" else None
     rows = np.arange(len(train.labels)) if isinstance(parts, Drawn) else np.sort(np.concatenate(parts))
-    codec = codec_of(config, sets, train.inputs, rows)
+    codec = codec_of(config, sets, train, rows)
     notes = tuple(note for one in sets for note in one.notes)
     if codec.spec.kind == "table":
         notes += notes_of(codec, train.inputs[rows], test.inputs)
         if isinstance(test_parts, Ragged):
             _refuse_unseen(codec, test, test_parts, names if own is not None else ())
     if own is not None and isinstance(parts, list) and isinstance(test_parts, Ragged):
-        notes += _few_rows(parts, test_parts, train.labels, names)
+        notes += _few_rows(parts, test_parts, train.labels, names, task)
     if unused := len(train.labels) - len(rows):
         notes += (f"{unused} of {len(train.labels)} training {first.about.noun(2)} are with no node",)
     return FederatedData(
@@ -119,10 +126,13 @@ def federate(config: DataConfig, seed: int) -> FederatedData:
     )
 
 
-def _few_rows(parts: list[np.ndarray], tests: Ragged, labels: np.ndarray, names: tuple[str, ...]) -> tuple[str, ...]:
+def _few_rows(
+    parts: list[np.ndarray], tests: Ragged, labels: np.ndarray, names: tuple[str, ...], task: Task
+) -> tuple[str, ...]:
     """Return which nodes have training samples of one class only, and which have no test samples."""
+    one = "training samples of one class only" if task == "classification" else "equal labels on all training samples"
     found = {
-        "have training samples of one class only": [len(np.unique(labels[part])) == 1 for part in parts],
+        f"have {one}": [len(np.unique(labels[part], axis=0)) == 1 for part in parts],
         "have no test samples": (tests.lengths() == 0).tolist(),
     }
     named = {said: [name for name, is_so in zip(names, which, strict=True) if is_so] for said, which in found.items()}
@@ -160,8 +170,8 @@ def _columns(
                 code = np.nan_to_num(values, nan=len(column.categories)).astype(np.int64)
                 values = np.array([*column.categories, ""])[code]
             found[column.name] = values
-    if config.label is not None:
-        found[config.label] = train.labels
+    for place, name in enumerate(config.labels):
+        found[name] = train.labels if train.labels.ndim == 1 else train.labels[:, place]
     if config.node is not None and holder is not None:
         found[config.node] = np.array(names)[holder]
     return found

@@ -159,13 +159,12 @@ def _items(source: Any, said: str, size: int | None, config: SetsConfig) -> _Par
         tensors |= isinstance(value, Tensor)
         inputs.append(pixels_of(value, size) if isinstance(value, Image.Image) else _plain(value, said))
         labels.append(_plain(label, said))
-        if labels[-1].size != 1:
-            raise InputError(
-                f"{said}: the label of item {number} has the shape {labels[-1].shape}; it must be one class."
-            )
+        if labels[-1].shape != labels[0].shape or (config.task == "classification" and labels[-1].size != 1):
+            must = "it must be one class" if config.task == "classification" else f"the first one {labels[0].shape}"
+            raise InputError(f"{said}: the label of item {number} has the shape {labels[-1].shape}; {must}.")
     if not inputs:
         raise InputError(f"{said} has no items.")
-    label_array = np.array([one.reshape(()) for one in labels])
+    label_array = np.array([one.reshape(()) if one.size == 1 and one.ndim < 2 else one for one in labels])
     shapes = {one.shape for one in inputs}
     if len(shapes) == 1:
         return _Part(np.stack(inputs), label_array, tensors)

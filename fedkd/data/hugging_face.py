@@ -19,6 +19,7 @@ from .samples import Dataset, Samples, as_float32
 from .series import as_series, padded_series
 from .spec import DataSpec
 from .table_files import from_frame
+from .tasks import in_task, label_key
 
 MARKS = ("dataset_dict.json", "dataset_info.json", "state.json")  # files of such a folder
 _TESTS = ("test", "validation")  # splits that are test parts, the first one that is there
@@ -60,15 +61,20 @@ def _of_table(table: Any, tests: int | None, config: SetsConfig, where: str, not
     """Return the set in a `datasets.Dataset`; its last `tests` rows are the test part; None: the config says which."""
     columns = list(table.column_names)
     check_names(columns, config, where)
-    roles = {key: name for key in ("label", "node", "split", "time") if (name := getattr(config, key))}
+    roles = {f"data.{key}": name for key in ("node", "split", "time") if (name := getattr(config, key))}
+    roles = {label_key(config, place): name for place, name in enumerate(config.labels)} | roles
     left = [name for name in columns if name not in config.drop or name in roles.values()]
     inputs = [name for name in left if name not in roles.values()]
     types = {name: _type_of(table.features[name], name, where) for name in left}
-    config = config.model_copy(update={"drop": []})
+    dropped, config = config.drop, config.model_copy(update={"drop": []})
+    if config.task == "multilabel" and [types[name] for name in config.labels] == ["classes"]:
+        name = config.labels[0]
+        table, names = _with_a_column_each(table, name)
+        return _of_table(table, tests, config.model_copy(update={"label": names, "drop": dropped}), where, notes)
     plain = [name for name in left if types[name] in ("value", "class")]
     for key, name in roles.items():
         if name not in plain:
-            raise InputError(f"data.{key} = {name!r}: {where} has {types[name]} there; it must be numbers or texts.")
+            raise InputError(f"{key} = {name!r}: {where} has {types[name]} there; it must be numbers or texts.")
     frame = table.select_columns(plain).with_format(None).to_pandas()
     for name in plain:
         if types[name] == "class":
@@ -76,9 +82,9 @@ def _of_table(table: Any, tests: int | None, config: SetsConfig, where: str, not
     if tests is not None:
         frame[_PART] = ["train"] * (len(frame) - tests) + ["test"] * tests
         config = config.model_copy(update={"split": _PART})
-    assert config.label is not None
-    feature = table.features[config.label]
-    classes = tuple(feature.names) if types[config.label] == "class" else None
+    classes = None
+    if config.task == "classification" and types[config.labels[0]] == "class":
+        classes = tuple(table.features[config.labels[0]].names)
     other = [name for name in inputs if types[name] not in ("value", "class")]
     if not other or config.text is not None:
         found = from_frame(frame, config, where, classes)
@@ -103,7 +109,25 @@ def _of_table(table: Any, tests: int | None, config: SetsConfig, where: str, not
         _check_kind(config, ("series", "array"), name)
         values, spec = _lists(table, name, parts, config, where, notes)
     train, test = (Samples(one, own) for one, own in zip(values, labels, strict=True))
-    return Dataset(train, test, rows.classes, spec=spec, nodes=rows.nodes_of_parts(), notes=tuple(notes))
+    found = Dataset(train, test, rows.classes, spec=spec, nodes=rows.nodes_of_parts(), notes=tuple(notes))
+    return in_task(found, config)
+
+
+def _with_a_column_each(table: Any, name: str) -> tuple[Any, list[str]]:
+    """Return a table with a column of 0 and 1 for each class, in place of one with lists of classes; and their names.
+
+    A name that another column has gets the list's name before it.
+    """
+    feature = table.features[name]
+    while type(feature).__name__ != "ClassLabel":
+        feature = feature.feature
+    given = table.select_columns([name]).with_format(None)[:][name]
+    held = [set(one or ()) for one in given]
+    table = table.remove_columns([name])
+    names = [one if one not in table.column_names else f"{name}: {one}" for one in feature.names]
+    for number, one in enumerate(names):
+        table = table.add_column(one, [int(number in own) for own in held])
+    return table, names
 
 
 def _check_kind(config: SetsConfig, valid: Sequence[str], name: str) -> None:
@@ -112,13 +136,18 @@ def _check_kind(config: SetsConfig, valid: Sequence[str], name: str) -> None:
 
 
 def _type_of(feature: Any, name: str, where: str) -> str:
-    """Return what a column has: value, class, images or lists. Raises InputError for another type."""
+    """Return what a column has: value, class, classes (a list of them), images or lists.
+
+    Raises InputError for another type.
+    """
     kind = type(feature).__name__
     if kind in ("Value", "ClassLabel", "Image"):
         return {"Value": "value", "ClassLabel": "class", "Image": "images"}[kind]
     inner = feature
     while type(inner).__name__ in ("List", "LargeList", "Sequence"):
         inner = inner.feature
+    if type(inner).__name__ == "ClassLabel":
+        return "classes"
     if type(inner).__name__ == "Value" and _is_number(inner.dtype):
         return "lists"
     if type(inner).__name__ == "Array2D" and inner is feature and _is_number(inner.dtype):

@@ -15,8 +15,9 @@ from .codec import Codec, fit
 from .data_files import from_file
 from .datasets import load
 from .federated_data import fingerprint_of
-from .samples import Dataset, checked, reshape
+from .samples import Dataset, Samples, checked, reshape
 from .spec import DataSpec
+from .tasks import target_moments
 
 FILE = "file:"  # before the path of a file that `data.names` or `data.public.name` names
 
@@ -24,7 +25,7 @@ FILE = "file:"  # before the path of a file that `data.names` or `data.public.na
 def named_set(config: SetConfig) -> tuple[Dataset, Codec]:
     """Return one named set in the form that a config asks for, and the codec of its training samples."""
     dataset = first_of_each(load_set(config, config.name), config)
-    codec = codec_of(config, [dataset], dataset.train.inputs, np.arange(len(dataset.train.labels)))
+    codec = codec_of(config, [dataset], dataset.train, np.arange(len(dataset.train.labels)))
     return dataset, codec
 
 
@@ -35,9 +36,12 @@ def load_set(config: SetsConfig, name: str) -> Dataset:
         path = path if path.exists() else config.folder / path
         dataset = checked(from_file(path, config), name, "data.file")
         return reshape(dataset, name, config.size, config.channels)
-    return load(
+    dataset = load(
         name, config.folder, download=config.download, size=config.size, channels=config.channels, config=config
     )
+    if dataset.about.task != config.task:
+        raise InputError(f"data.task = {config.task!r}: the set {name!r} is for {dataset.about.task}.")
+    return dataset
 
 
 def first_of_each(dataset: Dataset, config: SetsConfig) -> Dataset:
@@ -57,12 +61,19 @@ def first_of_each(dataset: Dataset, config: SetsConfig) -> Dataset:
     return dataclasses.replace(dataset, train=train.take(first), test=test.take(first_tests), nodes=nodes)
 
 
-def codec_of(config: SetsConfig, sets: Sequence[Dataset], pool: np.ndarray, rows: np.ndarray) -> Codec:
-    """Return the codec of a federation with these sets, fitted on the training samples `pool[rows]` of its nodes.
+def codec_of(config: SetsConfig, sets: Sequence[Dataset], pool: Samples, rows: np.ndarray) -> Codec:
+    """Return the codec of a federation with these sets, fitted on its nodes' training samples, `rows` of `pool`.
 
-    The mean and deviation of images are those of the config, or else those that the sets name; of sets with unlike
-    ones, 0.5. Otherwise they are measured. Raises InputError for options that do not fit the samples.
+    Targets get mean 0 and deviation 1. The mean and deviation of images are those of the config, or else those that the
+    sets name; of sets with unlike ones, 0.5. Otherwise they are measured. Raises InputError for options that do not fit
+    the samples.
     """
+    mean, deviation = target_moments(pool.labels[rows], sets[0].about)
+    codec = _codec_of_inputs(config, sets, pool.inputs, rows)
+    return dataclasses.replace(codec, target_mean=mean, target_deviation=deviation)
+
+
+def _codec_of_inputs(config: SetsConfig, sets: Sequence[Dataset], pool: np.ndarray, rows: np.ndarray) -> Codec:
     spec = sets[0].about
     given = {key: getattr(config, key) for key in ("mean", "deviation") if getattr(config, key) is not None}
     if spec.kind != "image":

@@ -29,7 +29,8 @@ class Pool(NamedTuple):
     """The training samples, as a scheme gets them: `labels` and `domains`, int64, N; class and domain names.
 
     `holders`, int64, N: who has each sample, as a position in `holder_names`; None if the set does not say so.
-    `columns`: others that a partitioner of flwr_datasets may look at, by name.
+    `columns`: others that a partitioner of flwr_datasets may look at, by name. `targets`, N: of a regression, where
+    `labels` are bins of them.
     """
 
     labels: np.ndarray
@@ -39,6 +40,7 @@ class Pool(NamedTuple):
     holders: np.ndarray | None = None
     holder_names: tuple[str, ...] = ()
     columns: Mapping[str, np.ndarray] = MappingProxyType({})
+    targets: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,8 @@ def split(pool: Pool, table: dict[str, Any], rng: np.random.Generator, seed: int
     name = table.pop("scheme")
     minimum = table.pop("minimum")
     scheme = find_partitioner(name) if name.startswith(PACKAGE) else find("partitions", name, f"{KEY}.scheme")
+    if pool.targets is not None:
+        _refuse_classes(scheme, name, table)
     if is_flowers(scheme):
         return _of_flower(pool, scheme, name, table, minimum, seed)
     chosen = options(scheme, table, KEY, common=("scheme", "minimum", "seed"))
@@ -127,8 +131,21 @@ def split(pool: Pool, table: dict[str, Any], rng: np.random.Generator, seed: int
     )
 
 
+def _refuse_classes(scheme: Any, name: str, table: Mapping[str, Any]) -> None:
+    """Raise InputError for a scheme that splits by classes: a regression has none."""
+    by_class = scheme in (dirichlet, client_dirichlet, dirichlet_dealt, groups, drawn, shards, classes_per_client)
+    if is_flowers(scheme):
+        numeric = ("Iid", "Linear", "Square", "Exponential", "Size", "Continuous", "Natural")
+        by_class = table.get("partition_by", "label") == "label" and not any(one in name for one in numeric)
+    if by_class:
+        raise InputError(
+            f"{KEY}.scheme = {name!r} splits by classes, and a regression has none; valid are iid, quantity, natural, "
+            "domains, and flwr_datasets.partitioner:ContinuousPartitioner."
+        )
+
+
 def _of_flower(pool: Pool, scheme: Any, name: str, table: dict[str, Any], minimum: int, seed: int) -> Split:
-    columns = {**pool.columns, "label": pool.labels}
+    columns = {**pool.columns, "label": pool.labels if pool.targets is None else pool.targets}
     if pool.holders is not None:
         columns["node"] = np.array(pool.holder_names)[pool.holders]
     parts, by = flower_parts(scheme, name, table, columns, seed)

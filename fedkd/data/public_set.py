@@ -15,6 +15,7 @@ from .named_sets import load_set
 from .partitions import allocate
 from .samples import Samples
 from .spec import DataSpec
+from .strata import strata_of
 
 
 def take_public_set(
@@ -28,6 +29,8 @@ def take_public_set(
     everything = np.arange(len(train.labels))
     if config.public is None:
         return None, everything, classes
+    if config.public.own_classes and spec.task != "classification":
+        raise InputError(f"data.public.own_classes = true: the task is {spec.task}, which has no classes.")
     source, first_class = train, 0
     if config.public.name is not None:
         other = in_kinds_of(load_set(config, config.public.name), spec)
@@ -58,7 +61,7 @@ def take_public_set(
         raise InputError(f"data.public.size = {size}: there are only {limit} images to take it from.")
     rng = numpy_stream(seed, 0, "server", "public")
     if config.public.balanced:
-        taken = _balanced(source.labels, size, rng)
+        taken = _balanced(strata_of(source.labels, spec.task, classes).of(source.labels), size, rng)
     else:
         taken = rng.permutation(len(source.labels))[:size]
     public = source.take(rng.permutation(taken))
@@ -66,7 +69,9 @@ def take_public_set(
     return Samples(public.inputs, public.labels + first_class), kept, classes
 
 
-def take_validation(config: DataConfig, train: Samples, seed: int) -> tuple[Samples | None, np.ndarray]:
+def take_validation(
+    config: DataConfig, train: Samples, spec: DataSpec, seed: int, classes: tuple[str, ...]
+) -> tuple[Samples | None, np.ndarray]:
     """Return the server's labelled images, and the positions of the training images that stay with the nodes."""
     everything = np.arange(len(train.labels))
     if config.validation is None:
@@ -75,7 +80,8 @@ def take_validation(config: DataConfig, train: Samples, seed: int) -> tuple[Samp
         raise InputError(
             f"data.validation.size = {config.validation.size}: there are only {len(everything)} images to take it from."
         )
-    taken = _balanced(train.labels, config.validation.size, numpy_stream(seed, 0, "server", "validation"))
+    strata = strata_of(train.labels, spec.task, classes).of(train.labels)
+    taken = _balanced(strata, config.validation.size, numpy_stream(seed, 0, "server", "validation"))
     return train.take(taken), np.setdiff1d(everything, taken)
 
 

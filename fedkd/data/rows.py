@@ -11,6 +11,7 @@ from ..config import SetsConfig
 from ..errors import InputError, nearest, on_one_line, some
 from ..streams import numpy_stream
 from .samples import first_places
+from .tasks import label_key, refuse_odd_labels
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,9 +22,9 @@ _SECONDS_A_DAY = 86_400.0
 
 
 class Rows(NamedTuple):
-    """The rows of a file that are used: `kept`, their positions, N; `labels`, int64, N; `is_test`, N.
+    """The rows of a file that are used: `kept`, their positions, N; `labels` as `Samples` has them; `is_test`, N.
 
-    `nodes`, N: who has each row; None if the file does not say so.
+    `classes`: the names of classes, labels or targets. `nodes`, N: who has each row; None if the file does not say so.
     """
 
     kept: np.ndarray
@@ -60,8 +61,9 @@ def check_names(columns: Sequence[str], config: SetsConfig, where: str) -> None:
             f"data.label is missing: it names the column of {where} that a model predicts; there are "
             f"{some(list(columns))}."
         )
-    roles = {key: name for key in ("label", "node", "split", "time", "text") if (name := getattr(config, key))}
+    roles = {key: name for key in ("node", "split", "time", "text") if (name := getattr(config, key))}
     given = {f"data.{key}": name for key, name in roles.items()}
+    given |= {label_key(config, place): name for place, name in enumerate(config.labels)}
     given |= {f"data.drop[{i}]": name for i, name in enumerate(config.drop)}
     given |= {f"data.columns.{name}": name for name in config.columns} | {f"data.units.{n}": n for n in config.units}
     for key, name in given.items():
@@ -70,7 +72,9 @@ def check_names(columns: Sequence[str], config: SetsConfig, where: str) -> None:
             if len(columns) == 1 and any(sign in columns[0] for sign in ";\t"):
                 hint = "; its columns are not separated by commas"
             raise InputError(f"{key} = {name!r}: {where} has no such column{hint}{nearest(name, columns)}")
-    seen: dict[str, str] = {}
+    if twice := sorted({name for name in config.labels if config.labels.count(name) > 1}):
+        raise InputError(f"data.label names the column {twice[0]!r} twice.")
+    seen: dict[str, str] = dict.fromkeys(config.labels, "label")
     for key, name in roles.items():
         if name in seen:
             raise InputError(f"data.{key} and data.{seen[name]} both name the column {name!r}.")
@@ -89,8 +93,7 @@ def rows_of(
     """
     if len(frame) == 0:
         raise InputError(f"{KEY}: {where} has no rows.")
-    column = frame[config.label]
-    absent = column.isna().to_numpy(dtype=bool)
+    absent = frame[config.labels].isna().any(axis=1).to_numpy(dtype=bool)
     if absent.any():
         if not config.drop_unlabelled:
             raise InputError(
@@ -101,7 +104,11 @@ def rows_of(
     kept = np.flatnonzero(~absent)
     if not len(kept):
         raise InputError(f"data.label = {config.label!r}: no row of {where} has a label.")
-    labels, classes = _labels(column.iloc[kept], named if config.classes is None else config.classes, config, where)
+    if config.task == "classification":
+        column = frame[config.label].iloc[kept]
+        labels, classes = _labels(column, named if config.classes is None else config.classes, config, where)
+    else:
+        labels, classes = _numbers(frame[config.labels].iloc[kept], config, where), tuple(config.labels)
     nodes = None if config.node is None else _nodes(frame[config.node].iloc[kept], config, where)
     if config.time is not None:
         is_test, between = _later_rows(frame[config.time].iloc[kept], nodes, config, where)
@@ -114,7 +121,7 @@ def rows_of(
     elif config.split is not None:
         is_test = _said_rows(frame[config.split].iloc[kept], config, where)
     else:
-        is_test = _drawn_rows(labels, nodes, config.test)
+        is_test = _drawn_rows(labels if config.task == "classification" else None, nodes, config.test, len(kept))
         if config.text is not None:
             is_test = _together(frame[config.text].iloc[kept].astype(str).to_numpy(dtype=object), is_test, notes)
     if is_test.all() or not is_test.any():
@@ -136,7 +143,8 @@ def _labels(
         if odd.any():
             raise InputError(
                 f"{key}: {int(odd.sum())} labels of {where} are no whole numbers, such as {numbers[odd][0]:g}"
-                f"{first_places(odd)}; labels of classes are whole numbers or names."
+                f"{first_places(odd)}; labels of classes are whole numbers or names. To predict numbers, set "
+                'data.task = "regression".'
             )
         names = column.astype(np.int64).astype(str)
         found = [str(number) for number in sorted(set(column.astype(np.int64)))]
@@ -156,6 +164,20 @@ def _labels(
         raise InputError(f"data.classes = {classes}: {where} has other labels: {some(unknown)}.")
     place = {name: number for number, name in enumerate(classes)}
     return np.array([place[name] for name in names], np.int64), tuple(classes)
+
+
+def _numbers(columns: pd.DataFrame, config: SetsConfig, where: str) -> np.ndarray:
+    """Return columns of labels, each 0 or 1, or of targets, N x columns, float64."""
+    types, found = pandas().api.types, np.empty(columns.shape)
+    for place, name in enumerate(columns.columns):
+        column, key = columns[name], f"{label_key(config, place)} = {name!r}"
+        if not types.is_numeric_dtype(column):
+            kinds = "0 and 1, or true and false" if config.task == "multilabel" else "numbers"
+            raise InputError(f"{key}: {where} has {_example(column)} there; with data.task = {config.task!r} valid are "
+                             f"{kinds}.")  # fmt: skip
+        found[:, place] = column.to_numpy(dtype=np.float64)
+        refuse_odd_labels(found[:, place], config.task, key, where)
+    return found
 
 
 def _plain(value: object) -> object:
@@ -186,9 +208,10 @@ def _said_rows(column: pd.Series, config: SetsConfig, where: str) -> np.ndarray:
     return np.asarray(parts == _TEST)
 
 
-def _drawn_rows(labels: np.ndarray, nodes: np.ndarray | None, share: float) -> np.ndarray:
-    """Return which rows are for tests: a fixed draw from each class of each node."""
+def _drawn_rows(labels: np.ndarray | None, nodes: np.ndarray | None, share: float, count: int) -> np.ndarray:
+    """Return which rows are for tests: a fixed draw from each class of each node, or without classes of each node."""
     rng = numpy_stream(0, 0, "server", "test-rows")  # a property of the set: equal for each seed of a run
+    labels = np.zeros(count, np.int64) if labels is None else labels
     is_test = np.zeros(len(labels), bool)
     whose = _whose(labels, nodes)
     for cell in np.unique(np.stack([whose, labels]), axis=1).T:

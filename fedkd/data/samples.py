@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from ..errors import InputError, on_one_line
-from .spec import DataSpec
+from .spec import DataSpec, Task
 
 KEY, SOURCE = "data.name", "data"  # SOURCE: data.name, data.file or a site's data
 LARGEST = {"uint8": 255.0, "uint16": 65535.0}  # by type of an image: the value that becomes 1
@@ -29,7 +29,8 @@ class Rows(NamedTuple):
 
 
 class Samples(NamedTuple):
-    """Labelled samples: `inputs`, N x ..., as the set's `DataSpec` says; `labels` int64, N.
+    """Labelled samples: `inputs`, N x ..., as the set's `DataSpec` says; `labels`: classes, int64, N; or, by its task,
+    several labels, 0 or 1, or targets in their units, N x their number, float64.
 
     `encoded`: the inputs are what models take (see `Form`), such as virtual ones. Raw ones are encoded in batches.
     `rows`: where they come from, if it is known: a GPU may have them already.
@@ -48,7 +49,7 @@ class Samples(NamedTuple):
 
 @dataclass(frozen=True)
 class Dataset:
-    """A named set: training and test samples, and class names.
+    """A named set: training and test samples, and the names of classes, labels or targets.
 
     `mean`, `deviation`: of the values of images (0 to 1), one per channel; without them the nodes' training samples are
     measured. `spec`: what the samples are; without it they are images, N x C x H x W, of uint8, uint16 or floats.
@@ -92,16 +93,35 @@ def checked(dataset: object, name: str, key: str = KEY) -> Dataset:
                 f"{key}: {part} images are {inputs.dtype}, {inputs.shape}; they must be {', '.join(IMAGE_TYPES)}, "
                 "N x C x H x W. Give the set a `spec` if they are no images."
             )
-        if not isinstance(labels, np.ndarray) or labels.dtype != np.int64 or labels.shape != (len(inputs),):
+        if dataset.about.task != "classification":
+            _check_labels(labels, (len(inputs), len(dataset.classes)), dataset.about.task, f"{key}: {part}")
+        elif not isinstance(labels, np.ndarray) or labels.dtype != np.int64 or labels.shape != (len(inputs),):
             noun = dataset.about.noun(2)
             raise InputError(f"{key}: {part} labels must be int64, one for each of {len(inputs)} {noun}.")
-        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(dataset.classes):
+        elif len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(dataset.classes):
             raise InputError(
                 f"{key}: {part} labels are {labels.min()} to {labels.max()}, but there are "
                 f"{len(dataset.classes)} classes."
             )
         _check_values(inputs, dataset.about, f"{key}: {part}")
     return dataset
+
+
+def _check_labels(labels: object, shape: tuple[int, int], task: Task, where: str) -> None:
+    """Raise InputError for labels of a task other than classification that are not as `Samples` says."""
+    if not isinstance(labels, np.ndarray) or labels.dtype != np.float64 or labels.shape != shape:
+        have = f"{labels.dtype}, {labels.shape}" if isinstance(labels, np.ndarray) else type(labels).__name__
+        raise InputError(f"{where} labels are {have}; of the task {task} they must be float64, {shape}.")
+    odd, valid = odd_labels(labels, task)
+    if odd.any():
+        raise InputError(f"{where} labels: {int(odd.sum())} values are not {valid}{first_places(odd)}.")
+
+
+def odd_labels(labels: np.ndarray, task: Task) -> tuple[np.ndarray, str]:
+    """Return which labels, or targets, are not as the task needs them, and what it needs."""
+    if task == "multilabel":
+        return ~np.isin(labels, (0, 1)), "0 or 1"
+    return ~(np.abs(labels) <= MOST), f"finite and at most {MOST:g}"
 
 
 def _check_values(inputs: np.ndarray, spec: DataSpec, where: str) -> None:

@@ -56,13 +56,13 @@ def site_data(config: DataConfig, name: str, seed: int) -> SiteData:
     assert sites is not None
     agreed = None if sites.spec is None else read_agreement(config)
     if agreed is not None:
-        config = _in_length_of(config, agreed.codec.spec)
+        config = _as_described(config, agreed.codec.spec)
     classes = tuple(sites.classes or ()) if agreed is None else agreed.classes
     own = load_set(config, name) if agreed is None else _read_own(config, name, agreed.codec.spec)
     own = first_of_each(own, config)
     if agreed is None and own.about.kind != "image":
         raise InputError(f"data = {name!r}: data.sites.shape is for images; set data.sites.spec in its place.")
-    if set(own.classes) <= set(classes):  # else the server refuses the site
+    if set(own.classes) <= set(classes) and own.about.task == config.task:  # else the server refuses the site
         own = _of_federation(own, classes, f"data = {name!r}", sites)
     if len(own.train.labels) == 0 or len(own.test.labels) == 0:
         raise InputError(f"data = {name!r}: a site needs training and test {own.about.noun(2)}.")
@@ -160,7 +160,7 @@ def _neutral_codec(config: DataConfig, spec: DataSpec) -> Codec:
     half = (0.5,) * spec.shape[0]
     empty = _empty(spec)
     one = Dataset(empty, empty, (), half, half, spec)
-    return codec_of(config, [one], empty.inputs, np.empty(0, np.int64))
+    return codec_of(config, [one], empty, np.empty(0, np.int64))
 
 
 def _empty(spec: DataSpec) -> Samples:
@@ -178,8 +178,14 @@ def _of_federation(own: Dataset, classes: tuple[str, ...], key: str, sites: Real
     )
 
 
-def _in_length_of(config: DataConfig, spec: DataSpec) -> DataConfig:
-    """Return the config with the length of series or texts of a description, if it sets none."""
+def _as_described(config: DataConfig, spec: DataSpec) -> DataConfig:
+    """Return the config with the task, and the length of series or texts, of a description, if it sets none.
+
+    Raises InputError for another task.
+    """
+    if config.task not in ("classification", spec.task):
+        raise InputError(f"data.task = {config.task!r}: data.sites.spec is for {spec.task}; remove task.")
+    config = config.model_copy(update={"task": spec.task})
     if config.length is not None or spec.kind not in ("series", "tokens"):
         return config
     return config.model_copy(update={"length": spec.shape[-1]})
@@ -189,7 +195,7 @@ def without_samples(config: DataConfig, sites: RealSites, seed: int) -> Federate
     """Return the server's data in a federation of real sites: the form of the samples, and its own samples."""
     agreed = read_agreement(config) if sites.spec is not None else _of_images(config, sites)
     codec, node_classes = agreed
-    config = _in_length_of(config, codec.spec)
+    config = _as_described(config, codec.spec)
     test, validation = _empty(codec.spec), None
     if sites.server is not None:
         key = f"data.sites.server = {sites.server!r}"
@@ -199,7 +205,7 @@ def without_samples(config: DataConfig, sites: RealSites, seed: int) -> Federate
         elif found := codec.spec.misfit(held.about):
             raise InputError(f"{key} does not fit data.sites.spec: {some(found, 5)}.")
         held = in_spec(held, codec.spec)
-        test, (validation, _) = held.test, take_validation(config, held.train, seed)
+        test, (validation, _) = held.test, take_validation(config, held.train, codec.spec, seed, node_classes)
     public, _, classes = take_public_set(config, _empty(codec.spec), codec.spec, seed, node_classes)
     return FederatedData(
         train=_empty(codec.spec),

@@ -10,7 +10,9 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 Kind = Literal["image", "table", "series", "tokens", "array"]
+Task = Literal["classification", "multilabel", "regression"]
 ANY_KIND: frozenset[Kind] = frozenset(get_args(Kind))
+ANY_TASK: frozenset[Task] = frozenset(get_args(Task))
 PAD, UNKNOWN, START, MASKED = range(4)  # the first ids of a vocabulary
 LENGTHS = 8  # the length of padded texts is a whole multiple of it
 _NOUNS = {
@@ -37,7 +39,8 @@ class DataSpec(_Part):
     `kind`, and `shape` of one sample: image: channels, height, width; table: columns; series: channels, most steps;
     tokens: most tokens; array: any. `columns`: of a table; of a series, its channels, if they have names. `largest`:
     the value of an image that becomes 1; None for images that are as they should be. `words`: of tokens, by id;
-    `learned`: which of them models know, and under which id, is learned from the training texts.
+    `learned`: which of them models know, and under which id, is learned from the training texts. `task`: what is
+    predicted: one class; several labels, each there or not; or numbers, the targets, in `units`.
     Raw samples are arrays: of a table, float64, numbers, codes of categories, NaN where a value is missing; of a
     series, float32, NaN behind its end; of tokens, int64, 0 behind the end.
     """
@@ -48,6 +51,8 @@ class DataSpec(_Part):
     largest: float | None = None
     words: tuple[str, ...] = ()
     learned: bool = False
+    task: Task = "classification"
+    units: tuple[str, ...] = ()
 
     def noun(self, count: int) -> str:
         """Return what `count` samples are called."""
@@ -89,8 +94,8 @@ class DataSpec(_Part):
         if other.kind != self.kind:
             return [f"its samples are of kind {other.kind}, here they are of kind {self.kind}"]
         if self.kind == "table":
-            return self._other_columns(other)
-        found = []
+            return self._other_task(other) + self._other_columns(other)
+        found = self._other_task(other)
         ends = self.kind in ("series", "tokens")  # lengths may differ
         if (self.shape[:-1] if ends else self.shape) != (other.shape[:-1] if ends else other.shape):
             found.append(f"its samples are {_sizes(other.shape)}, here they are {_sizes(self.shape)}")
@@ -104,6 +109,13 @@ class DataSpec(_Part):
             found += self._other_columns(other)
         return found
 
+    def _other_task(self, other: DataSpec) -> list[str]:
+        if other.task != self.task:
+            return [f"its task is {other.task}, here it is {self.task}"]
+        if self.units != other.units:
+            return [f"its targets are in {_units(other.units)}, here in {_units(self.units)}"]
+        return []
+
     def _other_columns(self, other: DataSpec) -> list[str]:
         mine, theirs = ({column.name: column for column in one.columns} for one in (self, other))
         found = [f"it has no column {name!r}" for name in mine if name not in theirs]
@@ -116,6 +128,10 @@ class DataSpec(_Part):
             if a.unit != b.unit:
                 found.append(f"its column {name!r} is in {b.unit or 'no unit'}, here in {a.unit or 'no unit'}")
         return found
+
+
+def _units(units: tuple[str, ...]) -> str:
+    return ", ".join(unit or "no unit" for unit in units) or "no unit"
 
 
 def _sizes(shape: tuple[int, ...]) -> str:

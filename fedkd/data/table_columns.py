@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..config import SetsConfig
-from ..errors import InputError, on_one_line
+from ..errors import InputError, on_one_line, some
 from .rows import KEY, pandas
 from .samples import MOST, first_places
 from .spec import Column, DataSpec
@@ -29,13 +29,13 @@ def table_of(
     Adds hints to `notes`. Raises InputError for columns that are no input as they are.
     """
     if not len(frame.columns):
-        raise InputError(f"{KEY}: {where} has no column beside {config.label!r} and those that are not used.")
+        raise InputError(f"{KEY}: {where} has no column beside {some(config.labels)} and those that are not used.")
     values, columns = np.empty((len(frame), len(frame.columns))), []
     for place, name in enumerate(frame.columns):
         numbers, categories = _column(frame[name], config, where, notes)
         values[:, place] = numbers
         columns.append(Column(name=name, categories=categories, unit=config.units.get(name, "")))
-        if _says_label(numbers[~is_test], labels[~is_test]):
+        if config.task == "classification" and _says_label(numbers[~is_test], labels[~is_test]):
             notes.append(
                 f"column {name!r} says the label: each of its values has one class; set data.drop if that is no input"
             )

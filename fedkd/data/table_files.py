@@ -11,6 +11,7 @@ from ..errors import InputError, on_one_line, reason_of, some
 from .rows import KEY, check_names, pandas, rows_of
 from .samples import Dataset, Samples
 from .table_columns import table_of
+from .tasks import in_task
 from .tokens import texts_as_tokens
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def from_frame(frame: pd.DataFrame, config: SetsConfig, where: str, classes: tup
     check_names(list(frame.columns), config, where)
     rows = rows_of(frame, config, where, notes, classes)
     frame = frame.iloc[rows.kept].reset_index(drop=True)
-    used = {config.label, config.node, config.split, config.time, *config.drop}
+    used = {*config.labels, config.node, config.split, config.time, *config.drop}
     inputs = frame[[name for name in frame.columns if name not in used]]
     if config.text is not None:
         if others := [name for name in inputs.columns if name != config.text]:
@@ -77,4 +78,5 @@ def from_frame(frame: pd.DataFrame, config: SetsConfig, where: str, classes: tup
         values, spec = table_of(inputs, rows.labels, rows.is_test, config, where, notes)
     both = Samples(values, rows.labels)
     train, test = map(both.take, rows.of_parts())
-    return Dataset(train, test, rows.classes, spec=spec, nodes=rows.nodes_of_parts(), notes=tuple(notes))
+    found = Dataset(train, test, rows.classes, spec=spec, nodes=rows.nodes_of_parts(), notes=tuple(notes))
+    return in_task(found, config)

@@ -18,7 +18,8 @@ LABEL, SPLIT = "label", "split"  # columns of a written table; with underscores 
 def write_sets(data: FederatedData, folder: Path) -> list[Path]:
     """Write each node's samples as a separate set, and return the paths: tables as Parquet, others as npz.
 
-    `node-<n>.parquet` has the columns `label` and `split` beside those of the table.
+    `node-<n>.parquet` has the columns `label`, or those of several labels or targets, and `split` beside those of the
+    table.
     """
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
@@ -43,7 +44,11 @@ def _frame(parts: dict[str, Samples], spec: DataSpec, classes: tuple[str, ...]) 
             names = np.array([*column.categories, None], object)
             columns[column.name] = names[np.nan_to_num(rows[:, place], nan=len(names) - 1).astype(np.int64)]
     label, split = ("_" * sum(name.lstrip("_") == own for name in columns) + own for own in (LABEL, SPLIT))
-    columns[label] = [classes[one] for part in parts.values() for one in part.labels]
+    if spec.task == "classification":
+        columns[label] = [classes[one] for part in parts.values() for one in part.labels]
+    else:
+        labels = np.concatenate([part.labels for part in parts.values()])
+        columns |= {name: labels[:, place] for place, name in enumerate(classes)}
     columns[split] = [name for name, part in parts.items() for _ in part.labels]
     return pandas().DataFrame(columns)
 

@@ -83,6 +83,10 @@ class Preprocess:
         # copies: of Ray's shared memory, which cannot be written, torch makes no tensor without a warning
         return {id(whole): torch.tensor(whole, device=self.device).contiguous() for whole in self._wholes}
 
+    def targets(self, labels: np.ndarray) -> Tensor:
+        """Return labels as a loss takes them, on the CPU: classes, int64, N; or several labels or targets, float32."""
+        return torch.from_numpy(self.codec.targets(labels))
+
     def normalise(self, images: Tensor) -> Tensor:
         """Normalise pixels of 0 to 1 in place, and return them."""
         return self._encoder.normalise(images)
@@ -133,25 +137,37 @@ def batches(
     order: torch.Generator | None = None,
     augment: bool = True,
     most: int | None = None,
+    chances: Tensor | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield (images, targets) batches, shuffled by `order`; with `augment` also augmented by it.
 
-    `targets`: one row for each image (labels, logits, probabilities). `most`: the largest number of batches. The last
-    batch of an epoch follows `batch_sizes`. Several batches are prepared together, with about a million values.
+    `targets`: one row for each image (labels, logits, probabilities). `most`: the largest number of batches.
+    `chances`: see `train`. The last batch of an epoch follows `batch_sizes`. Several batches are prepared together,
+    with about a million values.
     """
-    for chosen, sizes in chunks(len(data.labels), size, data.inputs, order, most):
+    for chosen, sizes in chunks(len(data.labels), size, data.inputs, order, most, chances):
         images = preprocess.at(data, chosen, order if augment else None)
         yield from zip(images.split(sizes), targets[chosen].to(preprocess.device).split(sizes), strict=True)
 
 
 def chunks(
-    count: int, size: int, images: np.ndarray, order: torch.Generator | None, most: int | None = None
+    count: int,
+    size: int,
+    images: np.ndarray,
+    order: torch.Generator | None,
+    most: int | None = None,
+    chances: Tensor | None = None,
 ) -> Iterator[tuple[Tensor, list[int]]]:
     """Yield positions in the order of an epoch, as many as are prepared together, and the sizes of their batches.
 
     `images`: those that are prepared, which say how many fit. Other arguments as in `batches`.
     """
-    positions = torch.randperm(count, generator=order) if order is not None else torch.arange(count)
+    if order is None:
+        positions = torch.arange(count)
+    elif chances is None:
+        positions = torch.randperm(count, generator=order)
+    else:
+        positions = torch.multinomial(chances, count, replacement=True, generator=order)
     sizes = batch_sizes(count, size)[:most]
     together = max(1, _VALUES // (size * math.prod(images.shape[1:])))
     for first in range(0, len(sizes), together):

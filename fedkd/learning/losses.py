@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from ..data.spec import Task
 
 Metric = Literal["l1", "l2", "cosine"]
 
@@ -29,6 +32,16 @@ def kl_from_probabilities(student_logits: Tensor, targets: Tensor, temperature: 
     """
     student, wanted = F.log_softmax(student_logits / temperature, dim=1), targets.detach()
     return (torch.xlogy(wanted, wanted) - wanted * student).sum() / len(student)
+
+
+def soft(outputs: Tensor, task: Task, temperature: float = 1.0) -> Tensor:
+    """Return a teacher's outputs, ... x C, as targets: softmax(z / T); of several labels sigmoid(z / T).
+
+    Outputs for targets are targets as they are.
+    """
+    if task == "regression":
+        return outputs
+    return (torch.sigmoid if task == "multilabel" else partial(torch.softmax, dim=-1))(outputs / temperature)
 
 
 def normalised(probabilities: Tensor) -> Tensor:

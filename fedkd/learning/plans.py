@@ -41,7 +41,7 @@ def plan_of(local: LocalTraining) -> Plan:
     while epochs < local.epochs if local.steps is None else len(sizes) < local.steps:
         before = len(sizes)
         most = None if local.steps is None else local.steps - before
-        for chosen, these in chunks(count, local.batch_size, data.inputs, local.order, most):
+        for chosen, these in chunks(count, local.batch_size, data.inputs, local.order, most, local.chances):
             if augmented:
                 draws.append(shift_draws(len(chosen), crop_pad(data.inputs.shape[2]), local.order))
             sizes += these

@@ -8,12 +8,14 @@ from dataclasses import dataclass, field
 from itertools import count, islice
 from typing import Any, NamedTuple, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..config import Adam, Sgd, TrainConfig
 from ..data.samples import Samples
+from ..data.spec import Task
 from .batches import Preprocess, batches
 from .loss_scale import LossScale, all_finite
 from .optimizers import Optimizer, make_optimizer
@@ -37,6 +39,7 @@ class Outputs(NamedTuple):
     classifier: Callable[[Tensor], Tensor]
 
 
+CLASS_WEIGHTS = "class_weights"
 Own = Mapping[str, Tensor]  # tensors of one client's loss, by name
 OfOutputs = Callable[[Outputs, Tensor, Own, Mapping[str, Outputs]], Tensor]
 OfParameters = Callable[[Mapping[str, Tensor], Own], Tensor]
@@ -45,6 +48,55 @@ OfParameters = Callable[[Mapping[str, Tensor], Own], Tensor]
 def label_loss(outputs: Outputs, targets: Tensor, own: Own, frozen: Mapping[str, Outputs]) -> Tensor:
     """Return the mean cross-entropy of logits with labels (B) or probabilities (B x C)."""
     return F.cross_entropy(outputs.logits, targets)
+
+
+def weighted_label_loss(outputs: Outputs, targets: Tensor, own: Own, frozen: Mapping[str, Outputs]) -> Tensor:
+    """Return the mean of w_y CE over the batch; w, C: `own["class_weights"]`; labels, B."""
+    return (own[CLASS_WEIGHTS][targets] * F.cross_entropy(outputs.logits, targets, reduction="none")).mean()
+
+
+def several_labels_loss(outputs: Outputs, targets: Tensor, own: Own, frozen: Mapping[str, Outputs]) -> Tensor:
+    """Return the mean binary cross-entropy over samples and labels; logits and labels (or probabilities) B x C."""
+    return F.binary_cross_entropy_with_logits(outputs.logits, targets)
+
+
+def squared_loss(outputs: Outputs, targets: Tensor, own: Own, frozen: Mapping[str, Outputs]) -> Tensor:
+    """Return the mean squared difference of outputs and targets, B x C, whose means are 0 and deviations 1."""
+    return F.mse_loss(outputs.logits, targets)
+
+
+LOSSES: Mapping[Task, OfOutputs] = {
+    "classification": label_loss,
+    "multilabel": several_labels_loss,
+    "regression": squared_loss,
+}  # of a node's own labels
+
+
+def of_labels(settings: TrainConfig, task: Task) -> OfOutputs:
+    """Return the loss of labels, by the task and `train.class_weights`."""
+    return weighted_label_loss if settings.class_weights == "balanced" else LOSSES[task]
+
+
+def label_weights(settings: TrainConfig, labels: np.ndarray, classes: int, device: torch.device) -> Own:
+    """Return the tensors that `of_labels` reads: the weight of each class, if `train.class_weights` balances them."""
+    if settings.class_weights == "none":
+        return {}
+    return {CLASS_WEIGHTS: balanced_weights(labels, classes).to(device)}
+
+
+def chances_of(settings: TrainConfig, labels: np.ndarray, classes: int) -> Tensor | None:
+    """Return the chance of each sample to be drawn, N; None if `train.sampling` has each of them once in an epoch."""
+    return None if settings.sampling == "each" else balanced_weights(labels, classes)[torch.from_numpy(labels)]
+
+
+def balanced_weights(labels: np.ndarray, classes: int) -> Tensor:
+    """Return n / (present classes x n_c) for each class, C, float32; 0 for a class without samples.
+
+    Their mean over the samples is 1.
+    """
+    counts = np.bincount(labels, minlength=classes)
+    shares = len(labels) / (max((counts > 0).sum(), 1) * np.maximum(counts, 1))
+    return torch.from_numpy(np.where(counts > 0, shares, 0.0)).float()
 
 
 @dataclass(frozen=True)
@@ -152,6 +204,7 @@ class LocalTraining:
     augment: bool = True
     beside: nn.Module | None = None
     half: torch.dtype | None = None
+    chances: Tensor | None = None
 
     def alone(self) -> float:
         """Return the result of `train_alone`."""
@@ -175,6 +228,7 @@ def train_alone(local: LocalTraining) -> float:
         loss=local.loss,
         augment=local.augment,
         half=local.half,
+        chances=local.chances,
     )
 
 
@@ -193,6 +247,7 @@ def train(
     loss: Loss = cross_entropy,
     augment: bool = True,
     half: torch.dtype | None = None,
+    chances: Tensor | None = None,
 ) -> float:
     """Minimise `loss` over shuffled batches, in train mode; return its mean over the batches of the last epoch.
 
@@ -201,7 +256,8 @@ def train(
     `steps`, training takes exactly this number of batches, independent of `epochs`, and the mean is over all of them.
     `clip`: the largest norm of the gradient of `loss`, for each group of the optimiser separately. `half`: compute the
     loss with this type of 16 bits where torch's autocast does; weights and gradients stay as they are. With float16 the
-    loss has a scale, and a step whose gradients are not finite is skipped.
+    loss has a scale, and a step whose gradients are not finite is skipped. `chances`, N: draw the samples of an epoch
+    with replacement, each by its share of the sum, and not each once.
     """
     if steps is not None and not len(data.labels):
         raise ValueError(f"{steps} steps of training need images, but there are none")
@@ -217,7 +273,7 @@ def train(
         elif len(losses) == steps:
             break
         most = None if steps is None else steps - len(losses)
-        for images, wanted in batches(data, targets, batch_size, preprocess, order, augment, most):
+        for images, wanted in batches(data, targets, batch_size, preprocess, order, augment, most, chances):
             with torch.autocast(images.device.type, half) if half is not None else nullcontext():
                 value = loss(model, images, wanted)
             if scaled is None:
@@ -272,12 +328,13 @@ def train_as(
     order: torch.Generator,
     loss: Loss = cross_entropy,
     optimizer: Optimizer | None = None,
+    chances: Tensor | None = None,
 ) -> float:
     """Train a model on labelled images as `[train]` says, by default all its weights; return the result of `train`."""
     return train(
         model,
         data,
-        torch.from_numpy(data.labels),
+        preprocess.targets(data.labels),
         epochs=settings.epochs,
         batch_size=settings.batch_size,
         optimizer=optimizer or make_optimizer(model, settings.optimizer),
@@ -287,4 +344,5 @@ def train_as(
         clip=settings.clip,
         loss=loss,
         half=half_of(settings),
+        chances=chances,
     )

@@ -17,8 +17,10 @@ from ..core.strategy import Strategy
 from ..data.samples import Samples
 from ..data.spec import ANY_KIND, Kind
 from ..errors import InputError
+from ..learning.losses import soft
 from ..learning.training import Loss
 from ..messages.arrays import Tensors
+from ..messages.metric_names import MAIN
 from ..messages.payload import ArraySpec, Expected, Payload
 
 _SUBSET = "subset"
@@ -30,7 +32,10 @@ _log = logging.getLogger("fedkd")
 class PublicSetClient(Client):
     """A client that sends its knowledge on the public set, and learns from targets on it. It has a personal model."""
 
-    reports: ClassVar[tuple[str, ...]] = (*Client.reports, "personal_after_distillation/accuracy")
+    reports: ClassVar[tuple[str, ...]] = (
+        *Client.reports,
+        *(f"personal_after_distillation/{name}" for name in MAIN),
+    )
 
     @property
     def transfer(self) -> PublicSetStrategy:
@@ -49,8 +54,8 @@ class PublicSetClient(Client):
         return Payload(logits={"knowledge": knowledge.float()}, numbers=numbers)
 
     def soft_labels(self, images: Samples, temperature: float = 1.0) -> Tensor:
-        """Return softmax(z / T) of the model on images, N x C, in eval mode."""
-        return torch.softmax(self.predict(images) / temperature, dim=1)
+        """Return softmax(z / T) of the model on images, N x C, in eval mode; of other tasks see `soft`."""
+        return soft(self.predict(images), self.environment.data.spec.task, temperature)
 
     def distil(self, images: Samples, targets: Tensor, loss: Loss) -> float:
         """Train the model towards targets on public images, without augmentation, with the strategy's settings.

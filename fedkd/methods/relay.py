@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from ..core.round import Round
+from ..data.spec import Task
 from ..learning.losses import kl_from_probabilities
-from ..learning.training import Loss, ModelLoss, Outputs, Own
+from ..learning.training import LOSSES, Loss, ModelLoss, Outputs, Own
 from ..messages.arrays import Tensors
 from ..messages.payload import Payload
 from .public_distillation import PublicSetClient, PublicSetStrategy
@@ -29,8 +30,8 @@ class RelayClient(PublicSetClient):
         return self.send_knowledge(self.soft_labels(self.subset(request, NEXT)))
 
     def distillation_loss(self) -> Loss:
-        """Return the loss towards the targets: KL(t || p)."""
-        return distillation_kl
+        """Return the loss towards the targets: KL(t || p), or of other tasks the loss of labels."""
+        return distillation_of(self.environment.data.spec.task)
 
 
 def _kl(outputs: Outputs, targets: Tensor, own: Own, frozen: Mapping[str, Outputs]) -> Tensor:
@@ -38,6 +39,11 @@ def _kl(outputs: Outputs, targets: Tensor, own: Own, frozen: Mapping[str, Output
 
 
 distillation_kl = ModelLoss(_kl)  # KL(t || softmax(z)), the mean over the batch
+
+
+def distillation_of(task: Task) -> ModelLoss:
+    """Return the loss towards a teacher's outputs (see `losses.soft`)."""
+    return distillation_kl if task == "classification" else ModelLoss(LOSSES[task])
 
 
 @dataclass(kw_only=True)
@@ -68,7 +74,8 @@ class RelayStrategy(PublicSetStrategy):
                 past = self.indices if target is not None else {}
                 shared[key] = Payload(logits=logits, indices={**past, **following})
             payloads[node] = shared[key]
-        replies = federation.ask("update", payloads, expect=self.expected(federation, soft=True))
+        soft = federation.environment.data.spec.task == "classification"
+        replies = federation.ask("update", payloads, expect=self.expected(federation, soft=soft))
         knowledge = {node: reply.logits["knowledge"] for node, reply in replies}
         self.indices = {"subset": following[NEXT]} if following else {}
         return knowledge

@@ -18,7 +18,7 @@ from ..core.log import drawable
 from ..errors import InputError, printable, reason_of
 from ..files import leads_out, write_output
 from ..masking import masked
-from ..messages.metric_names import metric_range
+from ..messages.metric_names import is_fraction, metric_range
 from ..runs.metrics import lower_is_better
 from ..runs.results import Arm, Run, arms_of, changes_between, completed, differing, find_runs, in_order, shown
 from ..runs.run_folder import make_folder, read_strip, rows_of_images
@@ -30,7 +30,6 @@ from .tables import caption, table
 
 _MOST_IMAGES = 8  # the largest number of rounds in a series of images
 _MOST_ROWS = 100  # the largest number of rows of a heat map with its own table
-_SUFFIX = "/accuracy"
 
 
 def report(paths: Sequence[Path], out: Path, title: str | None = None) -> list[str]:
@@ -124,7 +123,7 @@ def _metric(metric: str, arms: list[Arm]) -> tuple[dict[str, Any], list[str]]:
     numbers = {arm.name: number for number, arm in enumerate(arms)}
     comparison = compare([run for arm in arms for run in arm.runs], metric=metric)
     header, rows = table(comparison)
-    scale = 100.0 if metric.endswith(_SUFFIX) else 1.0
+    scale = 100.0 if is_fraction(metric) else 1.0
     unit = f"{metric} (%)" if scale > 1 else metric
     having = [arm for arm in arms if any(metric in run.metrics() for run in arm.runs)]
     figures = []
@@ -197,23 +196,23 @@ def _partition(arms: list[Arm]) -> dict[str, Any] | None:
         return None
     kept = run.partition()
     assert kept is not None
-    counts, classes = np.array(kept["counts"]), kept["classes"]
-    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    counts, classes, names, noun = np.array(kept["counts"]), kept["classes"], kept["nodes"], kept["noun"]
+    sizes = np.array(kept["sizes"])
+    shares = np.minimum(counts / np.maximum(sizes, 1)[:, None], 1)
     few = counts.size <= 600
     texts = [[str(c) if c else "" for c in row] for row in counts.tolist()] if few else None
-    sizes = counts.sum(1)
-    text = f"{len(counts)} nodes with {sizes.min()} to {sizes.max()} images of {len(classes)} classes."
+    text = f"{len(counts)} nodes with {sizes.min()} to {sizes.max()} {noun} of {len(classes)} classes."
     if len(counts) <= _MOST_ROWS:
         text += " " + "; ".join(
-            f"node {node}: " + ", ".join(f"{c} of {name}" for c, name in zip(row, classes, strict=True) if c)
+            f"node {names[node]}: " + ", ".join(f"{c} of {name}" for c, name in zip(row, classes, strict=True) if c)
             for node, row in enumerate(counts.tolist())
         )
-    svg = charts.heat_map(
-        shares, "class", "node", "Images of each class at each node", text, columns=classes, texts=texts
-    )
-    about = f"Seed {run.seed}. Shade: the share of the node's images{'; number: its number of images' if few else ''}."
+    title = f"{noun.capitalize()} of each class at each node"
+    rows = names if len(names) <= _MOST_ROWS else None
+    svg = charts.heat_map(shares, "class", "node", title, text, columns=classes, rows=rows, texts=texts)
+    about = f"Seed {run.seed}. Shade: the share of the node's {noun}{f'; number: its number of {noun}' if few else ''}."
     each = f"{sizes.min()} to {sizes.max()}" if sizes.min() < sizes.max() else f"{sizes.max()}"
-    figure = {"svg": _safe(svg), "caption": f"{len(counts)} nodes, {each} images each."}
+    figure = {"svg": _safe(svg), "caption": f"{len(counts)} nodes, {each} {noun} each."}
     return {"title": "Partition", "about": about, "figures": [{**figure, "wide": len(counts) > 40}]}
 
 

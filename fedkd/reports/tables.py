@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..errors import on_one_line
+from ..messages.metric_names import is_fraction
 from ..runs.metrics import lower_is_better
 from .compare import LEAST_SEEDS, Comparison, Estimate
 
@@ -18,7 +19,7 @@ from .compare import LEAST_SEEDS, Comparison, Estimate
 
 def table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     """Return the header and the rows of a comparison as text; accuracies in percent, gains in points."""
-    fraction = comparison.metric.endswith("/accuracy")
+    fraction = is_fraction(comparison.metric)
     scale, digits = (100.0, 1) if fraction else (1.0, 4)
 
     def number(value: float | None, sign: str = "") -> str:
@@ -61,7 +62,7 @@ def table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
 
 def caption(comparison: Comparison) -> str:
     """Return the caption of a table: metric, statistics, baseline and target."""
-    unit = " in percent" if comparison.metric.endswith("/accuracy") else ""
+    unit = " in percent" if is_fraction(comparison.metric) else ""
     base = next((row for row in comparison.rows if row.paired is None), comparison.rows[0])
     target = (
         "" if comparison.target is None else f" Target: {comparison.target:g}; means over the runs that reached it."

@@ -18,8 +18,9 @@ from ..core.environment import Environment
 from ..core.log import drawable, undrawable
 from ..data.federated_data import FederatedData
 from ..data.samples import PIXEL_MAX
-from ..errors import InputError, described
+from ..errors import InputError, described, on_one_line
 from ..files import write_output
+from ..messages.metric_names import as_text, is_main, metric_range
 from .run_folder import MOST_ROWS, RunFolder, make_folder, read_strip, rows_of_images
 from .weight_matrices import last_matrix
 
@@ -39,8 +40,8 @@ _plain_text = matplotlib.rc_context({"text.parse_math": False})
 
 @_plain_text
 def draw_curves(lines: list[dict[str, Any]], title: str, path: Path) -> Path | None:
-    """Draw all accuracies of a run over rounds, with a band of one deviation over nodes. Returns the path."""
-    names = sorted({name for line in lines for name in line["metrics"] if name.endswith("accuracy")})
+    """Draw the main metrics of a run over rounds, with a band of one deviation over nodes. Returns the path."""
+    names = sorted({name for line in lines for name in line["metrics"] if is_main(name)})
     if not names:
         return None
     figure = Figure(figsize=(7.2, 4.4), layout="constrained")
@@ -49,12 +50,12 @@ def draw_curves(lines: list[dict[str, Any]], title: str, path: Path) -> Path | N
         rows = [line for line in lines if name in line["metrics"]]
         rounds = [line["round"] for line in rows]
         values = np.array([line["metrics"][name] for line in rows])
-        axes.plot(rounds, values, color=colour, label=f"{name}  {values[-1]:.3f}", marker="o", markersize=3)
+        axes.plot(rounds, values, color=colour, label=f"{name}  {as_text(name, values[-1])}", marker="o", markersize=3)
         if all(name in line["spread"] for line in rows):
             deviation = np.array([line["spread"][name]["std"] for line in rows])
-            low, high = np.clip(values - deviation, 0, 1), np.clip(values + deviation, 0, 1)
+            low, high = (np.clip(edge, *metric_range(name)) for edge in (values - deviation, values + deviation))
             axes.fill_between(rounds, low, high, color=colour, alpha=0.13, linewidth=0)
-    axes.set(xlabel="round", ylabel="accuracy", title=title)
+    axes.set(xlabel="round", ylabel=names[0].rpartition("/")[2].replace("_", " "), title=title)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
@@ -64,14 +65,13 @@ def draw_curves(lines: list[dict[str, Any]], title: str, path: Path) -> Path | N
 
 @_plain_text
 def draw_partition(data: FederatedData, title: str, path: Path) -> Path:
-    """Draw the nodes x classes heat map of training images. Shade: the share of the node's images; bars: its size."""
-    counts = data.label_counts()
-    shares = counts / counts.sum(1, keepdims=True)
-    few = len(counts) <= 30 and len(data.node_classes) <= 20
+    """Draw the nodes x classes heat map of training samples. Shade: the share of the node's; bars: its size."""
+    counts, held, noun = data.label_counts(), data.train_parts.lengths(), data.spec.noun(2)
+    shares = counts / np.maximum(held, 1)[:, None]
+    columns = {"classification": "class", "multilabel": "label", "regression": data.classes[0]}[data.spec.task]
+    few = len(counts) <= 30 and len(data.counted) <= 20
     height = float(np.clip(0.26 * len(counts) + 1.4, 3.2, 10))
-    figure = Figure(
-        figsize=(float(np.clip(0.48 * len(data.node_classes) + 3.4, 6.4, 13)), height), layout="constrained"
-    )
+    figure = Figure(figsize=(float(np.clip(0.48 * len(data.counted) + 3.4, 6.4, 13)), height), layout="constrained")
     heat, sizes = figure.subplots(1, 2, sharey=True, width_ratios=[4, 1])
     image = heat.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
     if few:
@@ -79,15 +79,16 @@ def draw_partition(data: FederatedData, title: str, path: Path) -> Path:
             if count:
                 colour = "white" if shares[node, label] > 0.6 else _INK
                 heat.text(label, node, str(count), ha="center", va="center", fontsize=7, color=colour)
-    heat.set(xlabel="class", ylabel="node", title=title)
-    heat.set_xticks(
-        range(len(data.node_classes)), data.node_classes, rotation=90 if max(map(len, data.node_classes)) > 2 else 0
-    )
-    heat.yaxis.set_major_locator(MaxNLocator(integer=True))
-    sizes.barh(range(len(counts)), counts.sum(1), color=_COLOURS[0], height=0.8)
-    sizes.set(xlabel="images")
+    heat.set(xlabel=columns, ylabel="node", title=title)
+    heat.set_xticks(range(len(data.counted)), data.counted, rotation=90 if max(map(len, data.counted)) > 2 else 0)
+    if data.node_names and few:
+        heat.set_yticks(range(len(counts)), [on_one_line(name, 24) for name in data.node_names])
+    else:
+        heat.yaxis.set_major_locator(MaxNLocator(integer=True))
+    sizes.barh(range(len(counts)), held, color=_COLOURS[0], height=0.8)
+    sizes.set(xlabel=noun)
     sizes.spines[["top", "right"]].set_visible(False)
-    figure.colorbar(image, ax=sizes, label="share of the node's images")
+    figure.colorbar(image, ax=sizes, label=f"share of the node's {noun}")
     return _save(figure, path)
 
 

@@ -103,10 +103,17 @@ class Summary(Form):
 
 
 class Partition(Form):
-    """A partition.json: the classes, and the number of images of each, nodes x classes."""
+    """A partition.json: the classes, and the number of samples of each, nodes x classes.
+
+    `sizes`: each node's number of samples, which may have several labels each; `nodes`: their names, if they have some;
+    `noun`: what several samples are called.
+    """
 
     classes: list[str]
     counts: list[list[Count]]
+    sizes: list[Count] = []
+    nodes: list[str] = []
+    noun: str = "samples"
 
 
 class OriginFile(Form):

@@ -15,8 +15,8 @@ from ..core.record import Record
 
 
 def lower_is_better(metric: str) -> bool:
-    """Return whether lower values of a metric are better: for losses, and for angles between models."""
-    return metric.endswith(("/loss", "_angle"))
+    """Return whether lower values of a metric are better: for losses, errors, and angles between models."""
+    return metric.endswith(("/loss", "/mse", "/mae", "_angle"))
 
 
 def to_line(record: Record) -> dict[str, Any]:

@@ -7,6 +7,8 @@ import shutil
 import time
 from typing import TYPE_CHECKING, Any, TextIO
 
+from ..messages.metric_names import as_text, is_main
+
 if TYPE_CHECKING:
     from ..core.environment import Environment
     from ..core.record import Record
@@ -56,7 +58,7 @@ class ManyRuns:
 
     def update(self, name: str, number: int, metrics: dict[str, float]) -> None:
         """Show the progress of a run."""
-        shown = _accuracies(metrics)
+        shown = _main_metrics(metrics)
         when, before = self._last_line[name]
         if self._bar is not None:
             self._bar.update(self._tasks[name], completed=number, shown=shown)
@@ -122,8 +124,8 @@ def _line(bar: Any, stream: TextIO, text: str) -> None:
         print(text, file=stream, flush=True)
 
 
-def _accuracies(metrics: dict[str, float]) -> str:
-    return "  ".join(f"{name} {value:.3f}" for name, value in sorted(metrics.items()) if name.endswith("accuracy"))
+def _main_metrics(metrics: dict[str, float]) -> str:
+    return "  ".join(f"{name} {as_text(name, value)}" for name, value in sorted(metrics.items()) if is_main(name))
 
 
 class Progress:
@@ -162,7 +164,7 @@ class Progress:
         """Show the number of finished rounds. If nothing was measured, at most one line every ten seconds."""
         if self._first is None:
             self._first, self._begin = number, time.monotonic()
-        shown = _accuracies(metrics)
+        shown = _main_metrics(metrics)
         self._shown = shown or self._shown
         if self._bar is not None:
             self._bar.update(self._task, total=total, completed=number, description=self._shown)

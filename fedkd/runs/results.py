@@ -16,6 +16,7 @@ from ..config import flattened, read_table
 from ..errors import InputError, on_one_line, reason_of, unknown
 from ..files import leads_out, parse_json, read
 from ..masking import masked
+from ..messages.metric_names import MAIN, is_main
 from .forms import MOST_BYTES, OriginFile, Partition, RunConfig, Summary, read_form, read_lines, wrong_fields
 from .metrics import lower_is_better
 from .origin import ORIGIN, Origin, differences, read_origin
@@ -95,7 +96,7 @@ class Run:
         return {int(node): value for node, value in rows[-1].items()} if rows else {}
 
     def partition(self) -> dict[str, Any] | None:
-        """Return which node has which images: `classes`, and `counts`, nodes x classes; None if it was not stored."""
+        """Return which node has which samples (see `forms.Partition`); None if it was not stored, or is damaged."""
         try:
             kept = read_form(self.path / PARTITION, Partition, self.path)
         except (OSError, ValueError):
@@ -103,7 +104,12 @@ class Run:
         classes, counts = [on_one_line(name, 100) for name in kept["classes"]], kept["counts"]
         if not classes or not 0 < len(counts) <= MOST_ROWS or {len(row) for row in counts} != {len(classes)}:
             return None
-        return {"classes": classes, "counts": counts}
+        sizes = kept.get("sizes") or [sum(row) for row in counts]
+        names = [on_one_line(name, 40) for name in kept.get("nodes") or map(str, range(len(counts)))]
+        if not len(counts) == len(sizes) == len(names):
+            return None
+        noun = on_one_line(kept.get("noun", "samples"), 20)
+        return {"classes": classes, "counts": counts, "sizes": sizes, "nodes": names, "noun": noun}
 
 
 @dataclass(frozen=True)
@@ -276,11 +282,11 @@ def shared_metrics(arms: Sequence[Arm]) -> list[str]:
 
 
 def in_order(metrics: Iterable[str]) -> list[str]:
-    """Return metrics ordered: the most informative first, then the other accuracies."""
-    first = ("personal/accuracy", "global/accuracy", "probe/accuracy")
+    """Return metrics ordered: the most informative first, then the other main metrics of their tasks."""
+    first = [f"{scope}/{name}" for name in MAIN for scope in ("personal", "global", "probe")]
 
     def place(name: str) -> tuple[int, bool, str]:
-        return first.index(name) if name in first else len(first), not name.endswith("/accuracy"), name
+        return first.index(name) if name in first else len(first), not is_main(name), name
 
     return sorted(metrics, key=place)
 

@@ -136,7 +136,7 @@ def _simulate(
         if ":" in line.split(": ", 1)[0]:  # a model of the user or of a library, whose head was found
             on_event(line)
     if data.clients <= MOST_ROWS:
-        folder.keep_partition(data.node_classes, data.label_counts())
+        folder.keep_partition(data)
     while True:
         try:
             return run_with(setup, engine, folder, trackers, first_round, on_round, on_step)

@@ -10,7 +10,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +21,7 @@ from PIL.PngImagePlugin import PngImageFile, PngInfo
 
 from ..config import Config, DistillConfig, to_table
 from ..core.record import Captioned
+from ..data.federated_data import FederatedData
 from ..data.pictures import open_picture
 from ..errors import InputError, on_one_line, reason_of
 from ..files import NotWritten, append, as_json, leads_out, parse_json, read, reading, refuse_odd, write, writing
@@ -76,9 +77,16 @@ class RunFolder:
         with reading(self.path / METRICS):
             return read_lines(self.path / METRICS, self._form)[0]
 
-    def keep_partition(self, classes: Sequence[str], counts: np.ndarray) -> None:
-        """Write which node has which images: the classes, and the number of images of each, nodes x classes."""
-        write(self.path / PARTITION, as_json({"classes": list(classes), "counts": counts.tolist()}))
+    def keep_partition(self, data: FederatedData) -> None:
+        """Write which node has which training samples (see `forms.Partition`)."""
+        table = {
+            "classes": list(data.counted),
+            "counts": data.label_counts().tolist(),
+            "sizes": data.train_parts.lengths().tolist(),
+            "nodes": list(data.node_names),
+            "noun": data.spec.noun(2),
+        }
+        write(self.path / PARTITION, as_json(table))
 
     def keep_images(self, name: str, number: int, row: Captioned) -> None:
         """Write a round's row of images side by side as one PNG, without scaling; captions are the PNG's text.

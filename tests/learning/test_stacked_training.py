@@ -22,8 +22,16 @@ from fedkd.learning.plans import plan_of
 from fedkd.learning.stacked_graphs import StepGraphs
 from fedkd.learning.stacked_models import NotStacked, Path, why_not_folded, why_not_stacked, why_unsound
 from fedkd.learning.stacked_training import Trained, key_of, train_stacked, why_alone
-from fedkd.learning.training import LocalTraining, ModelLoss, cross_entropy, label_loss, train_alone
-from fedkd.methods.relay import distillation_kl
+from fedkd.learning.training import (
+    LocalTraining,
+    ModelLoss,
+    cross_entropy,
+    label_loss,
+    squared_loss,
+    train_alone,
+    weighted_label_loss,
+)
+from fedkd.methods.relay import distillation_of
 from fedkd.models.build import name_once
 from fedkd.strategies.feddyn import dynamic_loss
 from fedkd.strategies.fedgen import generative_loss
@@ -117,6 +125,11 @@ def _generated(k: int, model: nn.Module) -> ModelLoss:
                                                       for n, t in made.draw(labels, stream).items()})  # fmt: skip
 
 
+def _weighted(k: int) -> ModelLoss:
+    weights = torch.rand(CLASSES, generator=torch.Generator().manual_seed(k), dtype=torch.float64)
+    return ModelLoss(weighted_label_loss, own={"class_weights": weights})
+
+
 NOT_TRUE = partial(not_true_distillation, beta=1.0, temperature=2.0)
 LOSSES: dict[str, tuple[str, Callable[[int, nn.Module], Any]]] = {
     "fedprox": ("labels", lambda k, m: proximal_loss(_drawn(m, k, 1.0), 0.1)),
@@ -135,7 +148,17 @@ LOSSES: dict[str, tuple[str, Callable[[int, nn.Module], Any]]] = {
     "fedgen": ("labels", _generated),
     "fedmd": ("soft", lambda k, m: digest_loss("mae", 1.0)),
     "fedmd, kl": ("soft", lambda k, m: digest_loss("kl", 2.0)),
-    "dsfl": ("soft", lambda k, m: distillation_kl),
+    "dsfl": ("soft", lambda k, m: distillation_of("classification")),
+    "class weights": ("labels", lambda k, m: _weighted(k)),
+    "moon, class weights": (
+        "labels",
+        lambda k, m: replace(
+            contrastive_loss(_frozen(m, k), _frozen(m, k + 9), 1.0, 0.5, weighted_label_loss), own=_weighted(k).own
+        ),
+    ),
+    "several labels": ("soft", lambda k, m: distillation_of("multilabel")),
+    "targets": ("soft", lambda k, m: distillation_of("regression")),
+    "moon, targets": ("soft", lambda k, m: contrastive_loss(_frozen(m, k), _frozen(m, k + 9), 1.0, 0.5, squared_loss)),
     "knfu": ("both", lambda k, m: fused_loss(3.0, 0.5, "prob")),
 }  # fmt: skip
 
@@ -363,3 +386,18 @@ def test_with_float16_a_client_skips_the_steps_whose_gradients_are_not_finite(op
 
 def _times(outputs: Any, targets: Tensor, own: Any, frozen: Any) -> Tensor:
     return label_loss(outputs, targets, own, frozen) * own["times"]
+
+
+def test_plans_draw_samples_by_their_chances_as_training_does() -> None:
+    chances = torch.arange(40.0)
+    (local,) = clients(model_of("mlp"), sizes=(40,), epochs=3, chances=chances)
+    plan, stream = plan_of(local), torch_stream(0, 1, 0, "order")
+    seen = [
+        batch
+        for _ in range(3)
+        for batch in batches(local.data, local.targets, 16, local.preprocess, stream, chances=chances)
+    ]
+    assert torch.equal(local.targets[plan.positions], torch.cat([labels for _, labels in seen]))
+    assert 0 not in plan.positions
+    assert len(plan.positions) == 120
+    assert len(set(plan.positions[:40].tolist())) < 40  # with replacement

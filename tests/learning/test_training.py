@@ -13,7 +13,19 @@ from torch import nn
 
 from fedkd.config import Adam, Sgd, TrainConfig
 from fedkd.learning.optimizers import make_optimizer
-from fedkd.learning.training import _scale, cross_entropy, train, train_as
+from fedkd.learning.training import (
+    ModelLoss,
+    Outputs,
+    _scale,
+    balanced_weights,
+    chances_of,
+    cross_entropy,
+    label_weights,
+    several_labels_loss,
+    train,
+    train_as,
+    weighted_label_loss,
+)
 from fedkd.streams import torch_stream
 
 
@@ -201,3 +213,66 @@ def test_training_as_the_config_says_takes_its_optimiser_unless_one_is_given() -
     moved = [net[1].weight.detach() - nets[2][1].weight.detach() for net in nets[:2]]
     torch.testing.assert_close(moved[0], 2 * moved[1])
     assert moved[0].abs().sum() > 0
+
+
+def wave(shape: tuple[int, ...], f: float, p: float, a: float = 1.0) -> torch.Tensor:
+    return a * torch.sin(f * torch.arange(int(np.prod(shape)), dtype=torch.float64) + p).reshape(shape)
+
+
+def outputs(logits: torch.Tensor) -> Outputs:
+    return Outputs(logits, logits, lambda features: features)
+
+
+def test_balanced_weights_are_the_papers_and_their_mean_is_1() -> None:
+    labels = np.array([0, 1, 2, 2, 0, 1, 4, 4, 0, 2])
+    weights = balanced_weights(labels, 5)
+    torch.testing.assert_close(weights, torch.tensor([0.83333333, 1.25, 0.83333333, 0, 1.25]))
+    assert float(weights[labels].mean()) == pytest.approx(1)
+
+
+def test_a_class_weighs_its_weight() -> None:
+    labels, logits = torch.tensor([0, 1, 1, 2]), wave((4, 3), 0.7, 0.6, 2)
+    weights = torch.tensor([2.0, 0.5, 0.0], dtype=torch.float64)
+    each = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+    found = weighted_label_loss(outputs(logits), labels, {"class_weights": weights}, {})
+    assert float(found) == pytest.approx(float((2 * each[0] + 0.5 * each[1] + 0.5 * each[2]) / 4), rel=1e-12)
+
+
+def test_several_labels_are_the_mean_over_all_cells() -> None:
+    targets = (wave((6, 3), 1.1, 0.3) > 0).double()
+    found = several_labels_loss(outputs(wave((6, 3), 0.7, 0.6, 2)), targets, {}, {})
+    assert float(found) == pytest.approx(0.92880558, abs=1e-8)
+
+
+def test_balanced_sampling_draws_all_classes_alike() -> None:
+    labels = np.array([0] * 900 + [1] * 90 + [2] * 10)
+    chances = chances_of(TrainConfig(sampling="balanced"), labels, 4)
+    assert chances is not None
+    sums = [float(chances[labels == label].sum()) for label in range(3)]
+    assert sums == pytest.approx([1000 / 3] * 3, rel=1e-5)
+    assert chances_of(TrainConfig(), labels, 4) is None
+    assert label_weights(TrainConfig(), labels, 4, torch.device("cpu")) == {}
+
+
+def test_an_epoch_of_balanced_samples_has_as_many_as_the_node() -> None:
+    seen: list[torch.Tensor] = []
+
+    def loss(net: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        seen.append(y)
+        return cross_entropy(net, x, y)
+
+    data = images(200)
+    labels = np.where(np.arange(200) < 190, 0, 1)
+    data = data._replace(labels=labels)
+    settings = TrainConfig(epochs=2, batch_size=32, sampling="balanced")
+    chances = chances_of(settings, labels, 3)
+    train_as(settings, model(), data, preprocess=PLAIN, order=torch_stream(0, 0, 0, "o"), loss=loss, chances=chances)
+    drawn = torch.cat(seen)
+    assert len(drawn) == 400
+    assert 160 < int((drawn == 1).sum()) < 240
+
+
+def test_the_default_loss_and_the_one_of_labels_are_the_same() -> None:
+    net, data = model(), images(6)
+    x, y = PLAIN.of(data), torch.from_numpy(data.labels)
+    assert torch.equal(ModelLoss()(net, x, y), cross_entropy(net, x, y))

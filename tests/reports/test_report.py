@@ -15,6 +15,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from fedkd.cli import app
+from fedkd.reports.report import render
+from fedkd.runs.results import find_runs
 
 pytestmark = pytest.mark.xdist_group("browser")
 
@@ -129,6 +131,22 @@ def test_partitions_are_kept_for_the_page(runs: Path) -> None:
     kept = json.loads((runs / "knfu-0" / "partition.json").read_text())
     assert [sum(row) for row in kept["counts"]] == [24] * 6
     assert len(kept["classes"]) == 10
+    assert (kept["sizes"], kept["nodes"], kept["noun"]) == ([24] * 6, [], "images")
+
+
+def test_the_partition_names_nodes_and_what_they_have(runs: Path) -> None:
+    run = find_runs([runs / "knfu-0"])[0][0]
+    path = run.path / "partition.json"
+    kept = json.loads(path.read_text())
+    try:
+        path.write_text(json.dumps({**kept, "nodes": ["east", "west", "a", "b", "c", "d"], "noun": "rows"}))
+        page, _ = render([run], [], "x")
+        assert "node east: " in page
+        assert "6 nodes, 24 rows each." in page
+        path.write_text(json.dumps({**kept, "nodes": ["east"]}))
+        assert run.partition() is None
+    finally:
+        path.write_text(json.dumps(kept))
 
 
 def test_images_from_outside_of_a_run_are_named_and_not_in_the_page(runs: Path, tmp_path: Path) -> None:
