@@ -142,11 +142,12 @@ class FedFTG(Wrapper):
     Values: those of the authors' CIFAR-10 runs; noise 256 for CIFAR-100. Where paper and code differ, the code is the
     default: `disagreement` (paper: kl), `teacher_gradient` (paper: true), `classification` (paper: per_sample),
     `generator_update` (paper: joint, one step on the sum over clients), `labels` (paper: independent), `ensemble`.
+    Samples of other kinds than images (no published form): see `fedkd.distillation.sample_generators`.
     With FedProx and its official_quirks as the base, the authors also add its mu to the weight_decay here. The server
     gets each node's model and label counts, so secure aggregation is not possible.
     """
 
-    kinds: ClassVar[frozenset[Kind]] = ANY_KIND - {"tokens"}
+    kinds: ClassVar[frozenset[Kind]] = ANY_KIND
     balances: ClassVar[bool] = True
     base: NamedTable = field(default_factory=lambda: NamedTable(name="fedavg"))
     iterations: Count = 10
@@ -182,10 +183,14 @@ class FedFTG(Wrapper):
                 f"strategy.base.name = {self.base.name!r}: fedftg refines the merged model of the clients, so its base "
                 'must not be a wrapper; swap the two: name = "weight_ema", base = { name = "fedftg" }.'
             )
-        if not takes_probabilities(environment.model(0), environment.data.form):
+        form = environment.data.form
+        if not takes_probabilities(environment.model(0), form):
+            made, fix = "rows with categories as probabilities", "table_mlp"
+            if form.kind == "tokens":
+                made, fix = "texts as probabilities over the vocabulary", "text_cnn or text_transformer"
             raise InputError(
-                f"model.name = {environment.config.model.name!r}: the generator of fedftg makes rows with categories "
-                "as probabilities, which this model cannot take; set table_mlp."
+                f"model.name = {environment.config.model.name!r}: the generator of fedftg makes {made}, which this "
+                f"model cannot take; set {fix}."
             )
 
     def prepare(self, federation: Round) -> None:

@@ -6,5 +6,5 @@
 * `virtual_kinds`: virtual rows, series and arrays: what models get of them, what may change, class statistics.
 * `matching`: matching losses: embeddings and gradients.
 * `siamese`: differentiable Siamese augmentation; `siamese_kinds`: of rows and series.
-* `generators`: FedFTG's image generator, FedGen's feature generator; `sample_generators`: generators of rows, series.
+* `generators`: FedFTG's image generator, FedGen's feature generator; `sample_generators`: of rows, series and texts.
 """

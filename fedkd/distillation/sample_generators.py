@@ -1,4 +1,4 @@
-"""Conditional generators of rows and series, from noise and a label to encoded samples; of images: `generators`."""
+"""Conditional generators of rows, series and texts, from noise and a label to samples; of images: `generators`."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..data.spec import Form
-from ..errors import InputError
+from ..data.spec import MASKED, PAD, START, Form
 from ..models.tables import one_hot
 from .generators import ImageGenerator
 
 _TEMPERATURE = 0.2  # of the categories, as in CTGAN (Xu et al., 2019)
 _WIDTH = 256
+_TOKENS = 32  # the most of a generated text
 
 
 def generator_of(form: Form, noise: int, classes: int, width: int) -> nn.Module:
-    """Return FedFTG's generator for samples of this form. Raises InputError for tokens."""
+    """Return FedFTG's generator for samples of this form."""
     if form.kind == "image":
         channels, height, wide = form.shape
         return ImageGenerator(noise, classes, (channels, height, wide), width)
     if form.kind == "series":
         return SeriesGenerator(noise, classes, form, width)
     if form.kind == "tokens":
-        raise InputError("tokens have no gradient, so a generator cannot make them.")
+        return TextGenerator(noise, classes, form, width)
     return RowGenerator(noise, classes, form)
 
 
@@ -85,8 +85,36 @@ class SeriesGenerator(nn.Module):
         return torch.cat([series, torch.ones_like(series[:, :1])], dim=1)
 
 
+class TextGenerator(nn.Module):
+    """Makes texts as probabilities over the vocabulary, without padding, starts and masks.
+
+    A text has as many tokens as the set's longest, and 32 at most: on real sites the server does not know how long
+    texts are. Probabilities are those of softmax, without draws, so a word is a mean of a model's embeddings.
+    """
+
+    def __init__(self, noise: int, classes: int, form: Form, width: int = 64) -> None:
+        super().__init__()
+        self.classes, self.start = classes, (width, min(form.shape[0], _TOKENS))
+        self.from_noise = nn.Linear(noise + classes, math.prod(self.start))
+        self.layers = nn.Sequential(
+            nn.Conv1d(width, width, 3, padding=1), nn.BatchNorm1d(width), nn.LeakyReLU(0.2),
+            nn.Conv1d(width, width, 3, padding=1), nn.BatchNorm1d(width), nn.LeakyReLU(0.2),
+        )  # fmt: skip
+        self.to_words = nn.Linear(width, form.vocabulary)
+        never = torch.isin(torch.arange(form.vocabulary), torch.tensor([PAD, START, MASKED]))
+        self.register_buffer("never", never, persistent=False)
+
+    def forward(self, noise: Tensor, labels: Tensor) -> Tensor:
+        """Return texts, B x L x V, from noise, B x noise, and labels, B."""
+        given = torch.cat([noise, F.one_hot(labels, self.classes).to(noise.dtype)], dim=1)
+        tokens = self.layers(self.from_noise(given).view(-1, *self.start)).transpose(1, 2)
+        return torch.softmax(self.to_words(tokens).masked_fill(self.never, -math.inf), dim=2)
+
+
 def as_codes(samples: Tensor, form: Form) -> Tensor:
-    """Return samples of a generator as models get real ones: rows with the likeliest code of each category."""
+    """Return samples of a generator as models get real ones: with the likeliest code of each category, or word."""
+    if form.kind == "tokens":
+        return samples.argmax(2)
     if form.kind != "table" or not form.cards:
         return samples
     numbers, *categories = samples.split([form.numbers, *form.cards], dim=1)
@@ -95,16 +123,21 @@ def as_codes(samples: Tensor, form: Form) -> Tensor:
 
 @torch.no_grad()
 def takes_probabilities(model: nn.Module, form: Form) -> bool:
-    """Return whether a model gives the same for rows with codes and with categories as probabilities."""
-    if form.kind != "table" or not form.cards:
+    """Return whether a model gives the same for categories or words as codes and as probabilities."""
+    if form.kind != "tokens" and not form.cards:
         return True
     device = next(model.parameters()).device
-    rows = form.drawn(4, torch.Generator().manual_seed(0)).to(device)
+    samples = form.drawn(4, torch.Generator().manual_seed(0)).to(device)
+    if form.kind == "tokens":
+        samples = samples[:, :_TOKENS]
+        shares = F.one_hot(samples, form.vocabulary).float()
+    else:
+        shares = one_hot(samples, form)
     training = model.training
     try:
-        found = model.eval()(one_hot(rows, form))
-        return bool(torch.allclose(found, model(rows), 1e-4, 1e-5))
-    except RuntimeError:  # it has a fixed number of columns
+        found = model.eval()(shares)
+        return bool(torch.allclose(found, model(samples), 1e-4, 1e-5))
+    except Exception:  # whatever a model of a library or a user says to what it cannot take
         return False
     finally:
         model.train(training)

@@ -42,5 +42,10 @@ class Teachers:
         """Return all teachers' outputs on the same inputs, K x B x C."""
         if not self.batched:
             return torch.stack([self.one(number, inputs) for number in range(len(self))])
-        outputs: Tensor = vmap(lambda weights: functional_call(self.model, weights, (inputs,)))(self._stacked)
+        fast = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)  # torch's fast attention has no gradient in a batched call
+        try:
+            outputs: Tensor = vmap(lambda weights: functional_call(self.model, weights, (inputs,)))(self._stacked)
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fast)
         return outputs

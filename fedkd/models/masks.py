@@ -7,9 +7,10 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from ..data.spec import PAD, Form
+from ..data.spec import Form
 from ..errors import InputError
 from .sources import Transformer
+from .texts import is_token
 
 
 class WithMask(nn.Module):
@@ -26,7 +27,7 @@ class WithMask(nn.Module):
         """Return the logits, B x C."""
         if self.series:
             return cast(Tensor, self.model(inputs[:, :-1], mask=inputs[:, -1] > 0))
-        return cast(Tensor, self.model(inputs, mask=inputs != PAD))
+        return cast(Tensor, self.model(inputs, mask=is_token(inputs)))
 
 
 class WithoutMask(nn.Module):

@@ -1,4 +1,8 @@
-"""Models for tokens. Id 0 is behind the end of a text; longer padding changes nothing."""
+"""Models for tokens. Id 0 is behind the end of a text; longer padding changes nothing.
+
+A text is ids, B x L, or probabilities over the vocabulary, B x L x V, such as a generator's: all its positions
+are tokens, and a word is the mean of the embeddings, weighted by the probabilities.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +18,23 @@ from .tables import Share
 from .zoo import Classifier, Width, serves
 
 
+def is_token(texts: Tensor) -> Tensor:
+    """Return where texts, B x L or B x L x V, have a token, bool, B x L."""
+    if texts.dim() == 3:
+        return texts.new_ones(texts.shape[:2], dtype=torch.bool)
+    return texts != PAD
+
+
+def embedded(texts: Tensor, embedding: nn.Embedding, more: int = 0) -> Tensor:
+    """Return the words of texts, B x (L + more) x D; `more`: paddings to put behind each of them."""
+    if texts.dim() == 2:
+        words: Tensor = embedding(F.pad(texts, (0, more)))
+        return words
+    # looked up, and not `weight`: an adapter of the layer counts, and the padding gets no gradient, as with ids
+    vocabulary = embedding(torch.arange(texts.shape[2], device=texts.device))
+    return torch.cat([texts @ vocabulary, vocabulary[PAD].expand(len(texts), more, -1)], dim=1)
+
+
 class _TextCnn(nn.Module):
     def __init__(self, vocabulary: int, width: int, filters: int, lengths: list[int], dropout: float) -> None:
         super().__init__()
@@ -23,10 +44,10 @@ class _TextCnn(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Return features, B x D, of tokens, B x L."""
-        padded = F.pad(tokens, (0, self.longest - 1))  # a kernel begins at each token, however short the text is
-        words = self.embedding(padded).transpose(1, 2)
-        here = (tokens != PAD)[:, None]
+        """Return features, B x D, of tokens, B x L or B x L x V."""
+        # with paddings, a kernel begins at each token, however short the text is
+        words = embedded(tokens, self.embedding, self.longest - 1).transpose(1, 2)
+        here = is_token(tokens)[:, None]
         found = []
         for conv in self.convs:
             response = F.relu(conv(words))[:, :, : tokens.shape[1]]
@@ -60,11 +81,11 @@ class _TextTransformer(nn.Module):
         self.layers = nn.TransformerEncoder(layer, layers, nn.LayerNorm(width), enable_nested_tensor=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Return features, B x D, of tokens, B x L: the mean over a text's tokens."""
+        """Return features, B x D, of tokens, B x L or B x L x V: the mean over a text's tokens."""
         if tokens.shape[1] > len(self.positions):
             raise ValueError(f"texts have {tokens.shape[1]} tokens; the model has positions for {len(self.positions)}")
-        here = tokens != PAD
-        words = self.embedding(tokens) + self.positions[: tokens.shape[1]]
+        here = is_token(tokens)
+        words = embedded(tokens, self.embedding) + self.positions[: tokens.shape[1]]
         found: Tensor = self.layers(words, src_key_padding_mask=~here)
         return (found * here[:, :, None]).sum(1) / here.sum(1, keepdim=True).clamp(min=1)
 

@@ -12,7 +12,9 @@ from helpers.bases import SMALL
 from helpers.formulas import normal
 from helpers.published import checksum, net
 
+from fedkd.data.spec import Form
 from fedkd.methods.teachers import Teachers
+from fedkd.models.build import build
 from fedkd.runs.run import run
 
 
@@ -43,6 +45,23 @@ def test_many_teachers_in_one_call_are_the_loop_and_pass_gradients() -> None:
     before = [checksum(w.values()) for w in loop.weights]
     loop(images)
     assert [checksum(w.values()) for w in loop.weights] == before  # eval mode: statistics stay
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # of attention, on a CPU only
+@pytest.mark.parametrize("name", ["text_cnn", "text_transformer"])
+def test_teachers_of_texts_in_one_call_are_the_loop_and_pass_gradients(name: str) -> None:
+    models = [build(name, {"width": 8}, Form("tokens", (6,), vocabulary=9), 3).double() for _ in range(3)]
+    weights = [model.state_dict() for model in models]
+    texts, results = torch.softmax(normal(4, 6, 9), 2).requires_grad_(), []
+    for batched in (False, True):
+        teachers = Teachers(models[0], weights, batched=batched)
+        logits = teachers(texts)
+        (gradient,) = torch.autograd.grad(logits.square().sum(), texts)
+        with torch.no_grad():
+            torch.testing.assert_close(teachers(texts), logits)
+        results.append((logits, gradient))
+    torch.testing.assert_close(results[0], results[1], rtol=1e-10, atol=1e-12)
+    assert torch.backends.mha.get_fastpath_enabled()
 
 
 def test_a_base_whose_clients_fail_keeps_the_others_as_teachers(tiny: Make, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from fedkd.data.spec import PAD, Form
 from fedkd.models.build import build
+from fedkd.models.texts import embedded, is_token
 from fedkd.streams import default_stream, torch_stream
 
 FORM = Form("tokens", (16,), vocabulary=50)
@@ -65,6 +66,35 @@ def test_a_text_has_the_same_logits_alone_and_beside_longer_ones(name: str) -> N
     batch = _texts([6, 1, 2], 6)
     for row, length in enumerate((6, 1, 2)):  # one token is shorter than each kernel
         assert torch.allclose(model(batch[row : row + 1, :length]), model(batch)[row : row + 1], atol=1e-5)
+
+
+@pytest.mark.parametrize("adapter", [False, True], ids=["", "lora"])
+@pytest.mark.parametrize("name", MODELS)
+def test_probabilities_of_one_word_each_are_the_ids(name: str, adapter: bool) -> None:
+    """Also their gradients, where a file gives the padding an embedding, or an adapter changes the layer."""
+    lora = {"name": "lora", "r": 2, "targets": ["embedding"]}
+    model = build(name, {"adapter": lora} if adapter else {}, FORM, 3).double().eval()
+    with torch.no_grad():
+        model.features.embedding.weight[PAD] = 2.0
+        for one in model.parameters() if adapter else []:
+            one += 0.1  # B begins at 0
+    results = []
+    ids = FORM.drawn(4, torch.Generator().manual_seed(1))[:, :2]  # shorter than each kernel
+    for texts in (ids, F.one_hot(ids, FORM.vocabulary).double()):
+        logits = model(texts)
+        trained = list(model.parameters())
+        results.append([logits, *torch.autograd.grad(logits.square().sum(), trained)])
+    for found, wanted in zip(*results, strict=True):
+        torch.testing.assert_close(found, wanted)
+
+
+def test_a_word_may_be_between_words_and_every_position_is_a_token() -> None:
+    embedding = torch.nn.Embedding(50, 8, padding_idx=PAD)
+    first, second = FORM.drawn(2, torch.Generator().manual_seed(1))
+    shares = (F.one_hot(first, 50) + F.one_hot(second, 50)).float()[None] / 2
+    torch.testing.assert_close(embedded(shares, embedding)[0], (embedding(first) + embedding(second)) / 2)
+    assert is_token(F.one_hot(torch.tensor([[5, PAD]])).float()).tolist() == [[True, True]]
+    assert is_token(torch.tensor([[5, PAD]])).tolist() == [[True, False]]
 
 
 @pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.AdamW])

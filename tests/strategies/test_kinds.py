@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers import HOME, lines
+from PIL import Image
 
 from fedkd.config import parse_config
 from fedkd.core.setup import make_setup
@@ -183,6 +185,30 @@ def test_fedftg_needs_a_model_that_takes_probabilities() -> None:
     config = config_of("table", "fedftg", model={"name": "mlp", "hidden": [8]})
     with pytest.raises(InputError, match="which this model cannot take; set table_mlp"):
         make_setup(parse_config(config)).check()
+
+
+def test_fedftg_needs_a_model_that_takes_texts_as_probabilities(tmp_path: Path) -> None:
+    table = {"model_type": "distilbert", "dim": 8, "n_layers": 1, "n_heads": 2, "hidden_dim": 8, "vocab_size": 5000}
+    (tmp_path / "config.json").write_text(json.dumps(table))
+    config = config_of("tokens", "fedftg", model={"name": f"transformers:{tmp_path}"})
+    why = "makes texts as probabilities over the vocabulary, which this model cannot take; set text_cnn or text_transf"
+    with pytest.raises(InputError, match=rf"model.name = 'transformers:.*': the generator of fedftg {why}"):
+        make_setup(parse_config(config)).check()
+
+
+@pytest.mark.parametrize("base", ["fedftg", "weight_ema"])
+def test_generated_texts_are_shown_as_words(base: str, tmp_path: Path) -> None:
+    config = config_of("tokens", "fedftg")
+    config["model"] = {"name": "text_transformer", "width": 8, "layers": 1}
+    if base == "weight_ema":
+        config["strategy"] = {"name": base, "base": config["strategy"]}
+    summary = run(parse_config(config), tmp_path / "run")
+    assert (summary["status"], summary["failures"]) == ("completed", 0)
+    with Image.open(tmp_path / "run" / "figures" / "generated" / "round-000002.png") as strip:
+        assert json.loads(strip.info["captions"]) == ["negative", "positive"]
+        pixels = np.asarray(strip)
+    assert pixels.shape == (132, 2 * 168, 3)
+    assert all(half.min() < 128 < half.max() for half in np.split(pixels, 2, axis=1))
 
 
 def test_notes_are_in_the_summary(tmp_path: Path) -> None:
