@@ -22,7 +22,7 @@ from ..learning.batches import Preprocess
 from ..learning.evaluation import evaluate
 from ..learning.work import Work, alone
 from ..messages.arrays import copied
-from ..models.build import build, fill
+from ..models.build import build, fill, refuse_short
 from ..models.freezing import copy_frozen, frozen_names
 from ..registry import options
 from ..streams import Node, default_stream, torch_stream
@@ -108,12 +108,13 @@ class Environment:
         """Return a new model object of an architecture, on the device; draws from torch's default stream."""
         if isinstance(architecture, int):
             spec = self.config.model.architectures[architecture]
-            key = "model.name" if self.config.model.name else f"model.names.{architecture}"
+            key = self._key_of(architecture)
         else:
             spec, key = architecture, "strategy"
 
         def make() -> nn.Module:
-            return build(spec.name, spec.options, self.data.form, len(self.data.classes), key).to(self.device)
+            data = self.data
+            return build(spec.name, spec.options, data.form, len(data.classes), key, padded=data.padded).to(self.device)
 
         model = make()
         if frozen_names(model):  # the same in all processes: such tensors are not sent
@@ -130,6 +131,16 @@ class Environment:
     def model(self, architecture: Architecture) -> nn.Module:
         """Return this process's model object of an architecture. Its weights are those of its last use."""
         return self.kept_object(repr(architecture), lambda: self.new_model(architecture))
+
+    def refuse_short(self, number: int) -> None:
+        """Raise InputError if one of the run's architectures cannot take the shortest series or text that is here."""
+        shortest, name = self.data.shortest, self.config.model.architectures[number].name
+        if shortest is not None:
+            with default_stream(torch_stream(self.config.seed, 0, "server", "shortest-sample")):
+                refuse_short(self.model(number), self.data.form, shortest, f"{self._key_of(number)} = {name!r}")
+
+    def _key_of(self, number: int) -> str:
+        return "model.name" if self.config.model.name else f"model.names.{number}"
 
     def about_models(self) -> list[str]:
         """Return a line on each of the run's architectures: its head, the width of its features, its parameters."""

@@ -40,6 +40,7 @@ class Setup:
         fewest = data.fewest_images()
         for number, architecture in enumerate(architectures):
             model = self.environment.model(number)
+            self.environment.refuse_short(number)
             if (config.train.batch_size == 1 or fewest == 1) and not takes_one_sample(model, data.form):
                 what = (
                     "train.batch_size = 1" if config.train.batch_size == 1 else "data.partition: a node has one image"

@@ -12,6 +12,8 @@
 * `hugging_face`: sets in folders that Hugging Face's `datasets` has written.
 * `series`: series of unequal length and with gaps as arrays.
 * `tokens`: texts as tokens.
+* `unknown_words`: words that models do not know, and texts that mostly have such.
+* `memory`: files that would fill the memory are refused.
 * `portraits`: small pictures of samples.
 * `datasets`: named sets, from a file, a function, or through torchvision.
 * `functions`: sets that a function returns.

@@ -14,6 +14,7 @@ from .codec import Codec
 from .node_tests import DrawnTests
 from .partitions import Drawn
 from .samples import Rows, Samples
+from .series import last_steps
 from .spec import DataSpec, Form
 from .strata import Strata, strata_of
 
@@ -120,6 +121,23 @@ class FederatedData:
     def _bins(self) -> Strata:
         return strata_of(self.train.labels, self.spec.task, self.node_classes)
 
+    @cached_property
+    def shortest(self) -> int | None:
+        """Return the fewest steps of a series, or tokens of a text; None for other kinds, and without any sample."""
+        if self.spec.kind not in ("series", "tokens"):
+            return None
+        count = last_steps if self.spec.kind == "series" else lambda texts: np.count_nonzero(texts, axis=1)
+        return min((int(count(one.inputs).min()) for one in self._every() if len(one.labels)), default=None)
+
+    @property
+    def padded(self) -> bool:
+        """Return whether a series or text is, or at real sites may be, shorter than models get it."""
+        return self.spec.kind in ("series", "tokens") and self.shortest != self.form.shape[-1]
+
+    def _every(self) -> list[Samples]:
+        """Return all samples: those of the nodes, the public set, the server's."""
+        return [one for one in (self.train, self.test, self.public, self.validation) if one is not None]
+
     def label_counts(self) -> np.ndarray:
         """Return the table of training images, nodes x `counted`."""
         counts = np.zeros((self.clients, len(self.counted)), np.int64)
@@ -132,8 +150,7 @@ class FederatedData:
     @cached_property
     def fingerprint(self) -> str:
         """Return a hash that is equal for federations with the same images, labels and partition."""
-        images = [one for one in (self.train, self.test, self.public, self.validation) if one is not None]
-        arrays = [array for one in images for array in (one.inputs, one.labels)]
+        arrays = [array for one in self._every() for array in (one.inputs, one.labels)]
         for parts in (self.train_parts, self.test_parts):
             if isinstance(parts, Ragged):
                 arrays += [parts.values, parts.offsets]

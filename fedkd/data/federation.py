@@ -19,6 +19,7 @@ from .samples import Dataset, Samples
 from .site_data import without_samples
 from .spec import DataSpec, Task
 from .strata import strata_of
+from .unknown_words import unknown_at_nodes
 
 
 def federate(config: DataConfig, seed: int) -> FederatedData:
@@ -102,6 +103,9 @@ def federate(config: DataConfig, seed: int) -> FederatedData:
         notes += notes_of(codec, train.inputs[rows], test.inputs)
         if isinstance(test_parts, Ragged):
             _refuse_unseen(codec, test, test_parts, names if own is not None else ())
+    if codec.spec.kind == "tokens" and isinstance(parts, list) and isinstance(test_parts, Ragged):
+        whose = names if own is not None else ()
+        notes += unknown_at_nodes(codec, train.inputs, Ragged.of(parts), test.inputs, test_parts, whose)
     if own is not None and isinstance(parts, list) and isinstance(test_parts, Ragged):
         notes += _few_rows(parts, test_parts, train.labels, names, task)
     if unused := len(train.labels) - len(rows):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import zipfile
 from collections.abc import Collection
 from pathlib import Path
@@ -15,6 +14,7 @@ from ..config import SetsConfig
 from ..errors import InputError, MissingFiles, on_one_line, reason_of
 from ..files import refuse_odd
 from .arrays import NAMES, NEEDED, from_arrays
+from .memory import machine_memory, refuse_large, size_of_npz
 from .samples import SOURCE, Dataset
 
 _MOST_PACKED, _MOST_RATIO = 2**28, 100  # bytes that an archive may become whatever its size; and how often its size
@@ -26,6 +26,7 @@ def from_npz(path: Path, config: SetsConfig | None = None) -> Dataset:
     """
     if not path.exists():
         raise MissingFiles(f"{SOURCE}: there is no file {path}.")
+    refuse_large(size_of_npz(path, NAMES), path, SOURCE, "write its arrays as .npy files into a folder")
     try:
         arrays = read_arrays(path, NAMES)
     except ValueError as error:
@@ -91,7 +92,7 @@ def read_arrays(path: Path, names: Collection[str], home: Path | None = None) ->
 
 
 def _refuse_bomb(stored: int, whole: int) -> None:
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    memory = machine_memory()
     if whole > memory:
         raise ValueError(f"its arrays have {whole / 1e9:.1f} GB, this machine has {memory / 1e9:.1f} GB of memory")
     if whole > _MOST_PACKED and whole > _MOST_RATIO * stored:

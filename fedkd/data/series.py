@@ -41,7 +41,7 @@ def as_series(
             ends_at = _checked_lengths(length, series, part, where)
             inside = np.arange(series.shape[2]) < ends_at[:, None]
             series = np.where(inside[:, None], series, np.float32(np.nan))
-        steps = _last_steps(series)
+        steps = last_steps(series)
         if length is not None and (early := int((steps < ends_at).sum())):
             notes.append(f"{early} series of {name} in {where} have no value in their last steps, and end before them")
         _refuse_empty(steps, f"{name} in {where}")
@@ -57,7 +57,7 @@ def _refuse_empty(steps: np.ndarray, name: str) -> None:
         raise InputError(f"{SOURCE}: {int(empty.sum())} series of {name} have no steps{first_places(empty)}.")
 
 
-def _last_steps(series: np.ndarray) -> np.ndarray:
+def last_steps(series: np.ndarray) -> np.ndarray:
     """Return for each series the number of steps up to the last one with a value."""
     here = ~np.isnan(series).all(1)
     return np.where(here.any(1), here.shape[1] - here[:, ::-1].argmax(1), 0)
@@ -88,7 +88,7 @@ def _cut_and_filled(
     width = min(most, series.shape[2])
     values = np.full((len(series), series.shape[1], most), np.nan, np.float32)
     values[:, :, :width] = series[:, :, :width]
-    steps = _last_steps(values)
+    steps = last_steps(values)
     _refuse_empty(steps, name)
     inside = np.arange(most) < steps[:, None]
     gaps = np.isnan(values) & inside[:, None]

@@ -20,6 +20,7 @@ from .named_sets import FILE, codec_of, first_of_each, load_set
 from .public_set import take_public_set, take_validation
 from .samples import LARGEST, RAW_TYPES, Dataset, Samples
 from .spec import DataSpec
+from .unknown_words import unknown_at_site
 
 _OF_A_FILE = (
     "label", "text", "node", "split", "test", "time", "gap", "drop", "columns", "units", "drop_unlabelled", "kind",
@@ -45,6 +46,10 @@ class SiteData(FederatedData):
     def test_of(self, node: int) -> Samples:
         """Return the site's test samples."""
         return self.own_test
+
+    def _every(self) -> list[Samples]:
+        own = [] if self.spec.misfit(self.described) else [self.train, self.own_test]
+        return own if self.public is None else [*own, self.public]
 
 
 def site_data(config: DataConfig, name: str, seed: int) -> SiteData:
@@ -75,7 +80,7 @@ def site_data(config: DataConfig, name: str, seed: int) -> SiteData:
         train, spec = _empty(codec.spec), codec.spec
         if not spec.misfit(described):
             fitted = in_spec(own, spec)
-            notes += _unseen(own, fitted, codec)
+            notes += _unseen(own, fitted, codec) + unknown_at_site(codec, own, fitted)
             own = fitted
     public, _, all_classes = take_public_set(config, train, spec, seed, own.classes)
     return SiteData(

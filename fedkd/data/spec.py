@@ -166,6 +166,12 @@ class Form(NamedTuple):
             batch[:, -1] = 1
         return batch
 
+    def shortened(self, batch: Tensor, length: int) -> Tensor:
+        """Return a batch of series or texts of `length` steps or tokens, padded behind them."""
+        batch = batch.clone()
+        batch[..., length:] = PAD
+        return batch
+
     def drawn(self, count: int, generator: torch.Generator) -> Tensor:
         """Return a valid batch of samples without meaning: normal numbers, any codes and ids, nothing missing."""
         if self.kind == "tokens":

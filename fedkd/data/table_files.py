@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..config import SetsConfig
 from ..errors import InputError, on_one_line, reason_of, some
+from .memory import refuse_large, size_of_parquet
 from .rows import KEY, check_names, pandas, rows_of
 from .samples import Dataset, Samples
 from .table_columns import table_of
@@ -31,9 +32,13 @@ def from_rows(path: Path, config: SetsConfig) -> Dataset:
         if path.suffix.lower() in TEXT_ENDINGS:
             separator = "\t" if path.suffix.lower() == ".tsv" else ","
             _check_head(path, separator)
+            refuse_large(path.stat().st_size, path, KEY, "write it as Parquet, with the columns that you use")
             absent = _ABSENT[:1] if config.text is not None else _ABSENT  # a text may be "null"
             frame = module.read_csv(path, sep=separator, keep_default_na=False, na_values=absent, low_memory=False)
         else:
+            files = [one for one in path.rglob("*") if one.suffix in PARQUET_ENDINGS] if path.is_dir() else [path]
+            fix = "leave out columns or rows, or write arrays as .npy files into a folder"
+            refuse_large(size_of_parquet(files), path, KEY, fix)
             frame = module.read_parquet(path)
     except InputError:
         raise

@@ -13,7 +13,7 @@ import json
 import logging
 import re
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import cast
@@ -207,8 +207,12 @@ def introduce(environment: Environment, context: Context, federation: str) -> In
     if not isinstance(data, SiteData) and not 0 <= partition < data.clients:
         raise InputError(f"partition-id = {partition}: the config has partitions 0 to {data.clients - 1}.")
     model = _own_model(node_config) or ""
+    numbers: Sequence[int] = range(len(environment.config.model.architectures))
     if model:
-        environment.model(_number_of(model, environment.config.model))  # raises InputError if it cannot be built
+        numbers = [_number_of(model, environment.config.model)]
+        environment.model(numbers[0])  # raises InputError if it cannot be built
+    for number in numbers:
+        environment.refuse_short(number)
     if "state" in node_config:
         folder = Path(str(node_config["state"])).expanduser()
         try:

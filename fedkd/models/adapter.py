@@ -7,6 +7,7 @@ batch: head(features(x)) must be the model's output.
 
 from __future__ import annotations
 
+import traceback
 from typing import Any, NamedTuple
 
 import torch
@@ -25,13 +26,19 @@ _NAMES = ("classifier", "score", "classification_head")  # of heads, in transfor
 class Adapted(nn.Module):
     """A model whose head was found.
 
-    `body`: what the names of its tensors begin with, but for those of the head; `head`: the head's path in the model.
+    `body`: what the names of its tensors begin with, but for those of the head; `heads`: the paths in the model of the
+    head, or of several in whose place there is one.
     """
 
-    def __init__(self, features: nn.Module, classifier: nn.Module, body: str, head: str) -> None:
+    def __init__(self, features: nn.Module, classifier: nn.Module, body: str, *heads: str) -> None:
         super().__init__()
         self.features, self.classifier = features, classifier
-        self.body, self.head = f"features.{body}", head
+        self.body, self.heads = f"features.{body}", heads
+
+    @property
+    def head(self) -> str:
+        """Return the path of the head, or the paths of several."""
+        return " and ".join(self.heads)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return the logits, B x C."""
@@ -172,8 +179,8 @@ def _without_classifier(trunk: nn.Module, batch: Tensor, classes: int, key: str)
     if not isinstance(found, Tensor) or found.dim() != 2:
         raise InputError(f"{key}: without a classifier the model's output must be of shape (2, D); {_said(found)}.")
     names = model.pretrained_cfg.get("classifier") or "head"
-    head = names if isinstance(names, str) else " and ".join(names)
-    return Adapted(trunk, nn.Linear(found.shape[1], classes), inner.prefix, head)
+    heads = [names] if isinstance(names, str) else names
+    return Adapted(trunk, nn.Linear(found.shape[1], classes), inner.prefix, *heads)
 
 
 def _named_head(model: nn.Module) -> str | None:
@@ -250,18 +257,32 @@ def _said(output: object) -> str:
 
 def own_names(model: nn.Module) -> dict[str, str]:
     """Return for each tensor of a built model, by its name, the name that it has in the user's or library's model."""
-    projected = "trunk." if isinstance(model, Projected) else ""
-    inner = model.trunk if isinstance(model, Projected) else model
-    own = {}
     tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-    for name, _ in tensors:
-        short = name.removeprefix(projected)
-        if isinstance(inner, Adapted) and short.startswith(inner.body):
-            short = short.removeprefix(inner.body)
-        elif isinstance(inner, Adapted) and short.startswith("classifier."):
-            short = f"{inner.head}.{short.removeprefix('classifier.')}".removeprefix(".")
-        own[name] = short
-    return own
+    return {name: own_path(model, name) for name, _ in tensors}
+
+
+def own_path(model: nn.Module, name: str) -> str:
+    """Return the name that a part of a model as fedkd has built it has in the user's or library's model.
+
+    The model itself has no name; `model` may also be a part that fedkd put around the user's model.
+    """
+    if isinstance(model, Projected):
+        return own_path(model.trunk, name.removeprefix("trunk."))
+    if not isinstance(model, Adapted):
+        return f"{name}.".removeprefix(_inner_of(model).prefix).removesuffix(".")
+    if f"{name}.".startswith(model.body):
+        return f"{name}.".removeprefix(model.body).removesuffix(".")
+    if name.startswith("classifier."):
+        return f"{model.head}.{name.removeprefix('classifier.')}".removeprefix(".")
+    return name
+
+
+def failing_layer(error: BaseException) -> str:
+    """Return the path in the user's model of the innermost module that has raised an error; empty for none."""
+    frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
+    passed = [one for frame in frames if isinstance(one := frame.f_locals.get("self"), nn.Module)]
+    paths = {id(one): path for path, one in passed[0].named_modules()} if passed else {}
+    return own_path(passed[0], paths[id(passed[-1])]) if passed and id(passed[-1]) in paths else ""
 
 
 def about(model: nn.Module) -> str:
@@ -273,6 +294,8 @@ def about(model: nn.Module) -> str:
     if isinstance(layer, nn.Linear):
         parts += [f"{head or 'classifier '}({layer.in_features} -> {layer.out_features})"]
         parts += [f"features {layer.in_features} wide"]
+    if isinstance(inner, Adapted) and len(inner.heads) > 1:
+        parts += [f"one head in place of {len(inner.heads)}"]
     trained = sum(one.numel() for one in model.parameters() if one.requires_grad)
     frozen = [one for one in model.buffers() if isinstance(one, nn.Parameter)]  # see `freezing`
     count = sum(one.numel() for one in [*model.parameters(), *frozen])

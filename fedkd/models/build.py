@@ -14,16 +14,15 @@ from torch import Tensor, nn
 from ..data.spec import ANY_KIND, Form
 from ..errors import InputError, described, on_one_line
 from ..registry import find, options
-from .adapter import about, adapt
+from .adapter import about, adapt, failing_layer, own_path
 from .freezing import Lora, Train, train_only
-from .masks import of_one_tensor
+from .masks import lacks_mask, of_one_tensor
 from .pretrained import load_weights
 from .projection import Projected
 from .sources import builder_of
 
 _SIZES = (16, 32, 64, 128, 224, 299)  # pixels per side that are tried for a model that cannot take the run's images
-
-
+_KNOWN = (RuntimeError, ValueError, TypeError, AssertionError, IndexError)  # their texts are for users
 _DTYPES = (torch.float64, torch.float32, torch.float16, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8,
            torch.bool)  # fmt: skip
 
@@ -41,12 +40,15 @@ class Options:
     projection: int | None = None
 
 
-def build(name: str, table: dict[str, Any], form: Form, classes: int, key: str = "model.name") -> nn.Module:
+def build(
+    name: str, table: dict[str, Any], form: Form, classes: int, key: str = "model.name", *, padded: bool = True
+) -> nn.Module:
     """Return a new model for samples of this form; `table`: the builder's options, and those of all models.
 
     `name`: an entry point, `torchvision:<name>`, `timm:<name>`, `transformers:<folder or config.json>`, or
     `path.py:function`. A builder is called with the form, or with the shape of a sample if its first parameter is named
-    `shape`: for a series without its mask, unless it is marked as one for series. Its attribute
+    `shape`: for a series without its mask, unless it is marked as one for series. `padded`: whether series or
+    texts may be shorter than the form says. The attribute
     `fedkd_about` is a line on what was found. Raises InputError for an unknown name,
     wrong options, a model whose head is not found, or one that cannot take such samples.
     """
@@ -72,7 +74,10 @@ def build(name: str, table: dict[str, Any], form: Form, classes: int, key: str =
         model = make(form)
         if not isinstance(model, nn.Module):
             raise InputError(f"{said} returns {type(model).__name__}, not a torch.nn.Module.")
-        model = of_one_tensor(model, form, knows_form=marked or not by_shape, ignore_mask=common.ignore_mask, key=said)
+        knows_form = marked or not by_shape
+        ignores = padded and lacks_mask(model, form, knows_form=knows_form)
+        may_ignore = common.ignore_mask or not padded
+        model = of_one_tensor(model, form, knows_form=knows_form, may_ignore=may_ignore, key=said)
         model = adapt(model, form, classes, said, common.head, common.features)
         if common.weights is not None:
             load_weights(model, common.weights, f"{prefix}.weights")
@@ -81,21 +86,25 @@ def build(name: str, table: dict[str, Any], form: Form, classes: int, key: str =
                 raise InputError(f"{said}: a projection head needs a classifier that is one linear layer.")
             model = Projected(model, common.projection, classes)
         train_only(model, common.train, common.adapter, prefix)
-        line = f"{name}: {about(model)}"
+        line = f"{name}: {about(model)}" + (", no mask: it reads padding as zeros" if ignores else "")
         model, logits = _tried(model, form)
     except (InputError, KeyboardInterrupt):
         raise
     except BaseException as error:  # whatever the builder or the model raises, also sys.exit
-        known = isinstance(error, RuntimeError | ValueError | TypeError | AssertionError | IndexError) and str(error)
-        reason = on_one_line(str(error).splitlines()[0], 300) if known else described(error)
+        known = isinstance(error, _KNOWN) and str(error)
+        reason, layer = _reason(error), failing_layer(error)
+        where = f", in layer {layer!r}" if layer else ""
         size = _size_that_fits(make, form) if known and form.kind == "image" else None
         if size is not None:
             fits = f"{form.shape[0]}x{size}x{size}"
-            reason = f"it takes images of {fits}; set data.size = {size} (the model says: {reason})"
+            reason = f"it takes images of {fits}; set data.size = {size} (the model says: {reason}{where})"
+        elif layer:
+            reason = f"layer {layer!r} fails: {reason}"
         samples = f"{'images' if form.kind == 'image' else form.kind} of {'x'.join(map(str, form.shape))}"
         raise InputError(f"{said} cannot be built for {samples} and {classes} classes: {reason}") from error
     if not isinstance(logits, Tensor) or tuple(logits.shape) != (2, classes):
-        more = "" if isinstance(logits, Tensor) else f"; in train mode it returns a {type(logits).__name__}"
+        of_training = f"; in train mode it returns a {type(logits).__name__}; turn its other outputs off"
+        more = "" if isinstance(logits, Tensor) else of_training
         raise InputError(f"{said}: for 2 samples the model must return logits of shape (2, {classes}){more}.")
     built: nn.Module = model
     if not any(parameter.requires_grad for parameter in built.parameters()):
@@ -103,7 +112,10 @@ def build(name: str, table: dict[str, Any], form: Form, classes: int, key: str =
     for tensor_name, tensor in built.state_dict().items():
         if tensor.dtype not in _DTYPES:
             valid = ", ".join(str(dtype).removeprefix("torch.") for dtype in _DTYPES)
-            raise InputError(f"{said}: {tensor_name} is {tensor.dtype}, which cannot be sent; valid: {valid}.")
+            raise InputError(
+                f"{said}: {own_path(built, tensor_name)} is {tensor.dtype}, which cannot be sent; valid: {valid}. "
+                "Register a buffer that never changes with persistent=False."
+            )
     name_once(built)
     built.fedkd_about = line  # type: ignore[assignment]
     return built
@@ -165,6 +177,43 @@ def _tried(model: nn.Module, form: Form) -> tuple[nn.Module, Any]:
             except RuntimeError:
                 pass
         return model, copy.deepcopy(model).train()(form.example(2))
+
+
+def refuse_short(model: nn.Module, form: Form, shortest: int, key: str) -> None:
+    """Raise InputError if a model cannot be trained on series or texts of `shortest` steps or tokens: a layer fails, or
+    gives values that are not finite. Draws from torch's default stream.
+    """
+    trial = copy.deepcopy(model).train()
+    batch = form.shortened(form.drawn(2, torch.Generator().manual_seed(0)), shortest)
+    batch = batch.to(next(trial.parameters()).device)
+    odd: list[str] = []
+
+    def look(path: str) -> Callable[..., None]:
+        def after(module: nn.Module, given: Any, output: Any) -> None:
+            if isinstance(output, Tensor) and not output.isfinite().all():
+                odd.append(path)
+
+        return after
+
+    for path, module in trial.named_modules():
+        module.register_forward_hook(look(path))
+    what = f"{shortest} steps" if form.kind == "series" else f"{shortest} tokens"
+    said = f"{key} cannot take the shortest {'series' if form.kind == 'series' else 'text'} of the data, of {what}: "
+    fix = "; leave out what is so short, or use a model with smaller kernels, or fewer pools"
+    try:
+        with torch.no_grad():
+            finite = bool(trial(batch).isfinite().all())
+    except Exception as error:  # whatever a layer raises
+        layer = failing_layer(error)
+        raise InputError(f"{said}{f'layer {layer!r} fails: ' if layer else ''}{_reason(error)}{fix}.") from error
+    if not finite:
+        layer = own_path(trial, odd[0])
+        raise InputError(f"{said}the output of {f'layer {layer!r}' if layer else 'the model'} is not finite{fix}.")
+
+
+def _reason(error: BaseException) -> str:
+    known = isinstance(error, _KNOWN) and str(error)
+    return on_one_line(str(error).splitlines()[0], 300) if known else described(error)
 
 
 def takes_one_sample(model: nn.Module, form: Form) -> bool:

@@ -42,20 +42,31 @@ class WithoutMask(nn.Module):
         return cast(Tensor, self.model(inputs[:, :-1]))
 
 
-def of_one_tensor(model: nn.Module, form: Form, *, knows_form: bool, ignore_mask: bool, key: str) -> nn.Module:
+def lacks_mask(model: nn.Module, form: Form, *, knows_form: bool) -> bool:
+    """Return whether a model of series or tokens has no way to know where a sample ends.
+
+    `knows_form`: its builder took the form.
+    """
+    if form.kind not in ("series", "tokens") or isinstance(model, Transformer) or knows_form:
+        return False
+    return "mask" not in inspect.signature(model.forward).parameters
+
+
+def of_one_tensor(model: nn.Module, form: Form, *, knows_form: bool, may_ignore: bool, key: str) -> nn.Module:
     """Return a model as a function of one batch, as `Form` describes it. Other models than of series and tokens stay.
 
-    `knows_form`: its builder took the form. Raises InputError for a model that takes no mask.
+    `knows_form`: its builder took the form. `may_ignore`: whether a model without a mask is right. Raises InputError if
+    it is not.
     """
     if form.kind not in ("series", "tokens") or isinstance(model, Transformer):
         return model
     if "mask" in inspect.signature(model.forward).parameters:
         return WithMask(model, form.kind == "series")
-    if knows_form:
+    if not lacks_mask(model, form, knows_form=knows_form):
         return model
-    if not ignore_mask:
+    if not may_ignore:
         raise InputError(
             f"{key}: the model's forward takes no mask, so it would read the zeros behind the end of a sample; write "
-            "forward(x, mask), or set model.ignore_mask = true, such as where all samples are equally long."
+            "forward(x, mask), or set model.ignore_mask = true to let it read them."
         )
     return WithoutMask(model) if form.kind == "series" else model

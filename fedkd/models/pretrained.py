@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError, on_one_line, some
-from .adapter import own_names
+from .adapter import Adapted, own_names
 from .sources import Transformer
 
 _MOST = 5  # names in a refusal
@@ -32,9 +32,12 @@ def load_weights(model: nn.Module, path: str, key: str) -> None:
     heads = {short for name, short in own.items() if _is_head(name, short, base)}
     tensors = {name: _fitted(weights[short], state[name]) for name, short in own.items() if short in weights}
     missing = [s for s in own.values() if s not in weights and s not in heads and not s.endswith(_COUNTER)]
+    replaced = _replaced_heads(model)
     surplus = [
-        name for name in weights if name not in own.values() and not (base and not name.startswith(base))
-    ]  # fmt: skip
+        name
+        for name in weights
+        if name not in own.values() and not name.startswith(replaced) and not (base and not name.startswith(base))
+    ]
     others = [
         f"{own[name]} ({_shape(tensor)} in the file, {_shape(state[name])} in the model)"
         for name, tensor in tensors.items()
@@ -76,6 +79,12 @@ def _base_of(model: nn.Module) -> str:
         if isinstance(module, Transformer):
             return f"{module.model.base_model_prefix}."
     return ""
+
+
+def _replaced_heads(model: nn.Module) -> tuple[str, ...]:
+    """Return what the names of heads begin with in whose place there is one."""
+    several = [one.heads for one in model.modules() if isinstance(one, Adapted) and len(one.heads) > 1]
+    return tuple(f"{head}." for heads in several for head in heads)
 
 
 def _is_head(name: str, short: str, base: str) -> bool:

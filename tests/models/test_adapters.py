@@ -393,3 +393,21 @@ def test_a_probe_batch_is_of_the_form() -> None:
     assert bool((Form("series", (3, 4)).drawn(2, generator)[:, -1] == 1).all())
     tokens: Tensor = TOKENS.drawn(9, generator)
     assert 1 <= int(tokens.min()) <= int(tokens.max()) < 90
+
+
+def test_two_heads_become_one_and_the_line_says_so(tmp_path: Path) -> None:
+    import timm
+
+    name, table = "deit_tiny_distilled_patch16_224", {"patch_size": 8, "depth": 1, "embed_dim": 12}
+    model = build(f"timm:{name}", {"options": table}, _images(1, 16), 7)
+    assert "head head and head_dist (12 -> 7), features 12 wide, one head in place of 2, " in _line(model)
+    other = timm.create_model(name, num_classes=9, in_chans=1, img_size=(16, 16), **table)
+    torch.save(other.state_dict(), tmp_path / "w.pt")  # both heads in the file are others than the one
+    loaded = build(f"timm:{name}", {"options": table, "weights": str(tmp_path / "w.pt")}, _images(1, 16), 7)
+    assert torch.equal(loaded.state_dict()["features.dist_token"], other.state_dict()["dist_token"])
+
+
+def test_a_tensor_that_cannot_be_sent_is_refused_by_its_own_name(of_file: Callable[[str], str]) -> None:
+    name = of_file(BODY.format(output="self.a(h)", more="self.register_buffer('w', torch.zeros(2).cfloat())"))
+    with pytest.raises(InputError, match=r"': w is torch.complex64, .* that never changes with persistent=False"):
+        build(name, {}, _images(1, 8), 7)
