@@ -23,7 +23,7 @@ from ..learning.evaluation import evaluate
 from ..learning.work import Work, alone
 from ..messages.arrays import copied
 from ..models.build import build, fill, refuse_short
-from ..models.freezing import copy_frozen, frozen_names
+from ..models.freezing import copy_frozen, frozen_hash, frozen_names
 from ..registry import options
 from ..streams import Node, default_stream, torch_stream
 from .gpu_settings import precision_parts
@@ -88,6 +88,7 @@ class Environment:
         self.lent: dict[str, nn.Module] = {}  # what `kept_object` has returned, since an engine last cleared it
         self._models: dict[str, nn.Module] = {}
         self._frozen: dict[str, nn.Module] = {}
+        self._frozen_hashes: dict[int, str] = {}
 
     def use_device(self, device: str) -> None:
         """Make models and batches on another device from now on."""
@@ -141,6 +142,18 @@ class Environment:
 
     def _key_of(self, number: int) -> str:
         return "model.name" if self.config.model.name else f"model.names.{number}"
+
+    @property
+    def freezes(self) -> bool:
+        """Return whether an architecture of the config has frozen weights, which no node sends."""
+        tables = [one.options for one in self.config.model.architectures]
+        return any(table.get("train", "all") != "all" or table.get("adapter") is not None for table in tables)
+
+    def frozen_hash(self, number: int) -> str:
+        """Return a hash of the frozen weights of one of the run's architectures; empty if it has none."""
+        if number not in self._frozen_hashes:
+            self._frozen_hashes[number] = frozen_hash(self.model(number))
+        return self._frozen_hashes[number]
 
     def about_models(self) -> list[str]:
         """Return a line on each of the run's architectures: its head, the width of its features, its parameters."""

@@ -36,7 +36,8 @@ class Introduction:
     `partition`: -1 if the site has its own data. `model`: its architecture; empty if the site uses the config's
     architecture for its number. `shape`: channels, height, width of images, if the federation says no more about them;
     otherwise `spec` is what the samples are, without any value, and `codec` the hash of what encodes them. `version`:
-    fedkd's. `states`: the names of the requests of this federation after which it has kept a state.
+    fedkd's. `states`: the names of the requests of this federation after which it has kept a state. `frozen`: if the
+    config freezes weights, a hash of those of `model`, or of each of the config's architectures.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Introduction:
     states: tuple[str, ...]
     spec: DataSpec | None = None
     codec: str = ""
+    frozen: tuple[str, ...] = ()
 
     @property
     def reported(self) -> tuple[int, str]:
@@ -63,6 +65,7 @@ class Introduction:
         counts = {"partition": self.partition, "images": self.images, "test_images": self.test_images}
         shape = dict(zip(_SIDES, self.shape, strict=True)) if self.spec is None else {}
         form = {} if self.spec is None else {"spec": self.spec.canonical(), "codec": self.codec}
+        frozen = {"frozen": json.dumps(self.frozen)} if self.frozen else {}
         return Payload(
             numbers={name: float(value) for name, value in {**counts, **shape}.items()},
             strings={
@@ -72,6 +75,7 @@ class Introduction:
                 "classes": json.dumps(self.classes),
                 "states": " ".join(self.states),
                 **form,
+                **frozen,
             },
         )
 
@@ -96,24 +100,22 @@ def differences(one: Introduction, sites: RealSites | None, data: FederatedData)
     return [*found[:_MOST_DIFFERENCES], f"and {more} more differences"] if more > 0 else found
 
 
-def introduction_of(records: RecordDict, limits: Limits, described: bool = False) -> Introduction:
+def introduction_of(
+    records: RecordDict, limits: Limits, described: bool = False, freezes: bool = False
+) -> Introduction:
     """Return the introduction in received records. Raises PayloadError if they are not an introduction.
 
-    `described`: see `is_described`.
+    `described`: see `is_described`. `freezes`: whether the config freezes weights.
 
     Names of classes and of the model are not checked: only compare them, and show them only through `on_one_line`.
     """
     numbers = {name: (0.0, _MOST) for name in ("images", "test_images")}
     numbers |= {name: (1.0, _MOST_PIXELS) for name in _SIDES if not described}
     strings = ("name", "model", "version", "classes", "states", *(("spec", "codec") if described else ()))
+    strings += ("frozen",) if freezes else ()
     expected = Expected(numbers={**numbers, "partition": (-1.0, _MOST)}, strings=strings)
     payload = receive(records, expected, limits)
-    try:
-        classes = json.loads(payload.strings["classes"])
-    except (ValueError, RecursionError):
-        classes = None
-    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
-        raise PayloadError("string 'classes' is not a list of names")
+    classes = _texts_in(payload, "classes")
     if len(set(classes)) < len(classes) or not all(name.isprintable() for name in classes):
         raise PayloadError("string 'classes' has a name twice, or one that cannot be printed")
     if not NAME.fullmatch(payload.strings["name"]) or is_the_servers(payload.strings["name"]):
@@ -128,13 +130,24 @@ def introduction_of(records: RecordDict, limits: Limits, described: bool = False
         model=payload.strings["model"],
         images=whole["images"],
         test_images=whole["test_images"],
-        classes=tuple(classes),
+        classes=classes,
         shape=() if described else tuple(whole[name] for name in _SIDES),
         version=on_one_line(payload.strings["version"], 40),
         states=tuple(payload.strings["states"].split()),
         spec=spec,
         codec=payload.strings.get("codec", ""),
+        frozen=_texts_in(payload, "frozen") if freezes else (),
     )
+
+
+def _texts_in(payload: Payload, key: str) -> tuple[str, ...]:
+    try:
+        texts = json.loads(payload.strings[key])
+    except (ValueError, RecursionError):
+        texts = None
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise PayloadError(f"string {key!r} is not a list of names")
+    return tuple(texts)
 
 
 def _spec_in(payload: Payload) -> DataSpec:

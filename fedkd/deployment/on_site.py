@@ -239,4 +239,5 @@ def introduce(environment: Environment, context: Context, federation: str) -> In
         states=tuple(states),
         spec=own.without_values() if described else None,
         codec=data.codec.hash if described else "",
+        frozen=tuple(map(environment.frozen_hash, numbers)) if environment.freezes else (),
     )

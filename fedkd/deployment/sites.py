@@ -19,7 +19,7 @@ from flwr.serverapp import Grid
 
 from ..config import Limits
 from ..core.setup import Setup
-from ..errors import PayloadError, RunError, described, on_one_line
+from ..errors import PayloadError, RunError, described, on_one_line, some
 from ..messages.arrays import serialised
 from ..messages.carrier import SiteCarrier
 from ..messages.flower import (
@@ -277,7 +277,7 @@ class Sites(SiteCarrier):
                 continue
             try:
                 described = is_described(self._environment.data, self._environment.config.data.sites)
-                one = introduction_of(reply.content, Limits(_ONE_MEGABYTE, {}), described)
+                one = introduction_of(reply.content, Limits(_ONE_MEGABYTE, {}), described, self._environment.freezes)
             except PayloadError as error:
                 self._refuse(f"SuperNode {id}", id, f"bad introduction: {error}")
                 continue
@@ -332,7 +332,23 @@ class Sites(SiteCarrier):
         listed = [architecture.name for architecture in config.model.architectures]
         if one.model and one.model not in listed and (strategy.equal_models or strategy.listed_models):
             return f"model = {one.model!r}: {config.strategy.name} needs one of the config's: {', '.join(listed)}"
-        return None
+        return self._other_frozen(one, listed)
+
+    def _other_frozen(self, one: Introduction, listed: list[str]) -> str | None:
+        """Return which frozen weights of a site are not the server's, where a method needs equal models; else None."""
+        if not one.frozen or not (self._strategy.equal_models or self._strategy.listed_models):
+            return None
+        numbers = [listed.index(one.model)] if one.model else range(len(listed))
+        ours = [self._environment.frozen_hash(number) for number in numbers]
+        if len(one.frozen) != len(ours):
+            return f"it has frozen weights of {len(one.frozen)} models, the config has {len(ours)}"
+        others = [listed[number] for number, a, b in zip(numbers, ours, one.frozen, strict=True) if a != b]
+        if not others:
+            return None
+        return (
+            f"its frozen weights of {some(others)} are not the server's, and they are never sent; give it the file of "
+            "model.weights that the server has"
+        )
 
     def _objection_to_identity(self, one: Introduction, id: int) -> str | None:
         """Return the reason if a site's key or partition contradicts its name, otherwise None."""

@@ -6,6 +6,7 @@ as what a node sends, a checkpoint, an optimiser or a control variate, has only 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
@@ -122,6 +123,18 @@ def frozen_names(model: nn.Module) -> tuple[str, ...]:
     """Return the names of a built model's frozen tensors."""
     names: tuple[str, ...] = getattr(model, "fedkd_frozen", ())
     return names
+
+
+@torch.no_grad()
+def frozen_hash(model: nn.Module) -> str:
+    """Return a hash of a built model's frozen tensors: names, types, shapes and bytes; empty if none is frozen."""
+    tensors, names = dict(model.named_buffers(remove_duplicate=False)), frozen_names(model)
+    digest = hashlib.blake2b(digest_size=16)
+    for name in sorted(names):
+        tensor = tensors[name].cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest() if names else ""
 
 
 @torch.no_grad()
