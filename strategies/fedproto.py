@@ -55,7 +55,11 @@ class FedProtoClient(Client):
         own = self.score(self.test_data)
         self.report("personal/loss", own["loss"])
         self.report("personal_classifier/accuracy", own["accuracy"])
-        for scope, images in (("personal", self.test_data), ("personal_global_test", self.environment.data.test)):
+        scopes = [("personal", self.test_data), ("personal_global_test", self.environment.data.test)]
+        if self.validation_data is not None:
+            scopes.append(("personal_validation", self.validation_data))
+            self.report("personal_validation/loss", self.score(self.validation_data)["loss"])
+        for scope, images in scopes:
             if not len(images.labels):  # a real site does not have the global test images
                 continue
             if request.prototypes:

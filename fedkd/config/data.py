@@ -163,6 +163,7 @@ class DataConfig(SetsConfig):
     public: PublicConfig | None = None
     validation: ValidationConfig | None = None
     node_test: Count = 200  # test images per node, drawn from the node's own label distribution
+    node_validation: Annotated[float, Field(gt=0, lt=1)] | None = None  # a share of each node's training samples
     augment: Literal["none", "crop_flip"] = "none"
 
     @pydantic.model_validator(mode="after")

@@ -51,8 +51,14 @@ class Client:
 
     reports: ClassVar[tuple[str, ...]] = (
         "personal/loss",
+        "personal_validation/loss",
         "personal/mse",
-        *(f"{scope}/{name}" for scope in ("personal", "personal_global_test", "personal_after_fit") for name in MAIN),
+        "personal_validation/mse",
+        *(
+            f"{scope}/{name}"
+            for scope in ("personal", "personal_validation", "personal_global_test", "personal_after_fit")
+            for name in MAIN
+        ),
     )  # the metrics that a node may report; a subclass adds its own
 
     def __init__(
@@ -101,6 +107,12 @@ class Client:
     def test_data(self) -> Samples:
         """Return the node's test images, which follow its own label distribution."""
         return self.environment.data.test_of(self.node)
+
+    @cached_property
+    def validation_data(self) -> Samples | None:
+        """Return the node's own validation images, on which it does not train; None if it has none."""
+        held = self.environment.data.validation_of(self.node)
+        return held if held is not None and len(held.labels) else None
 
     @property
     def labels(self) -> Tensor:
@@ -289,6 +301,11 @@ class Client:
         name = next(name for name in MAIN if name in scores)
         self.report(f"{scope}/{name}", scores[name])
 
+    def _report_all(self, scope: str, scores: dict[str, float]) -> None:
+        for name, value in scores.items():
+            if name != "r2":  # a mean of it over nodes says nothing
+                self.report(f"{scope}/{name}", value)
+
     def score(self, data: Samples) -> dict[str, float]:
         """Return `accuracy` (a fraction) and `loss` of the model on labelled images; of other tasks see `measured`."""
         return measured(self.predict(data), data, self.environment.data.codec)
@@ -300,11 +317,11 @@ class Client:
         """
         if request.weights:
             self.load_model(request.weights)
-        for metric, value in self.score(self.test_data).items():
-            if metric != "r2":  # a mean of it over nodes says nothing
-                self.report(f"personal/{metric}", value)
+        self._report_all("personal", self.score(self.test_data))
         if not request.weights and len(self.environment.data.test.labels):  # the server measures the global model
             self._report_main("personal_global_test", self.score(self.environment.data.test))
+        if self.validation_data is not None:
+            self._report_all("personal_validation", self.score(self.validation_data))
         return Payload()
 
 

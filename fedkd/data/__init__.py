@@ -31,6 +31,7 @@
 * `flower_partitions`: the partitioners of flwr_datasets as schemes.
 * `public_set`: the public set and the server's validation images.
 * `node_tests`: each node's test images.
+* `node_validation`: each node's validation samples.
 * `federated_data`: `FederatedData`: all of a federation's data.
 * `federation`: `federate`: makes the `FederatedData` of a config.
 * `writing`: each node's samples as a set of its own.

@@ -58,7 +58,10 @@ class Ragged:
 
 @dataclass(frozen=True)
 class FederatedData:
-    """All data of a federation. `train_parts[i]` and `test_parts[i]` are node i's positions in `train` and `test`."""
+    """All data of a federation. `train_parts[i]` and `test_parts[i]` are node i's positions in `train` and `test`.
+
+    `validation_parts[i]`: positions in `train` too, of samples that node i does not train on; None if nodes have none.
+    """
 
     train: Samples
     test: Samples
@@ -77,6 +80,7 @@ class FederatedData:
     images_fingerprint: str = field(default="", kw_only=True)
     node_names: tuple[str, ...] = field(default=(), kw_only=True)  # if the set says who has which samples
     notes: tuple[str, ...] = field(default=(), kw_only=True)  # what was done to missing or odd values, with counts
+    validation_parts: Ragged | None = field(default=None, kw_only=True)
 
     @property
     def clients(self) -> int:
@@ -107,6 +111,13 @@ class FederatedData:
     def test_of(self, node: int) -> Samples:
         """Return a node's test images, which follow its own label distribution."""
         return self.test.take(self.test_parts[node])
+
+    def validation_of(self, node: int) -> Samples | None:
+        """Return a node's own validation samples, which may be none; None if nodes have no such samples."""
+        if self.validation_parts is None:
+            return None
+        positions = self.validation_parts[node]
+        return self.train.take(positions)._replace(rows=Rows(self.train.inputs, positions))
 
     def fewest_images(self) -> int:
         """Return the smallest number of training images that a node has; 0 if it is not known, as with real sites."""

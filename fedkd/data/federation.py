@@ -13,6 +13,7 @@ from .codec import MOST_UNSEEN, Codec, notes_of, unseen
 from .federated_data import FederatedData, Ragged
 from .named_sets import codec_of, first_of_each, images_fingerprint, load_set
 from .node_tests import DrawnTests, draw_node_test
+from .node_validation import behind, hold_out, named_rows, refuse_unheld
 from .partitions import Drawn, Pool, split
 from .public_set import take_public_set, take_validation
 from .samples import Dataset, Samples
@@ -55,6 +56,11 @@ def federate(config: DataConfig, seed: int) -> FederatedData:
     train, domains = _pool([s.train for s in sets])
     test, test_domains = _pool([s.test for s in sets])
     holders, names = _holders(sets)
+    every, its_holder, named = train, None, named_rows(sets, config)
+    if named is not None:
+        train, domains = train.take(~named), domains[~named]
+        if holders is not None:
+            its_holder, holders = holders[0][named], (holders[0][~named], holders[1])
 
     public, kept, classes = take_public_set(config, train, first.about, seed, first.classes)
     train, domains = _left(train, kept), domains[kept]
@@ -71,6 +77,8 @@ def federate(config: DataConfig, seed: int) -> FederatedData:
     table = {"scheme": config.partition.scheme, "minimum": config.partition.minimum}
     rng = numpy_stream(seed, 0, "server", "partition")
     parts, priors, own = split(pool, table | (config.partition.model_extra or {}), rng, seed)
+    if named is not None and own is None:
+        refuse_unheld(config, int(named.sum()))
     test_pool = Pool(strata.of(test.labels), test_domains, strata.names, tuple(config.set_names))
     if own is not None:
         assert holders is not None
@@ -96,6 +104,9 @@ def federate(config: DataConfig, seed: int) -> FederatedData:
         )
         more = len(classes) - len(first.classes)
         priors = np.pad(priors, ((0, 0), (0, more))) if task == "classification" else None
+    validation_parts = None
+    if config.node_validation is not None:
+        parts, validation_parts = hold_out(parts, pool.labels, config.node_validation, seed)
     rows = np.arange(len(train.labels)) if isinstance(parts, Drawn) else np.sort(np.concatenate(parts))
     codec = codec_of(config, sets, train, rows)
     notes = tuple(note for one in sets for note in one.notes)
@@ -108,8 +119,12 @@ def federate(config: DataConfig, seed: int) -> FederatedData:
         notes += unknown_at_nodes(codec, train.inputs, Ragged.of(parts), test.inputs, test_parts, whose)
     if own is not None and isinstance(parts, list) and isinstance(test_parts, Ragged):
         notes += _few_rows(parts, test_parts, train.labels, names, task)
-    if unused := len(train.labels) - len(rows):
+    held = 0 if validation_parts is None else len(validation_parts.values)
+    if unused := len(train.labels) - len(rows) - held:
         notes += (f"{unused} of {len(train.labels)} training {first.about.noun(2)} are with no node",)
+    if named is not None and its_holder is not None and own is not None:
+        validation_parts = Ragged.of([len(train.labels) + np.flatnonzero(np.isin(its_holder, one)) for one in own])
+        train = behind(train, every.take(named))
     return FederatedData(
         train=train,
         test=test,
@@ -127,6 +142,7 @@ def federate(config: DataConfig, seed: int) -> FederatedData:
         images_fingerprint=images_fingerprint(sets),
         node_names=names if own is not None else (),
         notes=notes,
+        validation_parts=validation_parts,
     )
 
 

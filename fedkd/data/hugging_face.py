@@ -109,7 +109,8 @@ def _of_table(table: Any, tests: int | None, config: SetsConfig, where: str, not
         _check_kind(config, ("series", "array"), name)
         values, spec = _lists(table, name, parts, config, where, notes)
     train, test = (Samples(one, own) for one, own in zip(values, labels, strict=True))
-    found = Dataset(train, test, rows.classes, spec=spec, nodes=rows.nodes_of_parts(), notes=tuple(notes))
+    nodes, held = rows.nodes_of_parts(), rows.validation_of_training()
+    found = Dataset(train, test, rows.classes, spec=spec, nodes=nodes, notes=tuple(notes), validation=held)
     return in_task(found, config)
 
 

@@ -58,7 +58,9 @@ def first_of_each(dataset: Dataset, config: SetsConfig) -> Dataset:
     train, test = dataset.train, dataset.test
     first, first_tests = chosen(train.labels, config.train_per_class), chosen(test.labels, config.test_per_class)
     nodes = None if dataset.nodes is None else (dataset.nodes[0][first], dataset.nodes[1][first_tests])
-    return dataclasses.replace(dataset, train=train.take(first), test=test.take(first_tests), nodes=nodes)
+    held = None if dataset.validation is None else dataset.validation[first]
+    train, test = train.take(first), test.take(first_tests)
+    return dataclasses.replace(dataset, train=train, test=test, nodes=nodes, validation=held)
 
 
 def codec_of(config: SetsConfig, sets: Sequence[Dataset], pool: Samples, rows: np.ndarray) -> Codec:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 KEY = "data.file"
-_TRAIN, _TEST = "train", "test"
+_TRAIN, _TEST, _VALIDATION = "train", "test", ("validation", "val")
 _SECONDS_A_DAY = 86_400.0
 
 
@@ -25,6 +25,7 @@ class Rows(NamedTuple):
     """The rows of a file that are used: `kept`, their positions, N; `labels` as `Samples` has them; `is_test`, N.
 
     `classes`: the names of classes, labels or targets. `nodes`, N: who has each row; None if the file does not say so.
+    `is_validation`, N: which of the training rows are for the validation of who has them; None if the file names none.
     """
 
     kept: np.ndarray
@@ -32,6 +33,11 @@ class Rows(NamedTuple):
     classes: tuple[str, ...]
     is_test: np.ndarray
     nodes: np.ndarray | None
+    is_validation: np.ndarray | None = None
+
+    def validation_of_training(self) -> np.ndarray | None:
+        """Return which of the training rows are for validation; None if the file names no such rows."""
+        return None if self.is_validation is None else self.is_validation[~self.is_test]
 
     def of_parts(self) -> tuple[np.ndarray, np.ndarray]:
         """Return where in `kept` the training rows are, and where the test rows are."""
@@ -110,6 +116,7 @@ def rows_of(
     else:
         labels, classes = _numbers(frame[config.labels].iloc[kept], config, where), tuple(config.labels)
     nodes = None if config.node is None else _nodes(frame[config.node].iloc[kept], config, where)
+    is_validation = None
     if config.time is not None:
         is_test, between = _later_rows(frame[config.time].iloc[kept], nodes, config, where)
         if between.any():
@@ -119,14 +126,15 @@ def rows_of(
         kept, labels, is_test = kept[~between], labels[~between], is_test[~between]
         nodes = None if nodes is None else nodes[~between]
     elif config.split is not None:
-        is_test = _said_rows(frame[config.split].iloc[kept], config, where)
+        is_test, is_validation = _said_rows(frame[config.split].iloc[kept], config, where)
     else:
         is_test = _drawn_rows(labels if config.task == "classification" else None, nodes, config.test, len(kept))
         if config.text is not None:
             is_test = _together(frame[config.text].iloc[kept].astype(str).to_numpy(dtype=object), is_test, notes)
-    if is_test.all() or not is_test.any():
-        raise InputError(f"{KEY}: {where} leaves no {'training' if is_test.all() else 'test'} rows, of {len(kept)}.")
-    return Rows(kept, labels, classes, is_test, nodes)
+    training = ~is_test if is_validation is None else ~is_test & ~is_validation
+    if not training.any() or not is_test.any():
+        raise InputError(f"{KEY}: {where} leaves no {'test' if training.any() else 'training'} rows, of {len(kept)}.")
+    return Rows(kept, labels, classes, is_test, nodes, is_validation)
 
 
 def _labels(
@@ -201,11 +209,15 @@ def _nodes(column: pd.Series, config: SetsConfig, where: str) -> np.ndarray:
     return np.asarray(column.astype(str).to_numpy(dtype=str))
 
 
-def _said_rows(column: pd.Series, config: SetsConfig, where: str) -> np.ndarray:
+def _said_rows(column: pd.Series, config: SetsConfig, where: str) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return which rows are for tests, and which for validation; None if none is."""
     parts = column.astype(str).str.lower().to_numpy(dtype=str)
-    if odd := sorted(set(parts.tolist()) - {_TRAIN, _TEST}):
-        raise InputError(f"data.split = {config.split!r}: {where} has the values {some(odd)}; valid: train, test.")
-    return np.asarray(parts == _TEST)
+    if odd := sorted(set(parts.tolist()) - {_TRAIN, _TEST, *_VALIDATION}):
+        raise InputError(
+            f"data.split = {config.split!r}: {where} has the values {some(odd)}; valid: train, test, validation."
+        )
+    is_validation = np.isin(parts, _VALIDATION)
+    return np.asarray(parts == _TEST), is_validation if is_validation.any() else None
 
 
 def _drawn_rows(labels: np.ndarray | None, nodes: np.ndarray | None, share: float, count: int) -> np.ndarray:

@@ -64,6 +64,7 @@ class Dataset:
     spec: DataSpec | None = None
     nodes: tuple[np.ndarray, np.ndarray] | None = None
     notes: tuple[str, ...] = ()  # what was done to values of the file that are missing or odd, with counts
+    validation: np.ndarray | None = None  # bool, N: which training samples are for the validation of who has them
 
     @property
     def about(self) -> DataSpec:

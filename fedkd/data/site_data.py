@@ -17,6 +17,7 @@ from .classes import in_classes
 from .codec import MOST_UNSEEN, Codec
 from .federated_data import FederatedData, Ragged
 from .named_sets import FILE, codec_of, first_of_each, load_set
+from .node_validation import held_out, named_rows
 from .public_set import take_public_set, take_validation
 from .samples import LARGEST, RAW_TYPES, Dataset, Samples
 from .spec import DataSpec
@@ -37,19 +38,29 @@ class SiteData(FederatedData):
     """
 
     own_test: Samples
+    own_validation: Samples | None  # that its file names
+    share: float | None  # of its training samples, for validation
+    seed: int
     described: DataSpec
 
     def train_of(self, node: int) -> Samples:
         """Return the site's training samples."""
-        return self.train
+        return self.train if self.share is None else self.train.take(~self._held_out(self.share, node))
+
+    def validation_of(self, node: int) -> Samples | None:
+        """Return the site's validation samples: those that its file names, or else drawn ones."""
+        return self.own_validation if self.share is None else self.train.take(self._held_out(self.share, node))
+
+    def _held_out(self, share: float, node: int) -> np.ndarray:
+        return held_out(self._bins.of(self.train.labels), share, self.seed, node)
 
     def test_of(self, node: int) -> Samples:
         """Return the site's test samples."""
         return self.own_test
 
     def _every(self) -> list[Samples]:
-        own = [] if self.spec.misfit(self.described) else [self.train, self.own_test]
-        return own if self.public is None else [*own, self.public]
+        own = [] if self.spec.misfit(self.described) else [self.train, self.own_test, self.own_validation]
+        return [one for one in (*own, self.public) if one is not None]
 
 
 def site_data(config: DataConfig, name: str, seed: int) -> SiteData:
@@ -83,8 +94,9 @@ def site_data(config: DataConfig, name: str, seed: int) -> SiteData:
             notes += _unseen(own, fitted, codec) + unknown_at_site(codec, own, fitted)
             own = fitted
     public, _, all_classes = take_public_set(config, train, spec, seed, own.classes)
+    named = named_rows([own], config)
     return SiteData(
-        train=own.train,
+        train=own.train if named is None else own.train.take(~named),
         test=own.test.take(np.empty(0, np.int64)),
         train_parts=Ragged.of([]),
         test_parts=Ragged.of([]),
@@ -98,6 +110,9 @@ def site_data(config: DataConfig, name: str, seed: int) -> SiteData:
         domain_names=("sites",),
         codec=codec,
         own_test=own.test,
+        own_validation=None if named is None else own.train.take(named),
+        share=config.node_validation,
+        seed=seed,
         described=described,
         notes=notes,
     )

@@ -80,8 +80,10 @@ def from_frame(frame: pd.DataFrame, config: SetsConfig, where: str, classes: tup
             notes.append(f"only the texts of {config.text!r} are used, not the columns {some(others)}")
         values, spec = texts_as_tokens(inputs[config.text].tolist(), config, notes)
     else:
-        values, spec = table_of(inputs, rows.labels, rows.is_test, config, where, notes)
+        unseen = rows.is_test if rows.is_validation is None else rows.is_test | rows.is_validation
+        values, spec = table_of(inputs, rows.labels, unseen, config, where, notes)
     both = Samples(values, rows.labels)
     train, test = map(both.take, rows.of_parts())
-    found = Dataset(train, test, rows.classes, spec=spec, nodes=rows.nodes_of_parts(), notes=tuple(notes))
+    nodes, held = rows.nodes_of_parts(), rows.validation_of_training()
+    found = Dataset(train, test, rows.classes, spec=spec, nodes=nodes, notes=tuple(notes), validation=held)
     return in_task(found, config)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import InputError
 from .federated_data import FederatedData
 from .rows import pandas
 from .samples import Samples
@@ -19,12 +20,19 @@ def write_sets(data: FederatedData, folder: Path) -> list[Path]:
     """Write each node's samples as a separate set, and return the paths: tables as Parquet, others as npz.
 
     `node-<n>.parquet` has the columns `label`, or those of several labels or targets, and `split` beside those of the
-    table.
+    table. Raises InputError for validation samples of nodes, which an npz has no place for.
     """
+    if data.validation_parts is not None and data.spec.kind != "table":
+        raise InputError(
+            "data.node_validation: an npz has no place for validation samples; write the sets without this key, and "
+            "set it in the config of the sites: each takes its own."
+        )
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for node in range(data.clients):
         parts = {"train": data.train_of(node), "test": data.test_of(node)}
+        if (held := data.validation_of(node)) is not None:
+            parts["validation"] = held
         path = folder / f"node-{node}.{'parquet' if data.spec.kind == 'table' else 'npz'}"
         if data.spec.kind == "table":
             _frame(parts, data.spec, data.node_classes).to_parquet(path, index=False)

@@ -10,7 +10,9 @@ from ..errors import on_one_line
 
 METRIC_NAME = re.compile(r"[a-z0-9_]{1,60}/[a-z0-9_]{1,60}")
 SERVER_SCOPES = re.compile(r"global(_\d+)?|aggregated|latest|probe|knn|semi_\d+")  # only the server measures them
-EVALUATION_SCOPES = re.compile(r"personal|personal_global_test|personal_classifier|drift")  # only of `evaluate`
+EVALUATION_SCOPES = re.compile(
+    r"personal|personal_global_test|personal_validation|personal_classifier|drift"
+)  # only of `evaluate`
 TRAINING_SCOPES = re.compile(r"personal_after_\w+")  # of any other request
 MAIN = ("accuracy", "macro_f1", "mae")  # of each task: the metric that is shown first
 _FRACTIONS = ("/accuracy", "/macro_f1")
