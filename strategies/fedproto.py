@@ -52,9 +52,10 @@ class FedProtoClient(Client):
 
     def evaluate(self, request: Payload) -> Payload:
         """Report the accuracy by the nearest prototype and by the classifier; before round 1 only the latter."""
-        own = self.score(self.test_data)
-        self.report("personal/loss", own["loss"])
-        self.report("personal_classifier/accuracy", own["accuracy"])
+        if len(self.test_data.labels):
+            own = self.score(self.test_data)
+            self.report("personal/loss", own["loss"])
+            self.report("personal_classifier/accuracy", own["accuracy"])
         scopes = [("personal", self.test_data), ("personal_global_test", self.environment.data.test)]
         if self.validation_data is not None:
             scopes.append(("personal_validation", self.validation_data))

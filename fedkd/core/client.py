@@ -290,11 +290,11 @@ class Client:
             self.metrics[metric] = number
 
     def measure(self, scope: str) -> None:
-        """Report the main metric of the current model on the node's test images, if the server wants metrics.
+        """Report the main metric of the current model on the node's test images, if it has any and the server wants it.
 
         It is `scope/accuracy`, or by the task `scope/macro_f1` or `scope/mae`.
         """
-        if self.measured:
+        if self.measured and len(self.test_data.labels):
             self._report_main(scope, self.score(self.test_data))
 
     def _report_main(self, scope: str, scores: dict[str, float]) -> None:
@@ -317,7 +317,8 @@ class Client:
         """
         if request.weights:
             self.load_model(request.weights)
-        self._report_all("personal", self.score(self.test_data))
+        if len(self.test_data.labels):
+            self._report_all("personal", self.score(self.test_data))
         if not request.weights and len(self.environment.data.test.labels):  # the server measures the global model
             self._report_main("personal_global_test", self.score(self.environment.data.test))
         if self.validation_data is not None:

@@ -14,7 +14,7 @@ from flwr.app import RecordDict
 from helpers import PLUGINS, Make, lines
 
 from fedkd import Client, Environment, Payload
-from fedkd.config import Sgd
+from fedkd.config import Sgd, parse_config
 from fedkd.core.client import actions
 from fedkd.runs.run import run
 from fedkd.strategies.fedavg import FedAvg
@@ -176,3 +176,20 @@ def test_a_module_beside_the_model_trains_with_it_and_an_optimiser_may_be_given(
     client.train(client.data, client.labels, purpose="x")
     groups = given.call_args.kwargs["optimizer"].param_groups
     assert len(groups[0]["params"]) == len(list(client.model.parameters()))
+
+
+@pytest.mark.parametrize("engine", ["inline", "vectorised"])
+@pytest.mark.parametrize("strategy", ["fedavg", "local", "fedproto"])
+def test_a_node_without_test_samples_takes_part_and_reports_no_metric_of_them(
+    tmp_path: Path, strategy: str, engine: str
+) -> None:
+    rows = [f"{i / 7},{i % 2},{'xz'[i > 29]},{'test' if i > 40 else 'train'}" for i in range(60)]
+    (tmp_path / "rows.csv").write_text("\n".join(["a,y,who,part", *rows]))
+    data = {"file": str(tmp_path / "rows.csv"), "label": "y", "node": "who", "split": "part"}
+    table = {"rounds": 1, "data": {**data, "partition": {"scheme": "natural"}}, "model": {"name": "mlp"}}
+    table |= {"strategy": {"name": strategy}, "engine": {"name": engine}, "evaluate": {"every": 1}}
+    run(parse_config(table), tmp_path / "run")
+    last = lines(tmp_path / "run")[-1]
+    assert last["failures"] == []
+    assert list(last["nodes"]["personal/accuracy"]) == ["1"]
+    assert list(last["nodes"]["personal_after_fit/accuracy"]) == ["1"]
