@@ -190,6 +190,18 @@ def _number_of(name: str, model: ModelConfig) -> int:
     return [architecture.name for architecture in model.architectures].index(name)
 
 
+def _try_shortest(environment: Environment, number: int) -> None:
+    """Raise InputError if an architecture cannot take the site's shortest sample. The server gets no length of it."""
+    try:
+        environment.refuse_short(number)
+    except InputError as error:
+        _log.error("%s", error)
+        name = environment.config.model.architectures[number].name
+        raise InputError(
+            f"{name} cannot take its shortest {environment.data.spec.noun(1)}; the site's own log says why."
+        ) from None
+
+
 def introduce(environment: Environment, context: Context, federation: str) -> Introduction:
     """Return this site's introduction. Raises InputError for a wrong name, model or state folder."""
     node_config, data = context.node_config, environment.data
@@ -212,7 +224,7 @@ def introduce(environment: Environment, context: Context, federation: str) -> In
         numbers = [_number_of(model, environment.config.model)]
         environment.model(numbers[0])  # raises InputError if it cannot be built
     for number in numbers:
-        environment.refuse_short(number)
+        _try_shortest(environment, number)
     if "state" in node_config:
         folder = Path(str(node_config["state"])).expanduser()
         try:

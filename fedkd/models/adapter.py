@@ -118,7 +118,10 @@ def adapt(
             raise InputError(f"{key}: its last layer is not linear, so it has no features before a linear classifier.")
     logits = trunk(batch)
     if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(batch):
-        raise InputError(f"{key}: for 2 samples the model must return logits of shape (2, {classes}); {_said(logits)}.")
+        raise InputError(
+            f"{key}: for 2 samples the model must return logits of shape (2, {classes}); {_said(logits)}. Let its "
+            "forward return the logits alone."
+        )
     if head is None:
         head = _named_head(inner.model) if isinstance(trunk, Transformer) else None
         head = _last_linear(trunk, inner, batch, logits, key) if head is None else head

@@ -275,7 +275,7 @@ def build(shape, classes):
         ("self.a(h)", {"head": "a", "features": "c"}, ", features = 'c': the model has no such module"),
         ("self.a(h).view(-1, self.a.out_features)", {}, "without the head 'a' the model fails: .*set model.features"),
         ("self.a(h)[:1]", {}, "for 2 samples the model must return logits"),
-        ("(self.a(h), h)", {}, "for 2 samples the model must return logits .*; it returns a tuple"),
+        ("(self.a(h), h)", {}, "must return logits .*; it returns a tuple. Let its forward return the logits alone"),
         (
             "(self.a(h), h) if self.training else self.a(h)",
             {},

@@ -120,7 +120,9 @@ def test_a_text_that_is_shorter_than_a_kernel_is_refused(tmp_path: Path, shortes
         setup.check()
 
 
-def test_a_site_tries_its_own_shortest_series(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_site_tries_its_own_shortest_series(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     table = series(tmp_path, "own", "mean", 7)
     data = federate(parse_config(series(tmp_path, "agreed", "mean", 8)).data, 0)
     (tmp_path / "spec.json").write_bytes(to_json(Agreement(data.codec, data.classes)))
@@ -128,7 +130,9 @@ def test_a_site_tries_its_own_shortest_series(tmp_path: Path, monkeypatch: pytes
         merged(table, {"data": {"sites": {"count": 1, "spec": str(tmp_path / "spec.json")}}, "timeout": 5.0})
     )
     said = refused(config, {5: {"data": f"npz:{tmp_path / 'own.npz'}", "name": "a"}}, tmp_path, monkeypatch)
-    assert "the output of layer 'mean' is not finite" in said
+    assert "mean cannot take its shortest series; the site's own log says why" in said
+    assert "of 7 steps: the output of layer 'mean' is not finite" in caplog.text
+    assert "7 steps" not in said
 
 
 def test_a_model_without_a_mask_needs_series_of_one_length(tmp_path: Path) -> None:
