@@ -10,11 +10,11 @@ from typing import Any, NamedTuple, get_args
 import numpy as np
 
 from ..config import SetsConfig
-from ..errors import InputError, on_one_line
+from ..errors import InputError, on_one_line, some
 from .samples import LARGEST, SOURCE, Dataset, Samples, as_float32
 from .series import as_series
 from .spec import Column, DataSpec, Kind, Task
-from .tasks import in_task, refuse_odd_labels
+from .tasks import in_task, refuse_odd_labels, refuse_unlearned
 from .tokens import ids_as_tokens
 
 NEEDED = ("x_train", "y_train", "x_test", "y_test")
@@ -69,6 +69,13 @@ def from_arrays(arrays: Mapping[str, np.ndarray], config: SetsConfig, where: str
     named = _names(where, "classes", arrays["classes"]) if "classes" in arrays else None
     given = [arrays["y_train"], arrays["y_test"]]
     labels, classes = (_labels if config.task == "classification" else _targets)(where, given, named)
+    if config.task == "classification" and named is None:
+        if given[0].dtype.kind in "SU":
+            both, is_test = np.concatenate(labels), np.arange(sum(map(len, labels))) >= len(labels[0])
+            refuse_unlearned(both, is_test, classes, f"{SOURCE}: {where}", "an array `classes`")
+        elif empty := np.flatnonzero(np.bincount(labels[0], minlength=len(classes)) == 0).tolist():
+            names = some([classes[one] for one in empty])
+            notes.append(f"{len(empty)} of {len(classes)} classes have no training sample: {names}")
     train, test = (Samples(*one) for one in zip(found.parts, labels, strict=True))
     whole = Dataset(train, test, classes, spec=found.spec, nodes=_nodes(arrays, where), notes=tuple(notes))
     return in_task(whole, config)

@@ -112,6 +112,8 @@ def federate(config: DataConfig, seed: int) -> FederatedData:
     notes = tuple(note for one in sets for note in one.notes)
     if codec.spec.kind == "table":
         notes += notes_of(codec, train.inputs[rows], test.inputs)
+        if own is not None and isinstance(parts, list):
+            notes += _empty_columns(codec.spec, train.inputs, parts, names)
         if isinstance(test_parts, Ragged):
             _refuse_unseen(codec, test, test_parts, names if own is not None else ())
     if codec.spec.kind == "tokens" and isinstance(parts, list) and isinstance(test_parts, Ragged):
@@ -157,6 +159,20 @@ def _few_rows(
     }
     named = {said: [name for name, is_so in zip(names, which, strict=True) if is_so] for said, which in found.items()}
     return tuple(f"{len(who)} nodes {said}: {some(who)}" for said, who in named.items() if who)
+
+
+def _empty_columns(
+    spec: DataSpec, rows: np.ndarray, parts: list[np.ndarray], names: tuple[str, ...]
+) -> tuple[str, ...]:
+    """Return which columns have values in training rows, but none in those of some nodes, with the nodes' names."""
+    empty = np.stack([np.isnan(rows[part]).all(0) for part in parts])
+    found = [(column.name, np.flatnonzero(empty[:, place]).tolist()) for place, column in enumerate(spec.columns)]
+    return tuple(
+        f"column {name!r} has no training value at {len(nodes)} nodes: {some([names[node] for node in nodes])}; the "
+        "values of others say what it becomes there"
+        for name, nodes in found
+        if 0 < len(nodes) < len(empty)
+    )
 
 
 def _left(train: Samples, kept: np.ndarray) -> Samples:

@@ -11,7 +11,7 @@ from ..config import SetsConfig
 from ..errors import InputError, nearest, on_one_line, some
 from ..streams import numpy_stream
 from .samples import first_places
-from .tasks import label_key, refuse_odd_labels
+from .tasks import label_key, refuse_odd_labels, refuse_unlearned
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -110,9 +110,12 @@ def rows_of(
     kept = np.flatnonzero(~absent)
     if not len(kept):
         raise InputError(f"data.label = {config.label!r}: no row of {where} has a label.")
+    named = named if config.classes is None else config.classes
     if config.task == "classification":
         column = frame[config.label].iloc[kept]
-        labels, classes = _labels(column, named if config.classes is None else config.classes, config, where)
+        labels, classes = _labels(column, named, config, where)
+        if named is None and not pandas().api.types.is_numeric_dtype(column):
+            notes.append(f"labels are names; the classes in their order are {some(list(classes))}")
     else:
         labels, classes = _numbers(frame[config.labels].iloc[kept], config, where), tuple(config.labels)
     nodes = None if config.node is None else _nodes(frame[config.node].iloc[kept], config, where)
@@ -134,6 +137,8 @@ def rows_of(
     training = ~is_test if is_validation is None else ~is_test & ~is_validation
     if not training.any() or not is_test.any():
         raise InputError(f"{KEY}: {where} leaves no {'test' if training.any() else 'training'} rows, of {len(kept)}.")
+    if config.task == "classification" and named is None:
+        refuse_unlearned(labels, is_test, classes, f"data.label = {config.label!r}: {where}", "data.classes")
     return Rows(kept, labels, classes, is_test, nodes, is_validation)
 
 

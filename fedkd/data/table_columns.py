@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..config import SetsConfig
-from ..errors import InputError, on_one_line, some
+from ..errors import InputError, on_one_line
 from .rows import KEY, pandas
 from .samples import MOST, first_places
 from .spec import Column, DataSpec
@@ -29,7 +29,7 @@ def table_of(
     Adds hints to `notes`. Raises InputError for columns that are no input as they are.
     """
     if not len(frame.columns):
-        raise InputError(f"{KEY}: {where} has no column beside {some(config.labels)} and those that are not used.")
+        raise InputError(f"{KEY}: {where} has no column beside {config.label!r} and those that are not used.")
     values, columns = np.empty((len(frame), len(frame.columns))), []
     for place, name in enumerate(frame.columns):
         numbers, categories = _column(frame[name], config, where, notes)

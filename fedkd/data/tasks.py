@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from ..config import SetsConfig
-from ..errors import InputError
+from ..errors import InputError, some
 from .samples import Dataset, first_places, odd_labels
 from .spec import DataSpec, Task
 
@@ -23,6 +24,15 @@ def refuse_odd_labels(labels: np.ndarray, task: Task, key: str, where: str) -> N
     if odd.any():
         raise InputError(
             f"{key}: {int(odd.sum())} values of {where} are not {valid}, such as {labels[odd][0]:g}{first_places(odd)}."
+        )
+
+
+def refuse_unlearned(labels: np.ndarray, is_test: np.ndarray, classes: Sequence[str], where: str, key: str) -> None:
+    """Raise InputError for classes of test samples that no training sample has, if nothing names the classes."""
+    if lacking := sorted(set(labels[is_test].tolist()) - set(labels[~is_test].tolist())):
+        raise InputError(
+            f"{where} has {len(lacking)} classes in its test samples only: {some([classes[one] for one in lacking])}; "
+            f"if that is right, name all classes in {key}."
         )
 
 

@@ -61,16 +61,29 @@ def test_wrong_arrays_are_refused(tmp_path: Path, changes: dict, message: str) -
         read("npz:mine.npz", tmp_path)
 
 
+def test_classes_of_test_samples_only(tmp_path: Path) -> None:
+    """Names are refused, unless the set names its classes; of numbers the set may have more than its samples."""
+    names = {"y_train": np.array(["cat", "dog"] * 15), "y_test": np.array(["cat", "dog", "cow"] * 3)}
+    write_npz(tmp_path / "mine.npz", **names)
+    with pytest.raises(InputError, match="1 classes in its test samples only: cow; .* in an array `classes`"):
+        read("npz:mine.npz", tmp_path)
+    write_npz(tmp_path / "mine.npz", **names, classes=np.array(["cat", "cow", "dog"]))
+    assert read("npz:mine.npz", tmp_path).notes == ()  # type: ignore[attr-defined]
+    write_npz(tmp_path / "mine.npz", y_train=np.array([5, 6] * 15), y_test=np.array([5, 6, 6] * 3))
+    found = read("npz:mine.npz", tmp_path).notes  # type: ignore[attr-defined]
+    assert found == ("5 of 7 classes have no training sample: 0, 1, 2, 3, 4",)
+
+
 def test_names_as_bytes_and_as_labels(tmp_path: Path) -> None:
     write_npz(tmp_path / "mine.npz", classes=np.array([b"cat", b"dog", "été".encode()]))
     assert read("npz:mine.npz", tmp_path).classes == ("cat", "dog", "été")
     for kind in (str, bytes):
-        train = np.array([["dog", "cat"][i % 2] for i in range(30)]).astype("S" if kind is bytes else "U")
+        train = np.array([["dog", "cat", "cow"][i % 3] for i in range(30)]).astype("S" if kind is bytes else "U")
         test = np.array([["cow", "dog", "cat"][i % 3] for i in range(9)])
         write_npz(tmp_path / "mine.npz", y_train=train, y_test=test)
         data = read("npz:mine.npz", tmp_path)
         assert data.classes == ("cat", "cow", "dog")
-        assert data.train.labels[:4].tolist() == [2, 0, 2, 0]
+        assert data.train.labels[:4].tolist() == [2, 0, 1, 2]
         assert data.test.labels[:3].tolist() == [1, 2, 0]
 
 

@@ -51,14 +51,16 @@ def test_columns_are_numbers_or_categories_by_their_values() -> None:
     assert data.nodes is not None
     assert sorted(set(data.nodes[0])) == ["h0", "h1", "h2"]
     assert np.isnan(np.concatenate([data.train.inputs[:, 2], data.test.inputs[:, 2]])).sum() == 20
+    names = "labels are names; the classes in their order are no, yes"
     assert data.notes == (
+        names,
         "column 'visits' has only 5 whole numbers and is taken as numeric; data.columns.visits = 'categorical' takes "
         "them as categories",
     )
     chosen = read(columns={"visits": "categorical"}, units={"age": "years"}, drop=["sex", "smokes"])
     assert chosen.about.columns[1].categories == ("0", "1", "2", "3", "4")
     assert chosen.about.columns[0].unit == "years"
-    assert chosen.notes == ()
+    assert chosen.notes == (names,)
 
 
 def test_numbers_as_categories_keep_their_digits() -> None:
@@ -260,6 +262,23 @@ def test_what_no_federation_can_use_is_refused(
 ) -> None:
     with pytest.raises(InputError, match=message):
         federation(tmp_path, frame, **options)
+
+
+def test_classes_of_test_rows_only_are_refused_unless_they_are_named() -> None:
+    frame = FRAME.assign(ill=["yes", "no"] * 29 + ["maybe"] * 2, part=["train"] * 50 + ["test"] * 10)
+    with pytest.raises(
+        InputError, match="'ill': f.csv has 1 classes in its test samples only: maybe; .* data.cl"
+    ):
+        read(frame, split="part")
+    assert read(frame, split="part", classes=["no", "yes", "maybe"]).classes == ("no", "yes", "maybe")
+
+
+def test_a_column_without_a_value_at_some_nodes_names_them(tmp_path: Path) -> None:
+    frame = FRAME.assign(age=[None if i % 3 else 20.0 + i for i in range(N)])
+    data = federation(tmp_path, frame)
+    assert [note for note in data.notes if "at 2 nodes" in note] == [
+        "column 'age' has no training value at 2 nodes: h1, h2; the values of others say what it becomes there"
+    ]
 
 
 def test_missing_values_and_constant_columns_are_counted(tmp_path: Path) -> None:
