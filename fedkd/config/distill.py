@@ -8,13 +8,17 @@ from pydantic import Field
 
 from .data import SetsConfig
 from .run import CheckpointConfig, ModelConfig, Sgd, TrainConfig
-from .tables import GROUPS, Count, Group, NamedTable, Table
+from .tables import GROUPS, AnyGroup, Count, NamedTable, Table
 
 
 class SetConfig(SetsConfig):
     """`[data]` of a distillation: one named set."""
 
     name: str
+
+
+def _every_group() -> list[AnyGroup]:
+    return list(GROUPS)
 
 
 class ProbeConfig(Table):
@@ -27,7 +31,7 @@ class ProbeConfig(Table):
     epochs: Count = 300  # after half of them the learning rate falls to a tenth
     batch_size: Count = 256
     optimizer: Sgd = Sgd(name="sgd", lr=0.01, momentum=0.9, weight_decay=5e-4)
-    augment: list[Group] = Field(default_factory=lambda: list(GROUPS))
+    augment: list[AnyGroup] = Field(default_factory=_every_group)  # of other kinds than images: all of the kind
 
 
 class DistillConfig(Table):

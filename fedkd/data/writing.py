@@ -35,14 +35,15 @@ def write_sets(data: FederatedData, folder: Path) -> list[Path]:
             parts["validation"] = held
         path = folder / f"node-{node}.{'parquet' if data.spec.kind == 'table' else 'npz'}"
         if data.spec.kind == "table":
-            _frame(parts, data.spec, data.node_classes).to_parquet(path, index=False)
+            frame_of(parts, data.spec, data.node_classes).to_parquet(path, index=False)
         else:
             np.savez_compressed(path, **_arrays(parts, data.spec), classes=np.array(data.node_classes))
         paths.append(path)
     return paths
 
 
-def _frame(parts: dict[str, Samples], spec: DataSpec, classes: tuple[str, ...]) -> Any:
+def frame_of(parts: dict[str, Samples], spec: DataSpec, classes: tuple[str, ...]) -> Any:
+    """Return rows as a pandas data frame: the columns of the table, then `label` or labels, and `split`: their part."""
     rows = np.concatenate([part.inputs for part in parts.values()])
     columns: dict[str, Any] = {}
     for place, column in enumerate(spec.columns):

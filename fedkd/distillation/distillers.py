@@ -137,7 +137,7 @@ class DC(Distiller):
     network_lr: Positive = 0.01
     train_batch: Count = 256
     distance: Distance = "rows"
-    augment: list[Group] = field(default_factory=list)
+    augment: list[AnyGroup] = field(default_factory=list)
 
     def iterate(self, virtual: Virtual, truth: Any, network: nn.Module, stream: torch.Generator) -> float:
         """Take `outer` steps on the pixels, and train the network between them."""
@@ -146,18 +146,21 @@ class DC(Distiller):
         ipc = max(len(chosen) for _, chosen in classes)
         outer, inner = loops_of(ipc)
         outer, inner = self.outer or outer, self.inner or inner
-        optimizer = torch.optim.SGD(network.parameters(), lr=self.network_lr)
+        optimizer, form = torch.optim.SGD(network.parameters(), lr=self.network_lr), virtual.form
+        matched = list(matched_parameters(network, form).values())
         for number in range(outer):
             _freeze_batch_norm(network, truth, stream)
             gradient = torch.zeros_like(virtual.images)
             total = 0.0
             for label, chosen in classes:
-                real, seed = truth.draw(label, self.real_batch, stream), draw_seed(stream)
+                real, seed = real_inputs(truth.draw(label, self.real_batch, stream), form), draw_seed(stream)
                 targets = torch.full((len(real),), label, device=real.device)
-                wanted = gradient_of(network, siamese_augment(real, seed, self.augment), targets)
+                changed_real = siamese_change(real, seed, self.augment, form, real)
+                wanted = gradient_of(network, changed_real, targets, parameters=matched)
                 images = virtual.images[chosen].detach().requires_grad_()
-                changed = siamese_augment(images, seed, self.augment)
-                found = gradient_of(network, changed, virtual.labels[chosen], differentiable=True)
+                changed = siamese_change(model_inputs(images, form), seed, self.augment, form, real)
+                labels = virtual.labels[chosen]
+                found = gradient_of(network, changed, labels, differentiable=True, parameters=matched)
                 loss = gradient_distance(found, wanted, self.distance)
                 (gradient[chosen],) = torch.autograd.grad(loss, images)  # class by class: only one graph in memory
                 total += float(loss.detach())
@@ -175,7 +178,7 @@ class DSA(DC):
     arXiv:2102.08259). Between the steps, the network also trains on augmented virtual images.
     """
 
-    augment: list[Group] = field(default_factory=lambda: list(GROUPS))
+    augment: list[AnyGroup] = field(default_factory=lambda: list(GROUPS))
 
 
 @dataclass(kw_only=True)
@@ -213,15 +216,21 @@ def train_epoch(
     virtual: Virtual,
     optimizer: Optimizer,
     batch_size: int,
-    augment: Sequence[Group],
+    augment: Sequence[AnyGroup],
     stream: torch.Generator,
 ) -> None:
-    """Train a network for one epoch on virtual images. Each batch is changed by one group of `augment`, with separate
-    parameters for each image.
+    """Train a network for one epoch on virtual samples. Each batch is changed by one group of `augment`, images with
+    separate parameters for each, others all alike.
     """
+    form = virtual.form
     for positions in shuffled(len(virtual.labels), batch_size, stream):
         chosen = positions.to(virtual.images.device)
-        images = siamese_augment(virtual.images[chosen], draw_seed(stream), augment, siamese=False)
+        seed = draw_seed(stream)
+        if form is None or form.kind == "image":
+            images = siamese_augment(virtual.images[chosen], seed, cast(Sequence[Group], augment), siamese=False)
+        else:
+            inputs = model_inputs(virtual.images[chosen], form)
+            images = siamese_change(inputs, seed, augment, form, inputs)
         optimizer.zero_grad()
         F.cross_entropy(network(images), virtual.labels[chosen]).backward()
         optimizer.step()

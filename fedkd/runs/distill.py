@@ -19,9 +19,14 @@ from ..config import DistillConfig, TrainConfig, read_distill_config
 from ..core.record import Captioned
 from ..core.state import State, pack, unpack
 from ..data.named_sets import images_fingerprint, named_set
-from ..distillation.distillers import DM, Distiller, train_epoch
+from ..data.portraits import portraits
+from ..data.samples import Samples
+from ..data.writing import frame_of
+from ..distillation.distillers import DC, DM, Distiller, train_epoch
+from ..distillation.matching import matched_parameters
+from ..distillation.sample_generators import as_codes, takes_probabilities
 from ..distillation.siamese_kinds import groups_of
-from ..distillation.virtual_images import RealImages, Truth, Virtual, class_statistics, normal_images, real_images
+from ..distillation.virtual_images import RealImages, Truth, Virtual, class_statistics, normal_samples, real_images
 from ..errors import InputError, RunError, described
 from ..files import NotWritten, write
 from ..learning.batches import Preprocess
@@ -40,7 +45,7 @@ from .run_folder import CONFIG, RunFolder, alone_in, refuse_odd_files, refuse_us
 
 _log = logging.getLogger("fedkd")
 
-VIRTUAL = "virtual.safetensors"
+VIRTUAL, ROWS = "virtual.safetensors", "virtual.csv"
 
 OnIteration = Callable[[int, dict[str, float]], None]  # the number of finished iterations, and the metrics
 
@@ -63,15 +68,26 @@ class Distillation:
                 f"distiller.name = {config.distiller.name!r}: to match a gradient, set fresh_networks = False."
             )
         table = config.distiller.model_copy(update=dataclasses.asdict(self.distiller))
-        if isinstance(self.distiller, DM):
-            groups_of("image", self.distiller.augment, "distiller.augment")
         self.config = config.model_copy(update={"distiller": table})
         self.data, codec = named_set(config.data)
-        self.form = codec.form
+        self.spec, self.form = codec.spec, codec.form
+        if self.form.kind == "tokens" or self.spec.task != "classification":
+            why = "token ids have no gradient" if self.form.kind == "tokens" else "samples are distilled class by class"
+            raise InputError(
+                f"data.name = {config.data.name!r}: it has {self.spec.noun(2)} for {self.spec.task}; {why}."
+            )
+        if isinstance(self.distiller, DM | DC):
+            self.distiller.augment = groups_of(self.form.kind, self.distiller.augment, "distiller.augment")
+        self.augment = groups_of(self.form.kind, config.evaluate.augment, "evaluate.augment")
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.preprocess = Preprocess(codec, "none", self.device)
         self.real = RealImages(self.data.train, self.preprocess)
         self.network = self.new_network(self.stream(0, "network"))
+        if not takes_probabilities(self.network, self.form):
+            raise InputError(
+                f"model.name = {config.model.name!r}: virtual rows have categories as probabilities, which this model "
+                "cannot take; set table_mlp."
+            )
         self.truth: Truth = self.real
         self.virtual = self._first_images()
 
@@ -87,16 +103,16 @@ class Distillation:
         return network.to(self.device)
 
     def _first_images(self) -> Virtual:
-        config, stream = self.config, self.stream(0, "initial")
+        config, form, stream = self.config, self.form, self.stream(0, "initial")
         if config.initial == "real":
-            images, labels = real_images(self.real, config.ipc, stream)
+            images, labels = real_images(self.real, config.ipc, stream, form)
         else:
-            means, deviations, held = class_statistics(self.data.train, self.preprocess, len(self.data.classes))
+            classes = len(self.data.classes)
+            means, deviations, held = class_statistics(self.data.train, self.preprocess, classes, form)
             if config.initial == "noise":
                 means, deviations = torch.zeros_like(means), torch.ones_like(deviations)
-            _, _, height, width = self.data.train.inputs.shape
-            images, labels = normal_images(means, deviations, held, config.ipc, (height, width), stream)
-        return Virtual(images.to(self.device), labels.to(self.device))
+            images, labels = normal_samples(means, deviations, held, config.ipc, form, stream)
+        return Virtual(images.to(self.device), labels.to(self.device), form=form)
 
     def iterate(self, number: int) -> float:
         """Run iteration `number`, counted from 1; return the distiller's loss. Raises RunError if it diverges."""
@@ -127,8 +143,8 @@ class Distillation:
         following = self.new_network(self.stream(0, "network"))
         following.load_state_dict(self.network.state_dict())
         self._train(following, self.data.train, number)
-        pairs = zip(self.network.parameters(), following.parameters(), strict=True)
-        self.truth = [(a - b).detach() / settings.optimizer.lr for a, b in pairs if a.requires_grad]
+        before, after = (matched_parameters(one, self.form).values() for one in (self.network, following))
+        self.truth = [(a - b).detach() / settings.optimizer.lr for a, b in zip(before, after, strict=True)]
 
     def _settings(self, number: int) -> TrainConfig:
         return self.config.train.in_round((number - 1) // self.config.network_every + 1)
@@ -145,19 +161,23 @@ class Distillation:
             stream = self.stream(number, f"evaluate/{trial}")
             network = self.new_network(self.stream(number, f"evaluate/network-{trial}"))
             optimizer = make_optimizer(network, settings.optimizer)
-            fixed = Virtual(self.virtual.images.detach(), self.virtual.labels)
+            fixed = Virtual(self.virtual.images.detach(), self.virtual.labels, form=self.form)
             network.train()
             with default_stream(self.stream(number, f"evaluate/default-{trial}")):
                 for epoch in range(settings.epochs):
                     if epoch == settings.epochs // 2 + 1:
                         optimizer.param_groups[0]["lr"] *= 0.1
-                    train_epoch(network, fixed, optimizer, settings.batch_size, settings.augment, stream)
+                    train_epoch(network, fixed, optimizer, settings.batch_size, self.augment, stream)
             found.append(evaluate(network, self.data.test, self.preprocess)["accuracy"])
         return {"test/accuracy": float(np.mean(found)), "test/deviation": float(np.std(found))}
 
-    def picture(self) -> np.ndarray:
-        """Return the virtual images as uint8, clipped to the range of pixels."""
-        return self.preprocess.pixels(self.virtual.images.detach().clone())
+    def raw(self) -> np.ndarray:
+        """Return the virtual samples as raw ones: pixels clipped to their range, of categories the likeliest code."""
+        return self.preprocess.pixels(as_codes(self.virtual.images.detach(), self.form).clone())
+
+    def pictures(self) -> np.ndarray:
+        """Return pictures of the virtual samples, uint8, N x channels x height x width."""
+        return portraits(self.spec, self.raw())
 
     def classes(self) -> np.ndarray:
         """Return the class of each virtual image; for soft labels, the most likely class."""
@@ -179,7 +199,7 @@ class Distillation:
         """Restore what `state` returned; return the progress."""
         kept = unpack(state)
         try:
-            self.virtual = Virtual.of(kept["virtual"], self.device)
+            self.virtual = Virtual.of(kept["virtual"], self.device, self.form)
             if kept["network"] is not None:
                 self.network.load_state_dict(kept["network"])
             if kept["truth"] is not None:
@@ -209,8 +229,8 @@ def distill(
     """Distil a named set into a new folder; return the summary. Nothing is written before all input is accepted.
 
     The folder contains the config with all values, `metrics.jsonl`, checkpoints, figures and `virtual.safetensors`:
-    `images` (float32, normalised) and `labels`. `on_iteration` is called after each iteration. Raises InputError for
-    input that is refused, `Stopped` after a signal.
+    `images` (float32, as models take them) and `labels`; of a table also `virtual.csv`. `on_iteration` is called after
+    each iteration. Raises InputError for input that is refused, `Stopped` after a signal.
     """
     with stoppable():
         refuse_used(out)
@@ -336,12 +356,15 @@ def _show(work: Distillation, folder: RunFolder, number: int) -> None:
     labels = work.classes()
     classes, first = np.unique(labels, return_index=True)
     captions = tuple(work.data.classes[label] for label in classes)
-    folder.keep_images("progress", number, Captioned(work.picture()[first], captions))
+    folder.keep_images("progress", number, Captioned(work.pictures()[first], captions))
 
 
 def _write_images(work: Distillation, folder: RunFolder) -> None:
-    plain: dict[str, Tensor] = {"images": work.virtual.images.detach().cpu(), "labels": work.virtual.labels.cpu()}
+    plain: dict[str, Tensor] = {"images": work.virtual.inputs().detach().cpu(), "labels": work.virtual.labels.cpu()}
     write(folder.path / VIRTUAL, to_bytes({name: tensor.contiguous() for name, tensor in plain.items()}))
+    if work.form.kind == "table":
+        rows = frame_of({"train": Samples(work.raw(), work.classes())}, work.spec, work.data.classes)
+        write(folder.path / ROWS, rows.iloc[:, :-1].to_csv(index=False).encode())  # all are of one part
 
 
 def _draw(work: Distillation, folder: RunFolder) -> None:
@@ -351,7 +374,8 @@ def _draw(work: Distillation, folder: RunFolder) -> None:
     about = f"{config.distiller.name} on {config.data.name}, {config.ipc} a class, seed {config.seed}"
     labels = work.classes()
     try:
-        figures.draw_virtual(work.picture(), labels, work.data.classes, about, folder.figures / "virtual.png")
+        path, wide = folder.figures / "virtual.png", work.form.kind != "image"
+        figures.draw_virtual(work.pictures(), labels, work.data.classes, about, path, wide=wide)
         for path in folder.image_folders():
             figures.draw_images(path, f"{path.name}: {about}", unit="iteration")
     except Exception as error:  # no figure may cost finished work

@@ -174,13 +174,26 @@ def draw_features(lines: list[dict[str, Any]], classes: tuple[str, ...], title: 
 
 @_plain_text
 def draw_virtual(
-    images: np.ndarray, labels: np.ndarray, classes: tuple[str, ...], title: str, path: Path, rows: int = 10
+    images: np.ndarray,
+    labels: np.ndarray,
+    classes: tuple[str, ...],
+    title: str,
+    path: Path,
+    rows: int = 10,
+    *,
+    wide: bool = False,
 ) -> Path:
-    """Draw virtual images (uint8, N x C x H x W), one column per class, at most `rows` of each. Returns the path."""
+    """Draw virtual images (uint8, N x C x H x W), one column per class, at most `rows` of each. Returns the path.
+
+    `wide`: pictures of other samples, with texts or lines; a third as many rows.
+    """
     held = np.unique(labels)
     tiles = [images[labels == label][:rows] for label in held]
+    if wide:
+        tiles = [tile[: rows // 3] for tile in tiles]
     deep = max(len(tile) for tile in tiles)
-    figure = Figure(figsize=(max(0.62 * len(held) + 0.3, 3.5), 0.62 * deep + 0.7), layout="constrained")
+    across, down = (1.85, 1.5) if wide else (0.62, 0.62)
+    figure = Figure(figsize=(max(across * len(held) + 0.3, 3.5), down * deep + 0.7), layout="constrained")
     grid = figure.subplots(deep, len(held), squeeze=False)
     for column, (label, tile) in enumerate(zip(held, tiles, strict=True)):
         for row in range(deep):

@@ -266,9 +266,7 @@ def test_what_no_federation_can_use_is_refused(
 
 def test_classes_of_test_rows_only_are_refused_unless_they_are_named() -> None:
     frame = FRAME.assign(ill=["yes", "no"] * 29 + ["maybe"] * 2, part=["train"] * 50 + ["test"] * 10)
-    with pytest.raises(
-        InputError, match="'ill': f.csv has 1 classes in its test samples only: maybe; .* data.cl"
-    ):
+    with pytest.raises(InputError, match="'ill': f.csv has 1 classes in its test samples only: maybe; .* data.cl"):
         read(frame, split="part")
     assert read(frame, split="part", classes=["no", "yes", "maybe"]).classes == ("no", "yes", "maybe")
 

@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
+import torch
 from helpers import HOME
 from PIL import Image
 from safetensors.torch import load_file
@@ -158,3 +160,67 @@ def test_images_that_diverge_end_the_run_with_a_reason(tmp_path: Path) -> None:
 def test_nothing_to_resume_is_told(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="there is no distillation"):
         resume(tmp_path)
+
+
+TABLE = {"data": {"name": "heart", "train_per_class": 60}, "model": {"name": "table_mlp", "hidden": [16]}}
+SERIES = {
+    "data": {"name": "spoken_digits", "train_per_class": 12},
+    "model": {"name": "inception_small", "filters": 4},
+}
+FAST = {"evaluate": {"every": 4, "networks": 1, "epochs": 2}, "iterations": 4}
+
+
+@pytest.mark.parametrize("name", ["dm", "idm", "dc", "dsa", "fgm"])
+@pytest.mark.parametrize("kind", ["table", "series"])
+def test_rows_and_series_are_distilled_too(tmp_path: Path, kind: str, name: str) -> None:
+    table = {"name": name} | ({"outer": 2, "inner": 1} if name in ("dc", "dsa") else {})
+    distill(config(**(TABLE if kind == "table" else SERIES), distiller=table, initial="real", **FAST), tmp_path / "run")
+    tensors = load_file(tmp_path / "run" / "virtual.safetensors")
+    if kind == "table":
+        rows = pd.read_csv(tmp_path / "run" / "virtual.csv")
+        assert len(rows) == len(tensors["labels"]) == 4
+        assert set(rows["sex"]) <= {"male", "female"}
+        shares = tensors["images"][:, 6:]  # of the categories, behind six numbers
+        assert shares.min() >= 0
+        assert torch.allclose(shares.sum(1), torch.tensor(7.0))
+    else:
+        mask = tensors["images"][:, -1]
+        assert set(mask.unique().tolist()) <= {0.0, 1.0}
+        assert (tensors["images"][:, :-1] * (1 - mask[:, None]) == 0).all()
+    assert (tmp_path / "run" / "figures" / "virtual.png").is_file()
+
+
+def test_rows_are_resumed_to_the_same_bytes(tmp_path: Path) -> None:
+    changes = {**TABLE, "initial": "normal", "distiller": {"name": "idm"}}
+    distill(config(**changes), tmp_path / "whole")
+
+    def stop(number: int, metrics: dict) -> None:
+        if number == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        distill(config(**changes), tmp_path / "halves", stop)
+    resume(tmp_path / "halves")
+    for name in ("virtual.safetensors", "virtual.csv"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "halves" / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("changes", "reported"),
+    [
+        ({"data": {"name": "sentences"}, "model": {"name": "text_cnn"}}, "it has texts for classification; token ids"),
+        ({**TABLE, "model": {"name": "mlp"}}, "virtual rows have categories as probabilities.* set table_mlp"),
+        (
+            {**TABLE, "distiller": {"name": "dm", "augment": ["flip"]}},
+            r"distiller.augment = \['flip'\]: .* noise",
+        ),
+        (
+            {**TABLE, "evaluate": {"augment": ["flip"]}},
+            r"evaluate.augment = \['flip'\]: the samples are",
+        ),
+    ],
+)
+def test_what_cannot_be_distilled_is_refused(tmp_path: Path, changes: dict, reported: str) -> None:
+    with pytest.raises(InputError, match=reported):
+        distill(config(**changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
