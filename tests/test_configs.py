@@ -30,7 +30,8 @@ def test_every_config_of_the_project_is_valid(path: Path) -> None:
     strategy, _ = make_strategy(config.strategy)
     assert strategy is not None
     folder = path.parent.name
-    named = {"leaderboard": path.stem, **dict.fromkeys(OF_KINDS, "knfu" if path.stem == "quick" else path.stem)}
+    of_kind = "knfu" if path.stem == "quick" else path.stem.split("-")[0]
+    named = {"leaderboard": path.stem, **dict.fromkeys(OF_KINDS, of_kind)}
     assert config.strategy.name == named.get(folder, folder) or folder == "flower"
     if (partition := config.data.partition) is not None:
         options(find("partitions", partition.scheme, "x"), partition.model_extra or {}, "x")
