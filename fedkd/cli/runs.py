@@ -196,11 +196,15 @@ def describe(
     config: Annotated[Path, typer.Argument(help="A TOML run file whose data are on this machine.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The file.")],
     overrides: Overrides = None,
+    form: Annotated[
+        bool, typer.Option("--form", help="Without any learned number: the sites agree on them before round 1.")
+    ] = False,
 ) -> None:
     """Write what samples are and how they are encoded, for `data.sites.spec` of a federation of real sites."""
     with exit_codes("nothing is written"):
         from ..config import read_config
         from ..data.agreement import Agreement, to_json
+        from ..data.codec import without_numbers
         from ..data.federation import federate
         from ..files import write_output
 
@@ -208,8 +212,15 @@ def describe(
         if parsed.data.sites is not None:
             raise InputError("data.sites: the samples are at the sites; name a config with samples on this machine.")
         data = federate(parsed.data, parsed.seed)
-        write_output(out, to_json(Agreement(data.codec, data.node_classes)))
-        say(f"{out}: {data.spec.describe()}, {len(data.node_classes)} classes, codec {data.codec.hash}")
+        if form and data.spec.learned:
+            raise InputError(
+                "--form: data.tokenizer = 'words' learns its words from the texts of all; set tokenizer = 'bytes', or "
+                "write the file without --form."
+            )
+        codec = without_numbers(data.spec, len(data.codec.target_mean)) if form else data.codec
+        write_output(out, to_json(Agreement(codec, data.node_classes)))
+        about = f"codec {codec.hash}" if codec.learned else "no codec"
+        say(f"{out}: {data.spec.describe()}, {len(data.node_classes)} classes, {about}")
 
 
 def _quiet() -> None:

@@ -121,6 +121,8 @@ class RealSites(Table):
     classes: Annotated[list[str], Field(min_length=2)] | None = None
     shape: tuple[Channels, Count, Count] | None = None  # channels, height, width
     server: str | None = None  # a named set on the server, for the test images and the images of data.validation
+    # who says the numbers of the codec (means, deviations, known categories): the file, or the sites before round 1
+    statistics: Literal["given", "federated"] = "given"
 
     @pydantic.model_validator(mode="after")
     def _one_form(self) -> RealSites:
@@ -128,6 +130,8 @@ class RealSites(Table):
             raise ValueError(
                 "set either spec (a file that `fedkd describe` has written), or the classes and the shape of images"
             )
+        if self.statistics == "federated" and self.spec is None:
+            raise ValueError("statistics = 'federated' needs spec, a file that `fedkd describe --form` has written")
         return self
 
     @pydantic.field_validator("classes")
@@ -195,8 +199,13 @@ class DataConfig(SetsConfig):
     def _fit(self, sites: RealSites) -> None:
         """Raise ValueError if the form to which samples are converted is not the sites' form."""
         if sites.shape is None:
-            given = [key for key in ("mean", "deviation", "missing", "min_count", "classes") if getattr(self, key)]
-            if given := given + ["scaling"] * (self.scaling != "standard"):
+            if sites.statistics == "federated":
+                for key in ("mean", "deviation"):
+                    if getattr(self, key) is not None:
+                        raise ValueError(f"{key} is what sites.statistics = 'federated' measures; remove {key}")
+            learned = ("missing", "min_count") if sites.statistics == "given" else ()
+            given = [key for key in ("mean", "deviation", *learned, "classes") if getattr(self, key)]
+            if given := given + ["scaling"] * (self.scaling != "standard" and sites.statistics == "given"):
                 raise ValueError(f"{given[0]} is in the file sites.spec already; remove {given[0]}")
             return
         if self.task != "classification":

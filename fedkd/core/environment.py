@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import hashlib
 from collections.abc import Callable
 from functools import cached_property
@@ -14,6 +15,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ..config import Architecture, Config
+from ..data.codec import Codec
 from ..data.federated_data import FederatedData
 from ..data.federation import federate
 from ..data.samples import Samples
@@ -89,6 +91,11 @@ class Environment:
         self._models: dict[str, nn.Module] = {}
         self._frozen: dict[str, nn.Module] = {}
         self._frozen_hashes: dict[int, str] = {}
+
+    def use_codec(self, codec: Codec) -> None:
+        """Encode samples by another codec from now on, and make models for what it encodes."""
+        self.data = dataclasses.replace(self.data, codec=codec)
+        self.use_device(str(self.device))
 
     def use_device(self, device: str) -> None:
         """Make models and batches on another device from now on."""

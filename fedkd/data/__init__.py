@@ -3,6 +3,7 @@
 * `samples`: `Samples` and `Dataset`: labelled samples and named sets.
 * `spec`: `DataSpec`, which describes a set's samples, and `Form`, what models get.
 * `codec`: how samples are encoded: what training samples say about scaling, categories, words; `encoder`: does it.
+* `moments`: counts, means and sums of squares that merge part by part.
 * `data_files`: the set in a file or folder, by what it is.
 * `table_files`: sets in CSV and Parquet files.
 * `tasks`: what is predicted besides one class: several labels, or targets.
@@ -36,5 +37,6 @@
 * `federation`: `federate`: makes the `FederatedData` of a config.
 * `writing`: each node's samples as a set of its own.
 * `agreement`: what all real sites and the server encode by, as a file.
+* `statistics`: what real sites say of their training samples, and the codec that follows for all of them.
 * `site_data`: the data of real sites, and the check that they fit the federation.
 """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pydantic
@@ -13,18 +13,22 @@ from ..config import DataConfig
 from ..errors import InputError, MissingFiles, on_one_line, reason_of
 from ..files import parse_json, read
 from ..registry import file_of
-from .codec import Codec
+from .codec import Codec, without_numbers
+from .moments import scaled_columns
 from .samples import MOST
 from .spec import DataSpec
 
-_MOST_BYTES = 2**26
+MOST_BYTES = 2**26  # of the file
 _LONGEST_NAME = 200  # letters of a class, a column, a unit
 _MOST_SIDE, _MOST_AXES = 10**7, 8
 _AXES = {"image": 3, "table": 1, "series": 2, "tokens": 1}
 
 
 class Agreement(NamedTuple):
-    """What all sites and the server have to have in common: the codec, which has the description, and the classes."""
+    """What all sites and the server have to have in common: the codec, which has the description, and the classes.
+
+    The codec may be one without learned numbers (`Codec.learned`); then sites agree on them before round 1.
+    """
 
     codec: Codec
     classes: tuple[str, ...]
@@ -53,13 +57,13 @@ class _File(pydantic.BaseModel):
 
     classes: list[str]
     spec: DataSpec
-    codec: _CodecFile
+    codec: _CodecFile | None
 
 
 def to_json(agreement: Agreement) -> bytes:
     """Return an agreement as JSON. Floats keep all digits, so that the codec read from it has the same hash."""
     codec = agreement.codec
-    numbers = {
+    numbers: dict[str, Any] = {
         "mean": codec.mean.tolist(),
         "deviation": codec.deviation.tolist(),
         "fill": codec.fill.tolist(),
@@ -70,7 +74,8 @@ def to_json(agreement: Agreement) -> bytes:
         "target_mean": codec.target_mean.tolist(),
         "target_deviation": codec.target_deviation.tolist(),
     }
-    table = {"classes": list(agreement.classes), "spec": codec.spec.model_dump(mode="json"), "codec": numbers}
+    found = {"codec": numbers if codec.learned else None}
+    table = {"classes": list(agreement.classes), "spec": codec.spec.model_dump(mode="json"), **found}
     return json.dumps(table, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n"
 
 
@@ -82,8 +87,10 @@ def agreement_of(content: bytes) -> Agreement:
     _refuse_odd_names("class", file.classes)
     if len(file.classes) < (2 if file.spec.task == "classification" else 1):
         raise ValueError("it has fewer than two classes")
-    _refuse_odd_numbers(file.codec, file.spec)
     targets = len(file.classes) if file.spec.task == "regression" else 0
+    if file.codec is None:
+        return Agreement(without_numbers(file.spec, targets), tuple(file.classes))
+    _refuse_odd_numbers(file.codec, file.spec)
     if [len(file.codec.target_mean), len(file.codec.target_deviation)] != [targets] * 2:
         raise ValueError("codec: target_mean and target_deviation have not a number for each target")
     if not all(0 < one <= MOST for one in file.codec.target_deviation):
@@ -107,7 +114,7 @@ def agreement_of(content: bytes) -> Agreement:
 def read_agreement(config: DataConfig) -> Agreement:
     """Return the agreement in the file `data.sites.spec`, of the Flower App or of this folder.
 
-    Raises InputError for a missing or wrong file.
+    Raises InputError for a missing or wrong file, and for one that is not what `data.sites.statistics` says.
     """
     assert config.sites is not None
     assert config.sites.spec is not None
@@ -116,9 +123,21 @@ def read_agreement(config: DataConfig) -> Agreement:
     if not path.exists():
         raise MissingFiles(f"{key}: there is no such file; `fedkd describe` writes one.")
     try:
-        return agreement_of(read(path, _MOST_BYTES))
+        found = agreement_of(read(path, MOST_BYTES))
     except (OSError, ValueError) as error:
-        raise InputError(f"{key}: it is not what `fedkd describe` writes: {_reason(error)}.") from error
+        raise InputError(f"{key}: it is not what `fedkd describe` writes: {reason_in(error)}.") from error
+    federated = config.sites.statistics == "federated"
+    if not federated and not found.codec.learned:
+        raise InputError(
+            f"{key}: its codec is null; set data.sites.statistics = 'federated', so that the sites agree on one, or "
+            "write the file without --form."
+        )
+    if federated and found.codec.learned:
+        raise InputError(
+            f"{key}: it has a codec, but data.sites.statistics is 'federated'; write the file with `fedkd describe "
+            "--form`, or remove statistics."
+        )
+    return found
 
 
 def spec_of(text: str) -> DataSpec:
@@ -128,11 +147,12 @@ def spec_of(text: str) -> DataSpec:
         spec = DataSpec.model_validate_json(text)
         _refuse_odd_spec(spec)
     except ValueError as error:
-        raise ValueError(_reason(error)) from None
+        raise ValueError(reason_in(error)) from None
     return spec
 
 
-def _reason(error: Exception) -> str:
+def reason_in(error: Exception) -> str:
+    """Return why a text is no agreement, on one line."""
     if isinstance(error, pydantic.ValidationError):
         found = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()[:3]]
         return on_one_line("; ".join(found), 300)
@@ -175,8 +195,7 @@ def _refuse_odd_spec(spec: DataSpec) -> None:
 
 def _refuse_odd_numbers(codec: _CodecFile, spec: DataSpec) -> None:
     """Raise ValueError for numbers that are not those of a codec of this description."""
-    numbers = len(spec.numeric())
-    scaled = {"image": spec.shape[0], "series": spec.shape[0], "table": numbers, "array": 1, "tokens": 0}[spec.kind]
+    numbers, scaled = len(spec.numeric()), scaled_columns(spec)
     if len(codec.mean) != scaled or len(codec.deviation) != scaled:
         raise ValueError(f"codec: mean and deviation have not a number for each of {scaled} channels or columns")
     if not all(0 < one <= MOST for one in codec.deviation) or not all(abs(one) <= MOST for one in codec.mean):

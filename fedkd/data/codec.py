@@ -10,11 +10,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from ..errors import InputError
+from .moments import by_column, chunks, moments, scaled_columns
 from .samples import LARGEST
 from .spec import MASKED, UNKNOWN, DataSpec, Form
 
@@ -22,7 +23,6 @@ Scaling = Literal["standard", "quantile", "instance", "none"]
 Missing = Literal["mean", "median", "indicator", "refuse", "zero", "hold"]
 MOST_UNSEEN = 0.5  # of a node's values of a column: the largest share that training rows may lack
 _EDGES = 1000  # quantiles of a column
-_CHUNK = 4096  # samples whose values are summed together
 _FAR = 20.0  # deviations: an image whose mean is farther away is not in the range that was named
 
 
@@ -46,6 +46,7 @@ class Codec:
     instance: bool = False  # a series is scaled by its own mean and deviation
     target_mean: np.ndarray = field(default_factory=lambda: np.zeros(0))  # of each target of a regression
     target_deviation: np.ndarray = field(default_factory=lambda: np.ones(0))
+    learned: bool = True  # else its numbers mean nothing: real sites have not agreed on them yet
 
     @property
     def form(self) -> Form:
@@ -68,7 +69,9 @@ class Codec:
 
     @property
     def hash(self) -> str:
-        """Return a hash of the description and of all that was learned."""
+        """Return a hash of the description and of all that was learned; empty if nothing was."""
+        if not self.learned:
+            return ""
         digest = hashlib.blake2b(self.spec.canonical().encode(), digest_size=12)
         for array in self._arrays():
             digest.update(np.ascontiguousarray(array).tobytes())
@@ -115,24 +118,22 @@ def fit(
         if not spec.learned:
             return Codec(spec, np.zeros(0), np.ones(0), codes=(np.arange(len(spec.words)),))
         counts = np.zeros(max(len(spec.words), UNKNOWN + 1), np.int64)
-        for part in _chunks(rows):
+        for part in chunks(rows):
             counts += np.bincount(pool[part].ravel(), minlength=len(counts))
         return Codec(spec, np.zeros(0), np.ones(0), codes=(_word_codes(counts, min_count),))
     if scaling == "quantile":
         raise InputError(f"data.scaling = 'quantile' is for tables; the samples are {spec.noun(2)}.")
     plain = scaling in ("none", "instance") or mean is not None
     if spec.kind == "array":
-        found = _moments(pool, rows, lambda part: part.reshape(1, -1)) if not plain else (np.zeros(1), np.ones(1))
-        return Codec(spec, *found)
+        return Codec(spec, np.zeros(1), np.ones(1)) if plain else _measured(spec, pool, rows)
     channels = spec.shape[0]
     if plain and spec.kind == "series":
         return Codec(spec, np.zeros(channels), np.ones(channels), instance=scaling == "instance")
-    scale = spec.largest or 1.0
     if plain and mean is None:
         return Codec(spec, np.zeros(channels), np.ones(channels))
     if mean is not None and deviation is not None and spec.largest == LARGEST["uint8"]:  # no other range
         return Codec(spec, np.array([*mean], np.float64), np.array([*deviation], np.float64))
-    learned = Codec(spec, *_moments(pool, rows, lambda part: np.moveaxis(part / scale, 1, 0).reshape(channels, -1)))
+    learned = _measured(spec, pool, rows)
     if mean is None or deviation is None:
         return learned
     given = Codec(spec, np.array([*mean], np.float64), np.array([*deviation], np.float64))
@@ -145,30 +146,37 @@ def fit(
     return given
 
 
-def _chunks(rows: np.ndarray) -> Iterator[np.ndarray]:
-    for first in range(0, len(rows), _CHUNK):
-        yield rows[first : first + _CHUNK]
+def without_numbers(spec: DataSpec, targets: int) -> Codec:
+    """Return the codec of samples of which nothing is known but their description: all categories are known ones."""
+    count, numbers = scaled_columns(spec), len(spec.numeric())
+    lengths = [len(spec.columns[place].categories or ()) for place in spec.categorical()]
+    codes = [np.arange(1, length + 1) for length in lengths]
+    return Codec(
+        spec,
+        np.zeros(count),
+        np.ones(count),
+        fill=np.zeros(numbers if spec.kind == "table" else 0),
+        codes=(np.arange(len(spec.words)),) if spec.kind == "tokens" else tuple(codes),
+        target_mean=np.zeros(targets),
+        target_deviation=np.ones(targets),
+        learned=False,
+    )
 
 
-def _moments(pool: np.ndarray, rows: np.ndarray, by_row: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Return mean and population deviation of each row of `by_row(samples)` over all samples, without NaN.
+def _measured(spec: DataSpec, pool: np.ndarray, rows: np.ndarray) -> Codec:
+    found = moments(pool, rows, by_column(spec), scaled_columns(spec))
+    return Codec(spec, found.mean, found.deviation)
 
-    The parts are merged as Chan et al. do (1979): sums of squares about the mean of each part.
-    """
-    count = mean = squares = np.zeros(1)
-    for part in _chunks(rows):
-        # contiguous: sums depend on the order of values in memory, which a mapped file may have changed
-        values = np.ascontiguousarray(by_row(np.ascontiguousarray(pool[part], np.float64)))
-        here = np.isfinite(values)
-        own = here.sum(1).astype(np.float64)
-        center = np.where(here, values, 0).sum(1) / np.maximum(own, 1)
-        around = (np.where(here, values - center[:, None], 0) ** 2).sum(1)
-        total = count + own
-        step = np.where(total > 0, own / np.maximum(total, 1), 0)
-        squares = squares + around + (center - mean) ** 2 * count * step
-        mean, count = mean + (center - mean) * step, total
-    deviation = np.sqrt(squares / np.maximum(count, 1))
-    return mean, np.where(deviation > 0, deviation, 1.0)
+
+def refuse_missing(spec: DataSpec, rows: np.ndarray) -> None:
+    """Raise InputError, which names the worst column, if numbers of these rows are missing."""
+    absent = np.isnan(rows[:, spec.numeric()])
+    if absent.any():
+        worst = spec.columns[spec.numeric()[int(absent.sum(0).argmax())]].name
+        raise InputError(
+            f"data.missing = 'refuse': {int(absent.sum())} numbers are missing, {int(absent.sum(0).max())} of them in "
+            f"column {worst!r}; set 'mean', 'median' or 'indicator'."
+        )
 
 
 def _fit_table(spec: DataSpec, rows: np.ndarray, scaling: Scaling, missing: Missing, min_count: int) -> Codec:
@@ -177,15 +185,12 @@ def _fit_table(spec: DataSpec, rows: np.ndarray, scaling: Scaling, missing: Miss
     for place, column in enumerate(spec.numeric()):
         if len(rows) and absent[:, place].all():
             raise InputError(f"data: column {spec.columns[column].name!r} has no value in any training row; drop it.")
-    if missing == "refuse" and absent.any():
-        worst = spec.columns[spec.numeric()[int(absent.sum(0).argmax())]].name
-        raise InputError(
-            f"data.missing = 'refuse': {int(absent.sum())} numbers are missing, {int(absent.sum(0).max())} of them in "
-            f"column {worst!r}; set 'mean', 'median' or 'indicator'."
-        )
+    if missing == "refuse":
+        refuse_missing(spec, rows)
     if scaling == "instance":
         raise InputError("data.scaling = 'instance' is for series; the samples are rows.")
-    mean, deviation = _moments(numbers, np.arange(len(numbers)), lambda part: part.T)
+    found = moments(rows, np.arange(len(rows)), by_column(spec), scaled_columns(spec))
+    mean, deviation = found.mean, found.deviation
     fill = np.nanmedian(numbers, axis=0) if missing == "median" and numbers.size else mean
     edges = None
     if scaling == "quantile":

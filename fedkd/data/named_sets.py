@@ -81,7 +81,7 @@ def _codec_of_inputs(config: SetsConfig, sets: Sequence[Dataset], pool: np.ndarr
     if spec.kind != "image":
         for key in given:
             raise InputError(f"data.{key} is for images; the samples are {spec.noun(2)}.")
-        return fit(spec, pool, rows, **_encoding(config, spec))
+        return fit(spec, pool, rows, **encoding_of(config, spec))
     channels = spec.shape[0]
     for key, numbers in given.items():
         if len(numbers) != channels:
@@ -101,7 +101,7 @@ def _codec_of_inputs(config: SetsConfig, sets: Sequence[Dataset], pool: np.ndarr
     return fit(spec, pool, rows, scaling=config.scaling, mean=known["mean"], deviation=known["deviation"])
 
 
-def _encoding(config: SetsConfig, spec: DataSpec) -> dict[str, Any]:
+def encoding_of(config: SetsConfig, spec: DataSpec) -> dict[str, Any]:
     """Return the options of `fit` that a config gives. Raises InputError for one of another kind of samples."""
     by_kind = {"table": ("mean", "median", "indicator", "refuse"), "series": ("refuse", "zero", "hold")}
     valid = by_kind.get(spec.kind, ())

@@ -14,13 +14,14 @@ from ..errors import InputError, on_one_line, some, unknown
 from .agreement import Agreement, read_agreement
 from .alignment import in_kinds_of, in_spec
 from .classes import in_classes
-from .codec import MOST_UNSEEN, Codec
+from .codec import MOST_UNSEEN, Codec, refuse_missing
 from .federated_data import FederatedData, Ragged
 from .named_sets import FILE, codec_of, first_of_each, load_set
 from .node_validation import held_out, named_rows
 from .public_set import take_public_set, take_validation
 from .samples import LARGEST, RAW_TYPES, Dataset, Samples
 from .spec import DataSpec
+from .statistics import plan_of
 from .unknown_words import unknown_at_site
 
 _OF_A_FILE = (
@@ -63,14 +64,15 @@ class SiteData(FederatedData):
         return [one for one in (*own, self.public) if one is not None]
 
 
-def site_data(config: DataConfig, name: str, seed: int) -> SiteData:
+def site_data(config: DataConfig, name: str, seed: int, common: Agreement | None = None) -> SiteData:
     """Return the data of a real site. `name`: a named set, `file:<path>`, or a TOML file with `file` and its columns.
 
-    Raises InputError if they are wrong. The server checks at the first contact whether they fit the federation.
+    `common`: what the sites have agreed on, if the file `data.sites.spec` has no codec. Raises InputError if the data
+    are wrong. The server checks at the first contact whether they fit the federation.
     """
     sites = config.sites
     assert sites is not None
-    agreed = None if sites.spec is None else read_agreement(config)
+    agreed = None if sites.spec is None else common or read_agreement(config)
     if agreed is not None:
         config = _as_described(config, agreed.codec.spec)
     classes = tuple(sites.classes or ()) if agreed is None else agreed.classes
@@ -91,8 +93,10 @@ def site_data(config: DataConfig, name: str, seed: int) -> SiteData:
         train, spec = _empty(codec.spec), codec.spec
         if not spec.misfit(described):
             fitted = in_spec(own, spec)
-            notes += _unseen(own, fitted, codec) + unknown_at_site(codec, own, fitted)
+            notes += _unseen(own, fitted, codec, rare=common is not None) + unknown_at_site(codec, own, fitted)
             own = fitted
+            if sites.statistics == "federated" and spec.kind == "table" and config.missing == "refuse":
+                refuse_missing(spec, own.train.inputs)
     public, _, all_classes = take_public_set(config, train, spec, seed, own.classes)
     named = named_rows([own], config)
     return SiteData(
@@ -150,10 +154,11 @@ def _with_own_keys(config: DataConfig, path: Path) -> tuple[DataConfig, str]:
     return config, f"{FILE}{path.parent / Path(file).expanduser()}"
 
 
-def _unseen(own: Dataset, fitted: Dataset, codec: Codec) -> tuple[str, ...]:
+def _unseen(own: Dataset, fitted: Dataset, codec: Codec, *, rare: bool) -> tuple[str, ...]:
     """Return how many values of each column the codec has no category for: they become code 0.
 
-    Raises InputError for a column where most rows have one; it says no value and no count, as the server gets it.
+    `rare`: whether the categories that it lacks are rare ones, and no others than in the description. Otherwise raises
+    InputError for a column where most rows have one; it says no value and no count, as the server gets it.
     """
     if codec.spec.kind != "table":
         return ()
@@ -165,13 +170,14 @@ def _unseen(own: Dataset, fitted: Dataset, codec: Codec) -> tuple[str, ...]:
         of_code = np.append(codes, 0)  # the last one: of a missing value
         code = of_code[np.nan_to_num(after[:, place], nan=len(codes)).astype(np.int64)]
         count = int(((code == 0) & ~np.isnan(before[:, where[name]])).sum())
-        if count > MOST_UNSEEN * len(after):
+        if count > MOST_UNSEEN * len(after) and not rare:
             raise InputError(
                 f"column {name!r}: most of its values are no category that data.sites.spec has; is this another "
                 "column, or another spelling?"
             )
         if count:
-            notes.append(f"column {name!r}: {count} values are no category of data.sites.spec; they become code 0")
+            of = "a category that the sites have agreed on" if rare else "a category of data.sites.spec"
+            notes.append(f"column {name!r}: {count} values are not {of}; they become code 0")
     return tuple(notes)
 
 
@@ -187,7 +193,8 @@ def _empty(spec: DataSpec) -> Samples:
     """Return no samples, of a description."""
     types = {largest: name for name, largest in LARGEST.items()}
     kind = types.get(spec.largest or 0, "float32") if spec.kind == "image" else RAW_TYPES[spec.kind][0]
-    return Samples(np.empty((0, *spec.shape), kind), np.empty(0, np.int64))
+    labels = np.empty(0, np.int64) if spec.task == "classification" else np.empty((0, 1))
+    return Samples(np.empty((0, *spec.shape), kind), labels)
 
 
 def _of_federation(own: Dataset, classes: tuple[str, ...], key: str, sites: RealSites) -> Dataset:
@@ -216,6 +223,8 @@ def without_samples(config: DataConfig, sites: RealSites, seed: int) -> Federate
     agreed = read_agreement(config) if sites.spec is not None else _of_images(config, sites)
     codec, node_classes = agreed
     config = _as_described(config, codec.spec)
+    if sites.statistics == "federated":
+        plan_of(config, codec.spec, node_classes)  # raises InputError for options that do not serve them
     test, validation = _empty(codec.spec), None
     if sites.server is not None:
         key = f"data.sites.server = {sites.server!r}"

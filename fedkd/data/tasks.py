@@ -9,6 +9,7 @@ import numpy as np
 
 from ..config import SetsConfig
 from ..errors import InputError, some
+from .moments import or_one
 from .samples import Dataset, first_places, odd_labels
 from .spec import DataSpec, Task
 
@@ -49,5 +50,5 @@ def target_moments(labels: np.ndarray, spec: DataSpec) -> tuple[np.ndarray, np.n
     """Return mean and population deviation of each target of training samples; empty for another task."""
     if spec.task != "regression":
         return np.zeros(0), np.ones(0)
-    deviation = labels.std(axis=0)
-    return labels.mean(axis=0), np.where(deviation > 0, deviation, 1.0)
+    mean = labels.mean(axis=0)
+    return mean, or_one(labels.std(axis=0), mean)

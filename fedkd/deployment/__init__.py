@@ -9,6 +9,7 @@
 * `patience`: how long the server waits for replies if the config sets no `timeout`.
 * `roster`: the sites that have joined the federation.
 * `introduction`: what a site reports about itself at the first contact.
+* `agreeing`: lets sites agree on a codec before round 1; `site_codec`: a site's part in it.
 * `on_site`: the code that runs at a site.
 * `site_state`: a site's state on disk.
 """

@@ -26,6 +26,7 @@ from ..config import Config, ModelConfig, NamedTable
 from ..core.client_app import call, make_client_app
 from ..core.environment import Environment, prepare_as_engine
 from ..core.setup import Setup, make_setup
+from ..data.agreement import Agreement
 from ..data.site_data import SiteData, site_data
 from ..errors import InputError, described, on_one_line
 from ..messages.arrays import serialised
@@ -33,6 +34,17 @@ from ..messages.flower import error_reply
 from ..messages.payload import NODE, ROUND, SITE
 from .introduction import JOIN, LOST, NAME, REFUSE, Introduction, is_described
 from .roster import is_the_servers
+from .site_codec import (
+    AGREED,
+    CODEC,
+    NO_CODEC,
+    SPEC,
+    STATISTICS,
+    codec_for,
+    is_federated,
+    kept_codec,
+    statistics_reply,
+)
 from .site_state import (
     Version,
     in_context,
@@ -83,10 +95,25 @@ class SiteApp(ClientApp):
                 _log.error("The server refused this site: %s", on_one_line(reason))
             return Message(RecordDict(), reply_to=message)
         config = self._read(context.run_config)
-        setup = setup_at(config, context.node_config)
+        kind, federation = message.metadata.message_type, str(about_round["federation"])
+        if kind in (JOIN, STATISTICS):
+            agreed = kept_codec(config, context, federation)
+        else:
+            agreed = codec_for(config, about_round, context, federation)
+            if agreed is None and is_federated(config):
+                _log.error(
+                    "This site does not have the codec that the sites have agreed on; the server sends it again."
+                )
+                return error_reply(message, NO_CODEC)
+        setup = setup_at(config, context.node_config, agreed)
         environment = setup.environment
-        if message.metadata.message_type == JOIN:
-            introduction = introduce(environment, context, str(about_round["federation"]))
+        if SPEC in about_round:
+            _log.info("The codec that the sites have agreed on is %s.", environment.data.codec.hash)
+            _log_notes(environment)
+        if kind == STATISTICS:
+            return statistics_reply(config, environment.data, message)
+        if kind == JOIN:
+            introduction = introduce(environment, context, federation)
             return Message(introduction.to_payload().to_records(), reply_to=message)
         node = cast(int, about_round[NODE])
         if (own := _own_model(context.node_config)) is not None:
@@ -123,9 +150,10 @@ def _answer_request(app: ClientApp, message: Message, context: Context, config: 
         else:  # the one before is on disk
             keep_state(folder, after, config.checkpoint, cast(int, about_round["first_round"]))
             versions = [after]
-    context.state = serialised(in_context(versions))
+    agreed = RecordDict({name: record for name, record in context.state.items() if name == AGREED})
+    context.state = serialised(RecordDict({**agreed, **in_context(versions)}))
     # the server compares which request this answers, because replies can be mixed up on their way
-    which = {NODE: about_round[NODE], "request": about_round["request"]}
+    which = {name: about_round[name] for name in (NODE, "request", CODEC) if name in about_round}
     reply.content[SITE] = ConfigRecord({**which, "keeps": bool(inner.state), "damaged": damaged})
     return reply
 
@@ -147,24 +175,24 @@ def without_paths(text: str) -> str:
 _setups: dict[str, Setup] = {}
 
 
-def setup_at(config: Config, node_config: UserConfig) -> Setup:
+def setup_at(config: Config, node_config: UserConfig, agreed: Agreement | None = None) -> Setup:
     """Return this process's strategy and environment of a config at a site; the first call makes them.
 
-    Threads and device are those of the config's engine, so that a site computes the same as a simulated node. Raises
-    InputError if the site's data are missing or wrong.
+    `agreed`: what the sites have agreed on, if they have. Threads and device are those of the config's engine, so that
+    a site computes the same as a simulated node. Raises InputError if the site's data are missing or wrong.
     """
     own = {key: node_config[key] for key in ("data", "model") if key in node_config}
-    key = json.dumps([config.model_dump(mode="json"), own])
+    key = json.dumps([config.model_dump(mode="json"), own, None if agreed is None else agreed.codec.hash])
     if key not in _setups:
         model = _own_model(node_config)
         if model is not None and model not in [a.name for a in config.model.architectures]:
             names = [*config.model.architectures, NamedTable(name=model)]
             config = config.model_copy(update={"model": ModelConfig(names=names)})
-        _setups[key] = make_setup(config, _own_data(config, node_config), prepare_as_engine(config))
+        _setups[key] = make_setup(config, _own_data(config, node_config, agreed), prepare_as_engine(config))
     return _setups[key]
 
 
-def _own_data(config: Config, node_config: UserConfig) -> SiteData | None:
+def _own_data(config: Config, node_config: UserConfig, agreed: Agreement | None) -> SiteData | None:
     """Return the site's own data; None if it has a part of the config's images."""
     data = node_config.get("data")
     if data is None and "partition-id" not in node_config:
@@ -179,7 +207,7 @@ def _own_data(config: Config, node_config: UserConfig) -> SiteData | None:
             f"data = {data!r} in --node-config: the config has images of its own ({named}); with "
             "data.sites sites bring theirs."
         )
-    return site_data(config.data, str(data), config.seed)
+    return site_data(config.data, str(data), config.seed, agreed)
 
 
 def _own_model(node_config: UserConfig) -> str | None:
@@ -200,6 +228,11 @@ def _try_shortest(environment: Environment, number: int) -> None:
         raise InputError(
             f"{name} cannot take its shortest {environment.data.spec.noun(1)}; the site's own log says why."
         ) from None
+
+
+def _log_notes(environment: Environment) -> None:
+    for note in environment.data.notes:
+        _log.info("data: %s", note)
 
 
 def introduce(environment: Environment, context: Context, federation: str) -> Introduction:
@@ -235,8 +268,7 @@ def introduce(environment: Environment, context: Context, federation: str) -> In
     states = [version.request for version in versions_in(context.state)]
     if (kept := state_folder(node_config, federation)) is not None:
         states += requests_on_disk(kept)
-    for note in data.notes:
-        _log.info("data: %s", note)
+    _log_notes(environment)
     described = is_described(data, environment.config.data.sites)
     own = data.described if isinstance(data, SiteData) else data.spec
     return Introduction(

@@ -42,6 +42,7 @@ class _File(pydantic.BaseModel):
     numbers: dict[str, Annotated[int, pydantic.Field(ge=0, lt=2**53)]]
     ids: dict[str, int]
     reported: dict[str, Annotated[tuple[int, str], pydantic.Field(strict=False)]] = {}
+    codec: Annotated[str, pydantic.Field(pattern=r"^([0-9a-f]{24})?$")] = ""
 
 
 @dataclass
@@ -50,12 +51,14 @@ class Roster:
 
     `numbers`: the numbers of sites, by name. `ids`: the ids of their SuperNodes in Flower. `reported`: what each
     has reported at the first contact and cannot change: its number of training images, a digest of classes and shape.
+    `codec`: the hash of the codec that the sites have agreed on; empty if they have not, or if it was given.
     """
 
     federation: str = field(default_factory=lambda: uuid.uuid4().hex)
     numbers: dict[str, int] = field(default_factory=dict)
     ids: dict[str, int] = field(default_factory=dict)
     reported: dict[str, tuple[int, str]] = field(default_factory=dict)
+    codec: str = ""
     path: Path | None = None
 
     @classmethod

@@ -21,7 +21,9 @@ from ..runs.run import OnRound, OnStep, origin_in, run_with
 from ..runs.run_folder import CONFIG, RunFolder, alone_in, refuse_odd_files, refuse_used
 from ..runs.trackers import make_trackers
 from ..stopping import Stopped, stoppable
+from .agreeing import agree, recall
 from .roster import ROSTER, Roster
+from .site_codec import is_federated
 from .sites import Sites
 
 
@@ -72,6 +74,7 @@ def serve(
             go_on(path, now, number + 1, accept_changes=accept_changes)
             folder.rewind(number)
             first_round, roster = number + 1, Roster.read(path / ROSTER)
+            recall(setup, roster, path)
             if accept_changes:
                 roster.reported = {}  # what sites report of themselves now counts
         else:
@@ -79,9 +82,14 @@ def serve(
             roster.write()
         sites = Sites(grid, setup, roster, first_round, on_event)
         sites.restore(states)
+
+        def before_rounds() -> None:
+            if is_federated(config) and not roster.codec:
+                agree(setup, sites, roster, path, on_event)
+
         try:
             with stoppable():
-                return run_with(setup, sites, folder, trackers, first_round, on_round, on_step)
+                return run_with(setup, sites, folder, trackers, first_round, on_round, on_step, before_rounds)
         except Stopped:
             signal.raise_signal(signal.SIGTERM)  # Flower has handlers of its own, which end its process in order
             raise

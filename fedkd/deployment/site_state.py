@@ -49,7 +49,9 @@ def versions_in(state: RecordDict) -> list[Version]:
     """Return the versions of a site's state that Flower's context contains, oldest first."""
     found: dict[str, RecordDict] = {}
     for path, record in state.items():
-        request, _, name = path.partition("/")
+        request, slash, name = path.partition("/")
+        if not slash:  # what sites have agreed on (`site_codec`)
+            continue
         version = found.setdefault(request, RecordDict())
         if name:
             version[name] = record

@@ -36,6 +36,7 @@ from ..messages.payload import MOST_IMAGES, NODE, ROUND, SITE
 from .introduction import DAMAGED, JOIN, LOST, REFUSE, Introduction, differences, introduction_of, is_described
 from .patience import FIRST_NOTICE, MOST_LIMIT, NEXT_NOTICE, time_limit, waiting_line
 from .roster import ROSTER, Roster, looks_like
+from .site_codec import CODEC, NO_CODEC, about_codec
 from .site_state import request_name
 
 _POLL_SECONDS, _MOST_POLL_SECONDS = 0.25, 2.0
@@ -60,6 +61,7 @@ class _Site:
     activated: str
     images: int
     lost: bool = False  # whether it has lost its state, and no reply has been accepted since
+    codec: str = ""  # the hash of the codec that it has
 
 
 @dataclass
@@ -101,7 +103,7 @@ class _Pull(threading.Thread):
 
 
 def _action_of(message: Message) -> str:
-    return message.metadata.message_type.removeprefix("train.")
+    return message.metadata.message_type.rpartition(".")[2]
 
 
 class Sites(SiteCarrier):
@@ -153,6 +155,14 @@ class Sites(SiteCarrier):
         """Return the number of training images that a site reported at the first contact."""
         site = self._sites.get(node)
         return None if site is None else site.images
+
+    def name_of(self, node: int) -> str:
+        """Return the name of a site that has joined the federation."""
+        return next(name for name, number in self._roster.numbers.items() if number == node)
+
+    def note(self, node: int, event: str) -> None:
+        """Add an event of a site."""
+        self._note(self.name_of(node), node, event)
 
     def events(self) -> list[dict[str, Any]]:
         """Return the events of sites since the last call."""
@@ -327,7 +337,7 @@ class Sites(SiteCarrier):
                 "right, continue the run with accept-changes=true"
             )
         if before != one.reported:
-            form = "another image shape" if one.spec is None else "other columns or numbers"
+            form = "another image shape" if one.spec is None else "other columns"
             return f"it has other classes, or {form}, than at the first contact"
         listed = [architecture.name for architecture in config.model.architectures]
         if one.model and one.model not in listed and (strategy.equal_models or strategy.listed_models):
@@ -383,7 +393,7 @@ class Sites(SiteCarrier):
         self._roster.ids[one.name] = id
         self._roster.reported[one.name] = one.reported
         self._roster.write()
-        self._sites[number] = _Site(one.name, id, self._asked[id], one.images)
+        self._sites[number] = _Site(one.name, id, self._asked[id], one.images, codec=one.codec)
         listed = [architecture.name for architecture in self._environment.config.model.architectures]
         self._environment.architecture_numbers.pop(number, None)
         if one.model in listed:
@@ -493,6 +503,7 @@ class Sites(SiteCarrier):
                 "request": request,
                 "accepted": self._accepted.get(node, ""),
                 "lost": site.lost,
+                **about_codec(self._environment.config, self._environment.data, site.codec),
             }
         )
         content = RecordDict({**message.content, ROUND: record})
@@ -563,6 +574,8 @@ class Sites(SiteCarrier):
         if reply.has_error():
             if reply.error.reason == LOST:
                 self._has_lost(node)
+            if reply.error.reason == NO_CODEC:
+                self._sites[node].codec = ""
             return error_reply(message, on_one_line(reply.error.reason or f"error {reply.error.code}"))
         about = reply.content.pop(SITE, ConfigRecord())
         if all_bytes(RecordDict({SITE: about})) > _MOST_ABOUT:
@@ -572,5 +585,6 @@ class Sites(SiteCarrier):
             return error_reply(message, f"bad reply: it is not the reply of this site to {sent.what}")
         if about.get("damaged") is True:
             self._note(self._sites[node].name, node, DAMAGED)
+        self._sites[node].codec = str(about.get(CODEC, self._sites[node].codec))
         self._replied[node] = sent.request, about.get("keeps") is True
         return renumber(reply, node)

@@ -177,8 +177,12 @@ def run_with(
     first_round: int,
     on_round: OnRound | None,
     on_step: OnStep | None,
+    before_rounds: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
-    """Run the rounds and write to a folder; return the summary, which is written for any end of the run."""
+    """Run the rounds and write to a folder; return the summary, which is written for any end of the run.
+
+    `before_rounds`: is called once, before the strategy has weights.
+    """
     environment, config = setup.environment, setup.environment.config
     owner = checkpoints.owner_of(config)
     begin = time.perf_counter()
@@ -230,6 +234,7 @@ def run_with(
 
     hooks: dict[str, Any] = {} if on_step is None else {"on_step": on_step}
     try:
+        before_rounds()
         run_rounds(setup, carrier, first_round=first_round, on_round=keep, on_checkpoint=checkpoint, **hooks)
     except KeyboardInterrupt:
         end("interrupted")
