@@ -18,8 +18,8 @@ def print_partition(data: FederatedData) -> None:
     """Print which node has which samples: one row for each node."""
     from rich.table import Table
 
-    counts, noun = data.label_counts(), data.spec.noun(2)
-    table = Table(title=f"{data.clients} nodes, {int(counts.sum())} training {noun}", title_justify="left")
+    counts, held, noun = data.label_counts(), data.train_parts.lengths(), data.spec.noun(2)
+    table = Table(title=f"{data.clients} nodes, {int(held.sum())} training {noun}", title_justify="left")
     whose = ("holder",) if data.node_names else ()
     for name in ("node", *whose, "domain", "train", "test", *data.counted[:20]):
         table.add_column(name, justify="right")
@@ -28,7 +28,7 @@ def print_partition(data: FederatedData) -> None:
     for node in range(data.clients):
         domain = data.domain_names[data.node_domains[node]]
         holder = data.node_names[node : node + 1]
-        cells = [str(node), *holder, domain, counts[node].sum(), len(data.test_parts[node]), *counts[node, :20]]
+        cells = [str(node), *holder, domain, int(held[node]), len(data.test_parts[node]), *counts[node, :20]]
         table.add_row(*(str(cell) if isinstance(cell, str) or cell else "·" for cell in cells))
     # a table in a file is as wide as it needs to be
     _console(None if sys.stdout.isatty() else 40 + 8 * min(len(data.counted), 20) + 20).print(table)
@@ -45,7 +45,7 @@ def print_summary(summary: dict[str, Any], folder: Path) -> None:
     for name in ("metric", "final", "best"):
         table.add_column(name, justify="left" if name == "metric" else "right")
     for name, value in summary["final"].items():
-        table.add_row(name, f"{value:.4f}", f"{summary['best'][name]:.4f}")
+        table.add_row(name, *(_number(name, one) for one in (value, summary["best"][name])))
     console = _console()
     console.print(table)
     for way in ("up", "down"):
@@ -55,6 +55,11 @@ def print_summary(summary: dict[str, Any], folder: Path) -> None:
     figures = sorted(str(path) for path in (folder / "figures").glob("*.png"))
     console.print("figures: " + " ".join(figures), soft_wrap=True)
     console.print(f"run folder: {folder}", soft_wrap=True)
+
+
+def _number(metric: str, value: float) -> str:
+    """Return a value with four digits after the point; errors of targets, of any size, with six significant ones."""
+    return f"{value:.6g}" if metric.endswith(("/mse", "/mae")) else f"{value:.4f}"
 
 
 def print_comparison(header: list[str], rows: list[list[str]], caption: str) -> None:

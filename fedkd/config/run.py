@@ -41,6 +41,12 @@ class TrainConfig(Table):
     sampling: Literal["each", "balanced"] = "each"  # balanced: draw samples so that all classes are equally likely
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"  # tf32: of products on a GPU; 16: of the forward pass
 
+    @pydantic.model_validator(mode="after")
+    def _balanced_once(self) -> TrainConfig:
+        if self.class_weights == self.sampling == "balanced":
+            raise ValueError("class_weights and sampling both balance classes, together too much; remove one of them")
+        return self
+
     def decay(self, number: int) -> float:
         """Return the factor for the learning rates of a round."""
         return self.lr_decay ** max(number - 1, 0)

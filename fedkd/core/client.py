@@ -308,7 +308,10 @@ class Client:
 
     def score(self, data: Samples) -> dict[str, float]:
         """Return `accuracy` (a fraction) and `loss` of the model on labelled images; of other tasks see `measured`."""
-        return measured(self.predict(data), data, self.environment.data.codec)
+        outputs, codec = self.predict(data), self.environment.data.codec
+        if codec.spec.task != "classification" and not is_finite(outputs):
+            raise ValueError("the model's outputs are not finite: training has diverged")
+        return measured(outputs, data, codec)
 
     def evaluate(self, request: Payload) -> Payload:
         """Answer the core's request at the end of a round: report the metrics of the node's model.

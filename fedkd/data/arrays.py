@@ -87,14 +87,12 @@ def _form(array: np.ndarray) -> str:
 
 def _check_numbers(own: np.ndarray, first: np.ndarray, task: Task, name: str, where: str, count: int) -> None:
     """Raise InputError for labels that are not 0 or 1 for each class, or targets that are no numbers."""
+    if count == 0:
+        raise InputError(f"{SOURCE}: {name} in {where} has no sample.")
     one_each = own.ndim == 2 or (own.ndim == 1 and task == "regression")
-    if (
-        not one_each
-        or own.dtype.kind not in "biuf"
-        or len(own) != count
-        or count == 0
-        or own.shape[1:] != first.shape[1:]
-    ):
+    if own.shape[1:] != first.shape[1:]:
+        raise InputError(f"{SOURCE}: {name} in {where} is {_form(own)}, but y_train is {_form(first)}.")
+    if not one_each or own.dtype.kind not in "biuf" or len(own) != count:
         valid = "0 or 1, N x labels" if task == "multilabel" else "numbers, N or N x targets"
         raise InputError(
             f"{SOURCE}: {name} in {where} is {_form(own)}; with data.task = {task!r} it must be {valid}, for each of "

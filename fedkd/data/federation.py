@@ -119,6 +119,13 @@ def federate(config: DataConfig, seed: int) -> FederatedData:
     if codec.spec.kind == "tokens" and isinstance(parts, list) and isinstance(test_parts, Ragged):
         whose = names if own is not None else ()
         notes += unknown_at_nodes(codec, train.inputs, Ragged.of(parts), test.inputs, test_parts, whose)
+    if task == "regression":
+        equal = (train.labels[rows] == train.labels[rows][:1]).all(0).tolist()
+        notes += tuple(
+            f"target {name!r} is constant in all training samples"
+            for name, same in zip(first.classes, equal, strict=True)
+            if same
+        )
     if own is not None and isinstance(parts, list) and isinstance(test_parts, Ragged):
         notes += _few_rows(parts, test_parts, train.labels, names, task)
     held = 0 if validation_parts is None else len(validation_parts.values)

@@ -74,7 +74,10 @@ def _of_table(table: Any, tests: int | None, config: SetsConfig, where: str, not
     plain = [name for name in left if types[name] in ("value", "class")]
     for key, name in roles.items():
         if name not in plain:
-            raise InputError(f"{key} = {name!r}: {where} has {types[name]} there; it must be numbers or texts.")
+            valid = "numbers or texts"
+            if key.startswith("data.label") and config.task != "classification":
+                valid = "numbers, or one list of ClassLabel" if config.task == "multilabel" else "numbers"
+            raise InputError(f"{key} = {name!r}: {where} has {types[name]} there; it must be {valid}.")
     frame = table.select_columns(plain).with_format(None).to_pandas()
     for name in plain:
         if types[name] == "class":

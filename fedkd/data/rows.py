@@ -80,6 +80,8 @@ def check_names(columns: Sequence[str], config: SetsConfig, where: str) -> None:
             raise InputError(f"{key} = {name!r}: {where} has no such column{hint}{nearest(name, columns)}")
     if twice := sorted({name for name in config.labels if config.labels.count(name) > 1}):
         raise InputError(f"data.label names the column {twice[0]!r} twice.")
+    if both := sorted(set(config.labels) & set(config.columns)):
+        raise InputError(f"data.columns.{both[0]}: it is a label; data.task = {config.task!r} says what labels are.")
     seen: dict[str, str] = dict.fromkeys(config.labels, "label")
     for key, name in roles.items():
         if name in seen:

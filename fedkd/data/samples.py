@@ -16,6 +16,7 @@ LARGEST = {"uint8": 255.0, "uint16": 65535.0}  # by type of an image: the value 
 IMAGE_TYPES = ("uint8", "uint16", "float32", "float64")
 RAW_TYPES = {"table": ("float64",), "series": ("float32",), "tokens": ("int64",), "array": ("float32", "float64")}
 MOST = 1e30  # the largest absolute value of a sample
+_MOST_TARGET = 1e15  # the largest absolute value of a target: squares of errors are finite in float32
 _LOOK = 4096  # samples that are looked at together
 _LONGEST_NAME = 200  # letters of a class
 PIXEL_MAX = 255  # the largest pixel value of a uint8 image
@@ -122,7 +123,7 @@ def odd_labels(labels: np.ndarray, task: Task) -> tuple[np.ndarray, str]:
     """Return which labels, or targets, are not as the task needs them, and what it needs."""
     if task == "multilabel":
         return ~np.isin(labels, (0, 1)), "0 or 1"
-    return ~(np.abs(labels) <= MOST), f"finite and at most {MOST:g}"
+    return ~(np.abs(labels) <= _MOST_TARGET), f"finite and at most {_MOST_TARGET:g}"
 
 
 def _check_values(inputs: np.ndarray, spec: DataSpec, where: str) -> None:

@@ -22,6 +22,7 @@ from .public_set import take_public_set, take_validation
 from .samples import LARGEST, RAW_TYPES, Dataset, Samples
 from .spec import DataSpec
 from .statistics import plan_of
+from .tasks import in_task
 from .unknown_words import unknown_at_site
 
 _OF_A_FILE = (
@@ -135,7 +136,8 @@ def _read_own(config: DataConfig, name: str, spec: DataSpec) -> Dataset:
     columns = tuple(
         one.model_copy(update={"unit": units.get(one.name, one.unit)}) for one in dataset.about.columns
     )  # a column that is missing is for the server to name
-    return in_kinds_of(replace(dataset, spec=dataset.about.model_copy(update={"columns": columns})), spec)
+    dataset = replace(dataset, spec=dataset.about.model_copy(update={"columns": columns}))
+    return in_kinds_of(in_task(dataset, config.model_copy(update={"units": units})), spec)
 
 
 def _with_own_keys(config: DataConfig, path: Path) -> tuple[DataConfig, str]:

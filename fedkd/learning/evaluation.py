@@ -91,5 +91,6 @@ def regression_metrics(predicted: np.ndarray, wanted: np.ndarray) -> dict[str, f
     if len(wanted) < 2:
         return found
     left, whole = squared.sum(0), np.square(wanted - wanted.mean(0)).sum(0)
-    shares = np.where(whole > 0, left / np.where(whole > 0, whole, 1), left > 0)
+    differ = (wanted != wanted[0]).any(0)  # the mean of equal values may be rounded
+    shares = np.where(differ, left / np.where(differ, whole, 1), left > 0)
     return found | {"r2": float((1 - shares).mean())}

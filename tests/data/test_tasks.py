@@ -66,6 +66,10 @@ def test_labels_that_are_true_or_false() -> None:
         ({"label": ["warm", "warm"], "task": "multilabel"}, "data.label names the column 'warm' twice"),
         ({"label": ["warm", "cold"], "task": "multilabel"}, r"data.label\[1\] = 'cold': f.csv has no such column"),
         ({"label": ["price"], "task": "regression", "node": "price"}, "data.node and data.label both name"),
+        (
+            {"label": "price", "task": "regression", "columns": {"price": "numeric"}},
+            "data.columns.price: it is a label",
+        ),
     ],
 )
 def test_wrong_labels_are_refused_by_name(options: dict[str, Any], message: str) -> None:
@@ -76,7 +80,7 @@ def test_wrong_labels_are_refused_by_name(options: dict[str, Any], message: str)
 def test_targets_that_are_missing_or_infinite_are_refused() -> None:
     frame = FRAME.copy()
     frame.loc[3, "price"] = np.inf
-    with pytest.raises(InputError, match="1 values of f.csv are not finite and at most 1e.30, such as inf.* at 3"):
+    with pytest.raises(InputError, match="1 values of f.csv are not finite and at most 1e.15, such as inf.* at 3"):
         read(frame, label="price", task="regression")
     frame.loc[3, "price"] = np.nan
     with pytest.raises(InputError, match=r"1 of 60 rows of f.csv have no label, the first at 3"):
@@ -114,11 +118,19 @@ def test_arrays_have_targets_or_labels_in_columns() -> None:
         (np.ones((8, 2, 2)), "regression", "it must be numbers, N or N x targets"),
         (np.array(["a"] * 8), "regression", "it must be numbers, N or N x targets"),
         (np.array([np.nan] * 8), "regression", "8 values of f.npz are not finite"),
+        (np.array([1e16] * 8), "regression", "8 values of f.npz are not finite and at most 1e.15, such as 1e.16"),
+        (np.zeros((0, 2)), "regression", "y_train in f.npz has no sample"),
     ],
 )
 def test_wrong_arrays_are_refused(y: np.ndarray, task: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         from_arrays(arrays(y), SetsConfig(task=task), "f.npz")  # type: ignore[arg-type]
+
+
+def test_both_parts_have_the_same_targets() -> None:
+    one = {**arrays(np.ones((8, 2))), "y_test": np.ones((8, 1))}
+    with pytest.raises(InputError, match="y_test in f.npz is float64, 8 x 1, but y_train is float64, 8 x 2"):
+        from_arrays(one, SetsConfig(task="regression"), "f.npz")
 
 
 def config(path: Path, **options: Any) -> DataConfig:
@@ -144,10 +156,11 @@ def test_targets_are_scaled_by_training_rows_of_nodes_only(file: Path) -> None:
 
 
 def test_constant_targets_are_not_divided_by_zero(file: Path) -> None:
-    pd.read_csv(file).assign(price=5.0).to_csv(file, index=False)
+    pd.read_csv(file).assign(price=0.1).to_csv(file, index=False)  # its mean is rounded
     data = federate(config(file, partition={"scheme": "natural"}), 0)
-    assert (data.codec.targets(data.train.labels) == 0).all()
+    assert np.abs(data.codec.targets(data.train.labels)).max() < 1e-12
     assert any("3 nodes have equal labels on all training samples" in note for note in data.notes)
+    assert "target 'price' is constant in all training samples" in data.notes
 
 
 @pytest.mark.parametrize("scheme", ["dirichlet", "shards", "flwr_datasets.partitioner:DirichletPartitioner"])
@@ -207,6 +220,12 @@ def test_lists_of_classes_of_hugging_face(tmp_path: Path) -> None:
     datasets.Dataset.from_dict(rows, features=kinds).save_to_disk(str(tmp_path / "set"))
     found = from_file(tmp_path / "set", SetsConfig(label="tags", task="multilabel"))
     assert found.classes == ("red", "green", "tags: x")
+    with pytest.raises(
+        InputError, match=r"data.label\[0\] = 'tags': .* has classes there; it must be numbers, or one list"
+    ):
+        from_file(tmp_path / "set", SetsConfig(label=["tags", "x"], task="multilabel"))
+    with pytest.raises(InputError, match="data.label = 'tags': .* has classes there; it must be numbers"):
+        from_file(tmp_path / "set", SetsConfig(label="tags", task="regression"))
     for inputs, labels in zip(found.train.inputs, found.train.labels, strict=True):
         wanted = [[1, 0, 0], [0, 1, 1], [0, 0, 0], [1, 1, 0]][int(inputs[0]) % 4]
         assert labels.tolist() == wanted

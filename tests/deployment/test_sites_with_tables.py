@@ -321,3 +321,68 @@ def test_descriptions_without_values_still_differ() -> None:
     assert spec.without_values().misfit(spec.without_values()) == []
     assert isinstance(spec.without_values(), DataSpec)
     assert {column.categories for column in spec.without_values().columns} == {None, ()}
+
+
+@pytest.fixture
+def prices(tmp_path: Path) -> tuple[Config, dict[str, Any], list[Path]]:
+    """Return a simulation of two targets, `[data]` of the federation, and the Parquet file of each of three towns."""
+    draw = np.random.default_rng(0)
+    rooms = draw.uniform(1, 9, 120)
+    frame = pd.DataFrame({
+        "rooms": rooms, "town": [f"t{i % 3}" for i in range(120)],
+        "price": 1e5 * rooms + draw.normal(0, 1e4, 120), "rent": 300 * rooms + draw.normal(0, 30, 120),
+    })  # fmt: skip
+    frame.to_csv(tmp_path / "towns.csv", index=False)
+    data = {
+        "file": str(tmp_path / "towns.csv"), "label": ["price", "rent"], "task": "regression", "node": "town",
+        "units": {"price": "EUR", "rooms": "rooms"}, "partition": {"scheme": "natural"},
+    }  # fmt: skip
+    simulated = parse_config({**HEART, "data": data})
+    spec = described(simulated, tmp_path)
+    files = write_sets(federate(simulated.data, 0), tmp_path / "sets")
+    kept = {key: data[key] for key in ("label", "task", "units")}
+    return simulated, {**kept, "spec": spec, "split": "split"}, files
+
+
+def test_sites_predict_numbers_as_the_simulation_does(
+    prices: tuple[Config, dict[str, Any], list[Path]], tmp_path: Path
+) -> None:
+    simulated, data, files = prices
+    config = of_sites(HEART, data.pop("spec"), 3, **data)
+    start(config, Loopback(config, nodes_of(files)), tmp_path / "sites")
+    run(simulated, tmp_path / "simulated")
+    ours, theirs = without_global(tmp_path / "sites"), without_global(tmp_path / "simulated")
+    assert ours == theirs
+    assert ours[-1]["metrics"]["personal/mae"] < ours[0]["metrics"]["personal/mae"]
+
+
+def test_sites_agree_on_the_scaling_of_targets(
+    prices: tuple[Config, dict[str, Any], list[Path]], tmp_path: Path
+) -> None:
+    simulated, data, files = prices
+    (tmp_path / "form.toml").write_text(tomli_w.dumps(to_table(simulated)))
+    spec = tmp_path / "form.json"
+    result = CliRunner().invoke(app, ["describe", str(tmp_path / "form.toml"), "--form", "-o", str(spec)])
+    assert result.exit_code == 0, result.output
+    sites = {"count": 3, "spec": str(spec), "statistics": "federated"}
+    kept = {key: value for key, value in data.items() if key != "spec"}
+    config = parse_config({**HEART, "data": {**kept, "sites": sites}, "timeout": 5.0})
+    start(config, Loopback(config, nodes_of(files)), tmp_path / "sites")
+    agreed = agreement_of((tmp_path / "sites" / "spec.json").read_bytes()).codec
+    pooled = federate(simulated.data, 0).codec
+    np.testing.assert_allclose(agreed.target_mean, pooled.target_mean, rtol=1e-12)
+    np.testing.assert_allclose(agreed.target_deviation, pooled.target_deviation, rtol=1e-12)
+
+
+def test_a_site_with_targets_in_another_unit_is_refused(
+    prices: tuple[Config, dict[str, Any], list[Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, data, files = prices
+    (tmp_path / "mine.toml").write_text(
+        f'file = "{files[1]}"\nlabel = ["price", "rent"]\nunits = {{ price = "USD", rooms = "rooms" }}\n'
+    )
+    config = of_sites({**HEART, "min_replies": 3}, data.pop("spec"), 3, **data)
+    sites = nodes_of(files)
+    sites[IDS[1]]["data"] = str(tmp_path / "mine.toml")
+    said = refused(config, sites, tmp_path, monkeypatch)
+    assert "site-1 refused: its targets are in USD, no unit, here in EUR, no unit" in said

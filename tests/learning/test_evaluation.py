@@ -53,6 +53,9 @@ def test_errors_of_targets() -> None:
     predicted[:, 1] = 2.0
     assert regression_metrics(predicted, wanted)["r2"] == pytest.approx(sklearn.metrics.r2_score(wanted, predicted))
     assert "r2" not in regression_metrics(predicted[:1], wanted[:1])
+    rounded = np.full((300, 1), 0.1)
+    assert regression_metrics(rounded + 1e-9, rounded)["r2"] == 0
+    assert regression_metrics(rounded, rounded)["r2"] == 1
 
 
 def codec_of(task: Task, **targets: np.ndarray) -> Codec:

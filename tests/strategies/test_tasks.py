@@ -12,9 +12,11 @@ import pytest
 from helpers import HOME, lines
 
 from fedkd import Client, GlobalModelClient
+from fedkd.cli.tables import print_partition
 from fedkd.config import parse_config
 from fedkd.core.setup import make_setup
-from fedkd.errors import InputError
+from fedkd.data.federation import federate
+from fedkd.errors import InputError, RunError
 from fedkd.registry import find, names
 from fedkd.runs.run import run
 from fedkd.strategies.fedavg import FedAvg
@@ -130,6 +132,25 @@ def test_classes_are_balanced_only_where_there_are_some(key: str, table: dict[st
     config = config_of(table, "fedavg", train={key: "balanced"})
     with pytest.raises(InputError, match=rf"train.{key} = 'balanced' is for classes; data.task is"):
         make_setup(parse_config(config)).check()
+
+
+def test_classes_are_balanced_in_one_way() -> None:
+    with pytest.raises(InputError, match="class_weights and sampling both balance classes"):
+        parse_config(config_of(HEART, "fedavg", train={"class_weights": "balanced", "sampling": "balanced"}))
+
+
+def test_a_regression_that_diverges_says_so(table: dict[str, Any], tmp_path: Path) -> None:
+    train = {"optimizer": {"name": "sgd", "lr": 1e12}, "epochs": 3}
+    with pytest.raises(RunError, match="training has diverged"):
+        run(parse_config(config_of(table, "local", train=train)), tmp_path / "run")
+
+
+def test_the_printed_partition_counts_samples_and_not_labels(
+    table: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = federate(parse_config(config_of(table, "fedavg")).data, 0)
+    print_partition(data)
+    assert "3 nodes, 180 training rows" in capsys.readouterr().out
 
 
 HEART = {"name": "heart", "partition": {"scheme": "natural"}}
