@@ -51,14 +51,16 @@ def from_arrays(arrays: Mapping[str, np.ndarray], config: SetsConfig, where: str
         if config.task != "classification":
             _check_numbers(own, arrays["y_train"], config.task, f"y_{part}", where, len(inputs))
         elif own.ndim != 1 or own.dtype.kind not in "iuSU" or len(own) != len(inputs) or len(own) == 0:
+            are_whole = own.dtype.kind == "f" and own.ndim == 1 and bool((own == np.round(own)).all())
             other = " To predict numbers or several labels, set data.task." if own.dtype.kind in "fb" else ""
+            other = " Write y.astype(int)." + other if are_whole else other
             raise InputError(
                 f"{SOURCE}: y_{part} in {where} must have one whole number or name for each image of x_{part}, or for "
                 f"each other sample; it is {_form(own)}, x_{part} is {_form(inputs)}.{other}"
             )
     notes: list[str] = []
     if kind == "image":
-        found = _images(arrays, where, first)
+        found = _images(arrays, where, first, notes)
     elif kind == "series":
         found = _series(arrays, config, where, notes)
     elif kind == "tokens":
@@ -144,7 +146,13 @@ def _kinds() -> str:
     return ", ".join(get_args(Kind))
 
 
-def _images(arrays: Mapping[str, np.ndarray], where: str, first: bool) -> _Inputs:
+def _height_first(images: np.ndarray) -> bool:
+    """Return whether images, N x H x W x C, look as if their channels came first: few rows, and many channels."""
+    _, height, width, channels = images.shape
+    return channels > _MOST_CHANNELS_UNSEEN and height < min(width, channels)
+
+
+def _images(arrays: Mapping[str, np.ndarray], where: str, first: bool, notes: list[str]) -> _Inputs:
     parts = []
     for part in _PARTS:
         images = arrays[f"x_{part}"]
@@ -160,6 +168,12 @@ def _images(arrays: Mapping[str, np.ndarray], where: str, first: bool) -> _Input
                     f"{SOURCE}: x_{part} in {where} is {_form(images)}, which looks like N x C x H x W; images are "
                     "N x H x W [x C]: write x.transpose(0, 2, 3, 1)."
                 )
+        if not first and images.ndim == 4 and part == "train" and _height_first(images):
+            _, height, width, channels = images.shape
+            notes.append(
+                f"images are {channels} channels of {height} x {width} pixels, N x H x W x C; if x is N x C x H x W, "
+                "write x.transpose(0, 2, 3, 1)"
+            )
         if images.dtype.kind == "f":
             images = as_float32(images)
         parts.append(images if first and images.ndim == 4 else channels_first(images))

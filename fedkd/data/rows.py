@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 KEY = "data.file"
 _TRAIN, _TEST, _VALIDATION = "train", "test", ("validation", "val")
 _SECONDS_A_DAY = 86_400.0
+_MANY_CLASSES = 50  # more may be numbers
 
 
 class Rows(NamedTuple):
@@ -117,10 +118,12 @@ def rows_of(
         column = frame[config.label].iloc[kept]
         labels, classes = _labels(column, named, config, where)
         if named is None and not pandas().api.types.is_numeric_dtype(column):
-            notes.append(f"labels are names; the classes in their order are {some(list(classes))}")
+            notes.append(f"labels are names; the classes in their order are {some(list(map(repr, classes)))}")
+        notes += [*_many_classes(labels, classes), *_nearly_equal(classes, "classes")]
     else:
         labels, classes = _numbers(frame[config.labels].iloc[kept], config, where), tuple(config.labels)
     nodes = None if config.node is None else _nodes(frame[config.node].iloc[kept], config, where)
+    notes += [] if nodes is None else _nearly_equal(np.unique(nodes).tolist(), "nodes")
     is_validation = None
     if config.time is not None:
         is_test, between = _later_rows(frame[config.time].iloc[kept], nodes, config, where)
@@ -188,11 +191,18 @@ def _numbers(columns: pd.DataFrame, config: SetsConfig, where: str) -> np.ndarra
         column, key = columns[name], f"{label_key(config, place)} = {name!r}"
         if not types.is_numeric_dtype(column):
             kinds = "0 and 1, or true and false" if config.task == "multilabel" else "numbers"
-            raise InputError(f"{key}: {where} has {_example(column)} there; with data.task = {config.task!r} valid are "
-                             f"{kinds}.")  # fmt: skip
+            odd = repr(no_number(column))
+            raise InputError(f"{key}: {where} has {odd} there; with data.task = {config.task!r} valid are {kinds}.")
         found[:, place] = column.to_numpy(dtype=np.float64)
         refuse_odd_labels(found[:, place], config.task, key, where)
     return found
+
+
+def no_number(column: pd.Series) -> str:
+    """Return the first value of a column that is no number, as text."""
+    given = column.dropna()
+    odd = given[pandas().to_numeric(given, errors="coerce").isna().to_numpy(dtype=bool)]
+    return on_one_line(str((odd if len(odd) else given).iloc[0]), 40)
 
 
 def _plain(value: object) -> object:
@@ -202,6 +212,25 @@ def _plain(value: object) -> object:
 
 def _example(column: pd.Series) -> str:
     return on_one_line(repr(column.dropna().iloc[0]), 40)
+
+
+def _many_classes(labels: np.ndarray, classes: Sequence[str]) -> list[str]:
+    """Return a note on so many classes that labels may be numbers to predict."""
+    counts = np.bincount(labels)
+    alone = int((counts == 1).sum())
+    if len(classes) <= _MANY_CLASSES or alone * 5 < len(classes):
+        return []
+    hint = ' To predict numbers, set data.task = "regression".' if all(map(str.isdecimal, classes)) else ""
+    return [f"there are {len(classes)} classes of {len(labels)} rows, {alone} of them with one row.{hint}"]
+
+
+def _nearly_equal(names: Sequence[str], what: str) -> list[str]:
+    """Return a note on names that differ in spaces or capitals only."""
+    by_form: dict[str, list[str]] = {}
+    for name in names:
+        by_form.setdefault(" ".join(name.casefold().split()), []).append(name)
+    alike = [" and ".join(map(repr, group)) for group in by_form.values() if len(group) > 1]
+    return [f"{what} that differ in spaces or capitals only: {some(alike)}"] if alike else []
 
 
 def _nodes(column: pd.Series, config: SetsConfig, where: str) -> np.ndarray:

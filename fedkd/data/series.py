@@ -47,6 +47,12 @@ def as_series(
         _refuse_empty(steps, f"{name} in {where}")
         found.append(series)
         ends.append(steps)
+    channels, longest = found[0].shape[1], max(int(steps.max()) for steps in ends)
+    if channels > longest:
+        notes.append(
+            f"series have {channels} channels and at most {longest} steps, N x channels x T; if x is N x T x channels, "
+            "write x.transpose(0, 2, 1)"
+        )
     most = config.length or max(int(steps.max()) for steps in ends)
     return [_cut_and_filled(one, steps, most, config, f"x_{part} in {where}", notes)
             for part, one, steps in zip(_PARTS, found, ends, strict=True)]  # fmt: skip

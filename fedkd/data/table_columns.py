@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..config import SetsConfig
-from ..errors import InputError, on_one_line
-from .rows import KEY, pandas
+from ..errors import InputError, some
+from .rows import KEY, no_number, pandas
 from .samples import MOST, first_places
 from .spec import Column, DataSpec
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 _FEW_VALUES = 20  # a column of so few whole numbers may be meant as categories
 _FEW_TEXTS = 50  # more different texts that are nearly all numbers are numbers with typing errors
 _NEARLY_ALL = 0.9
+_WORDS = 2  # a category of more words, on average, may be a text
 _ROWS_A_VALUE = 10  # in a column of which each value belongs to one class, so many on average are no chance
 
 
@@ -48,6 +50,8 @@ def _column(
     """Return a column as numbers, and its categories, in the order of their codes, or None if it is numeric."""
     types, name = pandas().api.types, str(column.name)
     said, wanted = f"{KEY}: column {name!r} of {where}", config.columns.get(name)
+    if isinstance(column.dtype, pandas().CategoricalDtype) and wanted is None:
+        wanted, column = "categorical", column.astype(column.cat.categories.dtype)
     if column.isna().all():  # refused when a codec is fitted: another site may have values
         notes.append(f"column {name!r} has no value in any row")
         return np.full(len(column), np.nan), () if wanted == "categorical" else None
@@ -55,8 +59,7 @@ def _column(
         raise InputError(f"{said} has dates; make them numbers, or add it to data.drop.")
     numeric = types.is_numeric_dtype(column) and not types.is_bool_dtype(column)
     if wanted == "numeric" and not numeric:
-        example = on_one_line(str(column.dropna().iloc[0]), 40)
-        raise InputError(f"data.columns.{name} = 'numeric': {where} has {example!r} there.")
+        raise InputError(f"{_key(name)} = 'numeric': {where} has {no_number(column)!r} there.")
     if not numeric and (
         odd := [one for one in column.dropna() if not isinstance(one, str | bool | np.bool_ | int | float)]
     ):
@@ -72,23 +75,31 @@ def _column(
         if wanted is None and types.is_integer_dtype(column):
             _hint(name, np.unique(numbers), len(numbers), notes)
         return numbers, None
-    return _categories(column, numeric, config, said, notes)
+    return _categories(column, numeric, config, said, wanted is not None, notes)
+
+
+def _key(name: str) -> str:
+    """Return the key that says the type of a column, as TOML needs it."""
+    return f"data.columns.{name}" if re.fullmatch(r"[A-Za-z0-9_-]+", name) else f"data.columns.{name!r}"
 
 
 def _hint(name: str, different: np.ndarray, rows: int, notes: list[str]) -> None:
     if 2 < len(different) <= _FEW_VALUES:
         notes.append(
             f"column {name!r} has only {len(different)} whole numbers and is taken as numeric; "
-            f"data.columns.{name} = 'categorical' takes them as categories"
+            f"{_key(name)} = 'categorical' takes them as categories"
         )
     if len(different) == rows > _FEW_TEXTS and different[-1] - different[0] == rows - 1:
         notes.append(f"column {name!r} numbers the rows; set data.drop if that is no input")
 
 
 def _categories(
-    column: pd.Series, numeric: bool, config: SetsConfig, said: str, notes: list[str]
+    column: pd.Series, numeric: bool, config: SetsConfig, said: str, chosen: bool, notes: list[str]
 ) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Return a column's codes, NaN where a value is missing, and its categories, sorted as texts."""
+    """Return a column's codes, NaN where a value is missing, and its categories, sorted as texts.
+
+    `chosen`: the config or the file says that it is categorical.
+    """
     given = column.dropna()
     if pandas().api.types.is_bool_dtype(column):
         texts = ["true" if one else "false" for one in given]
@@ -97,19 +108,24 @@ def _categories(
     else:
         texts = [str(one) for one in given]
     categories, name = sorted(set(texts)), str(column.name)
-    wanted = config.columns.get(name)
-    if len(categories) > _FEW_TEXTS and wanted is None:
+    if not chosen and not pandas().api.types.is_bool_dtype(column) and not numeric:
         odd = [text for text in categories if not is_number(text)]  # a file with others would have numbers
         mended = [text for text in odd if is_number(text.replace(",", ".").rstrip("% "))]
-        if len(odd) - len(mended) <= (1 - _NEARLY_ALL) * len(categories):
-            example = on_one_line((mended or odd or categories)[0], 40)
+        few = len(categories) <= _FEW_TEXTS
+        if (odd or not few) and len(odd) - len(mended) <= (1 - _NEARLY_ALL) * len(categories):
+            example = (mended or odd or categories)[0][:40]
             raise InputError(
                 f"{said} looks numeric, but has {example!r} as a text; write 1.5, not 1,5 or 15 %, and nothing where a "
-                f"value is missing, or set data.columns.{name} = 'categorical'."
+                f"value is missing, or set {_key(name)} = 'categorical'."
             )
+        if few and 0 < len(odd) < len(categories) / 2:
+            texts_of = some([repr(text) for text in odd], 3)
+            notes.append(f"column {name!r} has numbers and the texts {texts_of}; all are taken as categories")
     many = len(categories) > config.max_categories
-    if many or (len(categories) == len(column) > _FEW_TEXTS and wanted is None):
-        fix = f"set data.max_categories = {len(categories)}" if many else f"set data.columns.{name} = 'categorical'"
+    if many or (len(categories) == len(column) > _FEW_TEXTS and not chosen):
+        fix = f"set data.max_categories = {len(categories)}" if many else f"set {_key(name)} = 'categorical'"
+        if sum(len(text.split()) for text in categories) > _WORDS * len(categories):
+            fix += f", or data.text = {name!r} if these are texts"
         raise InputError(
             f"{said} has {len(categories)} categories in {len(column)} rows; add it to data.drop, or {fix}."
         )

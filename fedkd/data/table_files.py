@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 TEXT_ENDINGS, PARQUET_ENDINGS = (".csv", ".tsv"), (".parquet", ".pq")
-_ABSENT = ["", "NA", "N/A", "NaN", "nan", "null", "NULL"]  # cells of a CSV file without a value
+_ABSENT = ["", "NA", "N/A", "n/a", "#N/A", "<NA>", "NaN", "nan", "null", "NULL"]  # cells of a CSV file without a value
 
 
 def from_rows(path: Path, config: SetsConfig) -> Dataset:
@@ -39,13 +39,32 @@ def from_rows(path: Path, config: SetsConfig) -> Dataset:
             files = [one for one in path.rglob("*") if one.suffix in PARQUET_ENDINGS] if path.is_dir() else [path]
             fix = "leave out columns or rows, or write arrays as .npy files into a folder"
             refuse_large(size_of_parquet(files), path, KEY, fix)
+            _check_parts(path)
             frame = module.read_parquet(path)
     except InputError:
         raise
+    except UnicodeDecodeError as error:
+        raise InputError(f"{KEY}: {path} is not UTF-8: {reason_of(error)}; save it as UTF-8.") from error
     except Exception as error:  # parsers raise many types for damaged files
         reason = on_one_line(reason_of(error) or str(error), 200)
         raise InputError(f"{KEY}: {path} cannot be read: {reason}.") from error
     return from_frame(frame, config, str(path))
+
+
+def _check_parts(path: Path) -> None:
+    """Raise InputError for a folder whose first file lacks a column of another: the reader would leave it out."""
+    if not path.is_dir():
+        return
+    from pyarrow.parquet import read_schema
+
+    files = sorted(one for ending in PARQUET_ENDINGS for one in path.rglob(f"*{ending}"))
+    schemas = {one: read_schema(one).names for one in files}
+    for one in files[1:]:
+        if lacking := sorted(set(schemas[one]) - set(schemas[files[0]])):
+            raise InputError(
+                f"{KEY}: {one.name} in {path} has columns that {files[0].name} lacks: {some(lacking)}; give all files "
+                "the same columns."
+            )
 
 
 def _check_head(path: Path, separator: str) -> None:
@@ -55,7 +74,8 @@ def _check_head(path: Path, separator: str) -> None:
         names = next(reader, [])
         row = next(reader, [])
     if len(row) > len(names):
-        raise InputError(f"{KEY}: {path} has {len(names)} columns, but {len(row)} cells in its first row.")
+        hint = "; its columns are not separated by commas" if len(names) == 1 and ";" in names[0] else ""
+        raise InputError(f"{KEY}: {path} has {len(names)} columns, but {len(row)} cells in its first row{hint}.")
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise InputError(f"{KEY}: {path} has {len(twice)} column names twice: {some(twice)}.")
 
@@ -68,7 +88,7 @@ def from_frame(frame: pd.DataFrame, config: SetsConfig, where: str, classes: tup
             f"data.kind = {config.kind!r}: the columns of {where} are a table, or with data.text tokens; remove kind."
         )
     notes: list[str] = []
-    frame = frame.reset_index(drop=True)
+    frame = frame.reset_index(drop=all(name is None for name in frame.index.names))  # of a file, a named one is data
     frame.columns = [str(name) for name in frame.columns]
     check_names(list(frame.columns), config, where)
     rows = rows_of(frame, config, where, notes, classes)

@@ -51,7 +51,7 @@ def test_columns_are_numbers_or_categories_by_their_values() -> None:
     assert data.nodes is not None
     assert sorted(set(data.nodes[0])) == ["h0", "h1", "h2"]
     assert np.isnan(np.concatenate([data.train.inputs[:, 2], data.test.inputs[:, 2]])).sum() == 20
-    names = "labels are names; the classes in their order are no, yes"
+    names = "labels are names; the classes in their order are 'no', 'yes'"
     assert data.notes == (
         names,
         "column 'visits' has only 5 whole numbers and is taken as numeric; data.columns.visits = 'categorical' takes "
@@ -206,7 +206,7 @@ def test_wrong_columns_are_refused_by_name(frame: pd.DataFrame, options: dict, m
     [
         ("a.csv", b"a,a,y\n1,2,3\n", "a.csv has 1 column names twice: a"),
         ("a.csv", b"", "a.csv cannot be read: No columns"),
-        ("a.csv", b"a,y\n\xff,1\n", "a.csv cannot be read: 'utf-8' codec"),
+        ("a.csv", b"a,y\n\xff,1\n", "a.csv is not UTF-8: 'utf-8' codec can't decode .*; save it as UTF-8"),
         ("a.csv", b"a,y\n1,2,3,4\n1,2\n1\n", "a.csv has 2 columns, but 4 cells in its first row"),
         ("a.parquet", b"PAR1 no", "a.parquet cannot be read"),
         ("a.csv", b"a;y\n1;2\n", "its columns are not separated by commas"),
@@ -262,6 +262,58 @@ def test_what_no_federation_can_use_is_refused(
 ) -> None:
     with pytest.raises(InputError, match=message):
         federation(tmp_path, frame, **options)
+
+
+@pytest.mark.parametrize("odd", ["?", "12,5", "n.a."])
+def test_one_text_among_few_numbers_is_no_category(odd: str) -> None:
+    ages = [str(15 + i % 40) for i in range(N - 1)]
+    with pytest.raises(InputError, match="column 'sex' of f.csv looks numeric, but has "):
+        read(FRAME.assign(sex=[*ages, odd]))
+    with pytest.raises(InputError, match="data.columns.sex = 'numeric': f.csv has .* there"):
+        read(FRAME.assign(sex=[*ages, odd]), columns={"sex": "numeric"})
+
+
+def test_the_key_of_a_column_with_spaces_is_quoted_and_few_numbers_with_a_text_are_noted() -> None:
+    frame = FRAME.rename(columns={"visits": "visits a year"}).assign(
+        sex=[["0", "1", "2", "3+"][i % 4] for i in range(N)]
+    )
+    notes = read(frame).notes
+    assert any("data.columns.'visits a year' = 'categorical'" in note for note in notes)
+    assert "column 'sex' has numbers and the texts '3+'; all are taken as categories" in notes
+
+
+def test_a_categorical_type_says_that_numbers_are_categories() -> None:
+    found = read(FRAME.assign(visits=pd.Categorical(FRAME["visits"])))
+    assert found.about.columns[1].categories == ("0", "1", "2", "3", "4")
+
+
+def test_names_that_differ_in_spaces_are_noted() -> None:
+    found = read(FRAME.assign(ill=[["yes", "no", " yes", "No"][i % 4] for i in range(N)]))
+    assert any("classes that differ in spaces or capitals only: 'No' and 'no', ' yes' and 'yes'" in n or
+               "classes that differ in spaces or capitals only: ' yes' and 'yes', 'No' and 'no'" in n
+               for n in found.notes)  # fmt: skip
+    found = read(FRAME.assign(hospital=[["a", "a "][i % 2] for i in range(N)]))
+    assert "nodes that differ in spaces or capitals only: 'a' and 'a '" in found.notes
+
+
+def test_numbers_as_classes_are_noted() -> None:
+    notes = read(FRAME.assign(ill=[1000 + 3 * min(i, 51) for i in range(N)]), node=None, drop=["hospital"]).notes
+    assert any("there are 52 classes of 60 rows, 51 of them with one row. To predict numbers" in note for note in notes)
+
+
+def test_the_named_index_of_a_parquet_file_is_a_column(tmp_path: Path) -> None:
+    FRAME.assign(id=[f"p{i % 7}" for i in range(N)]).set_index("id").to_parquet(tmp_path / "f.parquet")
+    found = from_file(tmp_path / "f.parquet", SetsConfig(**OPTIONS))
+    assert found.about.columns[0].name == "id"
+
+
+def test_parts_of_a_folder_that_lack_columns_are_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    FRAME[:30].drop(columns="age").to_parquet(folder / "a.parquet")
+    FRAME[30:].to_parquet(folder / "b.parquet")
+    with pytest.raises(InputError, match="b.parquet in .* has columns that a.parquet lacks: age"):
+        from_file(folder, SetsConfig(**OPTIONS))
 
 
 def test_classes_of_test_rows_only_are_refused_unless_they_are_named() -> None:
