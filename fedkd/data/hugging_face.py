@@ -20,6 +20,7 @@ from .series import as_series, padded_series
 from .spec import DataSpec
 from .table_files import from_frame
 from .tasks import in_task, label_key
+from .tokens import ids_as_tokens
 
 MARKS = ("dataset_dict.json", "dataset_info.json", "state.json")  # files of such a folder
 _TESTS = ("test", "validation")  # splits that are test parts, the first one that is there
@@ -109,7 +110,7 @@ def _of_table(table: Any, tests: int | None, config: SetsConfig, where: str, not
         pixels = [_pictures(table, name, part, config, where) for part in parts]
         values = [channels_first(one) for one in pixels]
     else:
-        _check_kind(config, ("series", "array"), name)
+        _check_kind(config, ("series", "array", "tokens"), name)
         values, spec = _lists(table, name, parts, config, where, notes)
     train, test = (Samples(one, own) for one, own in zip(values, labels, strict=True))
     nodes, held = rows.nodes_of_parts(), rows.validation_of_training()
@@ -199,7 +200,7 @@ def _pictures(table: Any, name: str, rows: np.ndarray, config: SetsConfig, where
 def _lists(
     table: Any, name: str, parts: Sequence[np.ndarray], config: SetsConfig, where: str, notes: list[str]
 ) -> tuple[list[np.ndarray], DataSpec]:
-    """Return lists of numbers as series, or as free arrays if `data.kind` says so."""
+    """Return lists of numbers as series, or as free arrays or tokens if `data.kind` says so."""
     column = table.select_columns([name]).with_format(None)
     cells = [[_numbers(column[row][name], name, row, where) for row in part.tolist()] for part in parts]
     shapes = {cell.shape for part in cells for cell in part}
@@ -208,6 +209,15 @@ def _lists(
             raise InputError(f"{KEY}: column {name!r} of {where} has arrays of {len(shapes)} shapes: {_few(shapes)}.")
         values = [as_float32(np.stack(part)) for part in cells]
         return values, DataSpec(kind="array", shape=values[0].shape[1:])
+    whole = shapes and all(cell.ndim == 1 and (cell == np.round(cell)).all() for part in cells for cell in part)
+    if config.kind == "tokens":
+        if not whole:
+            raise InputError(f"data.kind = 'tokens': column {name!r} of {where} has no lists of whole numbers.")
+        texts, ends = zip(*(padded_series(part) for part in cells), strict=True)
+        ids = [np.nan_to_num(one.reshape(len(one), -1)).astype(np.int64) for one in texts]
+        return ids_as_tokens(ids, ends, None, config, where, notes)
+    if whole and config.kind is None:
+        notes.append(f"the whole numbers of {name!r} are taken as a series; data.kind = 'tokens' takes them as ids")
     channels = {cell.shape[0] if cell.ndim == 2 else 1 for part in cells for cell in part}
     if {cell.ndim for part in cells for cell in part} - {1, 2} or len(channels) > 1:
         raise InputError(

@@ -169,3 +169,16 @@ def test_real_digits() -> None:
     theirs = digits.images[kept]
     assert data.test.labels.tolist() == digits.target[kept].tolist()
     assert np.corrcoef(data.test.inputs.ravel(), theirs.ravel())[0, 1] > 0.999
+
+
+def test_lists_of_ids_are_tokens_if_the_kind_says_so(tmp_path: Path) -> None:
+    ids = [[1 + i % 7, 2, 3][: 1 + i % 3] for i in range(N)]
+    folder = saved(tmp_path / "ids", {"ids": ids, "y": LABELS}, {"ids": List(Value("int32")), "y": CLASSES})
+    found = read(folder, kind="tokens")
+    assert (found.about.kind, found.train.inputs.dtype) == ("tokens", np.int64)
+    rows = np.concatenate([found.train.inputs, found.test.inputs])
+    assert sorted(tuple(row[row > 0].tolist()) for row in rows) == sorted(map(tuple, ids))
+    assert any("data.kind = 'tokens' takes them as ids" in note for note in read(folder).notes)
+    folder = saved(tmp_path / "no", {"x": [[0.5, 1.0]] * N, "y": LABELS}, {"x": List(Value("float32")), "y": CLASSES})
+    with pytest.raises(InputError, match="data.kind = 'tokens': column 'x' of .* has no lists of whole numbers"):
+        read(folder, kind="tokens")
