@@ -163,11 +163,12 @@ class FedDF(Strategy):
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.steps)
 
         task = environment.data.spec.task
-        metric = {"classification": "accuracy", "multilabel": "macro_f1", "regression": "r2"}[task]
+        metric = {"classification": "accuracy", "multilabel": "macro_f1", "regression": "mae"}[task]
+        sign = -1.0 if metric == "mae" else 1.0  # a smaller error is better
 
         def measured() -> float:
             assert validation is not None
-            return environment.score(architecture, copied(model.state_dict()), validation)[metric]
+            return sign * environment.score(architecture, copied(model.state_dict()), validation)[metric]
 
         best, best_weights, best_step = (measured(), dict(start), 0) if validation is not None else (0.0, start, 0)
         order = federation.stream(f"distillation-{architecture}")
@@ -194,7 +195,7 @@ class FedDF(Strategy):
         if validation is None:
             return copied(model.state_dict())
         federation.log(f"best_step_{architecture}", best_step)
-        federation.log(f"validation_{metric}_{architecture}", best)
+        federation.log(f"validation_{metric}_{architecture}", sign * best)
         return best_weights
 
     def _loss(self, outputs: Tensor, targets: Tensor, task: Task) -> Tensor:

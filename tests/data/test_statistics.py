@@ -94,7 +94,7 @@ def test_sites_agree_on_what_fit_learns_from_pooled_rows(data: st.DataObject) ->
     assert [one.tolist() for one in codec.codes] == [one.tolist() for one in pooled.codes]
     assert codec.form == pooled.form
     again = agreed_codec(own, MIXED, CLASSES, dict(reversed(found.items())))
-    assert again.hash == codec.hash  # whoever answers first
+    assert again.hash == codec.hash  # in any order of the replies
 
 
 def test_a_site_says_of_categories_only_which_ones_it_has_often_enough() -> None:

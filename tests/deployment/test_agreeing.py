@@ -1,4 +1,4 @@
-"""Sites that agree on a codec before round 1: the one of the pooled samples, whoever answers how, and kept by all."""
+"""Sites that agree on a codec before round 1: the one of the pooled samples, in any order of replies, kept by all."""
 
 from __future__ import annotations
 

@@ -79,6 +79,14 @@ def test_a_run_of_each_task_learns(name: str, table: dict[str, Any], tmp_path: P
         assert own == (kept | {"r2"} if regression else kept)
 
 
+def test_feddf_keeps_the_best_model_on_one_validation_sample(table: dict[str, Any], tmp_path: Path) -> None:
+    """One sample has no r2; the error decides, and smaller is better."""
+    run(parse_config(config_of({**table, "validation": {"size": 1}}, "feddf")), tmp_path / "run")
+    logs = [line["log"] for line in lines(tmp_path / "run")[1:]]
+    name = "validation_mae_0" if table["task"] == "regression" else "validation_macro_f1_0"
+    assert all(log[name] >= 0 for log in logs)
+
+
 @pytest.mark.parametrize("name", ["fedavg", "moon", "dsfl", "fedmd", "feddyn"])
 def test_engines_agree(name: str, table: dict[str, Any], tmp_path: Path) -> None:
     found = []
