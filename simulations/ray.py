@@ -30,7 +30,7 @@ from fedkd.messages.merging import Block, Merge, merge_block
 
 from .base import SimulationGrid
 from .path_choice import WantedPath, paths_of_step
-from .ray_cluster import TRAVELS, is_own, refuse_lost, umask
+from .ray_cluster import TRAVELS, full_disk, is_own, refuse_lost, umask
 from .ray_placement import Workers, connect, count_workers, disconnect, refuse_relative_files
 from .ray_pool import Call, WorkerPool
 from .stacking import ClientsPerStep, Fixed, blocks_of_step, clients_of_step, note_step, parted
@@ -77,6 +77,8 @@ class RayGrid(SimulationGrid):
         self._until_closed = ExitStack()
         try:
             cohort = environment.config.cohort or environment.data.clients
+            if (note := full_disk()) is not None:
+                self.note(note)
             machines = [machine["Resources"] for machine in ray.nodes() if machine["Alive"]]
             refuse_relative_files(
                 to_table(environment.config), {node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}

@@ -11,6 +11,7 @@ import contextlib
 import logging
 import os
 import secrets
+import shutil
 import signal
 import stat
 import subprocess
@@ -33,6 +34,7 @@ from . import ray_keeper
 _LONGEST = 25  # bytes of the parent folder's path: a socket's path, with Ray's names in it, has at most 107
 _REAP_SECONDS = 0.1  # until a process whose sockets are closed has ended
 TRAVELS = 2**20  # bytes of an object that this cluster sends with a call or result; larger ones go through the store
+_FULL = 0.99  # the used part of a disk above which this cluster moves no more objects to it; Ray's own setting is 0.95
 _FOREVER = 10**6  # seconds in which Ray does not end this process because another process of it has died
 
 
@@ -69,6 +71,7 @@ def start() -> None:
                 log_to_driver=False, logging_level=logging.WARNING,
                 _system_config={
                     "gcs_rpc_server_reconnect_timeout_s": _FOREVER, "max_direct_call_object_size": TRAVELS,
+                    "local_fs_capacity_threshold": _FULL,
                 },
             )  # fmt: skip
         for folder in root.glob("**/"):
@@ -98,6 +101,25 @@ def stop() -> None:
 def is_own() -> bool:
     """Return whether this process has started the cluster, with its settings."""
     return _own is not None
+
+
+def full_disk() -> str | None:
+    """Return a note if the disk of this process's cluster is so full that Ray moves no object to it, or None.
+
+    Ray then waits without a word as soon as the nodes' states do not fit into its object store.
+    """
+    node: Any = ray._private.worker._global_node
+    if (
+        not is_own()
+        or (disk := shutil.disk_usage(folder := node.get_session_dir_path())).free > (1 - _FULL) * disk.total
+    ):
+        return None
+    store = ray.cluster_resources().get("object_store_memory", 0.0)
+    return (
+        f"Ray: the disk of {folder} has {disk.free / 1e9:.1f} GB left, so Ray moves no node states to it (above "
+        f"{_FULL:.0%} full), and a run whose states exceed its object store ({store / 1e9:.1f} GB) stands still; free "
+        "some space."
+    )
 
 
 def lost(patience: float = 0.0) -> str | None:

@@ -227,7 +227,10 @@ def test_fifty_rounds_of_a_thousand_idle_clients_leave_nothing_behind(tmp_path: 
 
 
 SPILL = """
-ray.init(address="local", num_cpus=2, object_store_memory=80 * 2**20, log_to_driver=False, logging_level="ERROR")
+ray.init(
+    address="local", num_cpus=2, object_store_memory=80 * 2**20, log_to_driver=False, logging_level="ERROR",
+    _system_config={"local_fs_capacity_threshold": 1.0},  # also on a disk that is almost full
+)
 run(read_config(Path(sys.argv[1])), out)
 """
 

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import tomli_w
@@ -23,6 +23,15 @@ from fedkd.simulations.ray_cluster import _private_folder
 from fedkd.simulations.ray_keeper import MARK, processes_of
 
 pytestmark = [pytest.mark.xdist_group("ray")]
+
+
+class DiskUsage(NamedTuple):
+    """What shutil.disk_usage returns."""
+
+    total: int
+    used: int
+    free: int
+
 
 FEDKD = [sys.executable, "-m", "fedkd"]
 STRANGER = """
@@ -199,3 +208,10 @@ def test_a_folder_for_sockets_is_short_and_nobody_elses(tmp_path: Path, monkeypa
         _private_folder()
     tmp_path.chmod(0o1777)
     assert _private_folder().parent == tmp_path
+
+
+def test_a_run_on_a_full_disk_says_that_ray_may_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedkd.simulations.ray_cluster.shutil.disk_usage", lambda path: DiskUsage(1000, 991, 9))
+    run(parse_config(merged(TINY, {"rounds": 1, "engine": {"name": "ray", "workers": 1}})), tmp_path / "run")
+    events = [event["event"] for line in lines(tmp_path / "run") for event in line["events"]]
+    assert any("GB left, so Ray moves no node states to it (above 99% full)" in text for text in events)
