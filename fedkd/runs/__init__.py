@@ -6,6 +6,7 @@
 * `checkpoints`: the server's and the nodes' states on disk.
 * `origin`: what a run began with, and what has changed since.
 * `metrics`: lines of metrics.jsonl, and the summary.
+* `scores`: scores of a classifier on labelled samples: confusion matrix, calibration.
 * `weight_matrices`: the weights of each node for each other node, of many nodes in a file.
 * `figures`: the figures of a run.
 * `progress`: progress bars and lines during a run.
