@@ -2,7 +2,7 @@
 
 * `common`: the app, arguments that commands share, exit codes.
 * `runs`: `fedkd run`, `distill`, `sweep`, `partition`, `describe`.
-* `reports`: `fedkd compare`, `report`, `watch`.
+* `reports`: `fedkd compare`, `report`, `figures`, `watch`.
 * `write`: `fedkd list`, `new`, `check`.
 * `deploy`: `fedkd deploy init`.
 * `doctor`: `fedkd doctor`.

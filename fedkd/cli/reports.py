@@ -1,10 +1,10 @@
-"""`fedkd compare`, `report` and `watch`."""
+"""`fedkd compare`, `report`, `figures` and `watch`."""
 
 from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -12,6 +12,11 @@ from ..errors import InputError
 from ..files import write_output
 from .common import AcceptChanges, RunFolders, app, exit_codes, say
 from .tables import print_comparison
+
+StyleOption = Annotated[
+    Literal["paper", "slides"],
+    typer.Option("--style", help="Figures in the width of a column, or wider with large letters."),
+]
 
 
 @app.command()
@@ -81,6 +86,23 @@ def report(
         for problem in reporting.report(paths, output, title):
             say(f"fedkd: {problem}", err=True)
         say(f"report: {output}")
+
+
+@app.command()
+def figures(
+    path: Annotated[Path, typer.Argument(help="The folder of a run.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="A folder for the figures.")],
+    style: StyleOption = "paper",
+) -> None:
+    """Draw a run's figures for a paper or slides: PDF, SVG and PNG, and their numbers as CSV."""
+    with exit_codes("nothing is lost"):
+        from ..runs import figures as drawing
+
+        paths, problems = drawing.redraw(path, output, style)
+        for problem in problems:
+            say(f"fedkd: {problem}", err=True)
+        for written in paths:
+            say(f"written: {written}")
 
 
 @app.command()

@@ -174,8 +174,10 @@ def partition(
         from ..config import read_config
         from ..data.federation import federate
         from ..data.writing import write_sets
-        from ..runs.figures import check_picture, draw_partition, partition_name
-        from ..runs.run_folder import make_folder
+        from ..runs import charts
+        from ..runs.figures import check_picture, partition_name, write_picture
+        from ..runs.run_folder import make_folder, partition_of
+        from ..runs.styles import SCREEN
 
         check_picture("--out", out)
         if write is not None:
@@ -188,7 +190,8 @@ def partition(
         seed = parsed.seed if parsed.data.partition.seed is None else parsed.data.partition.seed
         if write is not None:
             typer.echo("sets: " + " ".join(str(path) for path in write_sets(data, write)))
-        typer.echo(f"label heat map: {draw_partition(data, f'{partition_name(parsed)}, seed {seed}', out)}")
+        kept, title = partition_of(data), f"{partition_name(parsed)}, seed {seed}"
+        typer.echo(f"label heat map: {write_picture(lambda: charts.partition(kept, title, SCREEN), out)}")
 
 
 @app.command()

@@ -8,7 +8,10 @@
 * `metrics`: lines of metrics.jsonl, and the summary.
 * `scores`: scores of a classifier on labelled samples: confusion matrix, calibration.
 * `weight_matrices`: the weights of each node for each other node, of many nodes in a file.
-* `figures`: the figures of a run.
+* `figures`: the figures of a run: at its end, and again for a paper or slides.
+* `charts`: its curves, partition, matrices and maps.
+* `pictures`: its virtual and generated images.
+* `styles`: styles of figures, and their files.
 * `progress`: progress bars and lines during a run.
 * `trackers`: TensorBoard, MLflow, Weights & Biases.
 * `sweep`: a grid of runs: its runs, and which of them are finished.

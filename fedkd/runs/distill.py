@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -368,15 +369,18 @@ def _write_images(work: Distillation, folder: RunFolder) -> None:
 
 
 def _draw(work: Distillation, folder: RunFolder) -> None:
-    from . import figures
+    from . import figures, pictures  # they import matplotlib, which the run itself does not need
+    from .styles import SCREEN
 
     config = work.config
     about = f"{config.distiller.name} on {config.data.name}, {config.ipc} a class, seed {config.seed}"
     labels = work.classes()
     try:
-        path, wide = folder.figures / "virtual.png", work.form.kind != "image"
-        figures.draw_virtual(work.pictures(), labels, work.data.classes, about, path, wide=wide)
+        tiles, classes, wide = work.pictures(), work.data.classes, work.form.kind != "image"
+        virtual = partial(pictures.virtual, tiles, labels, classes, about, SCREEN, wide=wide)
+        figures.write_picture(virtual, folder.figures / "virtual.png")
         for path in folder.image_folders():
-            figures.draw_images(path, f"{path.name}: {about}", unit="iteration")
+            rows = partial(pictures.over_rounds, path, f"{path.name}: {about}", SCREEN, unit="iteration")
+            figures.write_picture(rows, path.with_suffix(".png"))
     except Exception as error:  # no figure may cost finished work
         _log.warning("A figure cannot be drawn: %s.", described(error))

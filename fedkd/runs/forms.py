@@ -106,7 +106,7 @@ class Partition(Form):
     """A partition.json: the classes, and the number of samples of each, nodes x classes.
 
     `sizes`: each node's number of samples, which may have several labels each; `nodes`: their names, if they have some;
-    `noun`: what several samples are called.
+    `noun`: what several samples are called; `columns`: what a column is, such as a class.
     """
 
     classes: list[str]
@@ -114,6 +114,7 @@ class Partition(Form):
     sizes: list[Count] = []
     nodes: list[str] = []
     noun: str = "samples"
+    columns: str = "class"
 
 
 class OriginFile(Form):

@@ -108,8 +108,10 @@ class Run:
         names = [on_one_line(name, 40) for name in kept.get("nodes") or map(str, range(len(counts)))]
         if not len(counts) == len(sizes) == len(names):
             return None
-        noun = on_one_line(kept.get("noun", "samples"), 20)
-        return {"classes": classes, "counts": counts, "sizes": sizes, "nodes": names, "noun": noun}
+        noun, columns = on_one_line(kept.get("noun", "samples"), 20), on_one_line(kept.get("columns", "class"), 100)
+        return {
+            "classes": classes, "counts": counts, "sizes": sizes, "nodes": names, "noun": noun, "columns": columns,
+        }  # fmt: skip
 
 
 @dataclass(frozen=True)

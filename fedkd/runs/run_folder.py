@@ -79,14 +79,7 @@ class RunFolder:
 
     def keep_partition(self, data: FederatedData) -> None:
         """Write which node has which training samples (see `forms.Partition`)."""
-        table = {
-            "classes": list(data.counted),
-            "counts": data.label_counts().tolist(),
-            "sizes": data.train_parts.lengths().tolist(),
-            "nodes": list(data.node_names),
-            "noun": data.spec.noun(2),
-        }
-        write(self.path / PARTITION, as_json(table))
+        write(self.path / PARTITION, as_json(partition_of(data)))
 
     def keep_images(self, name: str, number: int, row: Captioned) -> None:
         """Write a round's row of images side by side as one PNG, without scaling; captions are the PNG's text.
@@ -105,7 +98,7 @@ class RunFolder:
 
     def image_folders(self) -> list[Path]:
         """Return the folders in figures/ that contain images of rounds."""
-        return sorted(path for path in self.figures.iterdir() if path.is_dir() and not leads_out(path, self.path))
+        return sorted(path for path in self.figures.glob("*") if path.is_dir() and not leads_out(path, self.path))
 
     def rewind(self, number: int) -> None:
         """Drop the summary, and lines of rounds (or iterations) after `number`: a resumed run writes them again.
@@ -226,6 +219,18 @@ def is_unborn(path: Path) -> bool:
     found = list(path.rglob("*"))
     within = {str(entry.relative_to(path)) for entry in found}
     return within <= made and not any(entry.name == METRICS and entry.stat().st_size for entry in found)
+
+
+def partition_of(data: FederatedData) -> dict[str, Any]:
+    """Return which node has which training samples (see `forms.Partition`)."""
+    return {
+        "classes": list(data.counted),
+        "counts": data.label_counts().tolist(),
+        "sizes": data.train_parts.lengths().tolist(),
+        "nodes": list(data.node_names),
+        "noun": data.spec.noun(2),
+        "columns": {"classification": "class", "multilabel": "label", "regression": data.classes[0]}[data.spec.task],
+    }
 
 
 def refuse_used(path: Path) -> None:
