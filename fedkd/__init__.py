@@ -13,8 +13,9 @@ command line's help stay fast. The rooms, lowest first; each has a map of its fi
 * `methods`: what several methods share, and only they.
 * `runs`: a run, its folder, checkpoints, metrics, progress, sweep.
 * `reports`: compare, tables, charts, the report page, watch.
+* `exports`: a model out of its run: other formats, predictions, scores.
 * `deployment`: real sites, provisioning, what runs on site.
-* `cli`, `testing`: the command line; the checks of a strategy.
+* `api`, `cli`, `testing`: the Python interface; the command line; the checks of a strategy.
 
 Beside them: `fedkd.strategies`, a file for each method, and `fedkd.simulations`, the engines.
 """
@@ -25,10 +26,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .api import Run as Run
+    from .api import make_config as make_config
+    from .api import resume as resume
+    from .api import rounds as rounds
+    from .api import run as run
     from .config import GROUPS as GROUPS
     from .config import Adam as Adam
     from .config import AnyGroup as AnyGroup
+    from .config import AnyOptimizer as AnyOptimizer
     from .config import Architecture as Architecture
+    from .config import Config as Config
     from .config import Count as Count
     from .config import Fraction as Fraction
     from .config import Group as Group
@@ -36,6 +44,7 @@ if TYPE_CHECKING:
     from .config import NotNegative as NotNegative
     from .config import Positive as Positive
     from .config import Sgd as Sgd
+    from .config import TorchOptimizer as TorchOptimizer
     from .config import TrainConfig as TrainConfig
     from .config import Whole as Whole
     from .core.client import Client as Client
@@ -79,6 +88,10 @@ if TYPE_CHECKING:
     from .distillation.virtual_kinds import statistics_width as statistics_width
     from .errors import InputError as InputError
     from .errors import RunError as RunError
+    from .exports.evaluating import evaluate as evaluate
+    from .exports.formats import write_model as write_model
+    from .exports.loading import read_model as read_model
+    from .exports.trained import TrainedModel as TrainedModel
     from .learning.batches import Preprocess as Preprocess
     from .learning.batches import batches as batches
     from .learning.batches import shuffled as shuffled
@@ -173,6 +186,15 @@ if TYPE_CHECKING:
     from .streams import torch_stream as torch_stream
 
 _HOMES = {
+    "Run": "api",
+    "make_config": "api",
+    "TrainedModel": "exports.trained",
+    "evaluate": "exports.evaluating",
+    "read_model": "exports.loading",
+    "write_model": "exports.formats",
+    "resume": "api",
+    "rounds": "api",
+    "run": "api",
     "ANY_NUMBER": "messages.payload",
     "LOSS": "messages.payload",
     "Adam": "config",
@@ -187,10 +209,12 @@ _HOMES = {
     "Client": "core.client",
     "Contrast": "methods.self_supervised",
     "ContrastiveLoss": "learning.contrast",
+    "Config": "config",
     "Count": "config",
     "DM": "distillation.distillers",
     "ANY_KIND": "data.spec",
     "AnyGroup": "config",
+    "AnyOptimizer": "config",
     "as_codes": "distillation.sample_generators",
     "generator_of": "distillation.sample_generators",
     "groups_of": "distillation.siamese_kinds",
@@ -262,6 +286,7 @@ _HOMES = {
     "Teachers": "methods.teachers",
     "Tensors": "messages.arrays",
     "Tracker": "runs.trackers",
+    "TorchOptimizer": "config",
     "TrainConfig": "config",
     "UNWEIGHTED": "messages.payload",
     "View": "learning.views",

@@ -67,7 +67,7 @@ class ClientActor:
         self.setup = make_setup(config, data, chosen)
         self.app = make_client_app(self.setup.strategy, lambda: self.setup)
         self.stacker = Stacker(self.setup.environment, clients, path, fixed) if clients > 1 else None
-        gc.freeze()  # as in `run_rounds`
+        gc.freeze()  # as in `each_round`
 
     def ready(self) -> bool:
         """Return True. The call returns when the process has started."""

@@ -32,6 +32,7 @@ from fedkd import (
     Strategy,
     Task,
     Tensors,
+    TorchOptimizer,
     expected_model,
     mean_images,
     share_numbers,
@@ -53,6 +54,7 @@ class FedDynClient(SharesClient):
         drift = {name: tensor.to(start[name].device) for name, tensor in drift.items()}
         alpha = method.alpha / self.share_of(request.numbers)
         if method.official_quirks:
+            assert not isinstance(optimizer, TorchOptimizer), "check() says so"
             optimizer = optimizer.model_copy(update={"weight_decay": optimizer.weight_decay + alpha})
         linear_only = method.official_quirks
         loss = self.train_locally(dynamic_loss(start, drift, alpha, linear_only=linear_only), optimizer)
@@ -107,11 +109,12 @@ class FedDyn(Strategy):
     mean_images: float | None = field(default=None, init=False)
 
     def check(self, environment: Environment) -> None:
-        """Raise InputError for adamw with official_quirks: its weight decay is not part of the gradient."""
-        if self.official_quirks and environment.config.train.optimizer.name == "adamw":
+        """Raise InputError, with official_quirks, for optimisers whose weight decay may not be part of the gradient."""
+        optimizer = environment.config.train.optimizer
+        if self.official_quirks and (isinstance(optimizer, TorchOptimizer) or optimizer.name == "adamw"):
             raise InputError(
-                "strategy.official_quirks: it adds alpha to weight decay, which adamw does not apply through the "
-                "gradient; use another train.optimizer."
+                f"strategy.official_quirks: it adds alpha to weight decay, which {optimizer.name} does not apply "
+                "through the gradient, or not for sure; use sgd or adam with lr, momentum and weight_decay only."
             )
 
     def prepare(self, federation: Round) -> None:

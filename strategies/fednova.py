@@ -73,6 +73,8 @@ class FedNova(Strategy):
         """Raise InputError for optimisers other than SGD: the weights of their gradients are not known."""
         if not isinstance(environment.config.train.optimizer, Sgd):
             raise InputError('train.optimizer: fednova needs { name = "sgd", ... }, with or without momentum.')
+        if environment.config.train.within_round is not None:
+            raise InputError("train.schedule: fednova needs one learning rate in a round; set by = 'round'.")
 
     def run_round(self, federation: Round) -> None:
         """Send the global model; average the normalised changes; change the model by the mean times sum_k p_k a_k."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fedkd import (
     ANY_TASK,
-    Adam,
+    AnyOptimizer,
     Client,
     Environment,
     GlobalModelClient,
@@ -25,8 +25,8 @@ from fedkd import (
     ModelLoss,
     NotNegative,
     Own,
-    Sgd,
     Task,
+    TorchOptimizer,
     cross_entropy,
 )
 
@@ -43,11 +43,13 @@ class FedProxClient(GlobalModelClient):
             return cross_entropy
         return proximal_loss({name: p.detach().clone() for name, p in self.model.named_parameters()}, method.mu)
 
-    def local_optimizer(self) -> Sgd | Adam:
+    def local_optimizer(self) -> AnyOptimizer:
         """Return the optimiser of `[train]`; with official_quirks, mu is added to its weight decay."""
         method, optimizer = cast(FedProx, self.strategy), self.settings.optimizer
-        extra = method.mu if method.official_quirks else 0.0
-        return optimizer.model_copy(update={"weight_decay": optimizer.weight_decay + extra})
+        if not method.official_quirks:
+            return optimizer
+        assert not isinstance(optimizer, TorchOptimizer), "check() says so"
+        return optimizer.model_copy(update={"weight_decay": optimizer.weight_decay + method.mu})
 
 
 def proximal_loss(center: Mapping[str, Tensor], mu: float) -> ModelLoss:
@@ -77,9 +79,10 @@ class FedProx(FedAvg):
     official_quirks: bool = False
 
     def check(self, environment: Environment) -> None:
-        """Raise InputError for adamw with official_quirks: its weight decay is not part of the gradient."""
-        if self.official_quirks and environment.config.train.optimizer.name == "adamw":
+        """Raise InputError, with official_quirks, for optimisers whose weight decay may not be part of the gradient."""
+        optimizer = environment.config.train.optimizer
+        if self.official_quirks and (isinstance(optimizer, TorchOptimizer) or optimizer.name == "adamw"):
             raise InputError(
-                "strategy.official_quirks: it adds mu to weight decay, which adamw does not apply through the "
-                "gradient; use another train.optimizer."
+                f"strategy.official_quirks: it adds mu to weight decay, which {optimizer.name} does not apply through "
+                "the gradient, or not for sure; use sgd or adam with lr, momentum and weight_decay only."
             )

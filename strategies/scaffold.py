@@ -113,6 +113,8 @@ class Scaffold(Strategy):
                 "train.optimizer: scaffold uses (w - theta_k) / (K lr) as the mean of gradients, which is only true "
                 'for { name = "sgd", lr = ... } without momentum.'
             )
+        if environment.config.train.within_round is not None:
+            raise InputError("train.schedule: scaffold needs one learning rate in a round; set by = 'round'.")
 
     def prepare(self, federation: Round) -> None:
         """Start with all control variates at 0."""

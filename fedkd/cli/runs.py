@@ -29,7 +29,7 @@ def run(
     """Run a federation from a config, or continue one after a crash."""
     folder: Path | None = resume
     with exit_codes(lambda: how_to_resume("run", folder)):
-        _refuse_mixed(config, out, overrides, resume)
+        _refuse_mixed(config, out, resume)
         _quiet()
         from ..config import read_config
         from ..runs import run as runs
@@ -48,7 +48,12 @@ def run(
             folder = resume
             with progress:
                 summary = runs.resume(
-                    folder, progress.update, progress.step, progress.line, accept_changes=accept_changes
+                    folder,
+                    progress.update,
+                    progress.step,
+                    progress.line,
+                    overrides=overrides or [],
+                    accept_changes=accept_changes,
                 )
         print_summary(summary, folder)
         if json:
@@ -67,7 +72,9 @@ def distill(
     """Distil one named set into a few virtual images, or continue after a crash."""
     folder: Path | None = resume
     with exit_codes(lambda: how_to_resume("distill", folder)):
-        _refuse_mixed(config, out, overrides, resume)
+        _refuse_mixed(config, out, resume)
+        if resume is not None and overrides:
+            raise InputError("--resume continues a distillation as it was: without --set.")
         from ..config import read_distill_config
         from ..runs import distill as distillations
         from ..runs.progress import Progress
@@ -102,11 +109,11 @@ def distill(
             typer.echo(as_json(summary).decode().strip())
 
 
-def _refuse_mixed(config: Path | None, out: Path | None, overrides: list[str] | None, resume: Path | None) -> None:
+def _refuse_mixed(config: Path | None, out: Path | None, resume: Path | None) -> None:
     if (config is None) == (resume is None):
         raise InputError("Give either a config, or --resume with a run folder.")
-    if resume is not None and (out is not None or overrides):
-        raise InputError("--resume continues a run as it was: without --out and --set.")
+    if resume is not None and out is not None:
+        raise InputError("--resume continues a run in its folder: without --out.")
 
 
 @app.command()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import tomllib
 from collections.abc import Mapping, Sequence
+from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -44,7 +45,10 @@ def read_table(path: Path, home: Path | None = None) -> dict[str, Any]:
     try:
         content = read(path, _MOST_BYTES, home)
     except FileNotFoundError:
-        raise InputError(f"There is no config file {said}.") from None
+        shipped = _shipped(path)
+        if shipped is not None and home is None:
+            return read_table(shipped)
+        raise InputError(f"There is no config file {said}, and no config of this name comes with fedkd.") from None
     except (OSError, ValueError) as error:
         raise InputError(f"{said} cannot be read: {reason_of(error)}.") from error
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
@@ -55,6 +59,15 @@ def read_table(path: Path, home: Path | None = None) -> dict[str, Any]:
         raise InputError(f"{said} is not a TOML file that fedkd can read: {on_one_line(str(error))}.") from error
     _refuse_odd_values(table, said)
     return table
+
+
+def _shipped(path: Path) -> Path | None:
+    """Return the run file that comes with fedkd under a name such as `fedmd/quick`, or None."""
+    name = path if path.suffix == ".toml" else path.with_name(f"{path.name}.toml") if path.name else path
+    if len(name.parts) != 2 or ".." in name.parts:
+        return None
+    found = Path(str(resources.files("fedkd.configs"))) / name
+    return found if found.is_file() else None
 
 
 def _parsed_toml(text: str) -> dict[str, Any]:

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 import pydantic
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Discriminator, Field, Tag
 
 from .data import DataConfig
-from .tables import VALUE_LIMIT, Count, Fraction, Kind, Limits, NamedTable, Positive, Probability, Table
+from .tables import (
+    VALUE_LIMIT,
+    Count,
+    Fraction,
+    Kind,
+    Limits,
+    Metric,
+    NamedTable,
+    NotNegative,
+    Positive,
+    Probability,
+    Table,
+    Whole,
+)
 
 
 class Sgd(Table):
@@ -28,14 +42,82 @@ class Adam(Table):
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
 
 
+class TorchOptimizer(NamedTable):
+    """Any other optimiser of torch.optim, by its name in small letters, with its own options."""
+
+    lr: Annotated[float, Field(gt=0)]
+
+
+def _kind_of(table: Any) -> str:
+    """Return which class a table of an optimiser is for: those of its own have faster code for these options only."""
+    if isinstance(table, Sgd | Adam):
+        return "sgd" if isinstance(table, Sgd) else "adam"
+    if isinstance(table, dict):
+        name, keys = table.get("name"), table.keys()
+        if name == "sgd" and keys <= Sgd.model_fields.keys():
+            return "sgd"
+        if name in ("adam", "adamw") and keys <= Adam.model_fields.keys():
+            return "adam"
+    return "torch"
+
+
+AnyOptimizer = Annotated[
+    Annotated[Sgd, Tag("sgd")] | Annotated[Adam, Tag("adam")] | Annotated[TorchOptimizer, Tag("torch")],
+    Discriminator(_kind_of),
+]
+
+
+class ScheduleConfig(Table):
+    """`train.schedule`: the learning rate as a share of the optimiser's `lr`, by round, or by step within each round.
+
+    It rises in `warmup` equal parts to the whole, then stays (constant), falls along half a cosine to `floor` (cosine),
+    or is multiplied by `factor` after each `every` rounds or steps (step).
+    """
+
+    name: Literal["constant", "cosine", "step"]
+    by: Literal["round", "step"] = "round"
+    warmup: Whole = 0
+    rounds: Count | None = None  # of a cosine by round: its length; by default the run's rounds
+    floor: Annotated[float, Field(ge=0, lt=1)] | None = None  # by default 0
+    every: Count | None = None
+    factor: Fraction | None = None  # by default 0.1
+
+    @pydantic.model_validator(mode="after")
+    def _whole_form(self) -> ScheduleConfig:
+        if self.name == "constant" and not self.warmup:
+            raise ValueError("a constant schedule without warmup changes nothing; set warmup, or remove the schedule")
+        if (self.name == "step") != (self.every is not None):
+            raise ValueError("every belongs to name = 'step', which needs it")
+        for key, home in (("rounds", "cosine"), ("floor", "cosine"), ("factor", "step")):
+            if self.name != home and getattr(self, key) is not None:
+                raise ValueError(f"{key} belongs to name = {home!r}")
+        if self.rounds is not None and self.by == "step":
+            raise ValueError("rounds belongs to by = 'round'; by step, a cosine takes the steps of each training")
+        return self
+
+    def share(self, number: int, total: int) -> float:
+        """Return the share of the learning rate in round or step `number` of `total`; the first is 0."""
+        if number < self.warmup:
+            return (number + 1) / self.warmup
+        number, total = number - self.warmup, total - self.warmup
+        if self.name == "step":
+            return float((self.factor or 0.1) ** (number // (self.every or 1)))
+        if self.name == "cosine":
+            passed = min(number / total, 1.0) if total > 0 else 1.0
+            floor = self.floor or 0.0
+            return floor + (1 - floor) * (1 + math.cos(math.pi * passed)) / 2
+        return 1.0
+
+
 class TrainConfig(Table):
     """`[train]`: local training. A client starts each round with a new optimiser."""
 
     epochs: Count = 1
     steps: Count | None = None  # train exactly this number of batches instead of whole epochs
     batch_size: Count = 32
-    optimizer: Annotated[Sgd | Adam, Field(discriminator="name")] = Sgd(name="sgd", lr=0.05)
+    optimizer: AnyOptimizer = Sgd(name="sgd", lr=0.05)
     lr_decay: Fraction = 1.0  # the learning rate of round t is lr * lr_decay^(t - 1)
+    schedule: ScheduleConfig | None = None  # a further factor of the learning rate
     clip: Annotated[float, Field(gt=0)] | None = None  # largest norm of a step's gradient, without weight decay
     class_weights: Literal["none", "balanced"] = "none"  # balanced: a class weighs n / (classes x its samples)
     sampling: Literal["each", "balanced"] = "each"  # balanced: draw samples so that all classes are equally likely
@@ -49,14 +131,23 @@ class TrainConfig(Table):
 
     def decay(self, number: int) -> float:
         """Return the factor for the learning rates of a round."""
-        return self.lr_decay ** max(number - 1, 0)
+        before = max(number - 1, 0)
+        factor = self.lr_decay**before
+        if self.schedule is None or self.schedule.by == "step":
+            return factor
+        return factor * self.schedule.share(before, self.schedule.rounds or 0)
 
     def in_round(self, number: int) -> TrainConfig:
         """Return the settings with the learning rate of a round."""
-        if self.lr_decay == 1.0:
+        if self.lr_decay == 1.0 and self.schedule is None:
             return self
         rate = self.optimizer.lr * self.decay(number)
         return self.model_copy(update={"optimizer": self.optimizer.model_copy(update={"lr": rate})})
+
+    @property
+    def within_round(self) -> ScheduleConfig | None:
+        """Return the schedule of the steps of a round's training, if there is one."""
+        return self.schedule if self.schedule is not None and self.schedule.by == "step" else None
 
     def batches(self, images: int) -> int:
         """Return the number of steps of local training on this number of images."""
@@ -98,6 +189,15 @@ class CheckpointConfig(Table):
 
     every: Count = 10
     keep: Count = 2  # if the newest one is damaged, the one before is used
+    best: Metric | None = None  # the metric whose best round is kept too, beside the newest
+
+
+class StopConfig(Table):
+    """`[stop]`: end the run early if a metric has not improved in `patience` measured rounds, one after another."""
+
+    metric: Metric
+    patience: Count = 5
+    change: NotNegative = 0.0  # an improvement is more than this
 
 
 class ModelConfig(Table):
@@ -147,8 +247,22 @@ class Config(Table):
     engine: NamedTable = NamedTable(name="inline")
     evaluate: EvaluateConfig = EvaluateConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    stop: StopConfig | None = None
     faults: FaultsConfig = FaultsConfig()
     trackers: list[NamedTable] = Field(default_factory=list)  # services that get the record of each round
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _length_of_cosine(cls, value: Any) -> Any:
+        """Write the run's rounds into a cosine's length: it stays as it is if the run later goes on for longer."""
+        train = value.get("train") if isinstance(value, dict) else None
+        schedule = train.get("schedule") if isinstance(train, dict) else None
+        if not isinstance(train, dict) or not isinstance(schedule, dict) or schedule.get("name") != "cosine":
+            return value
+        if schedule.get("by", "round") != "round" or schedule.get("rounds") is not None:
+            return value
+        length = value.get("rounds", cls.model_fields["rounds"].default)
+        return {**value, "train": {**train, "schedule": {**schedule, "rounds": length}}}
 
     @pydantic.model_validator(mode="after")
     def _simulated_faults(self) -> Config:

@@ -13,6 +13,7 @@ Whole = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
+Metric = Annotated[str, Field(pattern=r"^[a-z0-9_]{1,60}/[a-z0-9_]{1,60}$")]  # scope/name
 Probability = Annotated[float, Field(ge=0, le=1)]
 Group = Literal["color", "crop", "cutout", "flip", "scale", "rotate"]  # groups of differentiable augmentations
 GROUPS: tuple[Group, ...] = get_args(Group)

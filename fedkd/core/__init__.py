@@ -4,7 +4,8 @@
 * `client`: `Client` and `GlobalModelClient`: the client half, one method for each request.
 * `client_app`: the Flower ClientApp that calls the client half.
 * `round`: `Round`: the cohort, `ask`, streams and the log, as a method sees them.
-* `round_loop`: `run_rounds`: the loop over rounds, one for all methods and engines.
+* `chosen_model`: the model of a node, or of the server, after a round.
+* `round_loop`: `each_round`: the loop over rounds, one for all methods and engines.
 * `sampling`: client sampling: the cohort, and the nodes that are measured.
 * `record`: the results of a round.
 * `undo`: a round with real sites whose result is not usable: it is undone, and the sites that spoiled it are found.

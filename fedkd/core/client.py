@@ -12,7 +12,7 @@ import torch
 from flwr.app import RecordDict
 from torch import Tensor, nn
 
-from ..config import Adam, Sgd, TrainConfig
+from ..config import AnyOptimizer, TrainConfig
 from ..data.samples import Samples
 from ..learning.evaluation import Prediction, measured
 from ..learning.training import (
@@ -191,7 +191,7 @@ class Client:
         purpose: str,
         epochs: int | None = None,
         batch_size: int | None = None,
-        optimizer: Sgd | Adam | None = None,
+        optimizer: AnyOptimizer | None = None,
         loss: Loss | None = None,
         augment: bool = True,
         beside: nn.Module | None = None,
@@ -225,10 +225,11 @@ class Client:
                 beside=beside,
                 half=half_of(settings),
                 chances=chances,
+                schedule=settings.within_round,
             )
         )
 
-    def train_locally(self, loss: Loss = cross_entropy, optimizer: Sgd | Adam | None = None) -> float:
+    def train_locally(self, loss: Loss = cross_entropy, optimizer: AnyOptimizer | None = None) -> float:
         """Train the model on the node's own labelled images as `[train]` says; return the mean loss of the last epoch.
 
         If `loss` is, or has, the cross-entropy of labels, it becomes what the task and `train.class_weights` ask for.
@@ -342,7 +343,7 @@ class GlobalModelClient(Client):
         """Return the loss of local training. When it is called, the model has the global weights."""
         return cross_entropy
 
-    def local_optimizer(self) -> Sgd | Adam:
+    def local_optimizer(self) -> AnyOptimizer:
         """Return the optimiser of local training."""
         return self.settings.optimizer
 

@@ -44,7 +44,7 @@ class Round:
     empty if the round is not measured. `actions`: the requests that the client half answers. `most_images`: a function
     from a node's number of images to the largest number of images that the node may report to have trained on.
     `server_scopes`: scopes of metrics that the server measures, so that no node may report them; `reports`: the
-    metrics that nodes may report. `on_step`: see `run_rounds`.
+    metrics that nodes may report. `on_step`: see `each_round`.
     """
 
     def __init__(

@@ -25,21 +25,27 @@ from .undo import Recorder, Replay, flaw_of, offenders
 MOST_LISTED = 10_000  # the largest number of nodes that a line of metrics.jsonl lists
 
 
-def run_rounds(
+OnStep = Callable[[int, str, int, int], None]
+
+
+def run_rounds(setup: Setup, carrier: Carrier, *, on_round: Callable[[Record], None] = lambda record: None) -> None:
+    """Run a strategy for all its rounds, without a run folder; `on_round` gets the Record of each. See `each_round`."""
+    for record in each_round(setup, carrier):
+        on_round(record)
+
+
+def each_round(
     setup: Setup,
     carrier: Carrier,
     *,
     first_round: int = 0,
-    on_round: Callable[[Record], None] = lambda record: None,
-    on_checkpoint: Callable[[int], None] = lambda number: None,
-    on_step: Callable[[int, str, int, int], None] = lambda number, what, done, total: None,
-) -> None:
-    """Run a strategy for as many rounds as its config says; round 0 is its preparation.
+    on_step: OnStep = lambda number, what, done, total: None,
+) -> Iterator[Record]:
+    """Run a strategy for as many rounds as its config says, and yield the Record of each; round 0 is its preparation.
 
-    first_round: 0 for a new run, the round after the checkpoint for a resumed run. on_round gets the Record of each
-    finished round. on_checkpoint gets the number of a round whose state must be saved. on_step gets the progress of
-    long work on the server: round, name of the work, finished steps, all steps. Raises RunError if a round has too few
-    good replies, and InputError if a round changes something that a resumed run would not have.
+    first_round: 0 for a new run, the round after the checkpoint for a resumed run. on_step gets the progress of long
+    work on the server: round, name of the work, finished steps, all steps. Raises RunError if a round has too few good
+    replies, and InputError if a round changes something that a resumed run would not have.
     """
     strategy, environment, config = setup.strategy, setup.environment, setup.environment.config
     if strategy.global_model and strategy.weights is None:
@@ -88,9 +94,7 @@ def run_rounds(
                 record.metrics[metric] = sum(values[node] for node in sorted(values)) / len(values)
             watch.check(number)
             record.seconds = {"round": trained - begin, "evaluation": time.perf_counter() - trained}
-            on_round(record)
-            if number % config.checkpoint.every == 0 or number == config.rounds:
-                on_checkpoint(number)
+            yield record
 
 
 @contextmanager

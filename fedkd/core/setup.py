@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from ..config import Config
 from ..data.federated_data import FederatedData
 from ..errors import InputError
+from ..learning.optimizers import make_optimizer
 from ..models.build import takes_one_sample
 from .contract import check_requests
 from .environment import Environment
@@ -41,6 +42,7 @@ class Setup:
         for number, architecture in enumerate(architectures):
             model = self.environment.model(number)
             self.environment.refuse_short(number)
+            make_optimizer(model, config.train.optimizer)
             if (config.train.batch_size == 1 or fewest == 1) and not takes_one_sample(model, data.form):
                 what = (
                     "train.batch_size = 1" if config.train.batch_size == 1 else "data.partition: a node has one image"

@@ -7,10 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from torch import nn
+
 from ..config import Architecture
 from ..data.spec import Kind, Task
 from ..messages.arrays import Tensors
 from ..messages.payload import Payload
+from ..models.build import fill
+from ..streams import default_stream, torch_stream
 from .client import Client
 from .environment import Environment
 from .round import Round
@@ -83,6 +87,13 @@ class Strategy(ABC):
         of each.
         """
         return [(0, self.weights)] if self.weights else []
+
+    def module(self, environment: Environment, architecture: Architecture, weights: Tensors) -> nn.Module:
+        """Return a new module of a model of this method: its output are logits, or features if it does not classify."""
+        with default_stream(torch_stream(environment.config.seed, 0, "server", "model-object")):
+            model = environment.new_model(architecture)
+        fill(model, weights)
+        return model.eval()
 
     def stages(self) -> dict[str, tuple[Architecture, Tensors]]:
         """Return intermediate models that are measured too, by the scope of their metrics.

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from pydantic import BaseModel
+from torch import nn
 
 from ..config import Architecture, NamedTable
 from ..errors import InputError
@@ -110,6 +111,10 @@ class Wrapper(Strategy):
     def run_round(self, federation: Round) -> None:
         """Call the base's `run_round`."""
         self.inner.run_round(federation)
+
+    def module(self, environment: Environment, architecture: Architecture, weights: Tensors) -> nn.Module:
+        """Return the base's module."""
+        return self.inner.module(environment, architecture, weights)
 
     def stages(self) -> dict[str, tuple[Architecture, Tensors]]:
         """Return the intermediate models of the base."""

@@ -81,6 +81,7 @@ class FederatedData:
     node_names: tuple[str, ...] = field(default=(), kw_only=True)  # if the set says who has which samples
     notes: tuple[str, ...] = field(default=(), kw_only=True)  # what was done to missing or odd values, with counts
     validation_parts: Ragged | None = field(default=None, kw_only=True)
+    known_padded: bool | None = field(default=None, kw_only=True)  # what `padded` says, if there are no samples here
 
     @property
     def clients(self) -> int:
@@ -143,6 +144,8 @@ class FederatedData:
     @property
     def padded(self) -> bool:
         """Return whether a series or text is, or at real sites may be, shorter than models get it."""
+        if self.known_padded is not None:
+            return self.known_padded
         return self.spec.kind in ("series", "tokens") and self.shortest != self.form.shape[-1]
 
     def _every(self) -> list[Samples]:

@@ -197,13 +197,17 @@ def reshape(dataset: Dataset, name: str, size: int | None, channels: int | None)
         )
     if mean is not None and deviation is not None and len(mean) != wanted:
         mean, deviation = ((m[0] if len(set(m)) == 1 else sum(m) / len(m),) * wanted for m in (mean, deviation))
-    train, test = (Samples(_pixels(part.inputs, size, wanted), part.labels) for part in (dataset.train, dataset.test))
+    sides = None if size is None else (size, size)
+    train, test = (
+        Samples(fitted_pixels(part.inputs, sides, wanted), part.labels) for part in (dataset.train, dataset.test)
+    )
     spec = None if dataset.spec is None else dataset.spec.model_copy(update={"shape": train.inputs.shape[1:]})
     return replace(dataset, train=train, test=test, mean=mean, deviation=deviation, spec=spec)
 
 
-def _pixels(images: np.ndarray, size: int | None, channels: int) -> np.ndarray:
-    if channels == images.shape[1] and (size is None or images.shape[2:] == (size, size)):
+def fitted_pixels(images: np.ndarray, sides: tuple[int, int] | None, channels: int) -> np.ndarray:
+    """Return images, N x C x H x W, with other sides (height, width) or channels: grey of three, or three of grey."""
+    if channels == images.shape[1] and (sides is None or images.shape[2:] == sides):
         return images
     from torchvision.transforms.v2 import functional  # imported here because it takes two seconds
 
@@ -212,7 +216,7 @@ def _pixels(images: np.ndarray, size: int | None, channels: int) -> np.ndarray:
         tensor = tensor.expand(-1, 3, -1, -1)
     elif channels == 1 and tensor.shape[1] == 3:
         tensor = functional.rgb_to_grayscale(tensor)
-    if size and tuple(tensor.shape[2:]) != (size, size):
-        tensor = functional.resize(tensor, [size, size], antialias=True)
+    if sides is not None and tuple(tensor.shape[2:]) != sides:
+        tensor = functional.resize(tensor, list(sides), antialias=True)
     found = tensor.numpy()
     return np.ascontiguousarray(found.round().astype(np.uint16) if images.dtype == np.uint16 else found)

@@ -238,20 +238,35 @@ def without_samples(config: DataConfig, sites: RealSites, seed: int) -> Federate
         held = in_spec(held, codec.spec)
         test, (validation, _) = held.test, take_validation(config, held.train, codec.spec, seed, node_classes)
     public, _, classes = take_public_set(config, _empty(codec.spec), codec.spec, seed, node_classes)
-    return FederatedData(
-        train=_empty(codec.spec),
+    return replace(
+        without_any(Agreement(codec, classes), node_classes, sites.count),
         test=test,
-        train_parts=Ragged.of([np.empty(0, np.int64)] * sites.count),
-        test_parts=Ragged.of([np.empty(0, np.int64)] * sites.count),
-        node_domains=np.zeros(sites.count, np.int64),
-        priors=None,
         public=public,
         validation=validation,
         public_labelled=bool(config.public and config.public.labelled),
-        classes=classes,
+    )
+
+
+def without_any(
+    agreed: Agreement, node_classes: tuple[str, ...], nodes: int, *, padded: bool | None = None
+) -> FederatedData:
+    """Return the data of a federation of which no sample is here; `padded`: see `FederatedData`."""
+    none = _empty(agreed.codec.spec)
+    return FederatedData(
+        train=none,
+        test=none,
+        train_parts=Ragged(np.empty(0, np.int64), np.zeros(nodes + 1, np.int64)),
+        test_parts=Ragged(np.empty(0, np.int64), np.zeros(nodes + 1, np.int64)),
+        node_domains=np.zeros(nodes, np.int64),
+        priors=None,
+        public=None,
+        validation=None,
+        public_labelled=False,
+        classes=agreed.classes,
         node_classes=node_classes,
         domain_names=("sites",),
-        codec=codec,
+        codec=agreed.codec,
+        known_padded=padded,
     )
 
 

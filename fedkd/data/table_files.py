@@ -27,13 +27,22 @@ def from_rows(path: Path, config: SetsConfig) -> Dataset:
 
     Raises InputError for what cannot be read, and for columns that do not fit.
     """
+    return from_frame(read_frame(path, texts=config.text is not None), config, str(path))
+
+
+def read_frame(path: Path, *, texts: bool) -> pd.DataFrame:
+    """Return the rows of a CSV, TSV or Parquet file, or of a folder of Parquet files; `texts`: whether cells are texts.
+
+    Raises InputError for what cannot be read.
+    """
     module = pandas()
+    frame: pd.DataFrame
     try:
         if path.suffix.lower() in TEXT_ENDINGS:
             separator = "\t" if path.suffix.lower() == ".tsv" else ","
             _check_head(path, separator)
             refuse_large(path.stat().st_size, path, KEY, "write it as Parquet, with the columns that you use")
-            absent = _ABSENT[:1] if config.text is not None else _ABSENT  # a text may be "null"
+            absent = _ABSENT[:1] if texts else _ABSENT  # a text may be "null"
             frame = module.read_csv(path, sep=separator, keep_default_na=False, na_values=absent, low_memory=False)
         else:
             files = [one for one in path.rglob("*") if one.suffix in PARQUET_ENDINGS] if path.is_dir() else [path]
@@ -48,7 +57,7 @@ def from_rows(path: Path, config: SetsConfig) -> Dataset:
     except Exception as error:  # parsers raise many types for damaged files
         reason = on_one_line(reason_of(error) or str(error), 200)
         raise InputError(f"{KEY}: {path} cannot be read: {reason}.") from error
-    return from_frame(frame, config, str(path))
+    return frame
 
 
 def _check_parts(path: Path) -> None:

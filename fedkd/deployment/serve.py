@@ -17,7 +17,7 @@ from ..errors import InputError
 from ..masking import masked
 from ..runs import checkpoints
 from ..runs.origin import go_on, known_files
-from ..runs.run import OnRound, OnStep, origin_in, run_with
+from ..runs.run import OnRound, OnStep, origin_in, rounds_with, to_the_end
 from ..runs.run_folder import CONFIG, RunFolder, alone_in, refuse_odd_files, refuse_used
 from ..runs.trackers import make_trackers
 from ..stopping import Stopped, stoppable
@@ -71,6 +71,7 @@ def serve(
                 restore_state(setup.strategy, checkpoints.load_server(checkpoint))
                 states = list(checkpoints.load_nodes(checkpoint))
                 checkpoints.drop_newer(checkpoint)
+            checkpoints.drop_after(folder.best, number)
             go_on(path, now, number + 1, accept_changes=accept_changes)
             folder.rewind(number)
             first_round, roster = number + 1, Roster.read(path / ROSTER)
@@ -89,7 +90,8 @@ def serve(
 
         try:
             with stoppable():
-                return run_with(setup, sites, folder, trackers, first_round, on_round, on_step, before_rounds)
+                rounds = rounds_with(setup, sites, folder, trackers, first_round, on_step, before_rounds)
+                return to_the_end(rounds, on_round)
         except Stopped:
             signal.raise_signal(signal.SIGTERM)  # Flower has handlers of its own, which end its process in order
             raise

@@ -9,9 +9,9 @@ from itertools import islice
 import torch
 from torch import Tensor, nn
 
-from ..config import Adam, Sgd
+from ..config import AnyOptimizer, ScheduleConfig
 from .batches import Preprocess
-from .optimizers import make_optimizer
+from .optimizers import make_optimizer, scheduled
 
 ENCODER = "encoder"  # the trained one of the networks
 Batch = Mapping[str, Tensor]  # `first`, `second`: two views of B images; what else a loss reads of this batch
@@ -38,10 +38,11 @@ class ContrastiveTraining:
     loss: ContrastiveLoss
     after_step: AfterStep | None
     kept: Kept
-    optimizer: Sgd | Adam
+    optimizer: AnyOptimizer
     clip: float | None
     preprocess: Preprocess
     alone_because: str | None = None
+    schedule: ScheduleConfig | None = None  # of the steps
 
     @property
     def model(self) -> nn.Module:
@@ -56,7 +57,7 @@ class ContrastiveTraining:
 def contrast_alone(training: ContrastiveTraining) -> float:
     """Train one client's encoder, in train mode; return its mean loss over all steps."""
     encoder, networks = training.model.train(), training.networks
-    optimizer = make_optimizer(encoder, training.optimizer)
+    optimizer = scheduled(make_optimizer(encoder, training.optimizer), training.schedule, training.steps)
     losses = []
     for batch in islice(training.batches(), training.steps):
         optimizer.zero_grad()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from ..config import Adam, Sgd
+from ..config import Adam, AnyOptimizer, ScheduleConfig, Sgd, TorchOptimizer
+from ..errors import InputError, described, unknown
 
 
 class Optimizer(Protocol):
@@ -61,10 +63,70 @@ class SgdSteps:
         torch._foreach_add_(moved, directions, alpha=-lr)
 
 
-def make_optimizer(model: nn.Module, settings: Sgd | Adam, *peers: nn.Module) -> Optimizer:
-    """Return a new optimiser for the trainable parameters of the model and of its peers, one group for each."""
+def make_optimizer(model: nn.Module, settings: AnyOptimizer, *peers: nn.Module) -> Optimizer:
+    """Return a new optimiser for the trainable parameters of the model and of its peers, one group for each.
+
+    Raises InputError for a name, options or parameters that torch.optim does not take.
+    """
     groups = [[p for p in module.parameters() if p.requires_grad] for module in (model, *peers)]
     if isinstance(settings, Sgd):
         return SgdSteps(groups, settings)
-    kind = torch.optim.Adam if settings.name == "adam" else torch.optim.AdamW
-    return kind([{"params": group} for group in groups], lr=settings.lr, weight_decay=settings.weight_decay)
+    parts = [{"params": group} for group in groups]
+    if isinstance(settings, Adam):
+        kind = torch.optim.Adam if settings.name == "adam" else torch.optim.AdamW
+        return kind(parts, lr=settings.lr, weight_decay=settings.weight_decay)
+    return _of_torch(parts, settings)
+
+
+def _of_torch(parts: list[dict[str, Any]], settings: TorchOptimizer) -> Optimizer:
+    found = {
+        name.lower(): kind
+        for name, kind in vars(torch.optim).items()
+        if inspect.isclass(kind) and issubclass(kind, torch.optim.Optimizer) and kind not in _NOT_HERE
+    }
+    if settings.name not in found:
+        raise unknown("train.optimizer.name", settings.name, found)
+    kind: Any = found[settings.name]
+    valid = inspect.signature(kind).parameters.keys() - {"params"}
+    for name in settings.options:
+        if name not in valid:
+            raise unknown(f"train.optimizer of {settings.name}", name, valid)
+    try:
+        made: Optimizer = kind(parts, lr=settings.lr, **settings.options)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"train.optimizer: {settings.name} refuses it: {described(error)}.") from error
+    return made
+
+
+_NOT_HERE = {
+    torch.optim.Optimizer,
+    torch.optim.LBFGS,  # it computes the loss several times in a step
+    torch.optim.SparseAdam,  # no gradient here is sparse
+}
+
+
+class _Scheduled:
+    """An optimiser whose learning rate follows a schedule of steps."""
+
+    def __init__(self, optimizer: Optimizer, schedule: ScheduleConfig, total: int) -> None:
+        self.param_groups = optimizer.param_groups
+        self._optimizer, self._schedule, self._total = optimizer, schedule, total
+        self._rates = [group["lr"] for group in optimizer.param_groups]
+        self._done = 0
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+        self._optimizer.zero_grad()
+
+    def step(self) -> None:
+        """Take the optimiser's step with the learning rate of its number."""
+        share = self._schedule.share(self._done, self._total)
+        for group, rate in zip(self.param_groups, self._rates, strict=True):
+            group["lr"] = rate * share
+        self._optimizer.step()
+        self._done += 1
+
+
+def scheduled(optimizer: Optimizer, schedule: ScheduleConfig | None, total: int) -> Optimizer:
+    """Return an optimiser with the learning rates of a schedule of `total` steps; without one, the same optimiser."""
+    return optimizer if schedule is None else _Scheduled(optimizer, schedule, total)

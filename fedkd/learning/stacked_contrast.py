@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from .contrast import ENCODER, Batch, ContrastiveTraining
 from .stacked_models import refusing_loops, why_not_stacked
 from .stacked_networks import StackedNetworks, used_parameters
+from .stacked_optimizers import why_own_steps
 from .stacked_training import Trained, forms_of, identity_of
 
 
@@ -21,7 +22,8 @@ def why_contrasted_alone(training: ContrastiveTraining) -> str | None:
     """Return why a client can only be trained alone, or None."""
     if not torch.is_grad_enabled():
         return "it trains where gradients are off"
-    return training.alone_because or why_not_stacked(training.networks)
+    own_steps = why_own_steps(training.optimizer, training.schedule)
+    return training.alone_because or own_steps or why_not_stacked(training.networks)
 
 
 def contrast_key(training: ContrastiveTraining) -> Hashable:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ..config import Adam, Sgd
+from ..config import AnyOptimizer
 from .stacked_models import Stack, stacked
 from .stacked_optimizers import make_stacked
 from .stacked_parameters import clipped, named_rows
@@ -44,7 +44,7 @@ class StackedNetworks:
         states: Sequence[Mapping[str, Tensor]],
         used: set[str],
         kept: Sequence[Mapping[str, Tensor]],
-        optimizers: Sequence[Sgd | Adam],
+        optimizers: Sequence[AnyOptimizer],
         clip: float | None,
     ) -> None:
         """Stack `states`, all on one device: the modules' parameters and buffers. `used`: the trained parameters."""

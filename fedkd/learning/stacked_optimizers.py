@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..config import Adam, Sgd
+from ..config import Adam, AnyOptimizer, ScheduleConfig, Sgd, TorchOptimizer
 
 _BETA1, _BETA2, _EPSILON = 0.9, 0.999, 1e-8  # torch's defaults
 
@@ -26,17 +26,25 @@ class StackedOptimizer(Protocol):
         """Change the parameters of the first clients, k x W, in place by their gradients, k x W."""
 
 
-def make_stacked(settings: Sequence[Sgd | Adam], like: Tensor, counts_on_device: bool = False) -> StackedOptimizer:
+def make_stacked(settings: Sequence[AnyOptimizer], like: Tensor, counts_on_device: bool = False) -> StackedOptimizer:
     """Return a new optimiser for K clients. Their settings are equal but for the rate; `like`: K x W parameters.
 
     `counts_on_device`: each client's number of steps is in a tensor. So a step can be undone for some clients only, and
     a recorded step counts.
     """
     first = settings[0]
+    assert not isinstance(first, TorchOptimizer), "why_own_steps says so"
     rates = torch.tensor([one.lr for one in settings], dtype=torch.float64)
     return (
         StackedSgd(first, rates, like) if isinstance(first, Sgd) else StackedAdam(first, rates, like, counts_on_device)
     )
+
+
+def why_own_steps(optimizer: AnyOptimizer, schedule: ScheduleConfig | None) -> str | None:
+    """Return why the steps of an optimiser cannot be taken for several clients at once, or None."""
+    if isinstance(optimizer, TorchOptimizer):
+        return f"its optimiser, {optimizer.name} with these options, is torch's own"
+    return None if schedule is None else "its learning rate changes within the round"
 
 
 class StackedSgd:

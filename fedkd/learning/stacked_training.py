@@ -23,6 +23,7 @@ from .plans import Plan, plan_of
 from .stacked_batches import StackedBatches
 from .stacked_graphs import StepGraphs
 from .stacked_models import Path, has_norm, refusing_loops, why_not_stacked
+from .stacked_optimizers import why_own_steps
 from .stacked_step import StackedStep, loss_of
 from .training import LocalTraining, ModelLoss, cross_entropy
 
@@ -46,7 +47,7 @@ def why_alone(local: LocalTraining) -> str | None:
         return "it has too few images"
     if len(local.targets) != len(local.data.labels):
         return "it has not one target for each image"
-    return why_not_stacked(local.model)
+    return why_own_steps(local.optimizer, local.schedule) or why_not_stacked(local.model)
 
 
 def key_of(local: LocalTraining) -> Hashable:

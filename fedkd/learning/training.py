@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..config import Adam, Sgd, TrainConfig
+from ..config import AnyOptimizer, ScheduleConfig, TrainConfig, batch_sizes
 from ..data.samples import Samples
 from ..data.spec import Task
 from .batches import Preprocess, batches
 from .loss_scale import LossScale, all_finite
-from .optimizers import Optimizer, make_optimizer
+from .optimizers import Optimizer, make_optimizer, scheduled
 
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]  # (model, images, targets) -> scalar
 
@@ -195,7 +195,7 @@ class LocalTraining:
     targets: Tensor
     epochs: int
     batch_size: int
-    optimizer: Sgd | Adam
+    optimizer: AnyOptimizer
     preprocess: Preprocess
     order: torch.Generator
     steps: int | None = None
@@ -205,6 +205,7 @@ class LocalTraining:
     beside: nn.Module | None = None
     half: torch.dtype | None = None
     chances: Tensor | None = None
+    schedule: ScheduleConfig | None = None  # of the steps
 
     def alone(self) -> float:
         """Return the result of `train_alone`."""
@@ -214,13 +215,14 @@ class LocalTraining:
 def train_alone(local: LocalTraining) -> float:
     """Train one client's model; return the mean loss as `train` does."""
     trained = local.model if local.beside is None else nn.ModuleList([local.model, local.beside])
+    steps = local.steps or local.epochs * len(batch_sizes(len(local.data.labels), local.batch_size))
     return train(
         local.model,
         local.data,
         local.targets,
         epochs=local.epochs,
         batch_size=local.batch_size,
-        optimizer=make_optimizer(trained, local.optimizer),
+        optimizer=scheduled(make_optimizer(trained, local.optimizer), local.schedule, steps),
         preprocess=local.preprocess,
         order=local.order,
         steps=local.steps,
@@ -331,13 +333,14 @@ def train_as(
     chances: Tensor | None = None,
 ) -> float:
     """Train a model on labelled images as `[train]` says, by default all its weights; return the result of `train`."""
+    steps = settings.batches(len(data.labels))
     return train(
         model,
         data,
         preprocess.targets(data.labels),
         epochs=settings.epochs,
         batch_size=settings.batch_size,
-        optimizer=optimizer or make_optimizer(model, settings.optimizer),
+        optimizer=scheduled(optimizer or make_optimizer(model, settings.optimizer), settings.within_round, steps),
         preprocess=preprocess,
         order=order,
         steps=settings.steps,

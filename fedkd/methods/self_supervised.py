@@ -31,6 +31,7 @@ from ..learning.probes import linear_probe, mean_angle, nearest_neighbours
 from ..learning.views import Augmentation, View, views_of
 from ..messages.arrays import Tensors, copied
 from ..messages.payload import Payload
+from ..models.build import fill
 from ..streams import default_stream, torch_stream
 
 _LOCAL = "local"
@@ -128,6 +129,7 @@ class SelfSupervisedClient(Client):
                 clip=settings.clip,
                 preprocess=self.environment.preprocess,
                 alone_because=self.alone_because,
+                schedule=settings.within_round,
             )
         )
         self.end(encoder)
@@ -375,6 +377,13 @@ class SelfSupervised(Strategy):
         with torch.no_grad():
             found = classifier.cpu()(features).argmax(1)
         return float((found == torch.from_numpy(environment.data.test.labels)).double().mean())
+
+    def module(self, environment: Environment, architecture: Architecture, weights: Tensors) -> nn.Module:
+        """Return the backbone, whose output are features."""
+        with default_stream(torch_stream(environment.config.seed, 0, "server", "model-object")):
+            encoder = Encoder(environment.new_model(architecture), self.width, self.predictors)
+        fill(encoder, weights)
+        return encoder.backbone.eval()
 
     def global_models(self) -> list[tuple[Architecture, Tensors]]:
         """Return no models, because an encoder does not classify."""

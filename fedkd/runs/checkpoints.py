@@ -145,6 +145,13 @@ def drop_newer(checkpoint: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
+def drop_after(folder: Path, number: int) -> None:
+    """Delete the checkpoints of rounds after `number`: a run that goes on from there makes them again."""
+    for found, path in _all(folder):
+        if found > number:
+            shutil.rmtree(path, ignore_errors=True)
+
+
 def _refuse_other(checkpoint: Path, owner: Owner) -> None:
     with reading(checkpoint):
         found = read_form(checkpoint / _ABOUT, About, checkpoint)["owner"]

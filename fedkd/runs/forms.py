@@ -117,6 +117,18 @@ class Partition(Form):
     columns: str = "class"
 
 
+class SamplesFile(Form):
+    """A samples.json: how samples are encoded, as `fedkd describe` writes it, and for whom.
+
+    `padded`: whether series or texts may be shorter than models get them.
+    """
+
+    samples: str
+    nodes: Annotated[int, Field(ge=1, le=10**8)]
+    node_classes: list[str]
+    padded: bool
+
+
 class OriginFile(Form):
     """An origin.json; `changes` are the accepted ones."""
 

@@ -151,8 +151,10 @@ def read_run(path: Path) -> Run:
             "run it again."
         )
     rounds = [line["round"] for line in lines]
-    if summary is not None and summary["status"] == "completed" and len(rounds) != config["rounds"] + 1:
-        ends = f"ends with round {rounds[-1]} of {config['rounds']}" if rounds else "has no round"
+    early = summary is not None and isinstance(summary.get("stopped_early"), dict)
+    due = summary.get("rounds") if summary is not None and early else config["rounds"]
+    if summary is not None and summary["status"] == "completed" and len(rounds) - 1 != due:
+        ends = f"ends with round {rounds[-1]} of {due}" if rounds else "has no round"
         raise InputError(f"{path}: completed, but its {METRICS} {ends}; lines were lost.")
     return Run(path, masked(config), lines, summary)
 

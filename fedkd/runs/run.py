@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from flwr.app import RecordDict
 
-from ..config import Config, NamedTable, read_config
+from ..config import Config, NamedTable, difference, read_config, to_table
 from ..core.environment import Environment
 from ..core.record import Record
-from ..core.round_loop import run_rounds
+from ..core.round_loop import OnStep, each_round
 from ..core.setup import Setup, make_setup
 from ..core.state import State, restore_state, state_of
 from ..core.wrapper import make_strategy
 from ..errors import EngineLost, InputError, RunError, StatesLost, described
-from ..files import NotWritten
+from ..files import NotWritten, writing
 from ..messages.carrier import Carrier, Engine
 from ..registry import errors_of, find, options
 from ..stopping import stoppable
 from . import checkpoints
+from .choosing import BestRound, EarlyStop
 from .metrics import summarise, to_line
 from .origin import Origin, accepted_changes, go_on, known_files, note_files, origin_of, refuse_changes
 from .run_folder import CONFIG, MOST_ROWS, RunFolder, alone_in, refuse_odd_files, refuse_used
@@ -30,7 +31,6 @@ from .trackers import Trackers, make_trackers
 from .weight_matrices import keep_apart
 
 OnRound = Callable[[Record, Environment], None]
-OnStep = Callable[[int, str, int, int], None]
 _log = logging.getLogger("fedkd")
 
 
@@ -46,6 +46,18 @@ def make_engine(setup: Setup) -> Engine:
     return made
 
 
+class RoundEnd(NamedTuple):
+    """A finished round: its record, what the run is made of, and the states of the server and the nodes after it."""
+
+    record: Record
+    setup: Setup
+    server: State
+    states: Iterable[tuple[int, RecordDict]]
+
+
+Rounds = Generator[RoundEnd, None, dict[str, Any]]
+
+
 def run(
     config: Config,
     out: Path,
@@ -55,10 +67,20 @@ def run(
 ) -> dict[str, Any]:
     """Run a config into a new folder; return the summary. Nothing is written before all input is accepted.
 
-    `on_round` is called after each round, `on_step` for the progress of long work on the server (see `run_rounds`),
+    `on_round` is called after each round, `on_step` for the progress of long work on the server (see `each_round`),
     `on_event` with a line about each problem that does not end the run. Raises InputError for input that is refused,
     RunError for a run that cannot continue, `Stopped` after a signal. The reason for an early end is first written to
     the summary.
+    """
+    return to_the_end(rounds(config, out, on_step, on_event), on_round)
+
+
+def rounds(
+    config: Config, out: Path, on_step: OnStep | None = None, on_event: Callable[[str], None] = lambda text: None
+) -> Rounds:
+    """Do what `run` does, round by round: yield after each one, return the summary.
+
+    If the generator is closed before its end, the run ends as after Ctrl-C: its last round is kept, and can be resumed.
     """
     with stoppable():
         refuse_used(out)
@@ -70,7 +92,23 @@ def run(
             folder = RunFolder(out)
             folder.create(setup.environment.config, origin_in(setup.environment))
             with alone_in(out):
-                return _simulate(setup, engine, folder, 0, trackers, on_round, on_step, on_event)
+                return (yield from _simulate(setup, engine, folder, 0, trackers, on_step, on_event))
+
+
+def to_the_end(playing: Rounds, on_round: OnRound | None = None) -> dict[str, Any]:
+    """Run all rounds, call `on_round` after each, return the summary. What it raises ends the run."""
+    while True:
+        try:
+            ended = next(playing)
+        except StopIteration as stop:
+            summary: dict[str, Any] = stop.value
+            return summary
+        try:
+            if on_round is not None:
+                on_round(ended.record, ended.setup.environment)
+        except BaseException as error:
+            playing.throw(error)
+            raise
 
 
 def resume(
@@ -79,23 +117,37 @@ def resume(
     on_step: OnStep | None = None,
     on_event: Callable[[str], None] = lambda text: None,
     engine: NamedTable | None = None,
+    overrides: Sequence[str] = (),
     *,
     accept_changes: bool = False,
 ) -> dict[str, Any]:
     """Continue the run in a folder from its newest complete checkpoint; return the summary.
 
     Metrics and weights are the same as without the interruption. A run that ended before its first checkpoint starts
-    again. `on_event` gets a line about each damaged checkpoint. `engine`: another engine than before, which does not
-    change results. `accept_changes`: go on although images, files or versions have changed since the run began, and
-    record it. Raises like `run`, and InputError for a folder without a run, for such a change, or if all checkpoints
-    are damaged.
+    again. `on_event` gets a line about each damaged checkpoint. `engine`: another engine than before, for this time
+    only. `overrides`: `key=value` of keys that a run may change (`MAY_CHANGE`), which are written to its config.
+    `accept_changes`: go on although images, files or versions have changed since the run began, and record it. Raises
+    like `run`, and InputError for a folder without a run, for such a change, or if all checkpoints are damaged.
     """
+    return to_the_end(resumed(path, on_step, on_event, engine, overrides, accept_changes=accept_changes), on_round)
+
+
+def resumed(
+    path: Path,
+    on_step: OnStep | None = None,
+    on_event: Callable[[str], None] = lambda text: None,
+    engine: NamedTable | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    accept_changes: bool = False,
+) -> Rounds:
+    """Do what `resume` does, round by round, as `rounds`."""
     with stoppable():
         folder = RunFolder(path)
         if not (path / CONFIG).is_file():
             raise InputError(f"--resume {path}: there is no run; its {CONFIG} is missing.")
         refuse_odd_files(path)
-        config = read_config(path / CONFIG)
+        config = changed = _changed(path, overrides)
         if engine is not None:
             config = config.model_copy(update={"engine": engine})
         _refuse_sites(config)
@@ -107,9 +159,31 @@ def resume(
         trackers = make_trackers(config)
         with alone_in(path), make_engine(setup) as simulation:
             first_round = _back_to_checkpoint(setup, simulation, folder, on_event)
+            if config.rounds < first_round - 1:
+                raise InputError(f"rounds = {config.rounds}: the run in {path} has done {first_round - 1} already.")
+            if overrides:
+                folder.change(changed)
             for change in go_on(path, now, first_round, accept_changes=accept_changes):
                 on_event(f"accepted, from round {first_round} on: changed is {change}")
-            return _simulate(setup, simulation, folder, first_round, trackers, on_round, on_step, on_event)
+            return (yield from _simulate(setup, simulation, folder, first_round, trackers, on_step, on_event))
+
+
+MAY_CHANGE = (
+    "rounds", "evaluate", "stop", "checkpoint", "engine", "trackers", "timeout", "min_replies", "payload_limit",
+    "value_limit",
+)  # fmt: skip
+
+
+def _changed(path: Path, overrides: Sequence[str]) -> Config:
+    """Return the config of the run in a folder with changes. Raises InputError for a key that it may not change."""
+    before = read_config(path / CONFIG)
+    after = read_config(path / CONFIG, overrides)
+    if (other := difference(to_table(before), to_table(after), MAY_CHANGE)) is not None:
+        raise InputError(
+            f"--resume {path}: {other}. A run that goes on may change {', '.join(MAY_CHANGE)}, and nothing else: run "
+            "the config again in a new folder."
+        )
+    return after
 
 
 def origin_in(environment: Environment, known: Iterable[str] = ()) -> Origin:
@@ -124,10 +198,9 @@ def _simulate(
     folder: RunFolder,
     first_round: int,
     trackers: Trackers,
-    on_round: OnRound | None,
     on_step: OnStep | None,
     on_event: Callable[[str], None],
-) -> dict[str, Any]:
+) -> Rounds:
     """Run to the end. If nodes' states are lost with a machine, resume from the last checkpoint on the other ones."""
     data = setup.environment.data
     for note in data.notes:
@@ -139,7 +212,7 @@ def _simulate(
         folder.keep_partition(data)
     while True:
         try:
-            return run_with(setup, engine, folder, trackers, first_round, on_round, on_step)
+            return (yield from rounds_with(setup, engine, folder, trackers, first_round, on_step))
         except StatesLost as error:
             on_event(f"{error} The run continues from its last checkpoint.")
             fresh, _ = make_strategy(setup.environment.config.strategy)
@@ -159,6 +232,7 @@ def _back_to_checkpoint(setup: Setup, engine: Engine, folder: RunFolder, on_even
         restore_state(setup.strategy, checkpoints.load_server(checkpoint))
         engine.restore(checkpoints.load_nodes(checkpoint))
         checkpoints.drop_newer(checkpoint)
+    checkpoints.drop_after(folder.best, number)
     folder.rewind(number)
     engine.events()  # drops the events of a round that will run again
     return number + 1
@@ -169,16 +243,15 @@ def _refuse_sites(config: Config) -> None:
         raise InputError("data.sites: there are no images to simulate with; such a config is for `flwr run`.")
 
 
-def run_with(
+def rounds_with(
     setup: Setup,
     carrier: Carrier,
     folder: RunFolder,
     trackers: Trackers,
     first_round: int,
-    on_round: OnRound | None,
-    on_step: OnStep | None,
+    on_step: OnStep | None = None,
     before_rounds: Callable[[], None] = lambda: None,
-) -> dict[str, Any]:
+) -> Rounds:
     """Run the rounds and write to a folder; return the summary, which is written for any end of the run.
 
     `before_rounds`: is called once, before the strategy has weights.
@@ -186,9 +259,16 @@ def run_with(
     environment, config = setup.environment, setup.environment.config
     owner = checkpoints.owner_of(config)
     begin = time.perf_counter()
-    before = sum(sum(line["seconds"].values()) for line in folder.lines())  # of the run's earlier parts
+    earlier = folder.lines()
+    before = sum(sum(line["seconds"].values()) for line in earlier)
     trackers.begin(config, folder.path, first_round)
-    ended: _Ended | None = None  # the state after the last finished round: an interrupt may come during a later round
+    ended: RoundEnd | None = None  # the last finished round: an interrupt may come during a later round
+    kept_best = config.checkpoint.best
+    best = None if kept_best is None else BestRound("checkpoint.best", kept_best)
+    for line in earlier:
+        if best is not None:
+            best.note(line)
+    stop = EarlyStop(config.stop, earlier)
 
     def keep(record: Record) -> None:
         nonlocal ended
@@ -198,28 +278,34 @@ def run_with(
         line["log"] = keep_apart(record.log, record.number, folder.path)
         folder.append(line)
         trackers.note(line)
-        ended = _Ended(record.number, state_of(setup.strategy), carrier.states())
-        if on_round is not None:
-            on_round(record, environment)
+        ended = RoundEnd(record, setup, state_of(setup.strategy), carrier.states())
+        if best is not None and best.note(line):
+            save(folder.best)
+        stop.note(line)
 
-    def checkpoint(number: int) -> None:
-        nonlocal ended
+    def save(home: Path) -> None:
         assert ended is not None
-        assert ended.number == number
-        checkpoints.save(folder.checkpoints, number, ended.server, ended.states, config.checkpoint.keep, owner)
-        ended = None
+        if home == folder.best:
+            with writing(home):
+                home.mkdir(exist_ok=True)  # not its parents: a run folder that was removed does not come back
+        checkpoints.save(home, ended.record.number, ended.server, ended.states, config.checkpoint.keep, owner)
 
     def end(status: str, error: str | None = None) -> dict[str, Any]:
         if ended is not None:
             try:
-                checkpoint(ended.number)
+                save(folder.checkpoints)
             except RunError as failed:  # an older checkpoint exists, and the first error is more important
-                _log.warning("the checkpoint of round %d could not be written: %s", ended.number, failed)
+                number = ended.record.number
+                _log.warning("the checkpoint of round %d could not be written: %s", number, failed)
         seconds = before + time.perf_counter() - begin
         try:
             note_files(folder.path, config)
             origin = origin_in(environment) | {"changes": accepted_changes(folder.path)}
             summary = summarise(config, folder.lines(), status=status, seconds=seconds, origin=origin, error=error)
+            if stop.reached is not None:
+                summary["stopped_early"] = stop.reached
+            if best is not None and best.value is not None:
+                summary["best_round"] = {"metric": kept_best, "round": best.round, "value": best.value}
             summary["models"] = environment.about_models()
             summary["data_notes"] = list(environment.data.notes)
             folder.write_summary(summary)
@@ -235,8 +321,19 @@ def run_with(
     hooks: dict[str, Any] = {} if on_step is None else {"on_step": on_step}
     try:
         before_rounds()
-        run_rounds(setup, carrier, first_round=first_round, on_round=keep, on_checkpoint=checkpoint, **hooks)
-    except KeyboardInterrupt:
+        folder.keep_samples(environment.data)
+        if stop.reached is None:
+            for record in each_round(setup, carrier, first_round=first_round, **hooks):
+                keep(record)
+                assert ended is not None
+                yield ended
+                number = record.number
+                if number % config.checkpoint.every == 0 or number == config.rounds or stop.reached is not None:
+                    save(folder.checkpoints)
+                    ended = None
+                if stop.reached is not None:
+                    break
+    except (KeyboardInterrupt, GeneratorExit):
         end("interrupted")
         raise
     except (EngineLost, StatesLost, NotWritten) as error:
@@ -255,11 +352,3 @@ def run_with(
     for problem in draw(environment, folder):
         _log.warning("%s", problem)
     return summary
-
-
-class _Ended(NamedTuple):
-    """The content of a round's checkpoint."""
-
-    number: int
-    server: State
-    states: Iterable[tuple[int, RecordDict]]

@@ -21,16 +21,31 @@ from PIL.PngImagePlugin import PngImageFile, PngInfo
 
 from ..config import Config, DistillConfig, to_table
 from ..core.record import Captioned
+from ..data.agreement import Agreement, agreement_of, reason_in, to_json
 from ..data.federated_data import FederatedData
 from ..data.pictures import open_picture
+from ..data.site_data import without_any
 from ..errors import InputError, on_one_line, reason_of
-from ..files import NotWritten, append, as_json, leads_out, parse_json, read, reading, refuse_odd, write, writing
+from ..files import (
+    NotWritten,
+    append,
+    as_json,
+    leads_out,
+    parse_json,
+    read,
+    reading,
+    refuse_odd,
+    refuse_shortage,
+    write,
+    writing,
+)
 from ..masking import masked
 from ..stopping import deferred
-from .forms import DistillLine, Line, read_lines
+from .forms import DistillLine, Line, SamplesFile, read_form, read_lines
 from .origin import ORIGIN, Origin, write_origin
 
 CONFIG, METRICS, SUMMARY, PARTITION = "config.toml", "metrics.jsonl", "summary.json", "partition.json"
+SAMPLES = "samples.json"
 _NOTHING = "Nothing had begun: make space, then give the command again."
 _MOST_OF_IMAGES = 2**24  # bytes of a row of images
 _OF_A_ROUND = re.compile(r"round-\d{6,9}\.png")
@@ -45,6 +60,7 @@ class RunFolder:
         self._form = form
         self._unit = "round" if form is Line else "iteration"
         self.checkpoints = path / "checkpoints"
+        self.best = self.checkpoints / "best"  # those of the best rounds (`checkpoint.best`)
         self.figures = path / "figures"
 
     def create(self, config: Config | DistillConfig, origin: Origin) -> None:
@@ -68,6 +84,10 @@ class RunFolder:
                 self.path.mkdir()
             raise
 
+    def change(self, config: Config) -> None:
+        """Write the config with which the run goes on. Raises RunError if it cannot be written."""
+        write(self.path / CONFIG, tomli_w.dumps(masked(to_table(config))).encode())
+
     def append(self, line: dict[str, Any]) -> None:
         """Add a line to metrics.jsonl. Raises RunError if it cannot be written."""
         append(self.path / METRICS, as_json(line))
@@ -80,6 +100,12 @@ class RunFolder:
     def keep_partition(self, data: FederatedData) -> None:
         """Write which node has which training samples (see `forms.Partition`)."""
         write(self.path / PARTITION, as_json(partition_of(data)))
+
+    def keep_samples(self, data: FederatedData) -> None:
+        """Write how samples are encoded (see `known_samples`), so that a model can be used without the run's data."""
+        agreed = to_json(Agreement(data.codec, data.classes)).decode()
+        about = {"nodes": data.clients, "node_classes": list(data.node_classes), "padded": data.padded}
+        write(self.path / SAMPLES, as_json({**about, "samples": agreed}))
 
     def keep_images(self, name: str, number: int, row: Captioned) -> None:
         """Write a round's row of images side by side as one PNG, without scaling; captions are the PNG's text.
@@ -124,6 +150,25 @@ class RunFolder:
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write summary.json. Raises RunError if it cannot be written."""
         write(self.path / SUMMARY, as_json(summary, indent=2))
+
+
+def known_samples(path: Path) -> FederatedData:
+    """Return the data of the run in a folder without any sample: their form, how they are encoded, the classes.
+
+    Raises InputError if the file is missing or damaged.
+    """
+    file = path / SAMPLES
+    try:
+        about = read_form(file, SamplesFile, path)
+        agreed = agreement_of(about["samples"].encode())
+    except FileNotFoundError:
+        raise InputError(
+            f"{path} has no {SAMPLES}: an earlier version of fedkd began this run; run it again."
+        ) from None
+    except (OSError, ValueError) as error:
+        refuse_shortage(file, error)
+        raise InputError(f"{file} cannot be read: {reason_in(error)}.") from error
+    return without_any(agreed, tuple(about["node_classes"]), about["nodes"], padded=about["padded"])
 
 
 def whole_lines(path: Path) -> list[dict[str, Any]]:

@@ -105,7 +105,7 @@ def test_resume_wants_a_run_with_a_checkpoint(config: Path, tmp_path: Path) -> N
         (["--resume", str(tmp_path)], "there is no run"),
         ([], "Give either a config, or --resume"),
         ([str(config), "--resume", str(tmp_path)], "Give either a config, or --resume"),
-        (["--resume", str(tmp_path), "--set", "rounds=3"], "without --out and --set"),
+        (["--resume", str(tmp_path), "--out", "other"], "continues a run in its folder: without --out"),
     ]:
         result = RUNNER.invoke(app, ["run", *arguments])
         assert (result.exit_code, message in result.stderr) == (2, True), result.output

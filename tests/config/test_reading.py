@@ -21,13 +21,11 @@ from fedkd.errors import InputError, unknown
         ({"sede": 1}, r"sede: unknown key 'sede'; did you mean 'seed'\?"),
         ({"strategis": {}}, "strategis: unknown key 'strategis'; did you mean 'strategies'"),
         ({"data.nam": "x"}, "data.nam: unknown key 'nam'; did you mean 'name'"),
-        ({"train.optimizer.momentun": 0.9}, "momentun: unknown key 'momentun'; did you mean 'momentum'"),
         ({"data.public": {"siez": 3, "size": 3}}, "data.public.siez: unknown key 'siez'; did you mean 'size'"),
         ({"rounds": "5"}, "rounds = '5': .*integer"),
         ({"rounds": 0}, "rounds = 0: .*greater than or equal to 1"),
         ({"seed": -1}, "seed = -1"),
         ({"train.optimizer": {"name": "sgd", "lr": 0}}, "train.optimizer.lr = 0: .*greater than 0"),
-        ({"train.optimizer": {"name": "sdg", "lr": 0.1}}, "'sgd', 'adam', 'adamw'"),
         ({"evaluate.fraction": 1.5}, "evaluate.fraction = 1.5"),
         ({"data.names": ["digits"]}, "set either name .* names .* or sites"),
         ({"model.names": ["mlp", "cnn"]}, "set either name .* or names"),
@@ -42,13 +40,11 @@ def test_wrong_configs_are_refused_by_key(changes: dict, message: str) -> None:
 
 
 def test_what_was_typed_is_never_proposed() -> None:
-    """Adam has no momentum; SGD has."""
     with pytest.raises(InputError) as refused:
-        parse_config(merged(TINY, {"train.optimizer": {"name": "adam", "lr": 0.1, "momentum": 0.9}}))
+        parse_config(merged(TINY, {"train.seed": 1}))  # another table has it
     text = str(refused.value)
-    assert "train.optimizer.momentum: unknown key 'momentum'" in text
-    assert "did you mean 'momentum'" not in text
-    assert "Valid: lr, name, weight_decay." in text
+    assert "train.seed: unknown key 'seed'" in text
+    assert "did you mean 'seed'" not in text
     assert "did you mean" not in str(unknown("key", "lr", ["lr", "name"]))
 
 

@@ -21,6 +21,7 @@ from fedkd.core.round_loop import (
     _first_cohort,
     _prepare_missing,
     _prepares_nodes,
+    each_round,
     run_rounds,
 )
 from fedkd.core.setup import make_setup
@@ -56,7 +57,8 @@ def test_long_work_on_the_server_tells_its_progress(tiny: Make) -> None:
     reported: list[tuple[int, str, int, int]] = []
     setup = make_setup(tiny({"strategy": {"name": "fedftg", **SMALL}}))
     with make_engine(setup) as engine:
-        run_rounds(setup, engine, on_step=lambda *step: reported.append(step))
+        for _ in each_round(setup, engine, on_step=lambda *step: reported.append(step)):
+            pass
     assert reported == [(n, "server distillation", done, 3) for n in (1, 2) for done in range(4)]
 
 
@@ -179,21 +181,15 @@ class Broken(FedAvg):
         return {}
 
 
-def test_rounds_begin_and_end_where_they_shall_and_checkpoints_come_every_so_often(tiny: Make) -> None:
-    setup = make_setup(tiny({"rounds": 5, "evaluate.every": 99, "checkpoint": {"every": 3, "keep": 9}}))
+def test_rounds_begin_and_end_where_they_shall(tiny: Make) -> None:
+    setup = make_setup(tiny({"rounds": 5, "evaluate.every": 99}))
     setup.strategy.__class__ = Broken
     begun = {"w": torch.ones(1)}
     setup.strategy.weights = dict(begun)
-    records: list[Record] = []
-    saved: list[int] = []
     with make_engine(setup) as engine:
-        run_rounds(setup, engine, first_round=2, on_round=records.append, on_checkpoint=saved.append)
-        assert [record.number for record in records] == [2, 3, 4, 5]
-        assert saved == [3, 5]
+        assert [record.number for record in each_round(setup, engine, first_round=2)] == [2, 3, 4, 5]
         assert setup.strategy.weights.keys() == begun.keys()  # a resumed run keeps its model
-        saved.clear()
-        run_rounds(setup, engine, on_checkpoint=saved.append)
-        assert saved == [0, 3, 5]
+        assert [record.number for record in each_round(setup, engine)] == [0, 1, 2, 3, 4, 5]
 
 
 def test_a_method_without_a_global_model_gets_none(tiny: Make) -> None:

@@ -103,13 +103,13 @@ def test_a_checkpoint_that_is_read_again_later_does_not_stop_a_run_that_has_gone
     with unopened_at(0, 0, tmp_path / "copy") as places:
         (tmp_path / "run").rename(tmp_path / "copy")
         with monkeypatch.context() as patch:
-            patch.setattr(runs, "run_rounds", interrupted)
+            patch.setattr(runs, "each_round", interrupted)
             with pytest.raises(KeyboardInterrupt):
                 resume(tmp_path / "copy")
     number = next(n for n, place in enumerate(places, 1) if "round-000002/nodes/1.safetensors ('rb'" in place)
     reported: list[str] = []
     with monkeypatch.context() as patch, unopened_at(number, errno.EIO, tmp_path / "copy"):
-        patch.setattr(runs, "run_rounds", interrupted)
+        patch.setattr(runs, "each_round", interrupted)
         with pytest.raises(KeyboardInterrupt):
             resume(tmp_path / "copy", on_event=reported.append)
     assert "round-000002 is damaged: 1.safetensors: Input/output error. The one before it is used." in reported[0]

@@ -1,0 +1,68 @@
+"""Which round of a run is its best by a metric, and when a run has stopped improving."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+from ..config import StopConfig
+from ..errors import InputError, some
+from .metrics import lower_is_better
+
+
+class BestRound:
+    """The best value of a metric so far, its round, and the number of measured rounds since then."""
+
+    def __init__(self, key: str, metric: str, change: float = 0.0) -> None:
+        """Begin without any round. `key`: of the config that names the metric. `change`: an improvement is more."""
+        self.value: float | None = None
+        self.round = 0
+        self.waited = 0
+        self._key, self._metric, self._change = key, metric, change
+
+    def note(self, line: dict[str, Any]) -> bool:
+        """Take a line of metrics.jsonl; return whether its round is the best one so far.
+
+        Raises InputError if the round was measured, but not the metric.
+        """
+        measured = line["metrics"]
+        if self._metric not in measured:
+            if measured and (line["round"] > 0 or "_after_" not in self._metric):
+                raise InputError(
+                    f"{self._key} = {self._metric!r}: this run does not measure it; it measures "
+                    f"{some(sorted(measured), 20)}."
+                )
+            return False
+        found = measured[self._metric]
+        value = math.nan if found is None else found  # a value that is not finite is null in metrics.jsonl
+        sign = -1.0 if lower_is_better(self._metric) else 1.0
+        better = not math.isnan(value) and (self.value is None or sign * (value - self.value) > self._change)
+        if better:
+            self.value, self.round, self.waited = value, line["round"], 0
+        else:
+            self.waited += 1
+        return better
+
+
+class EarlyStop:
+    """Whether a run has stopped improving (`[stop]`)."""
+
+    def __init__(self, settings: StopConfig | None, lines: Iterable[dict[str, Any]]) -> None:
+        """Take the settings, and the lines of the run's earlier rounds."""
+        self._settings = settings
+        self._best = None if settings is None else BestRound("stop.metric", settings.metric, settings.change)
+        for line in lines:
+            self.note(line)
+
+    def note(self, line: dict[str, Any]) -> None:
+        """Take a line of metrics.jsonl. Raises InputError for a metric that the run does not measure."""
+        if self._best is not None:
+            self._best.note(line)
+
+    @property
+    def reached(self) -> dict[str, Any] | None:
+        """Return why the run ends now: the metric, its best round and value; None if it goes on."""
+        if self._settings is None or self._best is None or self._best.waited < self._settings.patience:
+            return None
+        return {"metric": self._settings.metric, "best_round": self._best.round, "best": self._best.value}
