@@ -8,6 +8,7 @@ import shlex
 import shutil
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers import HOME, lines
@@ -20,7 +21,15 @@ from fedkd.config import read_config, read_distill_config
 from fedkd.core.wrapper import make_strategy
 from fedkd.registry import names
 
-RUN = ["README.md", "docs/compare.md", "docs/data.md", "docs/distill.md", "docs/models.md", "docs/write-a-strategy.md"]
+RUN = [
+    "README.md",
+    "docs/compare.md",
+    "docs/data.md",
+    "docs/distill.md",
+    "docs/models.md",
+    "docs/use-a-model.md",
+    "docs/write-a-strategy.md",
+]
 # docs/deploy.md, whose commands need each other, is run by tests/deployment/test_app.py
 
 FEDMEAN = blocks("docs/write-a-strategy.md", "python")[0]  # what the page says to save as fedmean.py
@@ -45,6 +54,17 @@ def test_the_strategy_of_the_guide_runs_and_is_short(tmp_path: Path, monkeypatch
     refused = CliRunner().invoke(app, [*words, "--set", "strategy.pull=-1.0", "--out", "other"])
     assert refused.exit_code == 2
     assert "strategy.pull = -1.0" in refused.stderr
+
+
+def test_the_python_of_the_guide_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    first, second = blocks("docs/python.md", "python")
+    scope: dict[str, Any] = {}
+    exec(first, scope)
+    assert len(scope["model"].predict(scope["images"]).labels) == 32
+    exec(second, scope)
+    assert scope["state"].metrics["global/accuracy"] > 0.5
+    assert len(list((tmp_path / "runs").iterdir())) == 2
 
 
 def test_the_distiller_of_the_guide_runs(tmp_path: Path) -> None:

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from ..data.federated_data import FederatedData
 
 
+_MOST_SHOWN = 20  # classes of a confusion matrix
+
+
 def print_partition(data: FederatedData) -> None:
     """Print which node has which samples: one row for each node."""
     from rich.table import Table
@@ -98,3 +101,37 @@ def _human(size: float) -> str:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1000
     raise AssertionError
+
+
+def print_scores(found: dict[str, Any]) -> None:
+    """Print the scores of a model: of all samples, of each class and node, and of few classes the confusion matrix."""
+    from rich.table import Table
+
+    console, whole = _console(), found["scores"]
+    table = Table(title=f"{whole['samples']} samples of {found['data']}", title_justify="left", show_header=False)
+    for name in ("accuracy", "balanced_accuracy", "macro_f1", "auc", "ece", "mse", "mae", "r2", "loss"):
+        if name in whole:
+            table.add_row(name.replace("_", " "), _score(whole[name]))
+    console.print(table)
+    if "classes" in whole:
+        table = Table("class", "samples", "precision", "recall", "F1", "AUC")
+        for name, one in zip(found["classes"], whole["classes"], strict=True):
+            table.add_row(
+                name, str(one["samples"]), *(_score(one[key]) for key in ("precision", "recall", "f1", "auc"))
+            )
+        console.print(table)
+        if len(found["classes"]) <= _MOST_SHOWN:
+            table = Table(*found["classes"], title="rows: true classes; columns: predicted", title_justify="left")
+            for row in whole["confusion"]:
+                table.add_row(*map(str, row))
+            console.print(table)
+    if found["nodes"]:
+        names = [name for name in next(iter(found["nodes"].values())) if name != "samples"]
+        table = Table("node", "samples", *(name.replace("_", " ") for name in names))
+        for node, one in found["nodes"].items():
+            table.add_row(node, str(one["samples"]), *(_score(one.get(name)) for name in names))
+        console.print(table)
+
+
+def _score(value: float | None) -> str:
+    return "·" if value is None else f"{value:.4f}"

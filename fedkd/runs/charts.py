@@ -18,9 +18,13 @@ from .styles import COLOURS, Drawing, Style, cells, legend, line_of, markers_at
 _CELL = ("panel", "row", "column", "value")  # of a matrix as a table
 
 
-def curves(lines: list[dict[str, Any]], title: str, style: Style) -> Drawing | None:
-    """Draw the main metrics of a run over rounds, with a band of one deviation over nodes; None if there are none."""
-    names = sorted({name for line in lines for name in line["metrics"] if is_main(name)})
+def curves(lines: list[dict[str, Any]], title: str, style: Style, ending: str | None = None) -> Drawing | None:
+    """Draw metrics of a run over rounds, with a band of one deviation over nodes; None if there are none.
+
+    By default the main ones, else those whose names end with `/<ending>`, such as `loss`.
+    """
+    every = sorted({name for line in lines for name in line["metrics"]})
+    names = [name for name in every if (is_main(name) if ending is None else name.endswith(f"/{ending}"))]
     if not names:
         return None
     figure, axes = _figure((style.width, 0.61 * style.width), title, style)

@@ -64,6 +64,19 @@ def redraw(path: Path, out: Path, style: StyleName) -> tuple[list[Path], list[st
     return paths, problems
 
 
+def figures_of(path: Path) -> dict[str, Callable[[], Drawing | None]]:
+    """Return the figures of the run in a folder, each as a function that draws it in the style of run folders.
+
+    Beside those of `figures/`: the curves of each kind of metric, such as `accuracy` and `loss`.
+    """
+    run = read_run(path)
+    classes: list[str] = (run.partition() or {"classes": []})["classes"]
+    found = _drawings(run, RunFolder(path), classes, run.strategy, "", SCREEN)
+    for ending in sorted({name.rpartition("/")[2] for name in run.metrics()}):
+        found[ending] = partial(charts.curves, run.lines, run.strategy, SCREEN, ending)
+    return found
+
+
 def write_picture(make: Callable[[], Drawing | None], path: Path) -> Path | None:
     """Draw a figure in the style of run folders and write it to a path, in the format of its ending; return the path.
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import os
 import shutil
+import sys
 import time
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     from ..core.record import Record
 
 _LEAST_COLUMNS = 60  # of a terminal, for bars
+_REDRAW_SECONDS = 0.2  # the shortest time between two steps that a notebook shows
 _QUIET_SECONDS = 10.0  # the shortest time between two lines about the same round
 
 
@@ -198,3 +201,37 @@ class Progress:
     def line(self, text: str) -> None:
         """Show a line of text."""
         _line(self._bar, self._stream, text)
+
+
+def in_notebook() -> bool:
+    """Return whether this process is the kernel of a notebook, which shows HTML."""
+    shell = sys.modules.get("IPython")
+    return shell is not None and type(shell.get_ipython()).__name__ == "ZMQInteractiveShell"
+
+
+class NotebookProgress(Progress):
+    """The progress of a run in a notebook: a bar in place, and a line for each failure."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream)
+        self._display: Any = None
+
+    def advance(self, number: int, total: int, metrics: dict[str, float]) -> None:
+        """Show the number of finished rounds."""
+        self._shown = _main_metrics(metrics) or self._shown
+        self._show(f'<progress value="{number}" max="{total}"></progress> round {number}/{total}', self._shown)
+
+    def step(self, number: int, what: str, done: int, total: int) -> None:
+        """Show the progress of long work on the server."""
+        if time.monotonic() - self._last_line > _REDRAW_SECONDS or done in (0, total):
+            self._last_line = time.monotonic()
+            self._show(f'<progress value="{done}" max="{total}"></progress> round {number}', f"{what} {done}/{total}")
+
+    def _show(self, bar: str, text: str) -> None:
+        from IPython import display
+
+        shown = display.HTML(f"{bar} {html.escape(text)}")
+        if self._display is None:
+            self._display = display.display(shown, display_id=True)
+        else:
+            self._display.update(shown)

@@ -1,0 +1,246 @@
+"""Models out of runs: every format, predictions, scores; and what is refused."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers import TINY, lines, merged
+from PIL import Image
+from safetensors.torch import load_file, load_model
+from sklearn.metrics import accuracy_score, f1_score
+from torch import nn
+from typer.testing import CliRunner
+
+from fedkd import InputError
+from fedkd.cli import app
+from fedkd.config import Config, parse_config, read_config
+from fedkd.core.setup import make_setup
+from fedkd.exports.evaluating import evaluate
+from fedkd.exports.formats import ENDINGS, write_model
+from fedkd.exports.loading import read_model
+from fedkd.exports.of_run import model_of_run, models_of_run, real_samples
+from fedkd.runs.run import run
+
+Make = Callable[..., Config]
+RUNNER = CliRunner()
+CHANGES = {
+    "strategy": "knfu", "data.public": {"size": 40}, "rounds": 2, "evaluate.every": 1,
+    "checkpoint": {"best": "personal/accuracy"}, "model": {"names": ["mlp", "cnn"]},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("runs") / "run"
+    run(parse_config(merged(TINY, CHANGES)), path)
+    return path
+
+
+def digits(path: Path) -> Any:
+    return make_setup(read_config(path / "config.toml")).environment.data
+
+
+@pytest.mark.parametrize("node", [0, 1])
+def test_a_nodes_model_is_the_one_that_the_run_measured(done: Path, node: int) -> None:
+    """Without the run's data, which are then used here to measure it again."""
+    model, data = model_of_run(done, node), digits(done)
+    own = data.test_of(node)
+    found = model.predict(own.inputs)
+    accuracy = np.mean([data.classes.index(label) for label in found.labels] == own.labels)
+    assert accuracy == lines(done)[-1]["nodes"]["personal/accuracy"][str(node)]
+    assert not model.training
+    assert model.about.architecture.name == ("mlp", "cnn")[node]
+
+
+def test_the_servers_model_is_the_one_that_the_run_measured(tiny: Make, tmp_path: Path) -> None:
+    run(tiny({"rounds": 1, "strategy": "fedavg"}), tmp_path / "run")
+    data = digits(tmp_path / "run")
+    found = evaluate(model_of_run(tmp_path / "run"), str(tmp_path / "run"))
+    assert found["scores"]["accuracy"] == lines(tmp_path / "run")[-1]["metrics"]["global/accuracy"]
+    of_node = evaluate(model_of_run(tmp_path / "run", 2), str(tmp_path / "run"))["nodes"]
+    kept = lines(tmp_path / "run")[-1]["nodes"]["personal/accuracy"]
+    assert [of_node[f"node {n}"]["accuracy"] for n in range(data.clients)] == pytest.approx([*kept.values()], abs=1e-12)
+
+
+def test_the_best_round_and_the_last_are_other_models(done: Path, tmp_path: Path) -> None:
+    best = json.loads((done / "summary.json").read_text())["best_round"]["round"]
+    assert model_of_run(done, 0, "best").about.card["round"] == best
+    assert model_of_run(done, 0).about.card["round"] == 2
+    copied = Path(shutil.copytree(done, tmp_path / "run"))
+    shutil.rmtree(copied / "checkpoints/best")
+    with pytest.raises(InputError, match="has no best round: set checkpoint.best"):
+        model_of_run(copied, 0, "best")
+
+
+@pytest.mark.parametrize("format", ENDINGS)
+@pytest.mark.parametrize("node", [0, 1])
+def test_a_file_of_any_format_gives_the_same_predictions(done: Path, node: int, format: Any, tmp_path: Path) -> None:
+    model, images = model_of_run(done, node), real_samples(done)
+    written = write_model(model, tmp_path / f"m{ENDINGS[format]}", format, checked_on=images)
+    again = read_model(written.model, trust_code=True)
+    assert np.abs(again.predict(images).probabilities - model.predict(images).probabilities).max() < 1e-6
+    assert (again.classes, again.preprocessing) == (model.classes, model.preprocessing)
+    assert again.about.card == model.about.card
+    assert (written.difference is not None and written.difference < 1e-4) == (format == "onnx")
+    text = written.card.read_text()
+    assert "license: unknown" in text
+    assert f"| personal/accuracy | {model.about.card['metrics']['personal/accuracy']:.3f} |" in text
+
+
+def test_a_safetensors_file_is_loaded_without_us(tmp_path: Path, tiny: Make) -> None:
+    """The names are those of the module, also for a model of a library whose head was found."""
+    file = tmp_path / "net.py"
+    file.write_text(
+        "from torch import nn\n"
+        "class Net(nn.Module):\n"
+        "    def __init__(self, classes):\n"
+        "        super().__init__()\n"
+        "        self.body = nn.Sequential(nn.Flatten(), nn.Linear(64, 5), nn.BatchNorm1d(5))\n"
+        "        self.out = nn.Linear(5, classes)\n"
+        "    def forward(self, x):\n"
+        "        return self.out(self.body(x).relu())\n"
+        "def build(shape, classes):\n"
+        "    return Net(classes)\n"
+    )
+    run(tiny({"rounds": 1, "strategy": "fedavg", "model": f"{file}:build"}), tmp_path / "run")
+    model = model_of_run(tmp_path / "run")
+    path = write_model(model, tmp_path / "net.safetensors").model
+    scope: dict[str, Any] = {}
+    exec(file.read_text(), scope)  # the user's own class, without fedkd
+    with torch.random.fork_rng():
+        net: nn.Module = scope["Net"](10)
+    load_model(net, path)
+    batch = torch.zeros(3, 1, 8, 8)
+    assert torch.equal(net.eval()(batch), model(batch))
+    with pytest.raises(InputError, match="code of its own; add --trust-code"):
+        read_model(path)
+    assert torch.equal(read_model(path, trust_code=True)(batch), model(batch))
+
+
+def test_an_encoder_gives_features_and_refuses_to_predict(tiny: Make, tmp_path: Path) -> None:
+    run(tiny({"rounds": 1, "strategy": {"name": "fedx", "base": {"name": "simclr"}}}), tmp_path / "run")
+    model = model_of_run(tmp_path / "run")
+    path = write_model(model, tmp_path / "encoder.safetensors").model
+    images = real_samples(tmp_path / "run")
+    assert images is not None
+    features = read_model(path).outputs(images)
+    assert torch.equal(features, model.outputs(images))
+    assert features.shape[1] != 10
+    with pytest.raises(InputError, match="this model is an encoder"):
+        model.predict(images)
+
+
+def test_a_method_without_a_global_model_wants_a_node(done: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="knfu has no global model; name a node"):
+        model_of_run(done)
+    with pytest.raises(InputError, match="node 99: the federation has the nodes 0 to 5"):
+        model_of_run(done, 99)
+    assert sorted(models_of_run(done)) == list(range(6))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda b: b[:-40], "it is no model in safetensors, or is damaged"),
+        (lambda b: b.replace(b'form\\": 1', b'form\\": 7'), "its form is 7, this version of fedkd reads 1"),
+        (lambda b: b.replace(b'\\"padded\\"', b'\\"paddel\\"'), "it is no model that fedkd has written: padded"),
+    ],
+)
+def test_a_damaged_file_is_refused_by_name(done: Path, damage: Any, message: str, tmp_path: Path) -> None:
+    path = write_model(model_of_run(done, 0), tmp_path / "m.safetensors").model
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(InputError, match=re.escape(str(path))) as refused:
+        read_model(path)
+    assert message in str(refused.value)
+
+
+def test_files_that_may_run_code_are_only_read_if_they_are_trusted(done: Path, tmp_path: Path) -> None:
+    for format in ("torchscript", "torch.export"):
+        path = write_model(model_of_run(done, 0), tmp_path / f"{format[:6]}{ENDINGS[format]}", format).model  # type: ignore[arg-type, index]
+        with pytest.raises(InputError, match=f"a file of {re.escape(format)} can run code .* add --trust-code"):
+            read_model(path)
+
+
+def test_images_of_other_sizes_colours_and_ranges_are_converted_with_a_note(done: Path, tmp_path: Path) -> None:
+    model, images = model_of_run(done, 0), real_samples(done)
+    assert images is not None
+    plain = model.predict(images)
+    assert plain.notes == ()
+    shares = model.predict(images[:, 0] / 255)
+    assert (shares.labels, shares.notes) == (plain.labels, ("values from 0 to 1 are taken as shares of 255",))
+    colours = model.predict(np.repeat(images, 3, axis=1))
+    assert (colours.labels, colours.notes) == (plain.labels, ("colour images become grey",))
+    for place, image in enumerate(images):
+        Image.fromarray(image[0]).save(tmp_path / f"{place:02}.png")
+    assert model.predict(tmp_path).labels == plain.labels
+    Image.fromarray(images[0, 0]).resize((16, 20)).save(tmp_path / "00.png")
+    assert model.predict([tmp_path / "00.png"]).notes == ("images of another size are resized to 8 x 8",)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (np.full((2, 8, 8), 300.0), "its values are 300 to 300; the model takes raw values, 0 to 255"),
+        (np.zeros((2, 5, 8, 8)), "its images have 5 channels, the model takes 1"),
+        (np.array(["a"]), "images are numbers"),
+        ("nowhere.png", "nowhere.png: there is no such file or folder"),
+    ],
+)
+def test_samples_that_are_no_images_are_refused_by_name(done: Path, given: Any, message: str) -> None:
+    with pytest.raises(InputError, match=re.escape(message)):
+        model_of_run(done, 0).predict(given)
+
+
+def test_an_image_that_cannot_be_read_is_named(done: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    with pytest.raises(InputError, match=r"bad.png: cannot identify image file"):
+        model_of_run(done, 0).predict(tmp_path / "bad.png")
+
+
+def test_the_command_line_goes_from_a_run_to_predictions_and_scores(done: Path, tmp_path: Path) -> None:
+    def fedkd(*words: Any) -> str:
+        result = RUNNER.invoke(app, [str(word) for word in words])
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    images = real_samples(done)
+    assert images is not None
+    np.save(tmp_path / "x.npy", images)
+    said = fedkd("export", done, "--node", 1, "--which", "best", "-o", tmp_path / "m.onnx", "--licence", "MIT")
+    assert "the largest difference of ONNX and PyTorch on 32 test samples is" in said
+    assert "license: MIT" in (tmp_path / "m.onnx.md").read_text()
+    fedkd("predict", tmp_path / "m.onnx", tmp_path / "x.npy", "-o", tmp_path / "p.csv")
+    rows = list(csv.DictReader((tmp_path / "p.csv").open()))
+    found = model_of_run(done, 1, "best").predict(images)
+    assert [row["label"] for row in rows] == found.labels
+    assert float(rows[3]["p:7"]) == pytest.approx(found.probabilities[3, 7], abs=1e-5)
+    assert "accuracy" in fedkd("evaluate", tmp_path / "m.onnx", done, "-o", tmp_path / "scores.json")
+    scores = json.loads((tmp_path / "scores.json").read_text())["scores"]
+    test = digits(done).test
+    labels = [int(label) for label in model_of_run(done, 1, "best").predict(test.inputs).labels]
+    assert scores["accuracy"] == pytest.approx(accuracy_score(test.labels, labels))
+    assert scores["macro_f1"] == pytest.approx(f1_score(test.labels, labels, average="macro"))
+    fedkd("export", done, "--node", "all", "-o", tmp_path / "nodes")
+    assert sorted(path.name for path in (tmp_path / "nodes").glob("*.safetensors")) == [
+        f"node-{node}.safetensors" for node in range(6)
+    ]
+    assert load_file(tmp_path / "nodes/node-0.safetensors")
+
+
+def test_nothing_is_overwritten_without_force(done: Path, tmp_path: Path) -> None:
+    (tmp_path / "m.safetensors.md").write_text("mine")
+    words = ["export", str(done), "--node", "0", "-o", str(tmp_path / "m.safetensors")]
+    refused = RUNNER.invoke(app, words)
+    assert (refused.exit_code, "m.safetensors.md is there already; --force" in refused.output) == (2, True)
+    assert not (tmp_path / "m.safetensors").exists()
+    assert RUNNER.invoke(app, [*words, "--force"]).exit_code == 0
+    assert (tmp_path / "m.safetensors.md").read_text() != "mine"
