@@ -7,14 +7,14 @@ import math
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from ..errors import InputError, RunError
 from ..files import as_json
 from .common import AcceptChanges, ConfigPath, Overrides, app, exit_codes, how_to_resume, say
-from .tables import print_partition, print_summary
+from .tables import print_partition, print_summary, print_trials
 
 
 @app.command()
@@ -134,9 +134,21 @@ def sweep(
         float | None, typer.Option(min=0, help="GPUs per run; by default those of its engine's workers.")
     ] = None,
     accept_changes: AcceptChanges = False,
+    budget: Annotated[
+        int | None, typer.Option(min=1, help="Search in place of a grid: so many trials, chosen by Optuna.")
+    ] = None,
+    metric: Annotated[str | None, typer.Option(help="Of a search: what to improve, such as personal/accuracy.")] = None,
 ) -> None:
-    """Run a grid of configs and seeds, several at a time. Repeat the command to continue an interrupted grid."""
+    """Run a grid of configs and seeds, several at a time; or search ranges of keys, such as lr=0.01..0.3:log.
+
+    Repeat the command to continue.
+    """
     with exit_codes("repeat the command to continue"):
+        if (budget is None) != (metric is None):
+            raise InputError("--budget and --metric belong together: a search of so many trials by this metric.")
+        if budget is not None and metric is not None:
+            _search(configs, vary or [], seeds, overrides or [], out, budget, metric)
+            return
         from ..registry import installed
         from ..runs.progress import ManyRuns
         from ..runs.run_folder import alone_in, make_folder
@@ -165,6 +177,40 @@ def sweep(
         typer.echo(f"next: fedkd compare {shlex.quote(str(folder))}{by}{baseline}")
         if failed:
             raise RunError(f"{len(failed)} runs failed, as said above: {', '.join(failed)}.")
+
+
+def _search(
+    configs: list[Path], vary: list[str], seeds: str, overrides: list[str], out: Path | None, budget: int, metric: str
+) -> None:
+    """Search settings, print the best trials, and say how to run the best one with fresh seeds."""
+    from ..runs.progress import Progress
+    from ..runs.run_folder import alone_in, make_folder
+    from ..runs.search import Trial, search
+    from ..runs.sweep import seeds_of
+
+    if len(configs) != 1:
+        raise InputError("--budget: a search has one config.")
+    if len(seed := seeds_of(seeds)) != 1:
+        raise InputError("--seeds: a search has one seed; the winner is then run with others.")
+    _quiet()
+    folder = out or Path("runs") / f"search-{configs[0].stem}"
+    progress = Progress(sys.stderr, "trial")
+
+    def show(trial: Trial, done: int) -> None:
+        value = trial.state if trial.value is None else f"{trial.value:.4f}"
+        progress.line(f"trial {done}/{budget}  {_settings(trial.values)}  {value}")
+
+    make_folder(folder)
+    with alone_in(folder), progress:
+        found = search(configs[0], overrides, vary, metric, budget, seed[0], folder, show)
+    print_trials(found.trials, metric)
+    say(f"best: {_settings(found.best.values)}")
+    typer.echo(f"next: fedkd sweep {shlex.quote(str(found.winner))} --seeds {seed[0] + 1}..{seed[0] + 3}")
+
+
+def _settings(values: dict[str, Any]) -> str:
+    shown = (f"{value:.4g}" if isinstance(value, float) else str(value) for value in values.values())
+    return "  ".join(f"{key}={value}" for key, value in zip(values, shown, strict=True))
 
 
 @app.command()

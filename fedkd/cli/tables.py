@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from ..data.federated_data import FederatedData
+    from ..runs.search import Trial
 
 
 _MOST_SHOWN = 20  # classes of a confusion matrix
@@ -101,6 +103,21 @@ def _human(size: float) -> str:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1000
     raise AssertionError
+
+
+def print_trials(trials: list[Trial], metric: str, most: int = 10) -> None:
+    """Print the trials of a search, the best ones first."""
+    from rich.table import Table
+
+    from ..runs.metrics import lower_is_better
+
+    sign = -1.0 if lower_is_better(metric) else 1.0
+    ordered = sorted(trials, key=lambda one: -math.inf if one.value is None else sign * one.value, reverse=True)
+    table = Table("trial", *trials[0].values, metric, title=f"the best of {len(trials)} trials", title_justify="left")
+    for one in ordered[:most]:
+        shown = (f"{value:.4g}" if isinstance(value, float) else str(value) for value in one.values.values())
+        table.add_row(str(one.number), *shown, one.state if one.value is None else _number(metric, one.value))
+    _console().print(table)
 
 
 def print_scores(found: dict[str, Any]) -> None:

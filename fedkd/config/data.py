@@ -168,6 +168,8 @@ class DataConfig(SetsConfig):
     validation: ValidationConfig | None = None
     node_test: Count = 200  # test images per node, drawn from the node's own label distribution
     node_validation: Annotated[float, Field(gt=0, lt=1)] | None = None  # a share of each node's training samples
+    # this share of the training samples in place of the test samples: for choosing settings
+    held_out: Annotated[float, Field(gt=0, lt=1)] | None = None
     augment: Literal["none", "crop_flip"] = "none"
 
     @pydantic.model_validator(mode="after")
@@ -180,6 +182,8 @@ class DataConfig(SetsConfig):
         for key in ("label", "text", "node", "split", "time", "drop", "columns", "units"):
             if getattr(self, key) and (self.name or self.names) and not any(map(_is_file, self.set_names)):
                 raise ValueError(f"{key} is for the columns of a file; set file in place of name, or remove {key}")
+        if self.held_out is not None and self.sites is not None:
+            raise ValueError("held_out is for a simulation: sites have their own test samples; remove held_out")
         if self.split is not None and self.time is not None:
             raise ValueError("split and time both say which rows are for tests; remove one of them")
         if self.sites is None and self.partition is None:

@@ -32,6 +32,7 @@
 * `flower_partitions`: the partitioners of flwr_datasets as schemes.
 * `public_set`: the public set and the server's validation images.
 * `node_tests`: each node's test images.
+* `held_out`: training samples in place of test samples.
 * `node_validation`: each node's validation samples.
 * `federated_data`: `FederatedData`: all of a federation's data.
 * `federation`: `federate`: makes the `FederatedData` of a config.

@@ -11,6 +11,7 @@ from .alignment import common_spec, in_spec
 from .classes import same_classes
 from .codec import MOST_UNSEEN, Codec, notes_of, unseen
 from .federated_data import FederatedData, Ragged
+from .held_out import tests_from_training
 from .named_sets import codec_of, first_of_each, images_fingerprint, load_set
 from .node_tests import DrawnTests, draw_node_test
 from .node_validation import behind, hold_out, named_rows, refuse_unheld
@@ -33,6 +34,12 @@ def federate(config: DataConfig, seed: int) -> FederatedData:
     assert config.partition is not None
     seed = config.partition.seed if config.partition.seed is not None else seed
     sets = [first_of_each(load_set(config, name), config) for name in config.set_names]
+    if config.held_out is not None:
+        by_time = config.time is not None
+        sets = [
+            tests_from_training(one, config.held_out, name, by_time=by_time)
+            for name, one in zip(config.set_names, sets, strict=True)
+        ]
     first = sets[0]
     images = {one.about.kind for one in sets} == {"image"}
     for name, other in zip(config.set_names, sets, strict=True):

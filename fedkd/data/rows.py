@@ -136,7 +136,7 @@ def rows_of(
     elif config.split is not None:
         is_test, is_validation = _said_rows(frame[config.split].iloc[kept], config, where)
     else:
-        is_test = _drawn_rows(labels if config.task == "classification" else None, nodes, config.test, len(kept))
+        is_test = drawn_rows(labels if config.task == "classification" else None, nodes, config.test, len(kept))
         if config.text is not None:
             is_test = _together(frame[config.text].iloc[kept].astype(str).to_numpy(dtype=object), is_test, notes)
     training = ~is_test if is_validation is None else ~is_test & ~is_validation
@@ -256,7 +256,7 @@ def _said_rows(column: pd.Series, config: SetsConfig, where: str) -> tuple[np.nd
     return np.asarray(parts == _TEST), is_validation if is_validation.any() else None
 
 
-def _drawn_rows(labels: np.ndarray | None, nodes: np.ndarray | None, share: float, count: int) -> np.ndarray:
+def drawn_rows(labels: np.ndarray | None, nodes: np.ndarray | None, share: float, count: int) -> np.ndarray:
     """Return which rows are for tests: a fixed draw from each class of each node, or without classes of each node."""
     rng = numpy_stream(0, 0, "server", "test-rows")  # a property of the set: equal for each seed of a run
     labels = np.zeros(count, np.int64) if labels is None else labels

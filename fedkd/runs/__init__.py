@@ -16,6 +16,7 @@
 * `progress`: progress bars and lines during a run.
 * `trackers`: TensorBoard, MLflow, Weights & Biases.
 * `sweep`: a grid of runs: its runs, and which of them are finished.
+* `search`: searches settings with Optuna.
 * `results`: reads finished runs, sorted into arms over seeds.
 * `distill`: `fedkd distill`: distils one named set into virtual images.
 """

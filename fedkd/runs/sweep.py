@@ -147,13 +147,13 @@ def seeds_of(text: str) -> list[int]:
 
 def _axis(text: str) -> tuple[str, list[str]]:
     key, sign, rest = text.partition("=")
-    values = [value.strip() for value in _split(rest)]
+    values = [value.strip() for value in split_values(rest)]
     if not sign or not all(key.split(".")) or not all(values):
         raise InputError(f"--vary {text!r}: write key=value,value, such as strategy=local,fedmd.")
     return key, values
 
 
-def _split(text: str) -> list[str]:
+def split_values(text: str) -> list[str]:
     """Split at commas outside brackets and quotation marks."""
     parts, depth, quote = [""], 0, ""
     for character in text:
