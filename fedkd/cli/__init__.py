@@ -4,7 +4,7 @@
 * `runs`: `fedkd run`, `distill`, `sweep`, `partition`, `describe`.
 * `reports`: `fedkd compare`, `report`, `figures`, `watch`.
 * `models`: `fedkd export`, `predict`, `evaluate`.
-* `write`: `fedkd list`, `new`, `check`.
+* `write`: `fedkd list`, `init`, `new`, `check`.
 * `deploy`: `fedkd deploy init`.
 * `doctor`: `fedkd doctor`.
 * `tables`: the tables that commands print.

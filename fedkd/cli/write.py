@@ -1,15 +1,19 @@
-"""`fedkd list`, `new` and `check`: commands for authors of strategies."""
+"""`fedkd list`, `init`, `new` and `check`: commands for authors of strategies and studies."""
 
 from __future__ import annotations
 
+import inspect
 import re
+import shlex
+import textwrap
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from ..errors import InputError, RunError
+from ..errors import InputError, RunError, reason_of
+from ..files import write_output
 from .common import Overrides, app, exit_codes
 
 
@@ -28,7 +32,7 @@ def list_names(
         typer.Option(help="Only strategies that serve this task."),
     ] = None,
 ) -> None:
-    """Print the names that a config can use."""
+    """Print the names that a config can use, each with a line on what it is."""
     from ..registry import find, names
 
     more = {
@@ -50,13 +54,55 @@ def list_names(
         raise InputError(f"--data {data}: it is for strategies and models.")
     if task is not None and what != "strategies":
         raise InputError(f"--task {task}: it is for strategies.")
+    shown = []
     for name in names(what):
-        found = find(what, name, what) if data or task else None
+        found = find(what, name, what)
         of_kind = data is None or data in getattr(found, "kinds", (data,))
         if of_kind and (task is None or task in getattr(found, "tasks", (task,))):
-            typer.echo(name)
+            shown.append((name, _about(found)))
+    width = max((len(name) for name, _ in shown), default=0)
+    for name, about in shown:
+        typer.echo(f"{name:{width}}  {about}".rstrip())
     for name in more[what]:
         typer.echo(name)
+
+
+def _about(found: object) -> str:
+    """Return the first sentence of a docstring, on one line."""
+    text = " ".join((inspect.getdoc(found) or "").split("\n\n")[0].split())
+    first = re.match(r".+?\.(?= [A-Z]|$)(?<! al\.)", text)
+    sentence = (first[0] if first else text).removeprefix("Return ").rstrip(".")
+    return textwrap.shorten(sentence[:1].upper() + sentence[1:], 110, placeholder=" ...")
+
+
+@app.command()
+def init(
+    name: Annotated[str, typer.Argument(help="The new folder, such as my-study.")],
+) -> None:
+    """Write a folder to start a study from: a run file, a strategy, a README with the commands."""
+    with exit_codes("nothing is written"):
+        folder = Path(name)
+        if not re.fullmatch(r"[\w][\w.-]*", folder.name) or folder.name in ("", ".", ".."):
+            raise InputError(f"{name!r} is no name of a folder: write letters, digits and -, such as my-study.")
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise InputError(f"{folder} exists already and is not empty; choose another name.")
+        texts = {
+            "config.toml": _template("new_study.toml.txt"),
+            "method.py": _template("new_strategy.py.txt").replace("NewStrategy", "Mine"),
+            "README.md": _template("new_study.md.txt").replace("STUDY", folder.name),
+        }
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{folder} cannot be made: {reason_of(error)}.") from error
+        for file, text in texts.items():
+            write_output(folder / file, text.encode())
+        typer.echo(f"written: {', '.join(str(folder / file) for file in texts)}")
+        typer.echo(f"next: cd {shlex.quote(str(folder))} && fedkd run config.toml")
+
+
+def _template(name: str) -> str:
+    return files("fedkd.cli").joinpath(name).read_text(encoding="utf-8")
 
 
 new = typer.Typer(help="Files to start from.", no_args_is_help=True)
@@ -80,8 +126,7 @@ def new_strategy(
         path = Path(f"{re.sub(r'(?<=[a-z0-9])(?=[A-Z])', '_', kind).lower()}.py")
         if path.exists():
             raise InputError(f"{path} exists already; choose another name, or move the file.")
-        text = files("fedkd.cli").joinpath("new_strategy.py.txt").read_text(encoding="utf-8")
-        path.write_text(text.replace("NewStrategy", kind), encoding="utf-8")
+        path.write_text(_template("new_strategy.py.txt").replace("NewStrategy", kind), encoding="utf-8")
         typer.echo(f"written: {path}")
         typer.echo(f"check it: fedkd check {path}:{kind}")
         typer.echo(f"run it: fedkd run CONFIG --set strategy={path}:{kind}, with a config of yours or of configs/")
