@@ -76,7 +76,7 @@ def compare(
 @app.command()
 def report(
     paths: RunFolders,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The page to write.")] = Path("report.html"),
+    output: Annotated[Path, typer.Option("--out", "-o", help="The page to write.")] = Path("report.html"),
     title: Annotated[str | None, typer.Option(help="The title of the page.")] = None,
 ) -> None:
     """Write one page on runs that needs no network: curves, tables, partitions, nodes, methods' figures."""
@@ -91,7 +91,7 @@ def report(
 @app.command()
 def figures(
     path: Annotated[Path, typer.Argument(help="The folder of a run.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="A folder for the figures.")],
+    output: Annotated[Path, typer.Option("--out", "-o", help="A folder for the figures.")],
     style: StyleOption = "paper",
 ) -> None:
     """Draw a run's figures for a paper or slides: PDF, SVG and PNG, and their numbers as CSV."""
