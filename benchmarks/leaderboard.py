@@ -20,7 +20,8 @@ from math import isfinite, nan
 from pathlib import Path
 from statistics import fmean
 
-from fedkd.reports.compare import LEAST_SEEDS, Comparison, Row, compare, split
+from fedkd.reports.compare import Comparison, Row, compare, split
+from fedkd.reports.estimates import LEAST_SEEDS
 from fedkd.reports.report import report
 from fedkd.reports.tables import to_csv
 from fedkd.runs.progress import ManyRuns

@@ -15,7 +15,8 @@ from pathlib import Path
 from statistics import fmean
 
 from fedkd.errors import InputError
-from fedkd.reports.compare import LEAST_SEEDS, best_value, estimate, final_value
+from fedkd.reports.compare import best_value, final_value
+from fedkd.reports.estimates import LEAST_SEEDS, estimate
 from fedkd.runs.progress import ManyRuns
 from fedkd.runs.results import Run, read_run
 from fedkd.runs.run_folder import SUMMARY, alone_in, make_folder

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import errno
+import io
 import json
 import math
 import os
 import re
 import shutil
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -130,6 +132,21 @@ def as_json(value: Any, indent: int | None = None) -> bytes:
     except ValueError:
         text = json.dumps(_without_nan(value), indent=indent, allow_nan=False)
     return text.encode() + b"\n"
+
+
+def as_csv(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Return a table as CSV: numbers in full, NaN and None as nothing, and no text that a spreadsheet computes."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows([_cell(value) for value in row] for row in rows)
+    return text.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, str):
+        return f"'{value}" if value.startswith(tuple("=+-@＝＋－＠")) else value
+    return "" if value is None or value != value else value
 
 
 def _without_nan(value: Any) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import math
 import os
 import socket
@@ -9,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fedkd.files import NotWritten, append, as_json, parse_json, put_new, read, write
+from fedkd.files import NotWritten, append, as_csv, as_json, parse_json, put_new, read, write
 
 
 def test_what_is_no_regular_file_is_refused_before_it_is_opened(
@@ -92,3 +94,10 @@ def test_what_is_not_finite_is_null() -> None:
     written = as_json(value)
     assert written == b'{"a": [1.5, null, [null, null]], "b": {"c": null, "d": 2}, "e": "NaN"}\n'
     assert as_json({"a": 1.0}) == b'{"a": 1.0}\n'
+
+
+def test_a_table_has_numbers_in_full_and_no_formulas() -> None:
+    text = as_csv(["name", "value"], [["=SUM(A1)", 0.1], ["a, b", math.nan], ["x", None], ["y", -2]])
+    assert list(csv.reader(io.StringIO(text))) == [
+        ["name", "value"], ["'=SUM(A1)", "0.1"], ["a, b", ""], ["x", ""], ["y", "-2"],
+    ]  # fmt: skip

@@ -19,12 +19,31 @@ StyleOption = Annotated[
 ]
 
 
+Baseline = Annotated[str | None, typer.Option(help="Show differences to this strategy.")]
+Names = Annotated[
+    list[str] | None,
+    typer.Option("--name", metavar="STRATEGY=NAME", help="Show a strategy under another name; several times."),
+]
+Rows = Annotated[
+    str | None, typer.Option(metavar="A,B", help="Show only these strategies, in this order; by default all.")
+]
+
+
 @app.command()
 def compare(
     paths: RunFolders,
     metric: Annotated[str | None, typer.Option(help="The metric; by default the first that all runs have.")] = None,
     target: Annotated[float | None, typer.Option(help="Also show rounds, MB and seconds to this value.")] = None,
-    baseline: Annotated[str | None, typer.Option(help="Show differences to this strategy.")] = None,
+    baseline: Baseline = None,
+    name: Names = None,
+    rows: Rows = None,
+    columns: Annotated[
+        str | None,
+        typer.Option(metavar="A,B", help="Show only these columns, in this order; also other metrics."),
+    ] = None,
+    interval: Annotated[
+        Literal["student", "bootstrap"], typer.Option(help="How the 95 % interval over seeds is made.")
+    ] = "student",
     by: Annotated[
         list[str] | None,
         typer.Option(metavar="KEY", help="A table for each value of this key, such as data.partition."),
@@ -33,13 +52,15 @@ def compare(
         list[str] | None, typer.Option(metavar="KEY", help="Also compare runs that differ in this key.")
     ] = None,
     accept_changes: AcceptChanges = False,
-    out: Annotated[Path | None, typer.Option(help="A folder for compare.md, compare.tex and compare.csv.")] = None,
+    out: Annotated[Path | None, typer.Option(help="A folder for the tables and the figures.")] = None,
+    style: StyleOption = "paper",
 ) -> None:
     """Compare finished runs: means over seeds, paired differences, fairness over nodes, cost to a target."""
     with exit_codes("nothing is lost"):
         from ..reports import compare as comparing
         from ..reports import tables as printed
-        from ..runs.results import completed, find_runs
+        from ..reports.selection import names_in, words_in
+        from ..runs.results import arms_of, completed, find_runs
         from ..runs.run_folder import make_folder
 
         if target is not None and not math.isfinite(target):
@@ -49,28 +70,32 @@ def compare(
         problems += others
         if not runs:
             raise InputError("No run has been completed. " + " ".join(problems))
-        tables, refused = [], []
-        for title, group in comparing.split(runs, by or [], across or [], accept_changes=accept_changes).items():
-            try:
-                tables.append(comparing.compare(group, metric=metric, target=target, baseline=baseline, title=title))
-            except InputError as error:  # the other groups can still be shown
-                refused.append(f"{title}: {error}" if title else str(error))
-        if not tables:
-            raise InputError("\n".join(refused))
+        groups = comparing.split(runs, by or [], across or [], accept_changes=accept_changes)
+        chosen = words_in(columns or "")
+        known = {one for run in runs for one in run.metrics()}
+        tables, refused = comparing.compare_groups(
+            groups, metric=metric, target=target, baseline=baseline,
+            names=names_in(name or [], [arms_of(group)[0] for group in groups.values()]), rows=words_in(rows or ""),
+            beside=printed.check_columns(chosen, known, target=target is not None), interval=interval,
+        )  # fmt: skip
         if out is not None:
             make_folder(out)
         for problem in [*problems, *refused, *(problem for one in tables for problem in one.problems)]:
             say(f"fedkd: {problem}", err=True)
         for one in tables:
-            print_comparison(*printed.table(one), printed.caption(one))
+            print_comparison(*printed.table(one, chosen), printed.caption(one, chosen))
         if out is not None:
             for ending, text in (
-                ("md", printed.to_markdown(tables)),
-                ("tex", printed.to_latex(tables)),
+                ("md", printed.to_markdown(tables, chosen)),
+                ("tex", printed.to_latex(tables, chosen)),
                 ("csv", printed.to_csv(tables)),
             ):
                 write_output(out / f"compare.{ending}", text.encode())
                 say(f"written: {out / f'compare.{ending}'}")
+            from ..reports.figures import write_figures  # imports matplotlib
+
+            drawn = write_figures(tables, out / "figures", style)
+            say(f"written: {len(drawn)} files in {out / 'figures'}")
 
 
 @app.command()

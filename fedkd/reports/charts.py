@@ -8,7 +8,6 @@ import io
 import re
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
@@ -16,6 +15,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+
+from .series import Series
 
 COLOURS = 8  # the series colours of the page's style sheet, --series-0 to --series-7
 
@@ -43,18 +44,6 @@ _STYLE: Any = {
     "axes.spines.top": False,
     "axes.spines.right": False,
 }
-
-
-@dataclass(frozen=True)
-class Series:
-    """A curve with a band: number (for its colour), name; for each point x, y, and the two ends of the band."""
-
-    number: int
-    name: str
-    x: Sequence[float]
-    y: Sequence[float]
-    low: Sequence[float]
-    high: Sequence[float]
 
 
 def curves(series: Sequence[Series], x_label: str, y_label: str, title: str, about: str, *, whole: bool = False) -> str:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import NamedTuple
 
 from ..config import flattened
@@ -24,27 +24,8 @@ from ..runs.results import (
     target_reached,
     worst_decile,
 )
-
-_LEVEL = 0.95  # the level of confidence intervals
-LEAST_SEEDS = 3  # with fewer, a deviation and an interval say nothing, so the values are shown
-
-
-class Estimate(NamedTuple):
-    """A mean over seeds, its standard deviation (n - 1), Student's 95 % interval, and the values of the seeds.
-
-    Deviation and interval are NaN with fewer than three seeds; all are NaN if a value is not finite.
-    """
-
-    mean: float
-    deviation: float
-    low: float
-    high: float
-    values: tuple[float, ...]
-
-    @property
-    def seeds(self) -> int:
-        """Return the number of values."""
-        return len(self.values)
+from .estimates import Estimate, IntervalName, estimate, holm, paired_p
+from .selection import arms_named, arranged, check_known, of_group
 
 
 class Paired(NamedTuple):
@@ -70,66 +51,36 @@ class Reached(NamedTuple):
 
 @dataclass(frozen=True)
 class Row:
-    """One arm of a comparison."""
+    """One arm of a comparison. An arm without the metric has estimates of no values."""
 
     arm: Arm
     final: Estimate
     best: Estimate
-    paired: Paired | None  # None for the baseline itself
+    paired: Paired | None  # None for the baseline itself, and without a seed in common
     worst_decile: float | None  # over nodes, at the last measurement; mean over seeds. None if nodes have no values
     spread: float | None  # the standard deviation over nodes
     reached: Reached | None  # None without a target
     megabytes: float
     seconds: float
     failures: int
+    beside: dict[str, Estimate]  # the last values of other metrics; of no values, if the arm does not have it
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Arms that differ only in their strategy, or also in given keys, compared by one metric."""
+    """Arms that differ only in their strategy, or also in given keys, compared by one metric.
+
+    `baseline`: the name of the arm of the differences, which is a row or not. `beside`: other metrics, side by side.
+    """
 
     metric: str
     title: str
     target: float | None
     rows: list[Row]
     problems: list[str]
-
-
-def estimate(values: Sequence[float], limits: tuple[float, float] = (-math.inf, math.inf)) -> Estimate:
-    """Return the mean of values, their deviation, and the interval mean +- t(0.975, n - 1) s / sqrt(n).
-
-    `limits`: the smallest and largest possible value; the interval ends there.
-    """
-    from scipy.special import stdtrit  # Student's quantiles; scipy.stats takes a second to import
-
-    mean = fmean(values) if all(map(math.isfinite, values)) else math.nan
-    if len(values) < LEAST_SEEDS or math.isnan(mean):
-        return Estimate(mean, math.nan, math.nan, math.nan, tuple(values))
-    deviation = stdev(values)
-    half = float(stdtrit(len(values) - 1, 0.5 + _LEVEL / 2)) * deviation / math.sqrt(len(values))
-    low, high = limits
-    return Estimate(mean, deviation, max(low, mean - half), min(high, mean + half), tuple(values))
-
-
-def paired_p(differences: Sequence[float]) -> float | None:
-    """Return the two-sided p of Student's paired test that the mean difference is 0; None if it is not defined."""
-    from scipy.special import stdtr
-
-    if len(differences) < 2 or not all(map(math.isfinite, differences)) or stdev(differences) == 0:
-        return None
-    t = fmean(differences) / (stdev(differences) / math.sqrt(len(differences)))
-    return float(2 * stdtr(len(differences) - 1, -abs(t)))
-
-
-def holm(ps: Sequence[float | None]) -> list[float | None]:
-    """Return p values adjusted for their number (Holm, 1979): max over smaller ones of (m - rank) p, at most 1."""
-    order = sorted((i for i, p in enumerate(ps) if p is not None), key=lambda i: ps[i] or 0.0)
-    adjusted: list[float | None] = [None] * len(ps)
-    running = 0.0
-    for rank, i in enumerate(order):
-        running = max(running, min(1.0, (len(order) - rank) * (ps[i] or 0.0)))
-        adjusted[i] = running
-    return adjusted
+    baseline: str
+    interval: IntervalName
+    beside: tuple[str, ...]
 
 
 def split(
@@ -193,58 +144,120 @@ def compare(
     target: float | None = None,
     baseline: str | None = None,
     title: str = "",
+    names: Mapping[str, str] | None = None,
+    rows: Sequence[str] = (),
+    beside: Sequence[str] = (),
+    interval: IntervalName = "student",
 ) -> Comparison:
     """Compare comparable runs (see `split`) by a metric, by default the first that all runs have.
 
-    `baseline`: the arm or the strategy of the differences; by default the first. Runs without the metric are left out
-    and reported. Raises InputError for a metric that no run has and for an unknown baseline.
+    `baseline`: the arm or the strategy of the differences; by default the first row. `names`: other names for arms or
+    strategies, and `rows`: those that are shown, in this order (see `selection.arranged`). `beside`: metrics whose last
+    values are shown too. Runs without the metric, and without one of `beside`, are left out and reported. `interval`:
+    see `estimate`. Raises InputError for a metric that no run has and for an unknown baseline, name or row.
     """
     arms, problems = arms_of(runs)
     problems += [f"{change}." for change in changes_between(runs, data=_same_data(differing(runs)))]
-    if metric is None:
-        shared = shared_metrics(arms)
-        if not shared:
-            have = "; ".join(f"{arm.name}: {', '.join(arm.runs[0].metrics()) or 'none'}" for arm in arms)
-            raise InputError(f"There is no metric that all runs have; name one by --metric. They have: {have}.")
-        metric = shared[0]
-    check_metric(metric, arms)
+    metric = metric or _first_metric(arms, beside)
+    for one in (metric, *beside):
+        check_metric("--metric" if one == metric else "--columns", one, arms)
+    shown, problems_of_runs = _having(arms, metric, beside)
+    problems += problems_of_runs
+    names = names or {}
+    kept = arranged(shown, names, rows)
+    base = kept[0][0] if baseline is None else _baseline(shown, baseline, names)
+    sign = -1.0 if lower_is_better(metric) else 1.0
+    ps = [None if arm is base else paired_p(_differences(arm, base, metric)) for arm, _ in kept]
+    low, high = metric_range(metric)
+    found = []
+    for (arm, as_shown), p in zip(kept, holm(ps), strict=True):
+        differences = [] if arm is base else list(filter(math.isfinite, _differences(arm, base, metric)))
+        wins = sum(sign * difference > 0 for difference in differences)
+        paired = Paired(estimate(differences, (low - high, high - low), interval), wins, p) if differences else None
+        if arm is not base and not differences and _values(arm, metric):
+            problems.append(f"{arm.name}: no seed that ends with a number in common with {base.name}; no difference.")
+        found.append(_row(as_shown, paired, metric, target, beside, interval))
+    if title:
+        problems = [f"{title}: {problem}" for problem in problems]
+    (name,) = (one.name for arm, one in arranged(shown, names, ()) if arm is base)
+    return Comparison(metric, title, target, found, problems, name, interval, tuple(beside))
+
+
+def compare_groups(
+    groups: Mapping[str, Sequence[Run]],
+    *,
+    metric: str | None = None,
+    target: float | None = None,
+    baseline: str | None = None,
+    names: Mapping[str, str] | None = None,
+    rows: Sequence[str] = (),
+    beside: Sequence[str] = (),
+    interval: IntervalName = "student",
+) -> tuple[list[Comparison], list[str]]:
+    """Compare each group of runs (see `split`); return the comparisons, and a text on each group that is refused.
+
+    The options are those of `compare`. A group may lack some of the names and rows. Raises InputError for names and
+    rows that no group has, and if all groups are refused.
+    """
+    arms = {title: arms_of(runs)[0] for title, runs in groups.items()}
+    check_known(list(arms.values()), names or {}, rows)
+    found, refused = [], []
+    for title, runs in groups.items():
+        names_here, rows_here = of_group(arms[title], names or {}, rows)
+        try:
+            if rows and not rows_here:
+                raise InputError("none of the --rows is here.")
+            found.append(
+                compare(
+                    runs, metric=metric, target=target, baseline=baseline, title=title, names=names_here,
+                    rows=rows_here, beside=beside, interval=interval,
+                )
+            )  # fmt: skip
+        except InputError as error:  # the other groups can still be shown
+            refused.append(f"{title}: {error}" if title else str(error))
+    if not found:
+        raise InputError("\n".join(refused))
+    return found, refused
+
+
+def _first_metric(arms: Sequence[Arm], beside: Sequence[str]) -> str:
+    if found := [*shared_metrics(arms), *beside]:
+        return found[0]
+    have = "; ".join(f"{arm.name}: {', '.join(arm.runs[0].metrics()) or 'none'}" for arm in arms)
+    raise InputError(
+        "There is no metric that all runs have; name one by --metric, or several side by side by --columns. "
+        f"They have: {have}."
+    )
+
+
+def _having(arms: Sequence[Arm], metric: str, beside: Sequence[str]) -> tuple[list[Arm], list[str]]:
+    """Return the arms of runs that have one of the metrics, and a line about each run without, or that diverged."""
     kept: list[Arm] = []
+    problems = []
     for arm in arms:
-        having = [run for run in arm.runs if metric in run.metrics()]
+        having = [run for run in arm.runs if {metric, *beside} & set(run.metrics())]
         problems += [f"{run.path}: has no {metric}; left out." for run in arm.runs if run not in having]
         problems += [
             f"{run.path}: {metric} ends as {value}, so {arm.name} has no mean; its seed is not in differences "
             "and gains."
             for run in having
-            if not math.isfinite(value := final_value(run, metric))
+            if metric in run.metrics() and not math.isfinite(value := final_value(run, metric))
         ]
         if having:
             kept.append(Arm(arm.name, having))
-    base = _baseline(kept, baseline)
-    sign = -1.0 if lower_is_better(metric) else 1.0
-    paired: list[Paired | None] = []
-    ps = [None if arm is base else paired_p(_differences(arm, base, metric)) for arm in kept]
-    low, high = metric_range(metric)
-    for arm, p in zip(kept, holm(ps), strict=True):
-        differences = [] if arm is base else list(filter(math.isfinite, _differences(arm, base, metric)))
-        wins = sum(sign * difference > 0 for difference in differences)
-        paired.append(Paired(estimate(differences, (low - high, high - low)), wins, p) if differences else None)
-        if arm is not base and not differences:
-            problems.append(f"{arm.name}: no seed that ends with a number in common with {base.name}; no difference.")
-    rows = [_row(arm, pair, metric, target) for arm, pair in zip(kept, paired, strict=True)]
-    if title:
-        problems = [f"{title}: {problem}" for problem in problems]
-    return Comparison(metric, title, target, rows, problems)
+    return kept, problems
 
 
-def _baseline(arms: Sequence[Arm], wanted: str | None) -> Arm:
-    if wanted is None:
-        return arms[0]
-    found = [arm for arm in arms if wanted in (arm.name, arm.runs[0].strategy)]
+def _baseline(arms: Sequence[Arm], wanted: str, names: Mapping[str, str]) -> Arm:
+    found = arms_named(arms, wanted, names)
     if len(found) != 1:
-        names = ", ".join(repr(arm.name) for arm in arms)
-        raise InputError(f"--baseline {wanted!r}: {'several arms are' if found else 'no arm is'} that; valid: {names}.")
+        valid = ", ".join(repr(arm.name) for arm in arms)
+        raise InputError(f"--baseline {wanted!r}: {'several arms are' if found else 'no arm is'} that; valid: {valid}.")
     return found[0]
+
+
+def _values(arm: Arm, metric: str) -> list[float]:
+    return [final_value(run, metric) for run in arm.runs if metric in run.metrics()]
 
 
 def final_value(run: Run, metric: str) -> float:
@@ -259,11 +272,20 @@ def best_value(run: Run, metric: str) -> float:
 
 
 def _differences(arm: Arm, base: Arm, metric: str) -> list[float]:
-    of_base = {run.seed: final_value(run, metric) for run in base.runs}
-    return [final_value(run, metric) - of_base[run.seed] for run in arm.runs if run.seed in of_base]
+    of_base = {run.seed: final_value(run, metric) for run in base.runs if metric in run.metrics()}
+    mine = [run for run in arm.runs if run.seed in of_base and metric in run.metrics()]
+    return [final_value(run, metric) - of_base[run.seed] for run in mine]
 
 
-def _row(arm: Arm, paired: Paired | None, metric: str, target: float | None) -> Row:
+def _row(
+    arm: Arm,
+    paired: Paired | None,
+    metric: str,
+    target: float | None,
+    beside: Sequence[str],
+    interval: IntervalName,
+) -> Row:
+    having = [run for run in arm.runs if metric in run.metrics()]
     nodes = [list(values.values()) for run in arm.runs if (values := run.of_nodes(metric))]
     reached = None
     if target is not None:
@@ -272,8 +294,8 @@ def _row(arm: Arm, paired: Paired | None, metric: str, target: float | None) -> 
         reached = Reached(means[0], means[1], means[2], len(there))
     return Row(
         arm,
-        final=estimate([final_value(run, metric) for run in arm.runs], metric_range(metric)),
-        best=estimate([best_value(run, metric) for run in arm.runs], metric_range(metric)),
+        final=estimate(_values(arm, metric), metric_range(metric), interval),
+        best=estimate([best_value(run, metric) for run in having], metric_range(metric), interval),
         paired=paired,
         worst_decile=fmean(worst_decile(one, metric) for one in nodes) if nodes else None,
         spread=fmean(math.sqrt(fmean((v - fmean(one)) ** 2 for v in one)) for one in nodes) if nodes else None,
@@ -281,4 +303,5 @@ def _row(arm: Arm, paired: Paired | None, metric: str, target: float | None) -> 
         megabytes=fmean(run.megabytes[-1] for run in arm.runs),
         seconds=fmean(run.seconds[-1] for run in arm.runs),
         failures=sum(len(line["failures"]) for run in arm.runs for line in run.lines),
+        beside={one: estimate(_values(arm, one), metric_range(one), interval) for one in beside},
     )

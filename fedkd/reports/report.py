@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import math
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -18,14 +17,15 @@ from ..core.log import drawable
 from ..errors import InputError, printable, reason_of
 from ..files import leads_out, write_output
 from ..masking import masked
-from ..messages.metric_names import is_fraction, metric_range
+from ..messages.metric_names import is_fraction
 from ..runs.metrics import lower_is_better
 from ..runs.results import Arm, Run, arms_of, changes_between, completed, differing, find_runs, in_order, shown
 from ..runs.run_folder import make_folder, read_strip, rows_of_images
 from ..runs.weight_matrices import last_matrix
 from . import charts
-from .charts import Series
-from .compare import LEAST_SEEDS, Row, compare, estimate
+from .compare import Row, compare
+from .estimates import LEAST_SEEDS
+from .series import nodes_of, series_of
 from .tables import caption, table
 
 _MOST_IMAGES = 8  # the largest number of rounds in a series of images
@@ -132,7 +132,7 @@ def _metric(metric: str, arms: list[Arm]) -> tuple[dict[str, Any], list[str]]:
         ("megabytes", "megabytes sent, both directions"),
         ("seconds", "seconds of rounds"),
     ):
-        series = [_series(arm, metric, what, numbers[arm.name], scale) for arm in having]
+        series = [series_of(arm, metric, what, numbers[arm.name]) for arm in having]
         text = "; ".join(f"{row.arm.name} ends at {scale * row.final.mean:.4g}" for row in comparison.rows)
         seeds = max(len(arm.runs) for arm in having)
         band = "; the bands are one standard deviation over seeds" if seeds >= LEAST_SEEDS else ""
@@ -153,30 +153,11 @@ def _metric(metric: str, arms: list[Arm]) -> tuple[dict[str, Any], list[str]]:
     return {**about, "figures": figures + ([nodes] if nodes else [])}, comparison.problems
 
 
-def _series(arm: Arm, metric: str, what: str, number: int, scale: float) -> Series:
-    """Return an arm's mean over seeds at each round that any run has measured, with a band of one deviation."""
-    at: dict[int, list[tuple[float, float]]] = {}
-    for run in arm.runs:
-        for i in run.measured(metric):
-            place = {"rounds": run.lines[i]["round"], "megabytes": run.megabytes[i], "seconds": run.seconds[i]}[what]
-            at.setdefault(run.lines[i]["round"], []).append((place, scale * run.lines[i]["metrics"][metric]))
-    x = [fmean(place for place, _ in at[key]) for key in sorted(at)]
-    values = [[value for _, value in at[key]] for key in sorted(at)]
-    found = [estimate(one) for one in values]
-    means = np.array([one.mean for one in found])
-    half = np.array([0.0 if math.isnan(one.deviation) else one.deviation for one in found])
-    least, most = (scale * limit for limit in metric_range(metric))
-    low, high = np.clip(means - half, least, most), np.clip(means + half, least, most)
-    return Series(number, arm.name, x, means.tolist(), low.tolist(), high.tolist())
-
-
 def _nodes(metric: str, rows: list[Row], numbers: dict[str, int], scale: float, unit: str) -> dict[str, Any] | None:
     """Return the chart of each node's value for each seed, best mean first. Node 3 of another seed is another node."""
     dots = []
     for row in rows:
-        values = [
-            scale * value for run in row.arm.runs for value in run.of_nodes(metric).values() if math.isfinite(value)
-        ]
+        values = [scale * value for _, _, value in nodes_of(row.arm, metric)]
         if values:
             dots.append((numbers[row.arm.name], row.arm.name, values))
     if not dots:

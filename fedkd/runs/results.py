@@ -295,11 +295,11 @@ def in_order(metrics: Iterable[str]) -> list[str]:
     return sorted(metrics, key=place)
 
 
-def check_metric(metric: str, arms: Sequence[Arm]) -> None:
-    """Raise InputError if no arm has a metric."""
+def check_metric(option: str, metric: str, arms: Sequence[Arm]) -> None:
+    """Raise InputError, which names the option, if no arm has a metric."""
     known = {name for arm in arms for run in arm.runs for name in run.metrics()}
     if metric not in known:
-        raise unknown("--metric", metric, known)
+        raise unknown(option, metric, known)
 
 
 def target_reached(run: Run, metric: str, target: float) -> tuple[int, float, float] | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import io
 import warnings
 from collections.abc import Iterator, Sequence
@@ -17,7 +16,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..files import write_output
+from ..files import as_csv, write_output
 
 StyleName = Literal["paper", "slides"]
 INK = "#333333"
@@ -157,18 +156,3 @@ def write_drawing(drawing: Drawing, home: Path, name: str) -> list[Path]:
         paths.append(home / f"{name}.csv")
         write_output(paths[-1], as_csv(drawing.header, drawing.rows).encode())
     return paths
-
-
-def as_csv(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Return a table as CSV: numbers in full, NaN and None as nothing, and no text that a spreadsheet computes."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows([_cell(value) for value in row] for row in rows)
-    return text.getvalue()
-
-
-def _cell(value: Any) -> Any:
-    if isinstance(value, str):
-        return f"'{value}" if value.startswith(tuple("=+-@＝＋－＠")) else value
-    return "" if value is None or value != value else value

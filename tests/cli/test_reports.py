@@ -39,7 +39,9 @@ def test_the_command_prints_and_writes(write: Write, tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["compare", str(folder), "--target", "0.5", "--out", str(out)])
     assert result.exit_code == 0, result.output
     assert "+4.3 ± 3.1" in result.stdout
-    assert {path.name for path in out.iterdir()} == {"compare.md", "compare.tex", "compare.csv"}
+    assert {path.name for path in out.iterdir()} == {"compare.md", "compare.tex", "compare.csv", "figures"}
+    assert f"written: 16 files in {out / 'figures'}" in result.stdout
+    assert len(list((out / "figures").iterdir())) == 16
     write("b", 0, [0.6, 0.7], {"data.partition.alpha": 0.1})
     refused = CliRunner().invoke(app, ["compare", str(folder)])
     assert (refused.exit_code, "--by data.partition" in refused.stderr) == (2, True)

@@ -6,12 +6,14 @@ import math
 import re
 from typing import Any
 
+import numpy as np
 import pytest
 from helpers.runs_by_hand import Write, three_seeds, three_seeds_again
 from scipy import stats
 
 from fedkd.errors import InputError
-from fedkd.reports.compare import compare, estimate, holm, paired_p, split
+from fedkd.reports.compare import compare, split
+from fedkd.reports.estimates import estimate, holm, paired_p
 from fedkd.reports.tables import table, to_csv, to_latex, to_markdown
 from fedkd.runs.results import find_runs
 
@@ -44,6 +46,17 @@ def test_an_interval_stays_in_the_range_of_its_metric(write: Write) -> None:
             assert row.paired.difference.low == -1  # of a difference of two accuracies
     low, high = stats.t.interval(0.95, 2, loc=sum(values) / 3, scale=stats.sem(values))
     assert (low < 1 < high, estimate(values).high, estimate(values, (0.0, 1.0)).high) == (True, high, 1.0)
+
+
+def test_a_bootstrap_interval_is_that_of_scipy_and_stays_within_the_values() -> None:
+    values = [0.61, 0.64, 0.7, 0.58]
+    found = estimate(values, (0.0, 1.0), "bootstrap")
+    asked = stats.bootstrap((values,), np.mean, n_resamples=100_000, method="percentile", rng=np.random.default_rng(1))
+    assert found[2:4] == pytest.approx(tuple(asked.confidence_interval), abs=0.003)
+    assert found == estimate(values, (0.0, 1.0), "bootstrap")
+    low, high = estimate([0.99, 0.55, 0.98], (0.0, 1.0), "bootstrap")[2:4]
+    assert (low, high) == (pytest.approx(0.55), pytest.approx(0.99))
+    assert math.isnan(estimate([0.4, 0.5], (0.0, 1.0), "bootstrap").low)
 
 
 def test_p_is_that_of_the_paired_t_test() -> None:

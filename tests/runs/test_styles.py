@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import math
 import re
 from collections.abc import Sequence
 from itertools import pairwise
@@ -13,7 +10,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from fedkd.runs.styles import STYLES, as_csv, cells, content_of, in_style, legend, line_of, markers_at
+from fedkd.runs.styles import STYLES, cells, content_of, in_style, legend, line_of, markers_at
 
 PAPER, SLIDES = STYLES["paper"], STYLES["slides"]
 
@@ -95,10 +92,3 @@ def test_cells_have_texts_only_where_they_fit(room: tuple[float, float], shown: 
     cells(axes, np.array([[0.0, 1.0], [0.5, 0.7]]), [["0.00", "1.00"], ["0.50", "0.70"]], room, PAPER)
     assert [text.get_text() for text in axes.texts] == ["0.00", "1.00", "0.50", "0.70"][:shown]
     assert [text.get_color() == "white" for text in axes.texts] == [False, True, False, True][:shown]
-
-
-def test_a_table_has_numbers_in_full_and_no_formulas() -> None:
-    text = as_csv(["name", "value"], [["=SUM(A1)", 0.1], ["a, b", math.nan], ["x", None], ["y", -2]])
-    assert list(csv.reader(io.StringIO(text))) == [
-        ["name", "value"], ["'=SUM(A1)", "0.1"], ["a, b", ""], ["x", ""], ["y", "-2"],
-    ]  # fmt: skip
