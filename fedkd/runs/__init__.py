@@ -7,6 +7,7 @@
 * `origin`: what a run began with, and what has changed since.
 * `metrics`: lines of metrics.jsonl, and the summary.
 * `choosing`: the best round of a run, and when it has stopped improving.
+* `evaluation`: the scores of a run's models at its end.
 * `scores`: scores of a classifier on labelled samples: confusion matrix, calibration.
 * `weight_matrices`: the weights of each node for each other node, of many nodes in a file.
 * `figures`: the figures of a run: at its end, and again for a paper or slides.

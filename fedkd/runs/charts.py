@@ -1,4 +1,4 @@
-"""Charts of a run: its curves, the label heat map of its partition, the matrices and maps that methods log."""
+"""Charts of a run: curves, the label heat map of its partition, its evaluation, what methods log: matrices, maps."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from ..core.log import drawable
 from ..errors import on_one_line
 from ..messages.metric_names import as_text, is_main, metric_range
-from .styles import COLOURS, Drawing, Style, cells, legend, line_of, markers_at
+from .styles import COLOURS, INK, Drawing, Style, cells, legend, line_of, markers_at
 
 _CELL = ("panel", "row", "column", "value")  # of a matrix as a table
 
@@ -191,3 +191,40 @@ def _shares(matrix: np.ndarray) -> list[list[str]]:
 
 def _table(panel: str, rows: Sequence[Any], columns: Sequence[Any], matrix: np.ndarray) -> list[list[Any]]:
     return [[panel, rows[row], columns[column], value.item()] for (row, column), value in np.ndenumerate(matrix)]
+
+
+def confusion(kept: dict[str, Any], model: str, style: Style) -> Drawing:
+    """Draw the confusion matrix of a model of an evaluation.json. Shade: the share of the true class's samples."""
+    classes, one = kept["classes"], kept["models"][model]
+    counts = np.array(one["confusion"])
+    shares = counts / np.maximum(counts.sum(1), 1)[:, None]
+    width = min(style.width, style.tallest * 1.2)
+    figure, axes = _figure((width, 0.8 * width), "", style)
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+    side = 0.8 * width - 5 * style.font / 72
+    cells(
+        axes, shares, [[str(count) if count else "" for count in row] for row in counts.tolist()], (side, side), style
+    )
+    for axis in ("x", "y"):
+        _label(axes, axis, [on_one_line(name, 24) for name in classes], side, style)
+    axes.set(xlabel="predicted class", ylabel="true class")
+    _bar(figure, image, axes, "share of the true class")
+    return Drawing(figure, _CELL, _table("samples of a true class (row) by their prediction", classes, classes, counts))
+
+
+def calibration(kept: dict[str, Any], style: Style) -> Drawing:
+    """Draw the accuracy of each bin of confidence, and the calibration error, of all models of an evaluation.json."""
+    figure, axes = _figure((style.width, 0.75 * style.width), "", style)
+    axes.plot([0, 1], [0, 1], color=INK, linewidth=0.6 * style.line)
+    entries, table = [], []
+    for number, (model, one) in enumerate(kept["models"].items()):
+        bins = [one for one in one["calibration"] if one["samples"]]
+        (line,) = axes.plot(
+            [one["confidence"] for one in bins], [one["accuracy"] for one in bins], **line_of(number)
+        )  # fmt: skip
+        entries.append((f"{model}  ECE {one['ece']:.3f}", line))
+        table += [(model, i, *entry.values()) for i, entry in enumerate(one["calibration"])]
+    axes.set(xlabel="confidence", ylabel="accuracy", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+    axes.grid(alpha=0.25)
+    legend(figure, entries, style)
+    return Drawing(figure, ("model", "bin", "samples", "confidence", "accuracy"), table)

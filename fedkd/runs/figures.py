@@ -50,8 +50,13 @@ def redraw(path: Path, out: Path, style: StyleName) -> tuple[list[Path], list[st
     make_folder(out)
     paths: list[Path] = []
     problems: list[str] = []
+    drawings = _drawings(run, RunFolder(path), classes, "", "", STYLES[style])
+    if (evaluated := run.evaluation()) is not None:  # not at the run's end, which stays fast
+        drawings["calibration"] = partial(charts.calibration, evaluated, STYLES[style])
+        for model in evaluated["models"]:
+            drawings[f"confusion-{model}"] = partial(charts.confusion, evaluated, model, STYLES[style])
     with in_style(STYLES[style]):
-        for name, make in _drawings(run, RunFolder(path), classes, "", "", STYLES[style]).items():
+        for name, make in drawings.items():
             try:
                 drawing = make()
             except Exception as error:  # such as a picture that is cut off; the others can still be drawn

@@ -129,6 +129,40 @@ class SamplesFile(Form):
     padded: bool
 
 
+class _OfClass(Form):
+    samples: Count
+    precision: Number
+    recall: Number
+    f1: Number
+    auc: Number
+
+
+class _Bin(Form):
+    samples: Count
+    confidence: Number
+    accuracy: Number
+
+
+class _Scores(Form):
+    samples: Count
+    accuracy: Number
+    balanced_accuracy: Number
+    macro_f1: Number
+    auc: Number
+    ece: Number
+    confusion: list[list[Count]]
+    classes: list[_OfClass]
+    calibration: list[_Bin]
+    nodes: Count | None = None
+
+
+class Evaluation(Form):
+    """An evaluation.json: the classes, and the scores of each model (see `scores.scores`); `nodes`: how many models."""
+
+    classes: list[str]
+    models: dict[Name, _Scores]
+
+
 class OriginFile(Form):
     """An origin.json; `changes` are the accepted ones."""
 

@@ -17,10 +17,20 @@ from ..errors import InputError, on_one_line, reason_of, unknown
 from ..files import leads_out, parse_json, read
 from ..masking import masked
 from ..messages.metric_names import MAIN, is_main
-from .forms import MOST_BYTES, OriginFile, Partition, RunConfig, Summary, read_form, read_lines, wrong_fields
+from .forms import (
+    MOST_BYTES,
+    Evaluation,
+    OriginFile,
+    Partition,
+    RunConfig,
+    Summary,
+    read_form,
+    read_lines,
+    wrong_fields,
+)
 from .metrics import lower_is_better
 from .origin import ORIGIN, Origin, differences, read_origin
-from .run_folder import CONFIG, METRICS, MOST_ROWS, PARTITION, SUMMARY
+from .run_folder import CONFIG, EVALUATION, METRICS, MOST_ROWS, PARTITION, SUMMARY
 
 NO_RESULT = ("engine.", "checkpoint.", "trackers", "data.root", "data.download")  # keys that do not change results
 
@@ -113,6 +123,18 @@ class Run:
             "classes": classes, "counts": counts, "sizes": sizes, "nodes": names, "noun": noun, "columns": columns,
         }  # fmt: skip
 
+    def evaluation(self) -> dict[str, Any] | None:
+        """Return the scores of the run's models (see `forms.Evaluation`); None if there are none, or if damaged."""
+        try:
+            kept = read_form(self.path / EVALUATION, Evaluation, self.path)
+        except (OSError, ValueError):
+            return None
+        classes = [on_one_line(name, 100) for name in kept["classes"]]
+        for one in kept["models"].values():
+            if {len(one["classes"]), len(one["confusion"]), *map(len, one["confusion"])} != {len(classes)}:
+                return None
+        return {"classes": classes, "models": kept["models"]}
+
 
 @dataclass(frozen=True)
 class Arm:
@@ -162,7 +184,7 @@ def read_run(path: Path) -> Run:
 def left_out(path: Path) -> list[str]:
     """Return a line about each part of a run folder that is not read: a link out of it, or another form."""
     problems = []
-    for name, form in ((PARTITION, Partition), (ORIGIN, OriginFile)):
+    for name, form in ((PARTITION, Partition), (EVALUATION, Evaluation), (ORIGIN, OriginFile)):
         if os.path.lexists(path / name):
             try:
                 read_form(path / name, form, path)

@@ -347,8 +347,10 @@ def rounds_with(
         end("failed", described(error))
         raise
     summary = end("completed")
+    from .evaluation import keep_evaluation
     from .figures import draw  # imports matplotlib, which the run itself does not need
 
-    for problem in draw(environment, folder):
+    problems = keep_evaluation(setup.strategy, environment, carrier.states(), folder)
+    for problem in [*problems, *draw(environment, folder)]:
         _log.warning("%s", problem)
     return summary

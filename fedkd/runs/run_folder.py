@@ -46,6 +46,7 @@ from .origin import ORIGIN, Origin, write_origin
 
 CONFIG, METRICS, SUMMARY, PARTITION = "config.toml", "metrics.jsonl", "summary.json", "partition.json"
 SAMPLES = "samples.json"
+EVALUATION = "evaluation.json"
 _NOTHING = "Nothing had begun: make space, then give the command again."
 _MOST_OF_IMAGES = 2**24  # bytes of a row of images
 _OF_A_ROUND = re.compile(r"round-\d{6,9}\.png")
@@ -127,7 +128,7 @@ class RunFolder:
         return sorted(path for path in self.figures.glob("*") if path.is_dir() and not leads_out(path, self.path))
 
     def rewind(self, number: int) -> None:
-        """Drop the summary, and lines of rounds (or iterations) after `number`: a resumed run writes them again.
+        """Drop summary, evaluation, and lines of rounds (or iterations) after `number`: a resumed run makes them again.
 
         Raises InputError, which names the line, if earlier lines are missing or damaged.
         """
@@ -143,8 +144,9 @@ class RunFolder:
                 f"{path} {reached}, its checkpoint is of {self._unit} {number}: what was measured between them is "
                 f"lost{f' ({wrong})' if wrong else ''}. Restore the file, or run the config again in a new folder."
             )
-        with writing(self.path / SUMMARY):
-            (self.path / SUMMARY).unlink(missing_ok=True)
+        for name in (SUMMARY, EVALUATION):
+            with writing(self.path / name):
+                (self.path / name).unlink(missing_ok=True)
         write(path, b"".join(as_json(line) for line in kept))
 
     def write_summary(self, summary: dict[str, Any]) -> None:

@@ -24,6 +24,7 @@ from fedkd.errors import InputError
 from fedkd.runs import charts
 from fedkd.runs.figures import partition_name, redraw
 from fedkd.runs.run import run
+from fedkd.runs.scores import scores
 from fedkd.runs.styles import SCREEN, STYLES, Style, in_style
 
 
@@ -52,7 +53,8 @@ def test_the_figures_of_a_run_are_drawn_again_with_their_numbers(fedftg: Path, t
     out = tmp_path / "deep" / "figures"
     result = CliRunner().invoke(app, ["figures", str(fedftg), "-o", str(out)])
     assert result.exit_code == 0, result.output
-    with_numbers, pictures = ("curves", "ensemble", "partition"), ("generated",)
+    with_numbers = ("calibration", "confusion-global", "curves", "ensemble", "partition")
+    pictures = ("generated",)
     wanted = {f"{name}.{ending}" for name in (*with_numbers, *pictures) for ending in ("pdf", "svg", "png")}
     wanted |= {f"{name}.csv" for name in with_numbers}
     assert {path.name for path in out.iterdir()} == wanted
@@ -86,7 +88,7 @@ def test_equal_runs_give_equal_files_and_slides_are_wider(fedftg: Path, tmp_path
     for out, style in (("a", "slides"), ("b", "slides"), ("c", "paper")):
         redraw(fedftg, tmp_path / out, style)  # type: ignore[arg-type]
     files = sorted(path.name for path in (tmp_path / "a").iterdir())
-    assert len(files) == 15
+    assert len(files) == 23
     for name in files:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
         same = (tmp_path / "a" / name).read_bytes() == (tmp_path / "c" / name).read_bytes()
@@ -99,10 +101,10 @@ def test_what_cannot_be_drawn_is_named_and_the_rest_is_drawn(fedftg: Path, tmp_p
     (tmp_path / "run/figures/generated/round-000002.png").write_bytes(b"no picture")
     paths, (problem,) = redraw(tmp_path / "run", tmp_path / "out", "paper")
     assert problem.startswith("The figure generated cannot be drawn: ")
-    assert {path.stem for path in paths} == {"curves", "ensemble", "partition"}
+    assert {path.stem for path in paths} == {"calibration", "confusion-global", "curves", "ensemble", "partition"}
     with pytest.raises(InputError, match="there is no run"):
         redraw(tmp_path / "nothing", tmp_path / "out", "paper")
-    for name in ("partition.json", "metrics.jsonl", "summary.json"):
+    for name in ("partition.json", "metrics.jsonl", "summary.json", "evaluation.json"):
         (tmp_path / "run" / name).unlink()
     shutil.rmtree(tmp_path / "run/figures")
     with pytest.raises(InputError, match="run: there is nothing to draw"):
@@ -138,9 +140,18 @@ CASES = {
     "many nodes": lambda style: charts.partition(parts(300, list(map(str, range(100)))), "a title", style),
     "long names": lambda style: charts.partition(parts(20, [f"a long name {n}" for n in range(30)]), "t", style),
     "weights": lambda style: charts.weights((3, list(range(60)), np.eye(60)), "a title", style),
+    "confusion": lambda style: charts.confusion(evaluated(40, "a long name "), "global", style),
+    "few classes": lambda style: charts.confusion(evaluated(3, ""), "global", style),
+    "calibration": lambda style: charts.calibration(evaluated(3, ""), style),
     "few weights": lambda style: charts.weights((3, [11, 2, 5], np.eye(3)), "a title", style),
 }  # fmt: skip
 many = [f"personal_after_something_{number}" for number in range(8)]
+
+
+def evaluated(classes: int, name: str) -> dict[str, Any]:
+    generator = np.random.default_rng(0)
+    found = scores(generator.normal(size=(500, classes)), generator.integers(0, classes, 500))
+    return {"classes": [f"{name}{i}" for i in range(classes)], "models": {"global": found, "personal": found}}
 
 
 def parts(nodes: int, classes: list[str]) -> dict[str, Any]:
