@@ -27,6 +27,7 @@ _MOST = float(2**53)
 _SIDES = ("channels", "height", "width")
 _MOST_PIXELS = 1e5  # of a side
 _MOST_DIFFERENCES = 20  # that are named
+_SERIES = re.compile(r"([0-9]+\.[0-9]+)(?![0-9])")  # of a version: major and minor
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,15 @@ def differences(one: Introduction, sites: RealSites | None, data: FederatedData)
     found = [on_one_line(line) for line in found]
     more = len(found) - _MOST_DIFFERENCES
     return [*found[:_MOST_DIFFERENCES], f"and {more} more differences"] if more > 0 else found
+
+
+def other_series(version: str, ours: str) -> str | None:
+    """Return why a site with this version of fedkd cannot take part, None if it can: major and minor must be equal."""
+    series, own = _SERIES.match(version), _SERIES.match(ours)
+    if series is not None and own is not None and series[1] == own[1]:
+        return None
+    needed = f"any {own[1]}.x" if own is not None else "the same version"
+    return f"it runs fedkd {version}, the server {ours}; install {needed} at the site"
 
 
 def introduction_of(

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import signal
 import traceback
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
@@ -32,6 +33,7 @@ from ..errors import InputError, described, on_one_line
 from ..messages.arrays import serialised
 from ..messages.flower import error_reply
 from ..messages.payload import NODE, ROUND, SITE
+from ..stopping import Stopped, check, stoppable
 from .introduction import JOIN, LOST, NAME, REFUSE, Introduction, is_described
 from .roster import is_the_servers
 from .site_codec import (
@@ -64,6 +66,7 @@ _PATH = re.compile(
     re.IGNORECASE,
 )
 _MOST_REASONS = 10_000  # letters
+ENDED = "ended at the site by SIGTERM"  # the error of a site whose task was ended
 _log = logging.getLogger("fedkd")
 
 
@@ -78,12 +81,23 @@ class SiteApp(ClientApp):
         self._read = read
 
     def __call__(self, message: Message, context: Context) -> Message:
-        """Answer a message. Errors are logged here in full, and sent to the server without paths."""
+        """Answer a message. Errors are logged here in full, and sent to the server without paths.
+
+        SIGTERM ends the work on this message, and the server gets the reason. The site's state stays as it was.
+        """
         try:
-            reply = self._answer(message, context)
-            if not reply.has_error():
-                reply.content = serialised(reply.content)
-            return reply
+            with stoppable():
+                reply = self._answer(message, context)
+                check()  # a signal that code in between has swallowed
+                if not reply.has_error():
+                    reply.content = serialised(reply.content)
+                return reply
+        except Stopped as stopped:
+            if stopped.number != signal.SIGTERM:
+                signal.raise_signal(stopped.number)  # Flower has handlers of its own, which end its process in order
+                raise
+            _log.error("%s", ENDED)
+            return error_reply(message, ENDED)
         except Exception as error:
             _log.error("%s", traceback.format_exc() if not isinstance(error, InputError) else error)
             return error_reply(message, without_paths(described(error)))

@@ -28,12 +28,23 @@ from ..messages.flower import (
     error_reply,
     give_ids,
     has_stable_ids,
+    is_gone,
     registered_names,
     renumber,
 )
 from ..messages.ledger import all_bytes, count_bytes
 from ..messages.payload import MOST_IMAGES, NODE, ROUND, SITE
-from .introduction import DAMAGED, JOIN, LOST, REFUSE, Introduction, differences, introduction_of, is_described
+from .introduction import (
+    DAMAGED,
+    JOIN,
+    LOST,
+    REFUSE,
+    Introduction,
+    differences,
+    introduction_of,
+    is_described,
+    other_series,
+)
 from .patience import FIRST_NOTICE, MOST_LIMIT, NEXT_NOTICE, time_limit, waiting_line
 from .roster import ROSTER, Roster, looks_like
 from .site_codec import CODEC, NO_CODEC, about_codec
@@ -49,6 +60,7 @@ _ONE_MEGABYTE = 10**6
 _MOST_ABOUT = 1000  # bytes of what a site reports of itself with each reply
 _PATIENT_TIMEOUTS = 3  # after this number of time limits, a late reply is given up
 _LEAST_TTL = 60.0
+GONE = "its SuperNode has stopped during the request, or has given no sign of life for a minute"
 _LEFT_OUT = "left out: it has missed the time limit too often; continue the run (resume=true) to ask it again"
 
 
@@ -300,8 +312,8 @@ class Sites(SiteCarrier):
         """Return the reasons why a site cannot take part, one a line, otherwise None."""
         environment = self._environment
         config, strategy, noun = environment.config, self._strategy, environment.data.spec.noun(2)
-        if one.version != version("fedkd"):
-            return f"it runs fedkd {one.version}, the server {version('fedkd')}"
+        if (reason := other_series(one.version, version("fedkd"))) is not None:
+            return reason
         here = activations(self._grid)
         others = [(site.name, site.id) for site in self._sites.values()]
         others += [(other.name, its_id) for its_id, (other, _) in self._welcome.items()]
@@ -576,7 +588,8 @@ class Sites(SiteCarrier):
                 self._has_lost(node)
             if reply.error.reason == NO_CODEC:
                 self._sites[node].codec = ""
-            return error_reply(message, on_one_line(reply.error.reason or f"error {reply.error.code}"))
+            reason = GONE if is_gone(reply) else reply.error.reason or f"error {reply.error.code}"
+            return error_reply(message, on_one_line(reason))
         about = reply.content.pop(SITE, ConfigRecord())
         if all_bytes(RecordDict({SITE: about})) > _MOST_ABOUT:
             return error_reply(message, "bad reply: its record about the site is too large")

@@ -163,8 +163,8 @@ BEHIND = """\
 README = """# A federation of @count@ sites
 
 Made by `fedkd deploy init` from `@config@`. Flower sends `app/` to the sites with a run: the config
-(`federation.toml`), a few lines of code that name fedkd, and plug-in files if the config has any. Install the same
-version of fedkd on the server and at each site (`pip install fedkd`).
+(`federation.toml`), a few lines of code that name fedkd, and plug-in files if the config has any. Install fedkd on the
+server and at each site (`pip install fedkd`); its major and minor version must be equal everywhere, such as 0.1.
 
 1. **Copy the folders.** Copy `server/` and `app/` to the server, and each folder of `sites/` to its site, over a
    connection that you trust, because they contain private keys. `ca/ca.key` is only needed for further certificates:
@@ -178,8 +178,8 @@ version of fedkd on the server and at each site (`pip install fedkd`).
 5. **Run**: `server/run.sh --run-config 'out="runs/first"'`. After a crash of the server, the same command with
    `--run-config 'out="runs/first" resume=true'` continues from the last checkpoint.
 
-A site that does not fit (other classes, another image shape, another version of fedkd, a name that is in use) is
-refused; the reason is in the output of the server and of the site.
+A site that does not fit (other classes, another image shape, fedkd 0.2 beside 0.1, a name in use) is refused; the
+reason is in the output of the server and of the site.
 """
 README_INSECURE = """# A federation of @count@ sites, WITHOUT encryption and WITHOUT authentication
 

@@ -78,6 +78,11 @@ def error_reply(message: Message, reason: str) -> Message:
     return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
 
 
+def is_gone(reply: Message) -> bool:
+    """Return whether the SuperLink has written this reply itself, because the SuperNode is not connected any more."""
+    return reply.has_error() and reply.error.code == ErrorCode.NODE_UNAVAILABLE
+
+
 def renumber(reply: Message, node: int) -> Message:
     """Replace the sender of a reply, a node's id in Flower, by its number in the federation; return the reply."""
     reply.metadata.__dict__["_src_node_id"] = node

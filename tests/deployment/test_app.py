@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import ssl
 import threading
 import urllib.request
@@ -18,6 +17,7 @@ import pytest
 from helpers import HOME, PLUGINS, checkpoint_bytes, lines
 from helpers.docs import blocks
 from helpers.shell import Shell
+from helpers.superlink import end, free_ports, wait_for
 from helpers.tricks import TRICKS
 
 from fedkd.config import read_config
@@ -31,16 +31,6 @@ pytestmark = [
     pytest.mark.xdist_group("ray"),  # not beside clusters: both start many processes
     pytest.mark.timeout(1800),
 ]
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
 
 
 def comparable(folder: Path) -> list[dict[str, Any]]:
@@ -161,16 +151,6 @@ def test_run_sh_exits_with_1_for_a_run_that_failed_and_2_for_a_config_that_was_r
         output = shell.does(f"{home}/run.sh --run-config 'set=\"{changes}\"'; echo code $?")
         assert output.endswith(f"code {code}\n"), output
         assert said in output
-
-
-def wait_for(path: Path, text: str, seconds: float = 120.0) -> None:
-    """Wait until a file has this text."""
-    waited = threading.Event()
-    for _ in range(int(seconds / 0.2)):
-        if path.is_file() and text in path.read_text():
-            return
-        waited.wait(0.2)
-    raise AssertionError(f"{path} without {text!r}: {path.read_text() if path.is_file() else 'it is not there'}")
 
 
 def strangers_get_nowhere(shell: Shell, tmp_path: Path, port: str) -> None:
@@ -294,25 +274,3 @@ def test_a_hostile_site_changes_nothing_for_two_honest_ones(shell: Shell, tmp_pa
     run(config.model_copy(update={"strategy": strategy}), tmp_path / "without")
     models = [checkpoint_bytes(one)["server.safetensors"] for one in (folder, tmp_path / "without")]
     assert models[0] == models[1]
-
-
-def end(shell: Shell, *parts: str) -> None:
-    """End the SuperNode whose command line and folder have these parts, as Ctrl-C does, and wait until it is gone."""
-    waited, asked = threading.Event(), set()
-    for _ in range(300):
-        there = set()
-        for entry in Path("/proc").glob("[0-9]*"):
-            try:
-                command = (entry / "cmdline").read_bytes().decode(errors="replace") + os.readlink(entry / "cwd")
-            except OSError:
-                continue
-            if "flower-supernode" in command and all(part in command for part in parts):
-                there.add(int(entry.name))
-        if not there:
-            shell.does("jobs")  # the shell takes note
-            return
-        for one in there - asked:
-            os.kill(one, signal.SIGTERM)
-        asked |= there
-        waited.wait(0.2)
-    raise AssertionError(f"a SuperNode does not end: {parts}")

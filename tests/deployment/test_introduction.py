@@ -10,7 +10,7 @@ import pytest
 
 from fedkd import Payload
 from fedkd.config import Limits
-from fedkd.deployment.introduction import Introduction, introduction_of
+from fedkd.deployment.introduction import Introduction, introduction_of, other_series
 from fedkd.errors import PayloadError
 
 
@@ -67,3 +67,13 @@ def test_what_no_site_can_be_is_refused(changes: dict[str, Any], reason: str) ->
         (one.numbers if isinstance(value, float) else one.strings)[name] = value
     with pytest.raises(PayloadError, match=re.escape(reason)):
         introduction_of(one.to_records(), Limits(10**6, {}))
+
+
+@pytest.mark.parametrize("version", ["0.1.0", "0.1.7", "0.1", "0.1.0.dev3", "0.1.0+local"])
+def test_a_site_of_another_patch_version_takes_part(version: str) -> None:
+    assert other_series(version, "0.1.2") is None
+
+
+@pytest.mark.parametrize("version", ["0.2.0", "1.1.2", "0.10.2", "0.11", "", "x", "0", "v0.1.2"])
+def test_a_site_of_another_series_is_refused_with_both_versions(version: str) -> None:
+    assert other_series(version, "0.1.2") == f"it runs fedkd {version}, the server 0.1.2; install any 0.1.x at the site"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from helpers.federations import failures, partitioned, start
 from fedkd import Payload, RunError
 from fedkd.core.setup import make_setup
 from fedkd.deployment.on_site import without_paths
+from fedkd.stopping import Stopped
 
 
 def test_an_error_text_of_a_site_is_shown_on_one_line_and_without_paths(
@@ -47,6 +50,43 @@ def test_an_error_text_of_a_site_is_shown_on_one_line_and_without_paths(
     ):
         assert without_paths(f"cannot read {name}, sorry") == "cannot read <path>, sorry"
     assert without_paths("weights 'layers.0.weight' is 3.5 of 1/2") == "weights 'layers.0.weight' is 3.5 of <path>"
+
+
+@pytest.mark.parametrize("swallowed", [False, True])
+def test_sigterm_ends_a_task_and_the_server_gets_the_reason(
+    tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, swallowed: bool
+) -> None:
+    config = tiny()
+    grid = partitioned(config)
+
+    def ended(self: Any, request: Payload) -> Payload:
+        with contextlib.suppress(BaseException if swallowed else ValueError):  # code of a plug-in may swallow anything
+            signal.raise_signal(signal.SIGTERM)
+        return Payload(numbers={"loss": 0.0, "examples": 1.0})
+
+    monkeypatch.setattr("fedkd.core.client.GlobalModelClient.fit", ended)
+    before = signal.getsignal(signal.SIGTERM)
+    known = {"federation": "0" * 32, "node": 1, "first_round": 0, "request": "000001-000001", "accepted": ""}
+    weights = Payload(weights=make_setup(config).environment.initial_weights()).to_records()
+    content = RecordDict({**weights, "round": ConfigRecord({**known, "lost": False})})
+    context = grid._fresh(5)
+    reply = grid.app(Message(content, 5, "train.fit", group_id="1"), context)
+    assert reply.has_error()
+    assert (reply.error.reason, len(context.state)) == ("ended at the site by SIGTERM", 0)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_ctrl_c_is_left_to_flower(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    grid = partitioned(tiny())
+    monkeypatch.setattr(grid.app, "_answer", lambda message, context: signal.raise_signal(signal.SIGINT))
+    taken: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: taken.append(number))
+    try:
+        with pytest.raises(Stopped):
+            grid.app(Message(RecordDict(), 5, "train.fit", group_id="1"), grid._fresh(5))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert taken == [signal.SIGINT]
 
 
 def test_nothing_can_be_named_out_of_a_sites_state_folder(tiny: Make, tmp_path: Path) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from flwr.app import Message
+from flwr.app import Error, Message
+from flwr.common.constant import ErrorCode
 from helpers import Make, lines
 from helpers.federations import IDS, after_round, events, failures, metrics_of, partitioned, start
 from helpers.loopback import Clock
@@ -86,6 +88,43 @@ def test_a_site_that_leaves_fails_by_name_and_takes_part_when_it_is_back(tiny: M
         "3 partition-2: its state was lost; it starts afresh",
     ]
     assert lines(tmp_path / "run")[3]["metrics"]["personal/accuracy"] > 0
+
+
+def test_the_version_of_a_site_is_looked_at_when_it_introduces_itself(
+    tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fedkd.deployment.sites.time", Clock())
+    monkeypatch.setattr("fedkd.deployment.sites.version", lambda name: "0.1.2")
+    versions = iter(("0.1.0", "0.2.0", "0.1.9", "1.0.0", "0.1.2", "0.1.3"))
+    monkeypatch.setattr("fedkd.deployment.on_site.version", lambda name: next(versions))
+    config = tiny({"rounds": 1, "timeout": 5.0})
+    heard: list[str] = []
+    with pytest.raises(RunError, match=re.escape("4 of 6 sites are here after 5 s. ")) as error:
+        start(config, partitioned(config), tmp_path / "run", on_event=heard.append)
+    reasons = [text for text in heard if "refused" in text]
+    assert len(reasons) == 2
+    assert all("the server 0.1.2; install any 0.1.x at the site" in text for text in reasons)
+    assert {text.split(": refused: ")[1].split(",")[0] for text in reasons} == {
+        "it runs fedkd 0.2.0",
+        "it runs fedkd 1.0.0",
+    }
+    assert all(text.startswith("partition-") and text.split(": ")[0] in str(error.value) for text in reasons)
+
+
+def test_a_supernode_that_stops_during_a_request_is_a_failure_with_the_reason(tiny: Make, tmp_path: Path) -> None:
+    config = tiny({"rounds": 2, "evaluate.every": 9})
+    grid = partitioned(config)
+
+    def tampered(message: Message, reply: Message) -> Message:
+        if (message.metadata.dst_node_id, message.metadata.group_id) != (IDS[2], "1"):
+            return reply
+        return Message(Error(ErrorCode.NODE_UNAVAILABLE, "no heartbeat"), reply_to=message)  # as the SuperLink does
+
+    grid.tampered = tampered
+    start(config, grid, tmp_path / "run")
+    assert failures(tmp_path / "run") == [
+        "1 2 fit: its SuperNode has stopped during the request, or has given no sign of life for a minute"
+    ]
 
 
 def test_a_request_that_a_restart_swallowed_does_not_hold_the_round_up(

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.proto.node_pb2 import NodeInfo
+from flwr.server.superlink.linkstate.utils import create_message_error_unavailable_res_message
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAdam, Krum, Strategy
 from flwr.supercore.inflatable.inflatable_object import (
@@ -58,6 +59,15 @@ def test_error_replies_and_messages_without_content() -> None:
     shell = flower.without_content(message)
     assert not shell.content
     assert shell.metadata is message.metadata
+
+
+def test_the_superlinks_own_reply_for_a_supernode_that_is_gone_is_recognised() -> None:
+    flower.be_the_server()
+    message = Message(RecordDict(), 4, "train.fit", group_id="3")
+    gone = create_message_error_unavailable_res_message(message.metadata, "node_unavail")
+    late = create_message_error_unavailable_res_message(message.metadata, "msg_unavail")
+    replies = (gone, late, flower.error_reply(message, "why"), Message(RecordDict(), reply_to=message))
+    assert [flower.is_gone(reply) for reply in replies] == [True, False, False, False]
 
 
 def test_a_simulated_run_and_context() -> None:
