@@ -1,4 +1,4 @@
-"""`fedkd deploy init`."""
+"""`fedkd deploy`: `init` writes a federation, `launch` starts one of its programs."""
 
 from __future__ import annotations
 
@@ -36,6 +36,22 @@ def init(
         typer.echo(f"{folder}: {sites} sites{', INSECURE' if insecure else ''}. Next: follow {folder / 'README.md'}.")
 
 
-@deploy.callback()
-def _deploy() -> None:
-    """Keep `init` a subcommand: typer would merge a single command into its parent."""
+@deploy.command()
+def launch(
+    program: Annotated[list[str], typer.Argument(help="The program and its arguments, after --.")],
+    name: Annotated[str, typer.Option(help="The source that JSON lines name, such as site-1.")],
+    log: Annotated[str, typer.Option(envvar="FEDKD_LOG", help="text, or json: one JSON object a line.")] = "text",
+    metrics: Annotated[
+        str, typer.Option(envvar="FEDKD_METRICS", help="Serve metrics for Prometheus at this port or address.")
+    ] = "",
+    runs: Annotated[Path, typer.Option(help="The folder of the server's run folders.")] = Path("runs"),
+    state: Annotated[Path | None, typer.Option(help="A site's folder `state`: serve the site's metrics.")] = None,
+) -> None:
+    """Run a program, with its output as JSON and metrics beside it; start.sh uses this."""
+    with exit_codes():
+        from ..deployment.exporter import metrics_of_run, metrics_of_site, serve_metrics
+        from ..deployment.launch import launch
+
+        if metrics:
+            serve_metrics(metrics, lambda: metrics_of_run(runs) if state is None else metrics_of_site(state))
+        raise typer.Exit(launch(program, name, log or "text"))

@@ -11,5 +11,7 @@
 * `introduction`: what a site reports about itself at the first contact.
 * `agreeing`: lets sites agree on a codec before round 1; `site_codec`: a site's part in it.
 * `on_site`: the code that runs at a site.
-* `site_state`: a site's state on disk.
+* `site_state`: a site's state on disk; `site_requests`: what it counts of its requests.
+* `launch`: starts a SuperLink or a SuperNode, with its output as JSON.
+* `exporter`: metrics for Prometheus, at the server and at sites.
 """

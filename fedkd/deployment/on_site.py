@@ -13,6 +13,7 @@ import json
 import logging
 import re
 import signal
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
@@ -30,8 +31,10 @@ from ..core.setup import Setup, make_setup
 from ..data.agreement import Agreement
 from ..data.site_data import SiteData, site_data
 from ..errors import InputError, described, on_one_line
+from ..files import NotWritten
 from ..messages.arrays import serialised
 from ..messages.flower import error_reply
+from ..messages.ledger import count_bytes
 from ..messages.payload import NODE, ROUND, SITE
 from ..stopping import Stopped, check, stoppable
 from .introduction import JOIN, LOST, NAME, REFUSE, Introduction, is_described
@@ -47,6 +50,7 @@ from .site_codec import (
     kept_codec,
     statistics_reply,
 )
+from .site_requests import REQUESTS, count_request, is_asked_for
 from .site_state import (
     Version,
     in_context,
@@ -85,6 +89,14 @@ class SiteApp(ClientApp):
 
         SIGTERM ends the work on this message, and the server gets the reason. The site's state stays as it was.
         """
+        if not is_asked_for() or "state" not in context.node_config:
+            return self._reply(message, context)
+        begin, down = time.monotonic(), count_bytes(message.content)
+        reply = self._reply(message, context)
+        _count(message, reply, down, time.monotonic() - begin, Path(str(context.node_config["state"])))
+        return reply
+
+    def _reply(self, message: Message, context: Context) -> Message:
         try:
             with stoppable():
                 reply = self._answer(message, context)
@@ -133,6 +145,22 @@ class SiteApp(ClientApp):
         if (own := _own_model(context.node_config)) is not None:
             environment.architecture_numbers[node] = _number_of(own, environment.config.model)
         return _answer_request(make_client_app(setup.strategy, lambda: setup), message, context, config)
+
+
+def _count(message: Message, reply: Message, down: dict[str, int], seconds: float, state: Path) -> None:
+    """Add a request to this site's counts. A disk that refuses them is named in the log, and disturbs nothing."""
+    try:
+        count_request(
+            state.expanduser() / REQUESTS,
+            message.metadata.message_type.rpartition(".")[2],
+            failed=reply.has_error(),
+            seconds=seconds,
+            down=down,
+            up={} if reply.has_error() else count_bytes(reply.content),
+            now=time.time(),
+        )
+    except NotWritten as error:
+        _log.warning("The metrics of this site are behind: %s", error)
 
 
 def _answer_request(app: ClientApp, message: Message, context: Context, config: Config) -> Message:

@@ -2,31 +2,37 @@
 
 from __future__ import annotations
 
-SUPERLINK = """#!/bin/sh
-# Starts Flower's SuperLink. Registered keys and messages in transit are in state.db in this folder.
+_LAUNCH = """\
+[ -z "${FEDKD_LOG:-}${FEDKD_METRICS:-}" ] || set -- fedkd deploy launch --name @source@ -- "$@"
+exec "$@"
+"""
+_SUPERLINK = """\
+# FEDKD_LOG=json: its output is one JSON object a line. FEDKD_METRICS=9464: metrics for Prometheus, on the loopback.
 set -eu
 umask 077  # its state is for its owner
-CDPATH= cd -- "$(dirname -- "$0")"
+here=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd)
+cd -- "${WORK:-$here}"
 export FLWR_HOME="$PWD/flower" FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1
-exec flower-superlink --host @listen@ --port @superlink_port@ --database state.db \\
-    --ssl-ca-certfile ca.crt --ssl-certfile server.crt --ssl-keyfile server.key \\
+"""
+SUPERLINK = f"""#!/bin/sh
+# Starts Flower's SuperLink. Registered keys and messages in transit are in state.db in this folder, or in $WORK.
+{_SUPERLINK}\
+set -- flower-superlink --host @listen@ --port @superlink_port@ --database state.db \\
+    --ssl-ca-certfile "$here/ca.crt" --ssl-certfile "$here/server.crt" --ssl-keyfile "$here/server.key" \\
     --enable-supernode-auth --disable-runtime-dependency-installation
-"""
-SUPERLINK_INSECURE = """#!/bin/sh
+{_LAUNCH}""".replace("@source@", "server")
+SUPERLINK_INSECURE = f"""#!/bin/sh
 # Starts Flower's SuperLink WITHOUT encryption and WITHOUT authentication: for tests on networks that you trust.
-set -eu
-umask 077  # its state is for its owner
-CDPATH= cd -- "$(dirname -- "$0")"
-export FLWR_HOME="$PWD/flower" FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1
-exec flower-superlink --host "${BIND:-@listen@}" --port @port@ --database state.db --insecure \\
+{_SUPERLINK}\
+set -- flower-superlink --host "${{BIND:-@listen@}}" --port @port@ --database state.db --insecure \\
     --disable-runtime-dependency-installation
-"""
+{_LAUNCH}""".replace("@source@", "server")
 FLWR = """#!/bin/sh
 # Flower's command line, set up for this federation: ./flwr.sh ls, ./flwr.sh supernode list, ./flwr.sh stop RUN_ID
 set -eu
 umask 077
 here=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd)
-export FLWR_HOME="$here/operator" FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1
+export FLWR_HOME="${WORK:-$here}/operator" FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1
 quoted=$(printf %s "$here" | sed 's/[\\"]/\\\\&/g')  # as TOML's text
 mkdir -p -- "$FLWR_HOME"
 cat > "$FLWR_HOME/config.toml" <<END
@@ -79,30 +85,33 @@ STATE="${STATE:-$PWD/state}"          # the site's state between requests, such 
 RUNTIME_PORT="${RUNTIME_PORT:-9094}"  # on the loopback address; each SuperNode on a machine needs another port
 MODEL="${MODEL:-}"                    # the site's own architecture, such as mlp; by default the config's
 export FEDKD_DATA="${FEDKD_DATA:-$PWD/data}"  # the folder of public sets that the config names
+export FEDKD_LOG="${FEDKD_LOG:-}"      # json: the output is one JSON object a line
+export FEDKD_METRICS="${FEDKD_METRICS:-}"  # a port, such as 9464: metrics for Prometheus, on the loopback
 """
 OWN_DATA = """DATA="${DATA:-}"                      # npz:FILE, images:FOLDER, file:TABLE.csv, or a TOML file
 """
 SHARE = """PARTITION="${PARTITION:-@partition@}"             # the site's part of the config's images: for tests
 """
-SUPERNODE = """#!/bin/sh
+SUPERNODE = f"""#!/bin/sh
 # Starts this site's SuperNode. It opens no port to other machines: it asks the server for work.
 set -eu
 umask 077  # the site's state is for its owner
 CDPATH= cd -- "$(dirname -- "$0")"
 . ./site.env
-export FLWR_HOME="$PWD/flower" FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1
-give() {  # a key of the node config, and its value as TOML's text
+work=${{WORK:-$PWD}}
+export FLWR_HOME="$work/flower" FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1
+give() {{  # a key of the node config, and its value as TOML's text
     case $2 in *[[:cntrl:]]*) echo "start.sh: $1 has a newline or another control character" >&2; exit 2 ;; esac
     printf '%s = "%s"\\n' "$1" "$(printf %s "$2" | sed 's/[\\"]/\\\\&/g')"
-}
-{
+}}
+{{
     give name "$SITE"
     @own@
     give state "$STATE"
     [ -z "$MODEL" ] || give model "$MODEL"
-} > node.toml
-exec flower-supernode --superlink @host@:@port@ --port "$RUNTIME_PORT" @security@ --node-config "$PWD/node.toml"
-"""
+}} > "$work/node.toml"
+set -- flower-supernode --superlink @host@:@port@ --port "$RUNTIME_PORT" @security@ --node-config "$work/node.toml"
+{_LAUNCH}""".replace("@source@", '"$SITE" --state "$STATE"')
 SECURE = "--root-certificates ca.crt --auth-supernode-private-key key"
 INSECURE = "--insecure"
 OWN = 'give data "${DATA:?set DATA in site.env}"'
@@ -121,6 +130,7 @@ Environment=PATH=/opt/fedkd/venv/bin:/usr/bin:/bin
 ExecStart=@home@/start.sh
 Restart=always
 RestartSec=10
+KillMode=mixed
 NoNewPrivileges=yes
 PrivateTmp=yes
 ProtectSystem=strict

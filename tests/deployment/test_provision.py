@@ -295,6 +295,31 @@ def test_the_scripts_work_in_a_folder_of_any_name(tmp_path: Path, name: str) -> 
         run("sites/site-1/start.sh", DATA="npz:/srv/a\nb")
 
 
+@pytest.mark.parametrize(("variable", "value"), [("FEDKD_LOG", "json"), ("FEDKD_METRICS", "9464")])
+def test_the_scripts_start_flower_below_the_launcher_if_json_or_metrics_are_asked_for(
+    tmp_path: Path, variable: str, value: str
+) -> None:
+    provision(tmp_path / "fed", KNFU, 3, "127.0.0.1", 9443, insecure=False)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/fedkd").write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" "${variable}"\n')
+    (tmp_path / "bin/fedkd").chmod(0o755)
+    env = {**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", variable: value}
+    state = str(tmp_path / "fed/sites/site-1/state")
+    for script, options, program in (
+        ("server", ["--name", "server"], "flower-superlink"),
+        ("sites/site-1", ["--name", "St. J", "--state", state], "flower-supernode"),
+    ):
+        said = subprocess.run(
+            [tmp_path / "fed" / script / "start.sh"],
+            env={**env, "DATA": "digits", "SITE": "St. J"},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.splitlines()
+        assert said[: len(options) + 4] == ["deploy", "launch", *options, "--", program]
+        assert said[-1] == value  # Flower's processes have it too
+
+
 def test_a_folder_whose_name_no_script_can_have_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="control characters"):
         provision(tmp_path / "a\nb" / "fed", KNFU, 3, "127.0.0.1", 9443, insecure=False)
