@@ -1,4 +1,4 @@
-"""`fedkd deploy`: `init` writes a federation, `launch` starts one of its programs."""
+"""`fedkd deploy`: `init` writes a federation, `renew` its certificate, `launch` starts one of its programs."""
 
 from __future__ import annotations
 
@@ -23,17 +23,36 @@ def init(
     insecure: Annotated[
         bool, typer.Option("--insecure", help="No encryption, no authentication: for tests only.")
     ] = False,
+    target: Annotated[str, typer.Option(help="scripts, or also files for compose or kubernetes.")] = "scripts",
+    force: Annotated[
+        bool, typer.Option("--force", help="Write a federation's folder anew; keep keys, certificates, site.env.")
+    ] = False,
 ) -> None:
     """Write a federation, ready to start: certificates, keys, start scripts, a README with five steps."""
     with exit_codes():
         from ..deployment.provision import provision
 
-        done = provision(folder, config, sites, host, port, insecure=insecure)
+        done = provision(folder, config, sites, host, port, insecure=insecure, target=target, force=force)
         if done.unchecked is not None:
             typer.echo(f"Not checked here, the server checks it before a run: {done.unchecked}", err=True)
         if done.files:
             typer.echo(f"In the app, and so sent to all sites: {', '.join(done.files)}")
         typer.echo(f"{folder}: {sites} sites{', INSECURE' if insecure else ''}. Next: follow {folder / 'README.md'}.")
+
+
+@deploy.command()
+def renew(
+    folder: Annotated[Path, typer.Argument(help="The federation's folder, with ca/ and server/.")],
+    host: Annotated[
+        str | None, typer.Option(help="The server's name or address for the sites; by default the certificate's.")
+    ] = None,
+) -> None:
+    """Replace the server's certificate and key; sites keep theirs. docs/operations.md says what follows."""
+    with exit_codes():
+        from ..deployment.authority import renew
+
+        end = renew(folder, host)
+        typer.echo(f"{folder / 'server' / 'server.crt'} is new, with its key; valid until {end:%Y-%m-%d}.")
 
 
 @deploy.command()

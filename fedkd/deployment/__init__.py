@@ -2,7 +2,8 @@
 
 * `provision`: `fedkd deploy init`: a folder for the server and each site.
 * `authority`: certificates and keys.
-* `templates`: start scripts and READMEs of that folder.
+* `templates`: start scripts and READMEs of that folder; `containers`: texts for Docker Compose and Kubernetes.
+* `targets`: the files of containers in that folder.
 * `app`: the Flower App: its run config, its two apps.
 * `serve`: a run on the server.
 * `sites`: the sites on the server's side; messages to and from them.

@@ -8,19 +8,23 @@ the run in `out`; `accept-changes`: although images, files or versions have chan
 
 from __future__ import annotations
 
+import contextlib
+import io
+import logging
 import os
 import sys
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO, cast
 
 from flwr.app import Context
 from flwr.app.user_config import UserConfig
 from flwr.serverapp import Grid, ServerApp
 
 from ..config import Config, read_config, read_table, to_table
-from ..errors import InputError, unknown
+from ..errors import InputError, described, unknown
 from ..registry import App, only_of, texts_of
+from .launch import LINES
 from .on_site import SiteApp
 
 if TYPE_CHECKING:
@@ -55,6 +59,37 @@ def read_run_config(app: Path, run_config: UserConfig) -> Config:
     return config
 
 
+def _write_to_launcher(text: str) -> None:
+    """Write lines of a run to the log of the server: Flower itself keeps them for `flwr log` only. Never waits."""
+    with contextlib.suppress(OSError):
+        pipe = os.open(os.environ[LINES], os.O_WRONLY | os.O_NONBLOCK)
+        try:
+            os.write(pipe, text.encode(errors="replace"))
+        finally:
+            os.close(pipe)
+
+
+class _InBothLogs(io.TextIOBase):
+    """Writes to the run's own output, and to the log of the server."""
+
+    def write(self, text: str) -> int:
+        if text.strip():  # `print` writes the end of a line by itself
+            _write_to_launcher(f"{text}\n")
+        return sys.stderr.write(text)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+
+def _log_with_levels() -> None:
+    """Let fedkd's log begin its lines with their level, from which `launch` takes it, and have those of level INFO."""
+    log = logging.getLogger("fedkd")
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    log.handlers, log.propagate = [handler], False
+    log.setLevel(logging.INFO)
+
+
 def server_app(app: Path) -> ServerApp:
     """Return Flower's ServerApp. `app`: the folder of the Flower App."""
     flower_app = ServerApp()
@@ -73,7 +108,7 @@ def server_app(app: Path) -> ServerApp:
             if run_config.get("resume", False) and not out:
                 raise InputError("--run-config 'resume=true': name the run folder to continue, out=\"runs/...\".")
             folder = Path(out) if out else run_folder_of(config)
-            with Progress(sys.stderr) as progress:
+            with Progress(cast(TextIO, _InBothLogs()) if LINES in os.environ else sys.stderr) as progress:
                 progress.line(f"run folder: {folder.resolve()}")
                 summary = serve(
                     grid,
@@ -86,8 +121,12 @@ def server_app(app: Path) -> ServerApp:
                     on_event=progress.line,
                 )
                 progress.line(f"{summary['status']}: {summary['final']}")
-        except InputError as error:  # Flower keeps only the text: by its first word run.sh knows what to exit with
-            raise InputError(f"refused: {error}") from None
+        except Exception as error:
+            if LINES in os.environ:
+                _write_to_launcher(f"ERROR: the run has failed: {described(error)}\n")
+            if isinstance(error, InputError):  # Flower keeps only the text: by its first word run.sh knows its code
+                raise InputError(f"refused: {error}") from None
+            raise
 
     return flower_app
 
@@ -95,4 +134,6 @@ def server_app(app: Path) -> ServerApp:
 def client_app(app: Path) -> ClientApp:
     """Return Flower's ClientApp. `app`: the folder of the Flower App."""
     os.umask(0o077)  # of this process of Flower: a site's state is for its owner
+    if LINES in os.environ:
+        _log_with_levels()
     return SiteApp(lambda run_config: read_run_config(app, run_config))

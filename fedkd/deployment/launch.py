@@ -7,19 +7,23 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from types import FrameType
-from typing import BinaryIO, TextIO
+from typing import Any, BinaryIO, TextIO
 
 from ..errors import InputError, reason_of
 
 LOGS = ("text", "json")
+LINES = "FEDKD_LOG_LINES"  # the environment variable with the named pipe for lines of a run
 _LEVELS = "DEBUG|INFO|WARNING|ERROR|CRITICAL"
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _FLOWERS = re.compile(rf"({_LEVELS})\s*:\s*(.*)")  # its logger's, and uvicorn's
@@ -36,25 +40,43 @@ def launch(program: Sequence[str], name: str, log: str) -> int:
     """
     if log not in LOGS:
         raise InputError(f"FEDKD_LOG = {log!r}: choose one of {', '.join(LOGS)}.")
+    if log == "text":
+        with _started(program) as child:
+            return _code_of(child)
+    with tempfile.TemporaryDirectory(prefix="fedkd-") as folder:
+        pipe = Path(folder) / "lines"
+        os.mkfifo(pipe, 0o600)
+        end = os.open(pipe, os.O_RDWR)  # the pipe ends when this is closed, not when a run ends
+        options = {"env": {**os.environ, LINES: str(pipe)}, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        with pipe.open("rb") as lines, _started(program, **options) as child:
+            assert child.stdout is not None
+            readers = [
+                threading.Thread(target=write_as_json, args=(one, sys.stdout, name), daemon=True)
+                for one in (child.stdout, lines)
+            ]
+            for reader in readers:
+                reader.start()
+            code = _code_of(child)
+            os.close(end)
+            for reader in readers:
+                reader.join(_LAST_LINES_SECONDS)
+            return code
+
+
+def _code_of(child: subprocess.Popen[bytes]) -> int:
+    code = child.wait()
+    return code if code >= 0 else 128 - code
+
+
+@contextlib.contextmanager
+def _started(program: Sequence[str], **options: Any) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a program, in a session of its own: so a terminal's Ctrl-C reaches it once, from here."""
     try:
-        # in a session of its own: a terminal's Ctrl-C reaches it once, from here
-        child = subprocess.Popen(
-            program,
-            start_new_session=True,
-            stdout=subprocess.PIPE if log == "json" else None,
-            stderr=subprocess.STDOUT if log == "json" else None,
-        )
+        child = subprocess.Popen(program, start_new_session=True, **options)
     except OSError as error:
         raise InputError(f"{program[0]} cannot be started: {reason_of(error)}.") from error
     with _signals_passed_on(child):
-        if child.stdout is None:
-            code = child.wait()
-        else:
-            reader = threading.Thread(target=write_as_json, args=(child.stdout, sys.stdout, name), daemon=True)
-            reader.start()
-            code = child.wait()
-            reader.join(_LAST_LINES_SECONDS)
-    return code if code >= 0 else 128 - code
+        yield child
 
 
 @contextlib.contextmanager
@@ -76,7 +98,8 @@ def write_as_json(lines: BinaryIO, out: TextIO, name: str) -> None:
         record = json_line(line.decode(errors="replace"), name, datetime.now(UTC))
         if record is not None:
             with contextlib.suppress(OSError, ValueError):
-                print(record, file=out, flush=True)
+                out.write(f"{record}\n")  # at once: another thread may write as well
+                out.flush()
 
 
 def json_line(line: str, name: str, time: datetime) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
@@ -20,7 +21,8 @@ from ..errors import InputError, MissingFiles, on_one_line
 from ..masking import masked
 from ..registry import file_of, find, imported_below, loaded_file
 from ..runs.trackers import make_trackers
-from .authority import LOOPBACK, Authority, write_file, write_key
+from .authority import LOOPBACK, Authority, names_in, read_certificate, write_file, write_key
+from .targets import container_files, folders_of, readme_of, refuse_target
 from .templates import (
     BEHIND,
     FLWR,
@@ -41,10 +43,12 @@ from .templates import (
     SUPERLINK_INSECURE,
     SUPERNODE,
     SYSTEMD,
+    fill,
 )
 
 _SUPERLINK_PORT = 8000  # on the server's loopback address, behind nginx
 _OURS = ("federation.toml", "pyproject.toml", "fedkd_app.py")  # the files of the app that are no plug-ins
+_KEPT, _KEPT_ENDINGS = ("key", "site.env"), (".crt", ".key", ".pub")  # what `force` leaves as it is
 _HOST = re.compile(r"[A-Za-z0-9:][A-Za-z0-9.:-]*")
 
 
@@ -55,31 +59,61 @@ class Provisioned(NamedTuple):
     files: list[str]
 
 
-def provision(folder: Path, config_path: Path, sites: int, host: str, port: int, *, insecure: bool) -> Provisioned:
+def provision(
+    folder: Path,
+    config_path: Path,
+    sites: int,
+    host: str,
+    port: int,
+    *,
+    insecure: bool,
+    target: str = "scripts",
+    force: bool = False,
+) -> Provisioned:
     """Write a federation of `sites` sites into a new folder. `host`, `port`: the server's address for the sites.
 
     If the host is a loopback address, the SuperLink listens on it. Otherwise the SuperLink listens only on the loopback
-    address, and nginx forwards the sites. Something cannot be checked if this machine lacks the files of a set. Raises
-    InputError for an existing folder, and for a config that the server would refuse; then nothing is written.
+    address, and nginx forwards the sites. Something cannot be checked if this machine lacks the files of a set.
+    `target`: scripts, or also files for compose or kubernetes. With `force` the folder may be a federation's: all but
+    keys, certificates and settings of sites is written anew, and new sites are added. Raises InputError for another
+    folder, and for a config that the server would refuse; then nothing is written.
     """
     if any(not c.isprintable() for c in str(folder.absolute())):
         raise InputError(f"{on_one_line(str(folder))}: a path with control characters does not work in scripts.")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    there = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+    if there and not (folder / "app" / _OURS[0]).is_file():
         raise InputError(f"{folder}: this exists already; name a new folder.")
+    if there and not force:
+        raise InputError(
+            f"{folder}: this exists already; name a new folder, or add --force, which keeps keys, certificates and "
+            "settings of sites, and writes everything else anew."
+        )
     if not _HOST.fullmatch(host):
         raise InputError(f"--host {host!r}: give a name or an address, without a scheme or a port.")
+    if there and not insecure and host not in (valid := _names_of_certificate(folder, host)):
+        raise InputError(
+            f"--host {host!r}: {folder / 'server' / 'server.crt'} is valid for {', '.join(valid)}; give one of them, "
+            "or first replace it with fedkd deploy renew."
+        )
     config = read_config(config_path)
     if config.data.sites is not None and config.data.sites.count != sites:
         raise InputError(f"--sites {sites}: data.sites.count in {config_path} is {config.data.sites.count}.")
     unchecked = _check_as_server(config, config_path, sites)
     table = masked(to_table(config))  # the app goes to all sites
     carried = {**_carried(table), **_agreed(config, table)}
+    refuse_target(target, host, list(carried), insecure=insecure)
+    plan = _Plan(config, config_path, table, carried, sites, host, port, insecure, target)
     made = [one for one in (folder, *folder.parents) if not one.exists()]
     before = os.umask(0o077)
     try:
-        _write(folder, config, config_path, table, carried, sites, host, port, insecure=insecure)
+        if there:
+            with tempfile.TemporaryDirectory(dir=folder, prefix=".new-") as new:
+                _write(Path(new), plan, folder / "server" / "ca.crt")
+                _replace(folder, Path(new))
+        else:
+            _write(folder, plan)
     except BaseException:
-        for path in [made[-1]] if made else folder.iterdir():
+        for path in [] if there else [made[-1]] if made else folder.iterdir():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         raise
     finally:
@@ -87,23 +121,44 @@ def provision(folder: Path, config_path: Path, sites: int, host: str, port: int,
     return Provisioned(unchecked, sorted(carried))
 
 
-def _write(
-    folder: Path,
-    config: Config,
-    config_path: Path,
-    table: dict[str, Any],
-    carried: dict[str, Path],
-    sites: int,
-    host: str,
-    port: int,
-    *,
-    insecure: bool,
-) -> None:
+class _Plan(NamedTuple):
+    """What a federation's folder is made from. `table`: the config of the app. `carried`: the app's further files."""
+
+    config: Config
+    config_path: Path
+    table: dict[str, Any]
+    carried: dict[str, Path]
+    sites: int
+    host: str
+    port: int
+    insecure: bool
+    target: str
+
+
+def _names_of_certificate(folder: Path, host: str) -> list[str]:
+    path = folder / "server" / "server.crt"
+    return names_in(read_certificate(path)) if path.exists() else [host]
+
+
+def _replace(folder: Path, new: Path) -> None:
+    """Move the files of a new folder into a federation's, but for keys, certificates and settings that are there."""
+    shutil.rmtree(folder / "app")
+    for path in sorted(new.rglob("*")):
+        place = folder / path.relative_to(new)
+        if path.is_dir():
+            place.mkdir(exist_ok=True)
+        elif not place.exists() or (place.suffix not in _KEPT_ENDINGS and place.name not in _KEPT):
+            os.replace(path, place)
+
+
+def _write(folder: Path, plan: _Plan, ca: Path | None = None) -> None:
+    """Write a federation's folder. `ca`: the certificate of the authority that the federation has, if it has one."""
+    host, port, insecure = plan.host, plan.port, plan.insecure
     direct = host in LOOPBACK
     listen = host if direct and ":" not in host else "[::1]" if direct else "127.0.0.1"
     bound = port if direct or insecure else _SUPERLINK_PORT
     texts = {
-        "count": str(sites),
+        "count": str(plan.sites),
         "host": f"[{host}]" if ":" in host else host,
         "port": str(port),
         "listen": listen.strip("[]"),
@@ -111,33 +166,39 @@ def _write(
         "superlink": f"{listen}:{bound}",
         "listen_also": f"\n    listen [::]:{port} ssl;" if ":" in host else "",
     }
-    names = [f"site-{number}" for number in range(1, sites + 1)]
-    _write_app(folder / "app", table, carried)
+    names = [f"site-{number}" for number in range(1, plan.sites + 1)]
+    _write_app(folder / "app", plan.table, plan.carried)
     server = folder / "server"
-    authority = None if insecure else Authority(folder)
-    write_file(server / "start.sh", _fill(SUPERLINK_INSECURE if insecure else SUPERLINK, texts), 0o755)
-    write_file(server / "flwr.sh", _fill(FLWR_INSECURE if insecure else FLWR, texts), 0o755)
+    write_file(server / "start.sh", fill(SUPERLINK_INSECURE if insecure else SUPERLINK, texts), 0o755)
+    write_file(server / "flwr.sh", fill(FLWR_INSECURE if insecure else FLWR, texts), 0o755)
     write_file(server / "run.sh", RUN, 0o755)
     write_file(server / "fedkd-server.service", _unit("server"))
-    if authority is not None:
-        authority.issue(server, host)
+    if not insecure:
+        if ca is not None and ca.exists():
+            shutil.copyfile(ca, server / "ca.crt")
+        else:
+            Authority.make(folder).issue(server, host)
         write_file(server / "register.sh", REGISTER, 0o755)
         if not direct:
-            write_file(server / "nginx.conf", _fill(NGINX, texts))
+            write_file(server / "nginx.conf", fill(NGINX, texts))
     for number, name in enumerate(names):
         home = folder / "sites" / name
-        brings, own = (OWN_DATA, OWN) if config.data.sites is not None else (SHARE, OWN_SHARE)
-        write_file(home / "site.env", _fill(SITE_ENV + brings, {"name": name, "partition": str(number)}))
+        brings, own = (OWN_DATA, OWN) if plan.config.data.sites is not None else (SHARE, OWN_SHARE)
+        write_file(home / "site.env", fill(SITE_ENV + brings, {"name": name, "partition": str(number)}))
         security = INSECURE if insecure else SECURE
-        write_file(home / "start.sh", _fill(SUPERNODE, {**texts, "security": security, "own": own}), 0o755)
+        write_file(home / "start.sh", fill(SUPERNODE, {**texts, "security": security, "own": own}), 0o755)
         write_file(home / "fedkd-site.service", _unit("site"))
-        if authority is not None:
+        if not insecure:
             shutil.copyfile(server / "ca.crt", home / "ca.crt")
             write_key(home, server / "keys" / f"{name}.pub")
-    steps = README_INSECURE if insecure else README
-    write_file(
-        folder / "README.md", _fill(steps, {**texts, "config": config_path.name, "nginx": "" if direct else BEHIND})
-    )
+    app = sorted([*_OURS, *plan.carried])
+    for path, text in container_files(plan.target, names, app, texts).items():
+        write_file(folder / path, text)
+    for path in folders_of(plan.target, names):
+        (folder / path).mkdir()
+    more = {"config": plan.config_path.name, "nginx": "" if direct else BEHIND}
+    steps = (README_INSECURE if insecure else README) + readme_of(plan.target)
+    write_file(folder / "README.md", fill(steps, {**texts, **more}))
 
 
 def _check_as_server(config: Config, path: Path, sites: int) -> str | None:
@@ -164,12 +225,6 @@ def _check_as_server(config: Config, path: Path, sites: int) -> str | None:
         raise InputError(f"--sites {sites}: data.partition in {path} has {nodes} nodes, and each site is one of them.")
     setup.check()
     return None
-
-
-def _fill(text: str, values: dict[str, str]) -> str:
-    for name, value in values.items():
-        text = text.replace(f"@{name}@", value)
-    return text
 
 
 def _carried(table: dict[str, Any]) -> dict[str, Path]:
@@ -228,4 +283,4 @@ def _strings(table: Any) -> Iterator[tuple[Any, Any, str]]:
 
 
 def _unit(what: str) -> str:
-    return _fill(SYSTEMD, {"what": what, "home": f"/opt/fedkd/{what}"})
+    return fill(SYSTEMD, {"what": what, "home": f"/opt/fedkd/{what}"})

@@ -202,3 +202,10 @@ the port can read what sites send, take part, and start runs of any code.
 4. **Start the sites**: `./start.sh`.
 5. **Run**: `server/run.sh --run-config 'out="runs/first"'`.
 """
+
+
+def fill(text: str, values: dict[str, str]) -> str:
+    """Return a text in which each `@name@` is replaced by the value of that name."""
+    for name, value in values.items():
+        text = text.replace(f"@{name}@", value)
+    return text

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import sys
 import urllib.error
-import urllib.request
 from pathlib import Path
 from typing import Any
 
 import pytest
 from helpers import Make, lines
+from helpers.exporter import Samples, scrape
 from helpers.federations import IDS, partitioned, start
 from helpers.runs_by_hand import Write
 from helpers.superlink import free_ports
@@ -20,18 +20,6 @@ from fedkd.deployment.roster import Roster
 from fedkd.errors import InputError
 
 pytest.importorskip("prometheus_client")
-Samples = dict[tuple[str, ...], float]
-
-
-def scrape(port: int, host: str = "127.0.0.1") -> Samples:
-    """Return the samples of a real HTTP request by name and values of labels, in the order of the labels' names."""
-    from prometheus_client.parser import text_string_to_metric_families
-
-    with urllib.request.urlopen(f"http://{host}:{port}/metrics", timeout=30) as answer:
-        assert answer.headers["Content-Type"].startswith("text/plain; version=")
-        text = answer.read().decode()
-    families = list(text_string_to_metric_families(text))
-    return {(s.name, *s.labels.values()): s.value for family in families for s in family.samples}
 
 
 def test_a_run_is_scraped_while_it_goes_on(tiny: Make, tmp_path: Path) -> None:

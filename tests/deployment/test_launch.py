@@ -9,12 +9,14 @@ import signal
 import subprocess
 import sys
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 from helpers import default_signals
 from typer.testing import CliRunner
 
 from fedkd.cli import app
+from fedkd.deployment.app import _InBothLogs
 from fedkd.deployment.launch import json_line, launch, write_as_json
 
 NOON = datetime(2026, 1, 2, 12, 0, 0, 5000, UTC)
@@ -70,6 +72,39 @@ def test_the_programs_exit_code_is_kept(script: str, code: int, log: str) -> Non
     before = signal.getsignal(signal.SIGTERM)
     assert launch(["sh", "-c", script], "server", log) == code
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_lines_of_a_run_come_through_a_named_pipe_also_from_several_processes(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    assert (
+        launch(["sh", "-c", 'for n in 1 2; do echo "ERROR: run $n" > "$FEDKD_LOG_LINES"; done; echo own'], "s", "json")
+        == 0
+    )
+    found = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+    assert sorted((one["level"], one["message"]) for one in found) == [
+        ("ERROR", "run 1"),
+        ("ERROR", "run 2"),
+        ("INFO", "own"),
+    ]
+    assert launch(["sh", "-c", 'exit "$(printf %s "${FEDKD_LOG_LINES:-}" | wc -c)"'], "s", "text") == 0
+
+
+def test_a_run_writes_to_the_pipe_and_never_waits_for_a_reader(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pipe = tmp_path / "lines"
+    monkeypatch.setenv("FEDKD_LOG_LINES", str(pipe))
+    both = _InBothLogs()
+    print("there is no pipe", file=both)
+    os.mkfifo(pipe)
+    print("nobody reads", file=both)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    for _ in range(100):
+        print("x" * 4000, file=both)  # more than a pipe takes
+    assert os.read(reader, 8002) == 2 * (b"x" * 4000 + b"\n")
+    os.close(reader)
+    assert capsys.readouterr().err == "there is no pipe\nnobody reads\n" + 100 * ("x" * 4000 + "\n")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
