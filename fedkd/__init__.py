@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .api import Run as Run
+    from .api import compare as compare
     from .api import make_config as make_config
     from .api import resume as resume
     from .api import rounds as rounds
@@ -187,6 +188,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Run": "api",
+    "compare": "api",
     "make_config": "api",
     "TrainedModel": "exports.trained",
     "evaluate": "exports.evaluating",

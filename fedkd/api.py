@@ -13,20 +13,24 @@ import base64
 import html
 import io
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .config import Config, flattened, parse_config, read_config, read_table, to_table
 from .core.record import Record
+from .errors import InputError
 from .exports.of_run import Which, model_after, model_of_run, real_samples
 from .exports.trained import TrainedModel
 from .messages.metric_names import as_text
+from .reports import tables as printed
+from .reports.compare import Comparison, split
+from .reports.compare import compare as comparing
 from .runs import run as runs
 from .runs.figures import figures_of
 from .runs.progress import NotebookProgress, Progress, in_notebook
-from .runs.results import read_run
+from .runs.results import completed, find_runs, read_run
 from .runs.run import RoundEnd
 from .runs.run_folder import CONFIG, run_folder_of
 from .runs.styles import SCREEN, in_style
@@ -241,6 +245,69 @@ class Run:
         picture = base64.b64encode(curve.read_bytes()).decode() if curve.is_file() else ""
         shown = f'<img alt="curves" style="max-width: 600px" src="data:image/png;base64,{picture}">' if picture else ""
         return f"<div><b>{html.escape(repr(self))}</b>{table}{shown}</div>"
+
+
+class Compared:
+    """A comparison of runs: a table of texts, and the same for a paper."""
+
+    def __init__(self, comparison: Comparison, columns: Sequence[str]) -> None:
+        self.comparison = comparison  # the numbers
+        self._columns = columns
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """Return the table: a row for each strategy; means over seeds with their deviations, as texts."""
+        import pandas
+
+        header, rows = printed.table(self.comparison, self._columns)
+        return pandas.DataFrame(rows, columns=header)
+
+    def to_latex(self) -> str:
+        """Return the table for LaTeX, with booktabs: the best of a column is bold, the second underlined."""
+        return printed.to_latex([self.comparison], self._columns)
+
+    def to_markdown(self) -> str:
+        """Return the table as Markdown."""
+        return printed.to_markdown([self.comparison], self._columns)
+
+    def __repr__(self) -> str:
+        return f"{printed.caption(self.comparison, self._columns)}\n{self.table.to_string(index=False)}"
+
+    def _repr_html_(self) -> str:
+        caption = html.escape(printed.caption(self.comparison, self._columns))
+        return f"<div>{self.table.to_html(index=False)}<p>{caption}</p></div>"
+
+
+def compare(
+    runs: Iterable[Run | str | Path],
+    baseline: str | None = None,
+    *,
+    metric: str | None = None,
+    target: float | None = None,
+    columns: Sequence[str] = (),
+    rows: Sequence[str] = (),
+    names: Mapping[str, str] | None = None,
+    across: Sequence[str] = (),
+) -> Compared:
+    """Compare finished runs, and the runs in folders, that differ in their strategy and seed; see docs/compare.md.
+
+    `baseline`: the strategy of the differences. `metric`: by default the first that all runs have. `target`: also show
+    rounds, megabytes and seconds to this value. `columns`, `rows`, `names`: what is shown, in which order, and under
+    which names. `across`: keys in which the runs may differ too. Raises InputError for runs that cannot be compared,
+    and if none has been completed.
+    """
+    found, problems = find_runs([one.path if isinstance(one, Run) else Path(one).expanduser() for one in runs])
+    done, others = completed(found)
+    if not done:
+        raise InputError(" ".join(["No run has been completed.", *problems, *others]))
+    (group,) = split(done, (), across).values()
+    beside = printed.check_columns(columns, {one for run in done for one in run.metrics()}, target=target is not None)
+    comparison = comparing(
+        group, metric=metric, target=target, baseline=baseline, names=names, rows=rows, beside=beside
+    )
+    for problem in [*problems, *others, *comparison.problems]:
+        print(f"fedkd: {problem}", file=sys.stderr)
+    return Compared(comparison, columns)
 
 
 class Figures(Mapping[str, "Figure"]):

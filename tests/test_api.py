@@ -96,6 +96,20 @@ def test_a_run_is_resumed_for_more_rounds(done: fedkd.Run, tmp_path: Path) -> No
         fedkd.resume(run, train={"batch_size": 7}, show=False)
 
 
+def test_runs_are_compared(done: fedkd.Run, tmp_path: Path) -> None:
+    local = fedkd.run(QUICK, out=tmp_path / "local", show=False, strategy="local", checkpoint={"best": "personal/loss"})
+    found = fedkd.compare([done, local.path], baseline="local", columns=["seeds", "final"], names={"knfu": "KnFu"})
+    assert list(found.table.columns) == ["strategy", "seeds", "final"]
+    assert list(found.table["strategy"]) == ["KnFu", "local"]
+    assert found.table["final"][0] == f"{100 * done.summary['final']['personal/accuracy']:.1f}"
+    assert r"\toprule" in found.to_latex()
+    assert "<td>KnFu</td>" in found._repr_html_()
+    with pytest.raises(InputError, match="fedmd"):
+        fedkd.compare([done, local], baseline="fedmd")
+    with pytest.raises(InputError, match="There is no run to show"):
+        fedkd.compare([tmp_path / "nowhere"])
+
+
 def test_an_interrupt_says_how_to_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
