@@ -2,7 +2,8 @@
 
 * `provision`: `fedkd deploy init`: a folder for the server and each site.
 * `authority`: certificates and keys.
-* `templates`: start scripts and READMEs of that folder; `containers`: texts for Docker Compose and Kubernetes.
+* `templates`: start scripts and READMEs of that folder; `containers`: texts for Docker Compose;
+  `kubernetes`: manifests.
 * `targets`: the files of containers in that folder.
 * `app`: the Flower App: its run config, its two apps.
 * `serve`: a run on the server.

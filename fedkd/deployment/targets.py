@@ -8,15 +8,12 @@ from importlib.metadata import version
 
 from ..errors import InputError
 from .authority import LOOPBACK
-from .containers import (
-    COMPOSE_SERVER,
-    COMPOSE_SITE,
-    DOCKERFILE,
+from .containers import COMPOSE_SERVER, COMPOSE_SITE, DOCKERFILE, README_COMPOSE
+from .kubernetes import (
     KUBERNETES_SERVER,
     KUBERNETES_SITE,
     KUSTOMIZATION_SERVER,
     KUSTOMIZATION_SITE,
-    README_COMPOSE,
     README_KUBERNETES,
 )
 from .templates import fill

@@ -128,10 +128,11 @@ while True:
         stdout=subprocess.PIPE,
         text=True,
         preexec_fn=default_signals,
+        start_new_session=True,
     )
     assert child.stdout is not None
     assert json.loads(child.stdout.readline())["message"] == "ready"
-    child.send_signal(number)
+    os.killpg(child.pid, number)  # as a terminal does
     rest, _ = child.communicate(timeout=60)
     assert [(one["level"], one["message"]) for one in map(json.loads, rest.splitlines())] == [
         ("ERROR", f"ended by {number.name}")

@@ -15,7 +15,11 @@ PAGES = [
 ]
 
 # What a block may need that a test does not have. The line directly above it says so: "Needs MNIST and a Ray cluster:".
-NEEDS = {"MNIST", "CIFAR-10", "Python 3.11", "pip", "make", "GPUs", "a Ray cluster", "two machines", "an idle machine"}
+# "a federation": tests/deployment/test_operations.py has one, and runs these commands.
+NEEDS = {
+    "MNIST", "CIFAR-10", "Python 3.11", "pip", "make", "GPUs", "a Ray cluster", "two machines", "an idle machine",
+    "a federation",
+}  # fmt: skip
 
 
 class Commands(NamedTuple):

@@ -31,8 +31,11 @@ def wait_for(path: Path, text: str, seconds: float = 120.0) -> None:
     raise AssertionError(f"{path} without {text!r}: {path.read_text() if path.is_file() else 'it is not there'}")
 
 
-def end(shell: Shell, *parts: str) -> None:
-    """End the SuperNode whose command line and folder have these parts, as Ctrl-C does, and wait until it is gone."""
+def end(shell: Shell, *parts: str, program: str = "flower-supernode") -> None:
+    """End the SuperNode whose command line and folder have these parts, as Ctrl-C does, and wait until it is gone.
+
+    `program`: another one to end.
+    """
     waited, asked = threading.Event(), set()
     for _ in range(300):
         there = set()
@@ -41,7 +44,7 @@ def end(shell: Shell, *parts: str) -> None:
                 command = (entry / "cmdline").read_bytes().decode(errors="replace") + os.readlink(entry / "cwd")
             except OSError:
                 continue
-            if "flower-supernode" in command and all(part in command for part in parts):
+            if program in command and all(part in command for part in parts):
                 there.add(int(entry.name))
         if not there:
             shell.does("jobs")  # the shell takes note
@@ -50,4 +53,4 @@ def end(shell: Shell, *parts: str) -> None:
             os.kill(one, signal.SIGTERM)
         asked |= there
         waited.wait(0.2)
-    raise AssertionError(f"a SuperNode does not end: {parts}")
+    raise AssertionError(f"a {program} does not end: {parts}")
