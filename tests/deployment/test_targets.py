@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from fedkd.cli import app
 from fedkd.deployment.provision import provision
+from fedkd.deployment.targets import refuse_target
 from fedkd.errors import InputError
 
 KNFU = HOME / "configs/knfu/sites.toml"
@@ -255,6 +256,13 @@ def test_a_target_that_cannot_serve_is_refused_before_anything_is_written(
     assert result.exit_code == 2
     assert message in " ".join(result.stderr.split())
     assert not (tmp_path / "fed").exists()
+
+
+def test_a_file_that_no_manifest_can_name_is_refused() -> None:
+    refuse_target("compose", "h.example.org", ["a=b.json"], insecure=False)
+    for name in ("a=b.json", "a b.json", "ä.json", "a:b.json"):
+        with pytest.raises(InputError, match=f"no manifest can name the file '{name}' of the app; rename it."):
+            refuse_target("kubernetes", "h.example.org", ["near/by.py", name], insecure=False)
 
 
 def test_a_federations_folder_is_written_anew_only_with_force_and_keeps_its_keys(tmp_path: Path) -> None:
