@@ -103,12 +103,17 @@ def report(
     paths: RunFolders,
     output: Annotated[Path, typer.Option("--out", "-o", help="The page to write.")] = Path("report.html"),
     title: Annotated[str | None, typer.Option(help="The title of the page.")] = None,
+    baseline: Baseline = None,
+    name: Names = None,
+    rows: Rows = None,
 ) -> None:
     """Write one page on runs that needs no network: curves, tables, partitions, nodes, methods' figures."""
     with exit_codes("nothing is lost"):
         from ..reports import report as reporting
+        from ..reports.selection import words_in
 
-        for problem in reporting.report(paths, output, title):
+        chosen = words_in(rows or "")
+        for problem in reporting.report(paths, output, title, baseline=baseline, names=name or [], rows=chosen):
             say(f"fedkd: {problem}", err=True)
         say(f"report: {output}")
 

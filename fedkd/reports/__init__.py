@@ -7,6 +7,7 @@
 * `series`: curves over seeds, and values of nodes.
 * `figures`: the figures of a comparison for a paper or slides.
 * `charts`: SVG charts of a page.
+* `evaluations`: parts of the page: traffic, scores, confusion matrices, calibration.
 * `report`: the report page.
 * `watch`: the report of a run during the run.
 """

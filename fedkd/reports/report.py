@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from statistics import fmean
@@ -25,6 +25,8 @@ from ..runs.weight_matrices import last_matrix
 from . import charts
 from .compare import Row, compare
 from .estimates import LEAST_SEEDS
+from .evaluations import evaluations, traffic
+from .selection import arms_named, arranged, check_known, names_in, of_group
 from .series import nodes_of, series_of
 from .tables import caption, table
 
@@ -32,22 +34,45 @@ _MOST_IMAGES = 8  # the largest number of rounds in a series of images
 _MOST_ROWS = 100  # the largest number of rows of a heat map with its own table
 
 
-def report(paths: Sequence[Path], out: Path, title: str | None = None) -> list[str]:
+def report(
+    paths: Sequence[Path],
+    out: Path,
+    title: str | None = None,
+    *,
+    baseline: str | None = None,
+    names: Sequence[str] = (),
+    rows: Sequence[str] = (),
+) -> list[str]:
     """Write the page on all runs in folders; return a line about each run that is left out.
 
-    Raises InputError if no run can be shown, and for an output that is a folder.
+    `baseline`, `names` (texts `strategy=Name`) and `rows` are those of `compare`; a group of runs may lack some. Raises
+    InputError if no run can be shown, for an output that is a folder, and for a name or row that no run has.
     """
     if out.is_dir():
         raise InputError(f"--output {out}: this is a folder; name a file, such as report.html.")
     runs, problems = find_runs(paths)
-    page, problems = render(runs, problems, title or f"fedkd: {', '.join(path.resolve().name for path in paths)}")
+    groups = [arms_of(group)[0] for group in _alike(runs).values()]
+    shown_as = names_in(names, groups)
+    check_known(groups, shown_as, rows if baseline is None else [*rows, baseline])
+    page, problems = render(
+        runs, problems, title or f"fedkd: {', '.join(path.resolve().name for path in paths)}",
+        baseline=baseline, names=shown_as, rows=rows,
+    )  # fmt: skip
     make_folder(out.parent, "--output")
     write_output(out, page.encode())
     return problems
 
 
 def render(
-    runs: Sequence[Run], problems: Sequence[str], title: str, *, live: str = "", version: str = ""
+    runs: Sequence[Run],
+    problems: Sequence[str],
+    title: str,
+    *,
+    live: str = "",
+    version: str = "",
+    baseline: str | None = None,
+    names: Mapping[str, str] | None = None,
+    rows: Sequence[str] = (),
 ) -> tuple[str, list[str]]:
     """Return the page, and lines about what is left out or wrong.
 
@@ -61,7 +86,11 @@ def render(
         arms, twice = arms_of(whole or members)
         problems += twice
         problems += [f"{change}; do not compare them." for change in changes_between(whole)]
-        group, more = _group(f"group-{number}", name, arms)
+        names_here, rows_here = of_group(arms, names or {}, rows)
+        if rows and not rows_here:
+            problems.append(f"{name}: none of the --rows is here; left out.")
+            continue
+        group, more = _group(f"group-{number}", name, arms, baseline, names_here, rows_here)
         groups.append(group)
         problems += more
     template = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, finalize=_plain).from_string(
@@ -99,13 +128,20 @@ def _alike(runs: Sequence[Run]) -> dict[str, list[Run]]:
     return groups
 
 
-def _group(key: str, title: str, arms: list[Arm]) -> tuple[dict[str, Any], list[str]]:
+def _group(
+    key: str, title: str, every: list[Arm], baseline: str | None, shown_as: Mapping[str, str], rows: Sequence[str]
+) -> tuple[dict[str, Any], list[str]]:
+    pairs = arranged(every, shown_as, rows)
+    arms = [arm for _, arm in pairs]
     names = in_order({name for arm in arms for run in arm.runs for name in run.metrics()})
     images, problems = _images(arms)
-    parts = [_partition(arms), _weights(arms), _ensembles(arms), _features(arms), images]
+    parts = [
+        _partition(arms), traffic(arms), *evaluations(arms), _weights(arms), _ensembles(arms), _features(arms),
+        images,
+    ]  # fmt: skip
     metrics = []
     for name in names:
-        metric, more = _metric(name, arms)
+        metric, more = _metric(name, pairs, every, arms_named(every, baseline, shown_as) if baseline else [])
         metrics.append(metric)
         problems += [problem for problem in more if not problem.endswith(f"has no {name}; left out.")]
     legend = [(arm.name, _safe(charts.legend(number))) for number, arm in enumerate(arms)]
@@ -119,13 +155,20 @@ def _group(key: str, title: str, arms: list[Arm]) -> tuple[dict[str, Any], list[
     return group, problems
 
 
-def _metric(metric: str, arms: list[Arm]) -> tuple[dict[str, Any], list[str]]:
-    numbers = {arm.name: number for number, arm in enumerate(arms)}
-    comparison = compare([run for arm in arms for run in arm.runs], metric=metric)
+def _metric(
+    metric: str, pairs: list[tuple[Arm, Arm]], every: list[Arm], baseline: list[Arm]
+) -> tuple[dict[str, Any], list[str]]:
+    numbers = {arm.name: number for number, (_, arm) in enumerate(pairs)}
+    shown = [(one, arm) for one, arm in pairs if any(metric in run.metrics() for run in arm.runs)]
+    having = [arm for _, arm in shown]
+    base = [one for one in baseline if any(metric in run.metrics() for run in one.runs)]
+    comparison = compare(
+        [run for one in every for run in one.runs], metric=metric, rows=[one.name for one, _ in shown],
+        baseline=base[0].name if len(base) == 1 else None, names={one.name: arm.name for one, arm in shown},
+    )  # fmt: skip
     header, rows = table(comparison)
     scale = 100.0 if is_fraction(metric) else 1.0
     unit = f"{metric} (%)" if scale > 1 else metric
-    having = [arm for arm in arms if any(metric in run.metrics() for run in arm.runs)]
     figures = []
     for what, label in (
         ("rounds", "round"),
