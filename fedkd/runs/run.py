@@ -315,7 +315,8 @@ def rounds_with(
             if not isinstance(failed, NotWritten):  # the message of the run's end says what is wrong with the disk
                 _log.warning("%s", failed)
             return {}
-        trackers.end(summary)
+        if status != "completed":
+            trackers.end(summary)
         return summary
 
     hooks: dict[str, Any] = {} if on_step is None else {"on_step": on_step}
@@ -350,7 +351,10 @@ def rounds_with(
     from .evaluation import keep_evaluation
     from .figures import draw  # imports matplotlib, which the run itself does not need
 
-    problems = keep_evaluation(setup.strategy, environment, carrier.states(), folder)
-    for problem in [*problems, *draw(environment, folder)]:
-        _log.warning("%s", problem)
+    try:
+        problems = keep_evaluation(setup.strategy, environment, carrier.states(), folder)
+        for problem in [*problems, *draw(environment, folder)]:
+            _log.warning("%s", problem)
+    finally:
+        trackers.end(summary, sorted(folder.figures.glob("*.png")))
     return summary

@@ -11,6 +11,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
+import numpy as np
+from PIL import Image
+
 from ..config import Config, flattened, to_table
 from ..errors import InputError
 from ..files import read, write
@@ -41,8 +44,8 @@ class Tracker(ABC):
         """Handle the line of a round."""
 
     @abstractmethod
-    def end(self, summary: dict[str, Any]) -> None:
-        """Handle the summary; the run has ended, successfully or not."""
+    def end(self, summary: dict[str, Any], figures: Sequence[Path]) -> None:
+        """Handle the summary and the PNG files of figures; the run has ended, successfully or not (then without)."""
 
 
 def scalars(line: dict[str, Any]) -> dict[str, float]:
@@ -82,8 +85,11 @@ class TensorBoard(Tracker):
             self._writer.add_scalar(name, value, line["round"])
         self._writer.flush()
 
-    def end(self, summary: dict[str, Any]) -> None:
-        """Close the event file."""
+    def end(self, summary: dict[str, Any], figures: Sequence[Path]) -> None:
+        """Write the figures, and close the event file."""
+        for path in figures:
+            pixels = np.asarray(Image.open(path).convert("RGB"))
+            self._writer.add_image(f"figures/{path.stem}", pixels, summary["rounds"], dataformats="HWC")
         self._writer.close()
 
 
@@ -118,8 +124,10 @@ class MLflow(Tracker):
         for name, value in scalars(line).items():
             self._client.log_metric(self._id, name, value, step=line["round"])
 
-    def end(self, summary: dict[str, Any]) -> None:
-        """Close the run."""
+    def end(self, summary: dict[str, Any], figures: Sequence[Path]) -> None:
+        """Send the figures, and close the run."""
+        for path in figures:
+            self._client.log_artifact(self._id, str(path), "figures")
         status = {"completed": "FINISHED", "interrupted": "KILLED"}.get(summary["status"], "FAILED")
         self._client.set_terminated(self._id, status)
 
@@ -147,8 +155,11 @@ class WandB(Tracker):
         """Send a round's scalars."""
         self._run.log(scalars(line), step=line["round"])
 
-    def end(self, summary: dict[str, Any]) -> None:
-        """Close the run."""
+    def end(self, summary: dict[str, Any], figures: Sequence[Path]) -> None:
+        """Send the figures, and close the run."""
+        if figures:
+            images = {f"figures/{path.stem}": self._wandb.Image(str(path)) for path in figures}
+            self._run.log(images, step=summary["rounds"])
         self._run.finish(exit_code=0 if summary["status"] == "completed" else 1)
 
 
@@ -203,9 +214,9 @@ class Trackers:
         """Call `note` of all trackers."""
         self._each(lambda tracker: tracker.note(line))
 
-    def end(self, summary: dict[str, Any]) -> None:
+    def end(self, summary: dict[str, Any], figures: Sequence[Path] = ()) -> None:
         """Call `end` of all trackers."""
-        self._each(lambda tracker: tracker.end(summary))
+        self._each(lambda tracker: tracker.end(summary, figures))
 
     def _each(self, call: Callable[[Tracker], None]) -> None:
         for name, tracker in list(self._named):

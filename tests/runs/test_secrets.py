@@ -27,7 +27,7 @@ class Told(Tracker):
         self.api_key = api_key
     def begin(self, config, folder, first_round): pass
     def note(self, line): raise OSError(f"https://me:hunter2@h refused {{'api_key': '{self.api_key}'}}")
-    def end(self, summary): pass
+    def end(self, summary, figures): pass
 """
 
 

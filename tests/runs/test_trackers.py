@@ -55,6 +55,7 @@ def test_tensorboard_has_each_round_also_of_a_resumed_run(tiny: Tiny, tmp_path: 
     assert [event.step for event in events] == [0, 1, 2, 3, 4]
     assert events[-1].value == pytest.approx(summary["final"]["personal/accuracy"])
     assert {"bytes/up", "bytes/down", "seconds/round", "failures", "log/train_loss"} <= set(kept.Tags()["scalars"])
+    assert {"figures/curves", "figures/partition"} <= set(kept.Tags()["images"])
 
 
 def test_mlflow_goes_on_in_the_same_run(tiny: Tiny, tmp_path: Path) -> None:
@@ -72,6 +73,8 @@ def test_mlflow_goes_on_in_the_same_run(tiny: Tiny, tmp_path: Path) -> None:
     history = client.get_metric_history(kept.info.run_id, "personal/accuracy")
     assert {metric.step for metric in history} == {0, 1, 2, 3, 4}
     assert kept.data.metrics["personal/accuracy"] == pytest.approx(summary["final"]["personal/accuracy"])
+    figures = [file.path for file in client.list_artifacts(kept.info.run_id, "figures")]
+    assert {"figures/curves.png", "figures/partition.png"} <= set(figures)
 
 
 def test_a_server_that_is_away_is_not_waited_for_and_the_users_own_patience_counts(
@@ -109,6 +112,7 @@ def test_wandb_keeps_an_offline_run_in_the_folder(tiny: Tiny, tmp_path: Path) ->
             if (item.key or ".".join(item.nested_key)) == "personal/accuracy":
                 found.append(float(item.value_json))
     assert len(found) == 3
+    assert list((tmp_path / "run" / "wandb").glob("offline-run-*/files/media/images/figures/curves_*.png"))
     assert found[-1] == pytest.approx(summary["final"]["personal/accuracy"])
 
 
@@ -164,7 +168,7 @@ def test_one_s_own_tracker_hears_all_and_a_failing_one_costs_nothing(
         "        if line['round'] == self.fails:\n"
         "            raise ConnectionError('nobody there')\n"
         "        self.out.write_text(self.out.read_text() + f' {line[\"round\"]}')\n"
-        "    def end(self, summary):\n"
+        "    def end(self, summary, figures):\n"
         "        self.out.write_text(self.out.read_text() + ' ' + summary['status'])\n"
     )
     name = f"{plugin}:Mine"
