@@ -33,7 +33,7 @@ from .runs.progress import NotebookProgress, Progress, in_notebook
 from .runs.results import completed, find_runs, read_run
 from .runs.run import RoundEnd
 from .runs.run_folder import CONFIG, run_folder_of
-from .runs.styles import SCREEN, in_style
+from .runs.styles import SCREEN, content_of, in_style
 
 if TYPE_CHECKING:
     import numpy as np
@@ -247,6 +247,11 @@ class Run:
         return f"<div><b>{html.escape(repr(self))}</b>{table}{shown}</div>"
 
 
+def _as_png(figure: Figure) -> bytes:
+    with in_style(SCREEN):
+        return content_of(figure, "png")
+
+
 class Compared:
     """A comparison of runs: a table of texts, and the same for a paper."""
 
@@ -323,7 +328,9 @@ class Figures(Mapping[str, "Figure"]):
             drawing = self._made[name]()
         if drawing is None:
             raise KeyError(f"{name}: there is nothing to draw")
-        return drawing.figure
+        figure = drawing.figure
+        figure._repr_png_ = lambda: _as_png(figure)  # type: ignore[attr-defined]  # a notebook shows it
+        return figure
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._made)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -68,9 +71,25 @@ def test_a_run_shows_itself(done: fedkd.Run) -> None:
     assert "<td>personal/accuracy</td>" in page
     assert "data:image/png;base64," in page
     assert {"curves", "accuracy", "loss"} <= set(done.figures)
-    assert {line.get_label() for line in done.figures["loss"].axes[0].lines}
+    figure: Any = done.figures["loss"]
+    assert len(figure.axes[0].lines) == 1  # of the nodes
+    assert figure._repr_png_().startswith(b"\x89PNG")
     with pytest.raises(KeyError, match="accurcy; this run has"):
         done.figures["accurcy"]
+
+
+def test_a_notebook_shows_the_progress_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[str] = []
+
+    class ZMQInteractiveShell:
+        """The shell of a notebook's kernel."""
+
+    handle = SimpleNamespace(update=shown.append)
+    display = SimpleNamespace(HTML=str, display=lambda text, display_id: shown.append(text) or handle)
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=ZMQInteractiveShell, display=display))
+    fedkd.run(QUICK, out=tmp_path / "run", rounds=1)
+    assert shown[0].startswith('<progress value="0" max="1"></progress> round 0/1 personal/accuracy 0.')
+    assert shown[-1].startswith('<progress value="1" max="1"></progress> round 1/1 personal/accuracy 0.')
 
 
 def test_rounds_can_be_looked_at_and_stopped_and_the_run_goes_on(done: fedkd.Run, tmp_path: Path) -> None:
