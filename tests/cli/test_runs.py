@@ -127,6 +127,28 @@ def test_resume_wants_a_run_with_a_checkpoint(config: Path, tmp_path: Path) -> N
         assert f"The checkpoint {server.parent} is damaged" in result.stderr
 
 
+def test_a_run_that_has_ended_goes_on_for_more_rounds(config: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    words = ["run", "--resume", str(out), "--set"]
+    assert RUNNER.invoke(app, ["run", str(config), "--out", str(out)]).exit_code == 0
+    rounds = json.loads((out / "summary.json").read_text())["rounds"]
+    result = RUNNER.invoke(app, [*words, f"rounds={rounds + 1}"])
+    assert result.exit_code == 0, result.output
+    assert json.loads((out / "summary.json").read_text())["rounds"] == rounds + 1
+    refused = RUNNER.invoke(app, [*words, "train.batch_size=7"])
+    assert refused.exit_code == 2
+    assert "train.batch_size was" in refused.stderr
+    assert "may change rounds, evaluate, stop, checkpoint, engine, trackers" in refused.stderr
+
+
+def test_a_config_that_comes_with_fedkd_is_found_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = RUNNER.invoke(app, ["run", "fedavg/quick", "--set", "rounds=1", "--out", "run"])
+    assert result.exit_code == 0, result.output
+    refused = RUNNER.invoke(app, ["run", "fedavg/quickest"])
+    assert (refused.exit_code, "no config of this name comes with fedkd" in refused.stderr) == (2, True)
+
+
 def test_partition_prints_the_table_and_draws_the_heat_map(config: Path, tmp_path: Path) -> None:
     picture = tmp_path / "heat.png"
     result = RUNNER.invoke(app, ["partition", str(config), "--out", str(picture)])
