@@ -189,7 +189,8 @@ class CheckpointConfig(Table):
 
     every: Count = 10
     keep: Count = 2  # if the newest one is damaged, the one before is used
-    best: Metric | None = None  # the metric whose best round is kept too, beside the newest
+    # the metric whose best round is kept too; auto: the main one of the nodes' models, or of the server's
+    best: Literal["auto"] | Metric | None = None
 
 
 class StopConfig(Table):

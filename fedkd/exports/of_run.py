@@ -55,7 +55,7 @@ def _restored(path: Path, which: Which) -> tuple[Setup, StateOf, int]:
     if checkpoints.there_are_none(home):
         if which == "best":
             raise InputError(
-                f"{path} has no best round: set checkpoint.best, such as 'personal/accuracy', in the run's config."
+                f"{path} has no best round: set checkpoint.best = 'auto', or a metric, in the run's config."
             )
         raise InputError(f"{path} has no checkpoint yet.")
     number, checkpoint = checkpoints.latest(home)

@@ -8,18 +8,32 @@ from typing import Any
 
 from ..config import StopConfig
 from ..errors import InputError, some
+from ..messages.metric_names import is_main, scope_of
 from .metrics import lower_is_better
+
+AUTO = "auto"
+_SCOPES = ("personal_validation", "personal", "global", "probe")  # whose main metric `auto` is, the first that is there
+
+
+def _main_of(measured: Iterable[str]) -> str:
+    names = [name for name in measured if is_main(name)]
+    ranked = [name for scope in _SCOPES for name in names if scope_of(name) == scope]
+    return next(iter([*ranked, *names]), AUTO)
 
 
 class BestRound:
-    """The best value of a metric so far, its round, and the number of measured rounds since then."""
+    """The best value of a metric so far, its round, and the number of measured rounds since then.
+
+    The metric `auto` becomes the main one of the nodes' models, or of the server's, when a round is measured first.
+    """
 
     def __init__(self, key: str, metric: str, change: float = 0.0) -> None:
         """Begin without any round. `key`: of the config that names the metric. `change`: an improvement is more."""
+        self.metric = metric
         self.value: float | None = None
         self.round = 0
         self.waited = 0
-        self._key, self._metric, self._change = key, metric, change
+        self._key, self._change = key, change
 
     def note(self, line: dict[str, Any]) -> bool:
         """Take a line of metrics.jsonl; return whether its round is the best one so far.
@@ -27,16 +41,18 @@ class BestRound:
         Raises InputError if the round was measured, but not the metric.
         """
         measured = line["metrics"]
-        if self._metric not in measured:
-            if measured and (line["round"] > 0 or "_after_" not in self._metric):
+        if self.metric == AUTO:
+            self.metric = _main_of(measured)
+        if self.metric not in measured:
+            if measured and self.metric != AUTO and (line["round"] > 0 or "_after_" not in self.metric):
                 raise InputError(
-                    f"{self._key} = {self._metric!r}: this run does not measure it; it measures "
+                    f"{self._key} = {self.metric!r}: this run does not measure it; it measures "
                     f"{some(sorted(measured), 20)}."
                 )
             return False
-        found = measured[self._metric]
+        found = measured[self.metric]
         value = math.nan if found is None else found  # a value that is not finite is null in metrics.jsonl
-        sign = -1.0 if lower_is_better(self._metric) else 1.0
+        sign = -1.0 if lower_is_better(self.metric) else 1.0
         better = not math.isnan(value) and (self.value is None or sign * (value - self.value) > self._change)
         if better:
             self.value, self.round, self.waited = value, line["round"], 0

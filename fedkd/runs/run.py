@@ -305,7 +305,7 @@ def rounds_with(
             if stop.reached is not None:
                 summary["stopped_early"] = stop.reached
             if best is not None and best.value is not None:
-                summary["best_round"] = {"metric": kept_best, "round": best.round, "value": best.value}
+                summary["best_round"] = {"metric": best.metric, "round": best.round, "value": best.value}
             summary["models"] = environment.about_models()
             summary["data_notes"] = list(environment.data.notes)
             folder.write_summary(summary)

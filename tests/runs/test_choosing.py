@@ -40,6 +40,23 @@ def test_the_best_round_is_the_first_with_the_best_value(
     assert (found.value, found.round, found.waited) == (best, number, waited)
 
 
+@pytest.mark.parametrize(
+    ("measured", "metric"),
+    [
+        (["global/accuracy", "personal/accuracy", "personal/loss"], "personal/accuracy"),
+        (["personal/macro_f1", "personal_validation/macro_f1"], "personal_validation/macro_f1"),
+        (["global/mae", "global/mse"], "global/mae"),
+        (["knn/accuracy", "probe/accuracy", "drift/projection_angle"], "probe/accuracy"),
+        (["aggregated/accuracy"], "aggregated/accuracy"),
+    ],
+)
+def test_auto_is_the_main_metric_of_what_is_measured(measured: list[str], metric: str) -> None:
+    found = BestRound("checkpoint.best", "auto")
+    assert not found.note({"round": 0, "metrics": {}})
+    assert found.note({"round": 1, "metrics": dict.fromkeys(measured, 0.5)})
+    assert (found.metric, found.round) == (metric, 1)
+
+
 def test_rounds_without_measurement_do_not_count_as_without_improvement() -> None:
     stop = EarlyStop(StopConfig(metric="personal/accuracy", patience=2), [line(0, 0.5)])
     for number, metrics in ((1, {}), (2, {"personal/accuracy": 0.4}), (3, {})):
