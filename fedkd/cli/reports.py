@@ -126,9 +126,12 @@ def figures(
 ) -> None:
     """Draw a run's figures for a paper or slides: PDF, SVG and PNG, and their numbers as CSV."""
     with exit_codes("nothing is lost"):
-        from ..runs import figures as drawing
+        from ..config import read_table
+        from ..runs import distill, figures
+        from ..runs.run_folder import CONFIG
 
-        paths, problems = drawing.redraw(path, output, style)
+        is_distillation = (path / CONFIG).is_file() and "distiller" in read_table(path / CONFIG, path)
+        paths, problems = (distill if is_distillation else figures).redraw(path, output, style)
         for problem in problems:
             say(f"fedkd: {problem}", err=True)
         for written in paths:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -43,6 +43,9 @@ from .forms import DistillLine
 from .metrics import surroundings
 from .origin import Origin, accepted_changes, go_on, known_files, note_files, origin_of, refuse_changes
 from .run_folder import CONFIG, RunFolder, alone_in, refuse_odd_files, refuse_used
+
+if TYPE_CHECKING:
+    from .styles import Drawing, Style, StyleName
 
 _log = logging.getLogger("fedkd")
 
@@ -369,18 +372,45 @@ def _write_images(work: Distillation, folder: RunFolder) -> None:
 
 
 def _draw(work: Distillation, folder: RunFolder) -> None:
-    from . import figures, pictures  # they import matplotlib, which the run itself does not need
+    from . import figures  # imports matplotlib, which the run itself does not need
     from .styles import SCREEN
 
     config = work.config
     about = f"{config.distiller.name} on {config.data.name}, {config.ipc} a class, seed {config.seed}"
-    labels = work.classes()
     try:
-        tiles, classes, wide = work.pictures(), work.data.classes, work.form.kind != "image"
-        virtual = partial(pictures.virtual, tiles, labels, classes, about, SCREEN, wide=wide)
-        figures.write_picture(virtual, folder.figures / "virtual.png")
-        for path in folder.image_folders():
-            rows = partial(pictures.over_rounds, path, f"{path.name}: {about}", SCREEN, unit="iteration")
-            figures.write_picture(rows, path.with_suffix(".png"))
+        for name, make in _drawings(work, folder, about, SCREEN).items():
+            figures.write_picture(make, folder.figures / f"{name}.png")
     except Exception as error:  # no figure may cost finished work
         _log.warning("A figure cannot be drawn: %s.", described(error))
+
+
+def _drawings(
+    work: Distillation, folder: RunFolder, about: str, style: Style
+) -> dict[str, Callable[[], Drawing | None]]:
+    """Return the figures of a distillation by their names, each as a function that draws it."""
+    from . import pictures
+
+    tiles, classes, wide = work.pictures(), work.data.classes, work.form.kind != "image"
+    found: dict[str, Callable[[], Drawing | None]] = {
+        "virtual": partial(pictures.virtual, tiles, work.classes(), classes, about, style, wide=wide)
+    }
+    for path in folder.image_folders():
+        title = f"{path.name}: {about}" if about else ""
+        found[path.name] = partial(pictures.over_rounds, path, title, style, unit="iteration")
+    return found
+
+
+def redraw(path: Path, out: Path, style: StyleName) -> tuple[list[Path], list[str]]:
+    """Draw the figures of the distillation in a folder again, as `figures.redraw` does those of a run.
+
+    Raises InputError like `resume`: the pictures need the set that was distilled.
+    """
+    from . import figures
+    from .styles import STYLES
+
+    folder = RunFolder(path, DistillLine)
+    refuse_odd_files(path)
+    work = Distillation(read_distill_config(path / CONFIG))
+    _, checkpoint = checkpoints.latest(folder.checkpoints, owner=checkpoints.owner_of(work.config))
+    work.restore(checkpoints.load_server(checkpoint))
+    return figures.write_all(_drawings(work, folder, "", STYLES[style]), path, out, style)

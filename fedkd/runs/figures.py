@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -47,14 +47,21 @@ def redraw(path: Path, out: Path, style: StyleName) -> tuple[list[Path], list[st
     """
     run = read_run(path)
     classes: list[str] = (run.partition() or {"classes": []})["classes"]
-    make_folder(out)
-    paths: list[Path] = []
-    problems: list[str] = []
     drawings = _drawings(run, RunFolder(path), classes, "", "", STYLES[style])
     if (evaluated := run.evaluation()) is not None:  # not at the run's end, which stays fast
         drawings["calibration"] = partial(charts.calibration, evaluated, STYLES[style])
         for model in evaluated["models"]:
             drawings[f"confusion-{model}"] = partial(charts.confusion, evaluated, model, STYLES[style])
+    return write_all(drawings, path, out, style)
+
+
+def write_all(
+    drawings: Mapping[str, Callable[[], Drawing | None]], path: Path, out: Path, style: StyleName
+) -> tuple[list[Path], list[str]]:
+    """Write drawings of the run in a folder, as `redraw`."""
+    make_folder(out)
+    paths: list[Path] = []
+    problems: list[str] = []
     with in_style(STYLES[style]):
         for name, make in drawings.items():
             try:

@@ -34,7 +34,11 @@ def virtual(
         tiles = [tile[: rows // 3] for tile in tiles]
     deep = max(len(tile) for tile in tiles)
     across, down = (1.85, 1.5) if wide else (0.62, 0.62)
-    figure = Figure(figsize=(max(across * len(held) + 0.3, 3.5), down * deep + 0.7), layout="constrained")
+    width = max(across * len(held) + 0.3, 3.5)
+    scale = min(1.0, style.widest / width)
+    figure = Figure(figsize=(scale * width, scale * down * deep + 0.7), layout="constrained")
+    longest = max(len(classes[label]) for label in held) * 0.62 * style.small / 72
+    upright = longest > scale * across  # names beside each other would overlap
     grid = figure.subplots(deep, len(held), squeeze=False)
     for column, (label, tile) in enumerate(zip(held, tiles, strict=True)):
         for row in range(deep):
@@ -43,7 +47,7 @@ def virtual(
             if row < len(tile):
                 shown = tile[row].transpose(1, 2, 0)
                 axes.imshow(shown if len(tile[row]) == 3 else shown[:, :, 0], cmap="gray", vmin=0, vmax=PIXEL_MAX)
-        grid[0][column].set_title(classes[label], fontsize=style.small)
+        grid[0][column].set_title(classes[label], fontsize=style.small, rotation=90 if upright else 0)
     figure.suptitle(title)
     return Drawing(figure)
 

@@ -224,3 +224,19 @@ def test_what_cannot_be_distilled_is_refused(tmp_path: Path, changes: dict, repo
     with pytest.raises(InputError, match=reported):
         distill(config(**changes), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_the_figures_of_a_distillation_are_drawn_again_in_column_width(tmp_path: Path) -> None:
+    quick = ["--set", "iterations=2", "--set", "evaluate.epochs=2", "--set", "evaluate.networks=1"]
+    words = ["distill", str(HOME / "configs/distill/quick.toml"), "--out", str(tmp_path / "run"), *quick]
+    assert CliRunner().invoke(app, words).exit_code == 0
+    result = CliRunner().invoke(app, ["figures", str(tmp_path / "run"), "-o", str(tmp_path / "paper")])
+    assert result.exit_code == 0, result.output
+    names = [f"{name}.{ending}" for name in ("progress", "virtual") for ending in ("pdf", "png", "svg")]
+    assert sorted(path.name for path in (tmp_path / "paper").iterdir()) == names
+    for name in ("progress", "virtual"):
+        assert Image.open(tmp_path / "paper" / f"{name}.png").width <= 3.5 * 300
+    again = CliRunner().invoke(app, ["figures", str(tmp_path / "run"), "-o", str(tmp_path / "again")])
+    assert again.exit_code == 0
+    for name in names:
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "paper" / name).read_bytes()
