@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 import shlex
 import textwrap
@@ -33,7 +32,7 @@ def list_names(
     ] = None,
 ) -> None:
     """Print the names that a config can use, each with a line on what it is."""
-    from ..registry import find, names
+    from ..registry import about, find, names
 
     more = {
         "strategies": ["path/to/file.py:Class", "flwr.serverapp.strategy:<Class>"],
@@ -56,20 +55,20 @@ def list_names(
         raise InputError(f"--task {task}: it is for strategies.")
     shown = []
     for name in names(what):
-        found = find(what, name, what)
+        found = find(what, name, what) if data or task else None
         of_kind = data is None or data in getattr(found, "kinds", (data,))
         if of_kind and (task is None or task in getattr(found, "tasks", (task,))):
-            shown.append((name, _about(found)))
+            shown.append((name, _sentence(about(what, name))))
     width = max((len(name) for name, _ in shown), default=0)
-    for name, about in shown:
-        typer.echo(f"{name:{width}}  {about}".rstrip())
+    for name, text in shown:
+        typer.echo(f"{name:{width}}  {text}".rstrip())
     for name in more[what]:
         typer.echo(name)
 
 
-def _about(found: object) -> str:
+def _sentence(docstring: str) -> str:
     """Return the first sentence of a docstring, on one line."""
-    text = " ".join((inspect.getdoc(found) or "").split("\n\n")[0].split())
+    text = " ".join(docstring.split("\n\n")[0].split())
     first = re.match(r".+?\.(?= [A-Z]|$)(?<! al\.)", text)
     sentence = (first[0] if first else text).removeprefix("Return ").rstrip(".")
     return textwrap.shorten(sentence[:1].upper() + sentence[1:], 110, placeholder=" ...")

@@ -30,7 +30,7 @@ def test_a_run_leaves_its_folder_and_prints_the_summary_last(config: Path, tmp_p
     assert {"final", "best", "seconds", "bytes", "failures", "versions", "hardware"} <= set(summary)
     assert {path.name for path in out.iterdir()} == {
         "config.toml", "metrics.jsonl", "origin.json", "summary.json", "partition.json", "checkpoints", "figures",
-        "evaluation.json",
+        "evaluation.json", "samples.json",
     }  # fmt: skip
     assert len((out / "metrics.jsonl").read_text().splitlines()) == 4
     assert "round 3/3" in result.stderr
