@@ -11,6 +11,7 @@ PAGES = [
     "README.md",
     "CONTRIBUTING.md",
     "SECURITY.md",
+    "CHANGELOG.md",
     *(str(p.relative_to(HOME)) for p in sorted(HOME.glob("docs/**/*.md"))),
 ]
 
