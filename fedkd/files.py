@@ -199,7 +199,7 @@ def write(path: Path, content: bytes, after: str = _RESUME) -> None:
         try:
             put_new(partial, content)
             put_in_place(partial, path)
-        except OSError:
+        except BaseException:  # also an interrupt
             with contextlib.suppress(OSError):
                 partial.unlink(missing_ok=True)
             raise

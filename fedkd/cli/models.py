@@ -96,7 +96,10 @@ def evaluate(
     with exit_codes("nothing is written"):
         from ..exports.evaluating import evaluate as measure
         from ..exports.loading import read_model
+        from ..runs.run_folder import make_folder
 
+        if out is not None and not out.parent.is_dir():
+            make_folder(out.parent)
         found = measure(read_model(model, node, which, trust_code=trust_code), data, overrides or [])
         for note in found["notes"]:
             say(f"note: {note}", err=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ from .spec import DataSpec
 MOST_BYTES = 2**26  # of the file
 _LONGEST_NAME = 200  # letters of a class, a column, a unit
 _MOST_SIDE, _MOST_AXES = 10**7, 8
+_MOST_VALUES = 10**9  # of one sample
 _AXES = {"image": 3, "table": 1, "series": 2, "tokens": 1}
 
 
@@ -173,6 +175,8 @@ def _refuse_odd_spec(spec: DataSpec) -> None:
         raise ValueError(f"samples of kind {spec.kind} have no shape of {len(spec.shape)} numbers")
     if not all(1 <= side <= _MOST_SIDE for side in spec.shape):
         raise ValueError(f"its shape has numbers that are not 1 to {_MOST_SIDE}")
+    if math.prod(spec.shape) > _MOST_VALUES:
+        raise ValueError(f"its shape is that of samples with more than {_MOST_VALUES} values")
     if spec.largest is not None and not 0 < spec.largest <= MOST:
         raise ValueError(f"its largest value is not between 0 and {MOST:g}")
     _refuse_odd_names("column", [column.name for column in spec.columns])

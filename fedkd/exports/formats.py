@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import json
 import os
 import tempfile
 import warnings
@@ -17,9 +18,10 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from ..errors import InputError, RunError, described, on_one_line
-from ..files import write_output
+from ..files import write, write_output
 from ..models.adapter import own_names
 from ..registry import installed
+from ..runs.run_folder import make_folder
 from .cards import card_of, to_text
 from .trained import TrainedModel
 
@@ -58,8 +60,11 @@ def write_model(
     if path.suffix != ENDINGS[format]:
         raise InputError(f"{on_one_line(str(path), 200)}: a file of {format} ends with {ENDINGS[format]}.")
     for file in (path, card):
+        if file.is_dir():
+            raise InputError(f"{file} is a folder; name a file.")
         if file.exists() and not force:
             raise InputError(f"{file} is there already; --force overwrites it.")
+    make_folder(path.parent)
     make: dict[Format, Callable[..., bytes]] = {
         "safetensors": _safetensors, "onnx": _onnx, "torchscript": _torchscript, "torch.export": _exported,
     }  # fmt: skip
@@ -68,15 +73,22 @@ def write_model(
         content = make[format](model, batch)
     except InputError:
         raise
-    except Exception as error:  # torch's exporters raise many types
+    except Exception as error:  # torch's exporters raise many types, ONNX's around the one that says why
         raise InputError(
-            f"{model.about.architecture.name} cannot be written as {format}: {described(error)}."
+            f"{model.about.architecture.name} cannot be written as {format}: {described(error.__cause__ or error)}."
         ) from error
     difference = _difference(model, content, batch) if format == "onnx" else None
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_output(path, content)
-    write_output(card, card_of(model, format, path.name, licence).encode())
+    _put(path, content)
+    _put(card, card_of(model, format, path.name, licence).encode())
     return Written(path, card, difference)
+
+
+def _put(path: Path, content: bytes) -> None:
+    """Write a file, whole or not at all, unless it is a link or a device."""
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        write_output(path, content)
+    else:
+        write(path, content, "Make space, or name another place, and give the command again.")
 
 
 def drawn_batch(model: TrainedModel) -> Tensor:
@@ -96,8 +108,14 @@ def whole_state(module: nn.Module) -> dict[str, Tensor]:
 
 
 def _plain(model: TrainedModel) -> nn.Module:
-    """Return a copy of the module in torch's usual memory order, which exporters need."""
+    """Return a copy of the module as exporters need it: in torch's usual memory order, no tensor left out of its state.
+
+    Frozen tensors are buffers that `state_dict()` leaves out; those of a layer whose code knows a parameter of this
+    name are no constants for ONNX.
+    """
     module = copy.deepcopy(model.module).cpu().eval()
+    for part in module.modules():
+        part._non_persistent_buffers_set.clear()
     for tensor in (*module.parameters(), *module.buffers()):
         tensor.data = tensor.data.contiguous().clone()
     return module
@@ -105,7 +123,17 @@ def _plain(model: TrainedModel) -> nn.Module:
 
 def _safetensors(model: TrainedModel, batch: Tensor) -> bytes:
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in whole_state(model.module).items()}
-    return to_bytes(tensors, metadata={TABLE: to_text(model), "format": "pt"})
+    return _in_order(to_bytes(tensors, metadata={TABLE: to_text(model), "format": "pt"}))
+
+
+def _in_order(content: bytes) -> bytes:
+    """Return a file of safetensors with its metadata in order of their keys: the library draws this order anew."""
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:start])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + content[start:]
 
 
 def _onnx(model: TrainedModel, batch: Tensor) -> bytes:

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from ..config import NamedTable
 from ..data.agreement import Agreement
@@ -26,6 +28,8 @@ from .of_run import Which, model_of_run
 from .trained import About, TrainedModel
 
 _OF_FORMAT = {ending: format for format, ending in ENDINGS.items()}
+_MORE_BYTES = 2**28  # of tensors that a model is built with, beside several times those of its file
+_LEAST_BYTES = 2**12  # of a tensor with its Python objects
 _RUNS_CODE = ("torchscript", "torch.export")  # what such a file has in it is run
 
 
@@ -76,7 +80,8 @@ def _from_safetensors(path: Path, said: str, *, trust_code: bool) -> TrainedMode
     agreed, about = from_text(text, said)
     _refuse_code(about.architecture, said, trust_code=trust_code)
     codec = agreed.codec
-    with default_stream(torch.Generator().manual_seed(0)):  # its first weights are replaced
+    most = _MORE_BYTES + 16 * sum(tensor.nbytes for tensor in tensors.values())
+    with default_stream(torch.Generator().manual_seed(0)), _Bounded(most, said):  # its first weights are replaced
         module = build(
             about.architecture.name, about.architecture.options, codec.form, len(agreed.classes), padded=about.padded
         )
@@ -94,6 +99,26 @@ def _refuse_code(architecture: NamedTable, said: str, *, trust_code: bool) -> No
     raise InputError(
         f"{said}: its model is built by {on_one_line(name, 100)!r}, code of its own; add --trust-code if you trust it."
     )
+
+
+class _Bounded(TorchDispatchMode):
+    """Refuses new tensors of more than `most` bytes together before they are made: a file may claim any size."""
+
+    def __init__(self, most: int, said: str) -> None:
+        super().__init__()
+        self._most, self._said, self._made = most, said, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = kwargs or {}
+        if not any(isinstance(one, Tensor) for one in tree_leaves((args, given))):
+            shapes = {"device": torch.device("meta")} | ({"generator": None} if "generator" in given else {})
+            self._made += max(func(*args, **{**given, **shapes}).nbytes, _LEAST_BYTES)
+            if self._made > self._most:
+                raise InputError(
+                    f"{self._said}: it describes a model of more than {self._most / 1e6:.0f} MB, and has not so many "
+                    "numbers."
+                )
+        return func(*args, **given)
 
 
 @torch.no_grad()

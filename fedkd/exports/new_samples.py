@@ -196,8 +196,11 @@ def _images(array: np.ndarray, spec: DataSpec, where: str, notes: list[str]) -> 
     channels, height, width = spec.shape
     if array.ndim == 3:
         array = array[:, None]
-    elif array.ndim == 4 and array.shape[1] not in (1, 3, channels) and array.shape[3] in (1, 3, channels):
-        array = array.transpose(0, 3, 1, 2)
+    elif array.ndim == 4 and array.shape[1:] != spec.shape:
+        known = (1, 3, channels)
+        last = array.shape[3] in known and array.shape[1] not in known
+        if last or array.shape[1:] == (height, width, channels):
+            array = array.transpose(0, 3, 1, 2)
     if array.ndim != 4:
         raise InputError(f"{where}: images are N x H x W, N x H x W x C or N x C x H x W; it is {array.shape}.")
     if array.shape[1] != channels and not {int(array.shape[1]), channels} <= {1, 3}:

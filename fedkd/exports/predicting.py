@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from ..errors import InputError
 from ..files import write_output
+from ..runs.run_folder import make_folder
 from .new_samples import parts_of_files
 from .trained import Predictions, TrainedModel
 
@@ -28,8 +29,12 @@ def write_predictions(model: TrainedModel, paths: Sequence[Path], out: Path, *, 
     the probability of each class or label, `p:<name>`, or each target in its units. Raises InputError, which names
     the file, for samples that the model does not take, and for an `out` that is there, without `force`.
     """
+    if out.is_dir():
+        raise InputError(f"{out} is a folder; name a file.")
     if out.exists() and not force:
         raise InputError(f"{out} is there already; --force overwrites it.")
+    if not out.parent.is_dir():
+        make_folder(out.parent)
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(_header(model))

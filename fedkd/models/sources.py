@@ -14,12 +14,17 @@ import torch
 from torch import Tensor, nn
 
 from ..data.spec import LENGTHS, PAD, Form
-from ..errors import InputError, on_one_line, unknown
+from ..errors import InputError, on_one_line, some, unknown
 from ..registry import installed, names
 from .zoo import serves
 
 Options = dict[str, Any]
 SOURCES = ("torchvision", "timm", "transformers")
+# options of the libraries that read other files, download, or run code that lies beside a config
+_REFUSED = (
+    "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict", "checkpoint_path", "cache_dir",
+    "trust_remote_code", "code_revision", "local_files_only",
+)  # fmt: skip
 
 
 def builder_of(name: str, key: str) -> Callable[..., nn.Module] | None:
@@ -86,6 +91,7 @@ def _timm(name: str, key: str) -> Callable[..., nn.Module]:
 
     @serves("image")
     def build(shape: tuple[int, int, int], classes: int, *, options: Options = {}) -> nn.Module:  # noqa: B006
+        _refuse_options(options, key)
         wanted: Options = {"pretrained": False, "num_classes": classes, "in_chans": shape[0], **options}
         sized: Options = {"img_size": tuple(shape[1:])} if "img_size" not in options else {}
         try:
@@ -97,6 +103,16 @@ def _timm(name: str, key: str) -> Callable[..., nn.Module]:
         return found
 
     return build
+
+
+def _refuse_options(options: Options, key: str) -> None:
+    """Raise InputError for options by which a library would load weights or code. A stranger's file may have them."""
+    prefix = key.removesuffix(".name")
+    if found := [name for name in options if name in _REFUSED]:
+        raise InputError(
+            f"{prefix}.options: {some(found)} cannot be set: nothing is downloaded, and only {prefix}.weights names a "
+            "file of weights."
+        )
 
 
 class Transformer(nn.Module):
@@ -126,8 +142,11 @@ def _transformers(where: str, key: str) -> Callable[..., nn.Module]:
 
     @serves("tokens", "image")
     def build(form: Form, classes: int, *, options: Options = {}) -> nn.Module:  # noqa: B006
+        _refuse_options(options, key)
         try:
-            config = transformers.AutoConfig.from_pretrained(str(file), local_files_only=True, **options)
+            config = transformers.AutoConfig.from_pretrained(
+                str(file), local_files_only=True, trust_remote_code=False, **options
+            )
         except (ValueError, KeyError, OSError, json.JSONDecodeError) as error:
             raise InputError(f"{said}: {on_one_line(str(error), 300)}") from error
         config.num_labels = classes
@@ -135,11 +154,11 @@ def _transformers(where: str, key: str) -> Callable[..., nn.Module]:
             config.num_channels = form.shape[0]
             if hasattr(config, "image_size"):
                 config.image_size = form.shape[1]
-            made = transformers.AutoModelForImageClassification.from_config(config)
+            made = transformers.AutoModelForImageClassification.from_config(config, trust_remote_code=False)
         else:
             _check_texts(config, form, said)
             config.pad_token_id = PAD
-            made = transformers.AutoModelForSequenceClassification.from_config(config)
+            made = transformers.AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
         model = Transformer(made.float(), form.kind)
         if form.kind == "tokens":
             _check_length(model, config, form, said)

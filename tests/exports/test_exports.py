@@ -15,18 +15,21 @@ import pytest
 import torch
 from helpers import TINY, lines, merged
 from PIL import Image
-from safetensors.torch import load_file, load_model
+from safetensors import safe_open
+from safetensors.torch import load_file, load_model, save_file
 from sklearn.metrics import accuracy_score, f1_score
 from torch import nn
 from typer.testing import CliRunner
 
 from fedkd import InputError
 from fedkd.cli import app
-from fedkd.config import Config, parse_config, read_config
+from fedkd.config import Config, SetsConfig, parse_config, read_config
 from fedkd.core.setup import make_setup
+from fedkd.data.spec import DataSpec
 from fedkd.exports.evaluating import evaluate
 from fedkd.exports.formats import ENDINGS, write_model
 from fedkd.exports.loading import read_model
+from fedkd.exports.new_samples import new_samples
 from fedkd.exports.of_run import model_of_run, models_of_run, real_samples
 from fedkd.runs.run import run
 
@@ -244,3 +247,124 @@ def test_nothing_is_overwritten_without_force(done: Path, tmp_path: Path) -> Non
     assert not (tmp_path / "m.safetensors").exists()
     assert RUNNER.invoke(app, [*words, "--force"]).exit_code == 0
     assert (tmp_path / "m.safetensors.md").read_text() != "mine"
+
+
+def rewritten(path: Path, change: Callable[[dict[str, Any]], None]) -> Path:
+    """Change the table of a safetensors file, as a stranger may."""
+    tensors = load_file(path)
+    with safe_open(path, framework="pt") as file:
+        table = json.loads(file.metadata()["fedkd"])
+    change(table)
+    save_file(tensors, path, metadata={"fedkd": json.dumps(table)})
+    return path
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda table: table["architecture"].update(hidden=[2_000_000_000]),
+        lambda table: table["architecture"].update(hidden=[1] * 1000),
+        lambda table: table.update(samples=re.sub(r"\b8\b", "20000", table["samples"])),
+    ],
+    ids=["wide", "deep", "large samples"],
+)
+def test_a_file_that_describes_a_huge_model_is_refused_before_it_is_made(
+    done: Path, change: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fedkd.exports.loading._MORE_BYTES", 2**16)  # so that a deep model is small
+    path = rewritten(write_model(model_of_run(done, 0), tmp_path / "m.safetensors").model, change)
+    with pytest.raises(InputError, match=r"m.safetensors: it describes a model of more than \d+ MB"):
+        read_model(path)
+
+
+def test_a_file_that_describes_huge_samples_is_refused(done: Path, tmp_path: Path) -> None:
+    def change(table: dict[str, Any]) -> None:
+        table["samples"] = re.sub(r"\b8\b", "1000000", table["samples"])
+
+    path = rewritten(write_model(model_of_run(done, 0), tmp_path / "m.safetensors").model, change)
+    with pytest.raises(InputError, match="its shape is that of samples with more than 1000000000 values"):
+        read_model(path)
+
+
+def test_a_file_cannot_have_a_library_load_weights_or_code(done: Path, tmp_path: Path) -> None:
+    def change(table: dict[str, Any]) -> None:
+        table["architecture"] = {"name": "timm:resnet18", "options": {"checkpoint_path": "weights.pth"}}
+
+    path = rewritten(write_model(model_of_run(done, 0), tmp_path / "m.safetensors").model, change)
+    with pytest.raises(InputError, match="model.options: checkpoint_path cannot be set: nothing is downloaded"):
+        read_model(path)
+
+
+def test_the_same_model_gives_the_same_file_of_safetensors(done: Path, tmp_path: Path) -> None:
+    model = model_of_run(done, 0)
+    files = [write_model(model, tmp_path / f"{i}.safetensors").model.read_bytes() for i in range(12)]
+    assert len(set(files)) == 1
+
+
+def test_a_model_with_frozen_parts_is_written_as_onnx(tiny: Make, tmp_path: Path) -> None:
+    run(
+        tiny({"rounds": 1, "strategy": "fedavg", "model": {"name": "mlp", "hidden": [4], "train": "head"}}),
+        tmp_path / "run",
+    )
+    model, images = model_of_run(tmp_path / "run"), real_samples(tmp_path / "run")
+    written = write_model(model, tmp_path / "m.onnx", "onnx", checked_on=images)
+    assert written.difference is not None
+    assert written.difference < 1e-5
+
+
+def test_what_the_exporter_says_of_a_model_is_one_line_with_the_cause(
+    done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        try:
+            raise KeyError("an operation")
+        except KeyError as error:
+            raise RuntimeError("\x1b[96mwhat to do\x1b[0m\n- report it") from error
+
+    monkeypatch.setattr("torch.onnx.export", fail)
+    with pytest.raises(InputError, match=r"^mlp cannot be written as onnx: KeyError: 'an operation'\.$"):
+        write_model(model_of_run(done, 0), tmp_path / "m.onnx", "onnx")
+
+
+def test_an_interrupt_leaves_the_file_that_was_there(
+    done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_model(model_of_run(done, 0), tmp_path / "m.safetensors").model
+    before = path.read_bytes()
+
+    def half(file: Any, content: bytes) -> None:
+        file.write(content[: len(content) // 2])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fedkd.files.put", half)
+    with pytest.raises(KeyboardInterrupt):
+        write_model(model_of_run(done, 1), path, force=True)
+    assert path.read_bytes() == before
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["m.safetensors", "m.safetensors.md"]
+
+
+def test_folders_of_outputs_are_made_and_what_is_no_folder_is_refused(done: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", real_samples(done))
+    (tmp_path / "file").write_text("mine")
+    for words in (
+        ["export", done, "--node", "0", "-o", "OUT/m.safetensors"],
+        ["predict", done, tmp_path / "x.npy", "--node", "0", "-o", "OUT/p.csv"],
+        ["evaluate", done, done, "--node", "0", "-o", "OUT/s.json"],
+    ):
+        given = [str(word).replace("OUT", str(tmp_path / "new" / str(words[0]))) for word in words]
+        result = RUNNER.invoke(app, given)
+        assert (result.exit_code, Path(given[-1]).is_file()) == (0, True), result.output
+        result = RUNNER.invoke(app, [str(word).replace("OUT", str(tmp_path / "file")) for word in words])
+        assert (result.exit_code, "file: the folder cannot be made: File exists" in result.output) == (2, True)
+        result = RUNNER.invoke(app, [*given[:-1], str(tmp_path / "new"), "--format", "safetensors"][: len(given)])
+        assert (result.exit_code, "Traceback" in result.output) == (2, False), result.output
+
+
+def test_the_last_axis_has_the_channels_where_only_this_fits_the_model() -> None:
+    """Images of 3 x 3 pixels and four channels: three rows are not taken for three channels."""
+    spec = DataSpec(kind="image", shape=(4, 3, 3), largest=255.0)
+    images = np.arange(2 * 36, dtype=np.uint8).reshape(2, 3, 3, 4)
+    for given in (images, images.transpose(0, 3, 1, 2)):
+        found = new_samples(given, spec, SetsConfig())
+        assert np.array_equal(found.inputs, images.transpose(0, 3, 1, 2))
+        assert found.notes == ()

@@ -114,6 +114,14 @@ def test_the_line_on_a_model_has_its_head_width_size_and_norm() -> None:
     )
 
 
+@pytest.mark.parametrize(("source", "option"), [("timm", "pretrained"), ("timm", "checkpoint_path"),
+                                                ("transformers", "trust_remote_code")])  # fmt: skip
+def test_options_that_load_weights_or_code_are_refused(written: Callable[..., str], source: str, option: str) -> None:
+    name, form = ("timm:resnet18", _images(1, 32)) if source == "timm" else (written("bert"), TOKENS)
+    with pytest.raises(InputError, match=rf"model.options: {option} cannot be set: nothing is downloaded"):
+        build(name, {"options": {option: True}}, form, 7)
+
+
 @pytest.mark.slow
 def test_a_vision_transformer_of_timm_gets_the_images_size_and_channels() -> None:
     model = build("timm:vit_tiny_patch16_224", {"options": {"patch_size": 4}}, _images(5, 32), 7)
