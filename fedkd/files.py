@@ -139,11 +139,12 @@ def as_csv(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
-    writer.writerows([_cell(value) for value in row] for row in rows)
+    writer.writerows([as_cell(value) for value in row] for row in rows)
     return text.getvalue()
 
 
-def _cell(value: Any) -> Any:
+def as_cell(value: Any) -> Any:
+    """Return a value as a cell of CSV: NaN and None as nothing, a text so that no spreadsheet computes it."""
     if isinstance(value, str):
         return f"'{value}" if value.startswith(tuple("=+-@＝＋－＠")) else value
     return "" if value is None or value != value else value

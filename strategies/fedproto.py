@@ -12,11 +12,12 @@ from functools import partial
 from typing import ClassVar, Literal, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedkd import (
     ANY_KIND,
+    Architecture,
     Classifier,
     ClassMeans,
     Client,
@@ -31,9 +32,12 @@ from fedkd import (
     Round,
     Samples,
     Strategy,
+    Tensors,
     expected_means,
     mean_over_nodes,
 )
+
+_NEVER = -1e6  # the logit of a class without a prototype
 
 
 class FedProtoClient(Client):
@@ -165,6 +169,26 @@ class FedProto(Strategy):
     def evaluation(self, federation: Round) -> Payload:
         """Return the global prototypes, if there are any yet."""
         return self._global_prototypes()
+
+    def module(self, environment: Environment, architecture: Architecture, weights: Tensors) -> nn.Module:
+        """Return a model whose largest logit is the nearest prototype p: its head computes 2 p f - |p|^2 of features f.
+
+        Raises InputError for a model whose head cannot compute this. Without prototypes it is the classifier.
+        """
+        model: nn.Module = super().module(environment, architecture, weights)
+        if self.prototypes is None or self.present is None:
+            return model
+        head = model.classifier
+        if not isinstance(head, nn.Linear) or head.bias is None:
+            raise InputError(
+                "fedproto predicts the nearest prototype; a model of it needs a head that is one linear layer with a "
+                "bias."
+            )
+        present = self.present.bool()
+        with torch.no_grad():
+            head.weight.copy_(2 * self.prototypes * present[:, None])
+            head.bias.copy_(torch.where(present, -self.prototypes.square().sum(1), _NEVER))
+        return model
 
     def _global_prototypes(self) -> Payload:
         if self.prototypes is None or self.present is None:

@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 the run failed, 2 the input was refused, 129, 130 and 143 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shlex
 import shutil
@@ -19,7 +20,7 @@ from typing import Annotated
 
 import typer
 
-from ..errors import InputError, RunError, described, place_of, printable
+from ..errors import InputError, RunError, described, on_one_line, place_of, printable
 from ..masking import masked_text
 from ..stopping import Stopped, stoppable
 
@@ -28,6 +29,7 @@ os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 _CONFIG = "config.toml"  # of a run folder; `runs.run_folder` would import torch
+_NO_PATH = (errno.ENAMETOOLONG, errno.EACCES, errno.ELOOP)  # a path that was given cannot be looked at
 _DEBUG = "FEDKD_DEBUG"  # an environment variable, so that worker processes have it too
 
 app = typer.Typer(
@@ -84,6 +86,9 @@ def exit_codes(after: str | Callable[[], str] = "") -> Iterator[None]:
         _report(f"{'interrupted' if number == 2 else f'ended by {stopped}'}{f'; {hint}' if hint else ''}.")
         raise typer.Exit(128 + number) from None
     except BaseException as error:
+        if isinstance(error, OSError) and error.errno in _NO_PATH and isinstance(error.filename, str):
+            _report(f"{on_one_line(error.filename, 200)}: {error.strerror}.")
+            raise typer.Exit(2) from None
         _report(f"{described(error)}{place_of(error)}. The traceback: fedkd --debug ...")
         raise typer.Exit(1) from None
 

@@ -24,6 +24,7 @@ from ..runs.run_folder import CONFIG, MOST_ROWS
 from ..runs.scores import scores
 from .trained import TrainedModel
 
+_LEAST_SIDE = 4  # of `data.size`; smaller images must be as the model takes them
 _TESTS = {"test", "testing", "val", "valid", "validation"}  # folders in a folder of images
 
 
@@ -125,7 +126,7 @@ def _with(config: SetsConfig, model: TrainedModel, overrides: Sequence[str]) -> 
     """Return how the samples of the run were read, with changes, for other samples of the same form."""
     spec = model.codec.spec
     more: dict[str, Any] = {"train_per_class": None, "test_per_class": None, "classes": None}
-    if spec.kind == "image" and spec.shape[1] == spec.shape[2]:
+    if spec.kind == "image" and spec.shape[1] == spec.shape[2] >= _LEAST_SIDE:
         more |= {"size": spec.shape[1]} | ({"channels": spec.shape[0]} if spec.shape[0] in (1, 3) else {})
     if spec.kind in ("series", "tokens"):
         more["length"] = spec.shape[-1]

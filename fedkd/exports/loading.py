@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import warnings
 from pathlib import Path
 from typing import Any
@@ -63,8 +64,14 @@ def read_model(path: Path, node: int | None = None, which: Which = "last", *, tr
         raise
     except Exception as error:  # the readers of files raise many types for damaged ones
         raise InputError(f"{said}: it is no model in {format}, or is damaged: {described(error)}.") from error
+    if not text:
+        raise _not_described(said)
     agreed, about = from_text(text, said)
     return _ready(module, agreed, about)
+
+
+def _not_described(said: str) -> InputError:
+    return InputError(f"{said}: it has no description of its model; was it written by `fedkd export`?")
 
 
 def _ready(module: nn.Module, agreed: Agreement, about: About) -> TrainedModel:
@@ -75,7 +82,7 @@ def _from_safetensors(path: Path, said: str, *, trust_code: bool) -> TrainedMode
     with safe_open(path, framework="pt") as file:
         text = (file.metadata() or {}).get(TABLE)
         if text is None:
-            raise InputError(f"{said}: it has no description of its model; was it written by `fedkd export`?")
+            raise _not_described(said)
         tensors = {name: file.get_tensor(name) for name in list(file.keys())}
     agreed, about = from_text(text, said)
     _refuse_code(about.architecture, said, trust_code=trust_code)
@@ -158,7 +165,7 @@ def _from_onnx(path: Path) -> tuple[nn.Module, str]:
     with installed("reading ONNX (pip install 'fedkd[onnx]')"):
         import onnxruntime
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return _Session(session), session.get_modelmeta().custom_metadata_map[TABLE]
+    return _Session(session), session.get_modelmeta().custom_metadata_map.get(TABLE, "")
 
 
 def _from_torchscript(path: Path) -> tuple[nn.Module, str]:
@@ -171,8 +178,14 @@ def _from_torchscript(path: Path) -> tuple[nn.Module, str]:
 
 def _from_exported(path: Path) -> tuple[nn.Module, str]:
     extra = {EXTRA: ""}
-    with warnings.catch_warnings(action="ignore"):
-        program = torch.export.load(io.BytesIO(path.read_bytes()), extra_files=extra)
+    log = logging.getLogger("torch.export")
+    level = log.level
+    log.setLevel(logging.ERROR)  # it shows a traceback before the error, which says all
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            program = torch.export.load(io.BytesIO(path.read_bytes()), extra_files=extra)
+    finally:
+        log.setLevel(level)
     return _Callable(program.module()), extra[EXTRA]
 
 

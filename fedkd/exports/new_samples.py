@@ -5,6 +5,7 @@ What is not as the description says is converted where that has one meaning, wit
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -50,7 +51,7 @@ def new_samples(given: Any, spec: DataSpec, data: SetsConfig) -> NewSamples:
     if isinstance(given, str | Path):
         given = [given]
     if spec.kind == "tokens" and isinstance(given, list | tuple) and all(isinstance(one, str) for one in given):
-        return _texts(list(given), [f"text {i}" for i in range(len(given))], spec, data)
+        return _texts(list(given), [f"text {i}" for i in range(len(given))], spec, data, _names_of_files(given))
     if isinstance(given, list | tuple) and given and all(isinstance(one, str | Path) for one in given):
         return of_files([Path(one).expanduser() for one in given], spec, data)
     if hasattr(given, "columns") and hasattr(given, "iloc"):
@@ -136,10 +137,10 @@ def _pictures(found: Sequence[tuple[str, np.ndarray]], spec: DataSpec) -> NewSam
     """Return pictures, uint8, H x W x 3 each, as images of a description."""
     channels, height, width = spec.shape
     if spec.largest != LARGEST["uint8"] or channels not in (1, 3):
-        what = "channels" if channels not in (1, 3) else "values"
+        values = "floats" if spec.largest is None else f"values from 0 to {spec.largest:g}"
         raise InputError(
-            f"image files have 8 bits and at most three channels, but the model takes images of {channels} channels "
-            f"and other {what}; give arrays, N x {channels} x {height} x {width}, in a .npy file."
+            f"image files have 8 bits and at most three channels, but the model takes images of {channels} channels, "
+            f"{values}; give arrays, N x {channels} x {height} x {width}, in a .npy file."
         )
     images = np.empty((len(found), height, width, 3), np.uint8)
     resized = coloured = 0
@@ -176,6 +177,11 @@ def _arrays(given: Any, spec: DataSpec, data: SetsConfig, where: str) -> NewSamp
         array = _images(array, spec, where, notes)
     elif spec.kind == "series":
         config = data.model_copy(update={"length": spec.shape[1]})
+        steps = np.flatnonzero(~np.isnan(array.reshape(-1, array.shape[-1])).all(0)) if array.size else array[:0]
+        if data.longer != "cut" and len(steps) and steps[-1] >= spec.shape[1]:
+            raise InputError(
+                f"{where}: it has series of {steps[-1] + 1} steps; the model takes at most {spec.shape[1]}: cut them."
+            )
         array = as_series([array, array[:1]], [None, None], config, where, notes)[0]
         if array.shape[1] != spec.shape[0]:
             raise InputError(f"{where}: its series have {array.shape[1]} channels, the model takes {spec.shape[0]}.")
@@ -247,12 +253,22 @@ def _ids(array: np.ndarray, spec: DataSpec, where: str, notes: list[str]) -> np.
     return np.pad(cut, ((0, 0), (0, length - cut.shape[1])))
 
 
-def _texts(texts: list[Any], names: list[str], spec: DataSpec, data: SetsConfig) -> NewSamples:
+def _names_of_files(texts: Sequence[str]) -> tuple[str, ...]:
+    """Return a note for texts that are names of files, of which somebody may have meant the content."""
+    for text in texts:
+        if os.path.isfile(text):  # no text is opened: it may come from anybody
+            return (f"{on_one_line(repr(text), 100)} is taken as a text; for the texts in this file give a Path",)
+    return ()
+
+
+def _texts(
+    texts: list[Any], names: list[str], spec: DataSpec, data: SetsConfig, noted: tuple[str, ...] = ()
+) -> NewSamples:
     if not spec.learned and (len(spec.words) < 5 or spec.words[4] != "<byte 0>"):
         raise InputError("the model takes ids of tokens, not texts: give whole numbers, N x L.")
     if not texts:
         raise InputError("there is no text.")
-    notes: list[str] = []
+    notes = [*noted]
     config = data.model_copy(
         update={"length": spec.shape[0], "longer": "cut", "tokenizer": "words" if spec.learned else "bytes"}
     )
@@ -310,7 +326,7 @@ def _read_array(path: Path) -> np.ndarray:
             return np.load(path, mmap_mode="r", allow_pickle=False)
         found = read_arrays(path, _NAMES)
     except Exception as error:  # NumPy and zip raise many types for damaged files
-        reason = on_one_line(reason_of(error) or type(error).__name__, 200)
+        reason = on_one_line(reason_of(error) or type(error).__name__, 200).rstrip(".")
         raise InputError(f"{said}: it is no NumPy file of plain arrays, or is damaged: {reason}.") from error
     name = next((name for name in _NAMES if name in found), None)
     if name is None:

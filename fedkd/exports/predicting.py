@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import InputError
-from ..files import write_output
+from ..files import as_cell, write_output
 from ..runs.run_folder import make_folder
 from .new_samples import parts_of_files
 from .trained import Predictions, TrainedModel
@@ -51,17 +51,29 @@ def write_predictions(model: TrainedModel, paths: Sequence[Path], out: Path, *, 
 
 def _header(model: TrainedModel) -> list[str]:
     if model.task == "regression":
-        return ["sample", *model.classes]
+        return ["sample", *map(_text, model.classes)]
     chosen = ["label", "probability"] if model.task == "classification" else ["labels"]
     return ["sample", *chosen, *(f"p:{name}" for name in model.classes)]
 
 
+def _text(name: str) -> str:
+    """Return a name as a cell: of a file whose name is no UTF-8, and of one that a spreadsheet would compute."""
+    plain = name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    try:
+        float(plain)
+    except ValueError:
+        return str(as_cell(plain))
+    return plain
+
+
 def _rows(names: Sequence[str], found: Predictions) -> list[list[str]]:
     if found.values is not None:
-        return [[name, *(f"{value:.6g}" for value in row)] for name, row in zip(names, found.values, strict=True)]
+        return [
+            [_text(name), *(f"{value:.6g}" for value in row)] for name, row in zip(names, found.values, strict=True)
+        ]
     assert found.probabilities is not None
     rows = []
     for name, label, shares in zip(names, found.labels, found.probabilities, strict=True):
-        chosen = [";".join(label)] if isinstance(label, list) else [label, f"{shares.max():.6f}"]
-        rows.append([name, *chosen, *(f"{share:.6f}" for share in shares)])
+        chosen = [_text(";".join(label))] if isinstance(label, list) else [_text(label), f"{shares.max():.6f}"]
+        rows.append([_text(name), *chosen, *(f"{share:.6f}" for share in shares)])
     return rows

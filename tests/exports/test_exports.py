@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -368,3 +370,92 @@ def test_the_last_axis_has_the_channels_where_only_this_fits_the_model() -> None
         found = new_samples(given, spec, SetsConfig())
         assert np.array_equal(found.inputs, images.transpose(0, 3, 1, 2))
         assert found.notes == ()
+
+
+def test_a_model_of_fedproto_predicts_the_nearest_prototype_which_the_run_measured(tiny: Make, tmp_path: Path) -> None:
+    run(tiny({"rounds": 2, "strategy": {"name": "fedproto", "prototype_weight": 0.1}}), tmp_path / "run")
+    data, kept = digits(tmp_path / "run"), lines(tmp_path / "run")[-1]["nodes"]
+    assert kept["personal/accuracy"] != kept["personal_classifier/accuracy"]
+    for node in range(data.clients):
+        own = data.test_of(node)
+        found = read_model(write_model(model_of_run(tmp_path / "run", node), tmp_path / f"{node}.safetensors").model)
+        labels = [data.classes.index(label) for label in found.predict(own.inputs).labels]
+        assert np.mean(labels == own.labels) == kept["personal/accuracy"][str(node)]
+
+
+def test_a_path_that_cannot_be_looked_at_is_refused_on_one_line(done: Path, tmp_path: Path) -> None:
+    long = "x" * 300
+    for words in (
+        ["predict", long, str(done), "-o", str(tmp_path / "p.csv")],
+        ["predict", str(done), long, "--node", "0", "-o", str(tmp_path / "p.csv")],
+        ["evaluate", str(done), long, "--node", "0"],
+        ["export", str(done), "--node", "0", "-o", f"{long}.onnx"],
+    ):
+        result = RUNNER.invoke(app, words)
+        assert (result.exit_code, result.output.count("\n")) == (2, 1), result.output
+        assert result.output.startswith("fedkd: xxxx")
+        assert result.output.endswith("File name too long.\n")
+
+
+def test_predictions_name_files_of_any_name(done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in (b"caf\xe9.png", b"=1+1.png"):
+        Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "a.png")
+        (tmp_path / "a.png").rename(os.fsdecode(name))
+    words = ["predict", str(done), os.fsdecode(b"caf\xe9.png"), "=1+1.png", "--node", "0", "-o", "p.csv"]
+    result = RUNNER.invoke(app, words)
+    assert result.exit_code == 0, result.output
+    with (tmp_path / "p.csv").open(encoding="utf-8") as file:
+        assert [row["sample"] for row in csv.DictReader(file)] == ["caf\ufffd.png", "'=1+1.png"]
+
+
+@pytest.mark.parametrize("format", ["onnx", "torchscript", "torch.export"])
+def test_a_file_of_another_program_is_said_to_have_no_description(format: Any, tmp_path: Path) -> None:
+    path, net, batch = tmp_path / f"m{ENDINGS[format]}", nn.ReLU(), torch.zeros(1, 2)
+    if format == "onnx":
+        from onnx import TensorProto, helper, save
+
+        ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy"]
+        graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", ends[:1], ends[1:])
+        opset = [helper.make_opsetid("", 17)]
+        save(helper.make_model(graph, opset_imports=opset, ir_version=8), path)
+    elif format == "torchscript":
+        with warnings.catch_warnings(action="ignore"):
+            torch.jit.save(torch.jit.trace(net, batch), path)
+    else:
+        torch.export.save(torch.export.export(net, (batch,)), path)
+    with pytest.raises(InputError, match=f"m{ENDINGS[format]}: it has no description of its model"):
+        read_model(path, trust_code=True)
+
+
+def test_a_damaged_file_of_torch_export_is_refused_without_more_words(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "m.pt2").write_bytes(b"no archive")
+    with pytest.raises(InputError, match=r"m.pt2: it is no model in torch.export, or is damaged"):
+        read_model(tmp_path / "m.pt2", trust_code=True)
+    assert caplog.records == []
+
+
+def test_scores_of_images_smaller_than_data_size_can_be(tiny: Make, tmp_path: Path) -> None:
+    draws = np.random.default_rng(0)
+    images = {part: draws.integers(0, 256, (60, 3, 3, 4), np.uint8) for part in ("x_train", "x_test")}
+    np.savez(tmp_path / "set.npz", y_train=np.arange(60) % 3, y_test=np.arange(60) % 3, **images)
+    data = {"file": str(tmp_path / "set.npz"), "partition": {"scheme": "iid", "clients": 2}}
+    run(tiny({"rounds": 1, "strategy": "fedavg", "data": data}), tmp_path / "run")
+    model = model_of_run(tmp_path / "run")
+    found = evaluate(model, str(tmp_path / "set.npz"))["scores"]
+    assert found["samples"] == 60
+    assert found["accuracy"] == lines(tmp_path / "run")[-1]["metrics"]["global/accuracy"]
+
+
+def test_long_series_and_texts_that_are_names_of_files_are_named(tmp_path: Path) -> None:
+    spec = DataSpec(kind="series", shape=(2, 5))
+    with pytest.raises(InputError, match="array: it has series of 7 steps; the model takes at most 5: cut them"):
+        new_samples(np.zeros((3, 2, 7)), spec, SetsConfig())
+    (tmp_path / "texts.csv").write_text("text\nhello\n")
+    words = DataSpec(kind="tokens", shape=(4,), words=("<pad>", "<unknown>", "hello"), learned=True)
+    found = new_samples(str(tmp_path / "texts.csv"), words, SetsConfig())
+    assert len(found.inputs) == 1
+    assert any("is taken as a text; for the texts in this file give a Path" in note for note in found.notes)
+    assert new_samples("hello", words, SetsConfig()).notes == ()
