@@ -139,3 +139,23 @@ def test_an_interrupt_says_how_to_go_on(tmp_path: Path, capsys: pytest.CaptureFi
             fedkd.run(QUICK, out=tmp_path / "run")
     assert f"Continue with fedkd.resume({str(tmp_path / 'run')!r})." in capsys.readouterr().err
     assert fedkd.resume(tmp_path / "run", show=False).summary["status"] == "completed"
+
+
+def test_models_are_written_read_and_measured_by_paths_as_text(done: fedkd.Run, tmp_path: Path) -> None:
+    model, file = done.model(node=1), str(tmp_path / "m.safetensors")
+    fedkd.write_model(model, file)
+    again = fedkd.read_model(file)
+    found = [fedkd.evaluate(again, data)["scores"] for data in (str(done.path), done.path)]
+    assert found[0] == found[1] == fedkd.evaluate(model, str(done.path))["scores"]
+    with pytest.raises(InputError, match="format: unknown 'onnxx'; did you mean 'onnx'"):
+        fedkd.write_model(model, file, "onnxx")  # type: ignore[arg-type]
+
+
+def test_a_node_or_a_round_that_is_none_is_refused(done: fedkd.Run, tmp_path: Path) -> None:
+    for node in (1.5, "1", -1, 6):
+        with pytest.raises(InputError, match=f"node {node!r}: the federation has the nodes 0 to 5"):
+            done.model(node=node)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="which: unknown 'beste'; did you mean 'best'"):
+        done.model(node=1, which="beste")  # type: ignore[arg-type]
+    of_numpy = done.model(node=np.int64(1))  # type: ignore[arg-type]
+    assert fedkd.read_model(fedkd.write_model(of_numpy, tmp_path / "m.safetensors").model).about.card["node"] == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
@@ -34,8 +35,8 @@ def chosen_model(setup: Setup, state_of: Callable[[int], RecordDict | None], nod
     if node is None:
         return _made(setup, *_of_server(setup))
     clients = environment.data.clients
-    if not 0 <= node < clients:
-        raise InputError(f"node {node}: the federation has the nodes 0 to {clients - 1}.")
+    if not hasattr(node, "__index__") or not 0 <= (node := operator.index(node)) < clients:
+        raise InputError(f"node {node!r}: the federation has the nodes 0 to {clients - 1}.")
     quiet = cast(Carrier, None)  # an evaluation's payload asks nobody
     found = strategy.evaluation(Round(environment, quiet, 1, range(clients), [node], [node], ()))
     weights = (found.get(node) if isinstance(found, dict) else found) or None

@@ -36,7 +36,7 @@ class Labelled(NamedTuple):
     notes: list[str]
 
 
-def evaluate(model: TrainedModel, data: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+def evaluate(model: TrainedModel, data: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Return a model's scores on labelled samples: `scores` of all, `nodes`: of those of each node, and `notes`.
 
     `data`: a run folder or a run file, whose test samples are taken; or a named set, a file or a folder: its test
@@ -44,6 +44,7 @@ def evaluate(model: TrainedModel, data: str, overrides: Sequence[str] = ()) -> d
     `label=diagnosis`, or of the run file. Scores of classes: see `runs.scores`; of other tasks: see
     `learning.evaluation.measured`. Raises InputError for samples or classes that are not those of the model.
     """
+    data = str(data)
     if model.about.features:
         raise InputError("this model is an encoder: its output are features, so there are no labels to compare.")
     found = _labelled(model, data, overrides)

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
-from ..errors import InputError, RunError, described, on_one_line
+from ..errors import InputError, RunError, described, on_one_line, unknown
 from ..files import write, write_output
 from ..models.adapter import own_names
 from ..registry import installed
@@ -44,7 +44,7 @@ class Written(NamedTuple):
 
 def write_model(
     model: TrainedModel,
-    path: Path,
+    path: str | Path,
     format: Format = "safetensors",
     *,
     licence: str = "unknown",
@@ -56,6 +56,9 @@ def write_model(
     `checked_on`: raw samples on which ONNX is compared with PyTorch; by default drawn ones. Raises InputError for files
     that are there, without `force`, and for a model that the format cannot have; RunError if ONNX gives other outputs.
     """
+    path = Path(path).expanduser()
+    if format not in ENDINGS:
+        raise unknown("format", str(format), ENDINGS)
     card = path.with_name(f"{path.name}.md")
     if path.suffix != ENDINGS[format]:
         raise InputError(f"{on_one_line(str(path), 200)}: a file of {format} ends with {ENDINGS[format]}.")

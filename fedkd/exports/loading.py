@@ -34,12 +34,15 @@ _LEAST_BYTES = 2**12  # of a tensor with its Python objects
 _RUNS_CODE = ("torchscript", "torch.export")  # what such a file has in it is run
 
 
-def read_model(path: Path, node: int | None = None, which: Which = "last", *, trust_code: bool = False) -> TrainedModel:
+def read_model(
+    path: str | Path, node: int | None = None, which: Which = "last", *, trust_code: bool = False
+) -> TrainedModel:
     """Return the model in a file that `fedkd export` has written, or of the run in a folder (see `model_of_run`).
 
     `trust_code`: the file may run code: TorchScript, torch.export, and models that a Python file builds. Raises
     InputError, which names the file, for what is no such file, and without `trust_code` for one that would run code.
     """
+    path = Path(path).expanduser()
     said = on_one_line(str(path), 200)
     if path.is_dir():
         return model_of_run(path, node, which)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from flwr.app import RecordDict
@@ -16,7 +16,7 @@ from ..core.setup import Setup
 from ..core.state import restore_state
 from ..core.wrapper import make_strategy
 from ..data.federation import federate
-from ..errors import InputError
+from ..errors import InputError, unknown
 from ..runs import checkpoints
 from ..runs.metrics import versions
 from ..runs.run_folder import CONFIG, RunFolder, known_samples, refuse_odd_files
@@ -47,6 +47,8 @@ StateOf = Callable[[int], RecordDict | None]  # the state of a node; None if it 
 
 def _restored(path: Path, which: Which) -> tuple[Setup, StateOf, int]:
     folder = RunFolder(path)
+    if which not in get_args(Which):
+        raise unknown("which", str(which), get_args(Which))
     if not (path / CONFIG).is_file():
         raise InputError(f"{path}: there is no run; its {CONFIG} is missing.")
     refuse_odd_files(path)
@@ -81,7 +83,7 @@ def model_after(
         padded=data.padded,
         features=not setup.strategy.classifies,
         data=SetsConfig(**config.data.model_dump(include=set(SetsConfig.model_fields) - {"root", "download"})),
-        card=_card(config, path, number, node, which),
+        card=_card(config, path, number, None if node is None else int(node), which),
     )
     return TrainedModel(chosen.module, data.codec, data.classes, about)
 
