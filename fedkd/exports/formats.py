@@ -150,6 +150,9 @@ def _onnx(model: TrainedModel, batch: Tensor) -> bytes:
             input_names=["inputs"], output_names=["outputs"], dynamic_shapes=({0: torch.export.Dim("samples")},),
         )  # fmt: skip
         found = onnx.load(file)
+    for part in (found.graph, *found.functions):
+        for node in part.node:
+            del node.metadata_props[:]  # stack traces, with the paths of this machine
     found.metadata_props.add(key=TABLE, value=to_text(model))
     content: bytes = found.SerializeToString()
     return content

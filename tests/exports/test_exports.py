@@ -312,6 +312,7 @@ def test_a_model_with_frozen_parts_is_written_as_onnx(tiny: Make, tmp_path: Path
     written = write_model(model, tmp_path / "m.onnx", "onnx", checked_on=images)
     assert written.difference is not None
     assert written.difference < 1e-5
+    assert b"site-packages" not in written.model.read_bytes()  # nor other paths of this machine
 
 
 def test_what_the_exporter_says_of_a_model_is_one_line_with_the_cause(
