@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Callable
+from importlib.metadata import version
 from types import SimpleNamespace
 from typing import Any, cast
 
-import flwr
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
@@ -33,11 +34,9 @@ from fedkd.errors import PayloadError
 from fedkd.messages import flower
 
 
-def test_the_version_is_the_one_that_this_was_written_for() -> None:
-    import importlib.metadata
-
-    assert importlib.metadata.version("flwr").startswith("1.41.")
-    assert flwr.__name__ == "flwr"
+def test_the_version_is_one_that_this_was_tried_with() -> None:
+    """A new minor version of Flower may change the private names: try these tests with it, then widen the range."""
+    assert re.match(r"1\.4[12]\.", version("flwr"))
 
 
 def test_a_process_can_be_the_server_and_number_its_messages() -> None:
