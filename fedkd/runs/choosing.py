@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from ..config import StopConfig
+from ..config import Config, StopConfig
 from ..errors import InputError, some
 from ..messages.metric_names import is_main, scope_of
 from .metrics import lower_is_better
@@ -82,3 +82,17 @@ class EarlyStop:
         if self._settings is None or self._best is None or self._best.waited < self._settings.patience:
             return None
         return {"metric": self._settings.metric, "best_round": self._best.round, "best": self._best.value}
+
+
+def watchers(config: Config, lines: Iterable[dict[str, Any]]) -> tuple[BestRound | None, EarlyStop]:
+    """Return what watches a run's best round and its end, with the lines of its earlier rounds.
+
+    Raises InputError for a metric that these rounds do not have.
+    """
+    lines = list(lines)
+    wanted = config.checkpoint.best
+    best = None if wanted is None else BestRound("checkpoint.best", wanted)
+    for line in lines:
+        if best is not None:
+            best.note(line)
+    return best, EarlyStop(config.stop, lines)

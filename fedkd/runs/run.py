@@ -23,7 +23,7 @@ from ..messages.carrier import Carrier, Engine
 from ..registry import errors_of, find, options
 from ..stopping import stoppable
 from . import checkpoints
-from .choosing import BestRound, EarlyStop
+from .choosing import watchers
 from .metrics import summarise, to_line
 from .origin import Origin, accepted_changes, go_on, known_files, note_files, origin_of, refuse_changes
 from .run_folder import CONFIG, MOST_ROWS, RunFolder, alone_in, refuse_odd_files, refuse_used
@@ -161,6 +161,7 @@ def resumed(
             first_round = _back_to_checkpoint(setup, simulation, folder, on_event)
             if config.rounds < first_round - 1:
                 raise InputError(f"rounds = {config.rounds}: the run in {path} has done {first_round - 1} already.")
+            watchers(config, folder.lines())  # refuses a metric before the config has it
             if overrides:
                 folder.change(changed)
             for change in go_on(path, now, first_round, accept_changes=accept_changes):
@@ -263,12 +264,7 @@ def rounds_with(
     before = sum(sum(line["seconds"].values()) for line in earlier)
     trackers.begin(config, folder.path, first_round)
     ended: RoundEnd | None = None  # the last finished round: an interrupt may come during a later round
-    kept_best = config.checkpoint.best
-    best = None if kept_best is None else BestRound("checkpoint.best", kept_best)
-    for line in earlier:
-        if best is not None:
-            best.note(line)
-    stop = EarlyStop(config.stop, earlier)
+    best, stop = watchers(config, earlier)
 
     def keep(record: Record) -> None:
         nonlocal ended

@@ -124,4 +124,6 @@ def test_a_run_that_goes_on_refuses_other_data_and_fewer_rounds(tiny: Make, tmp_
         resume(tmp_path / "run", overrides=["seed=7"])
     with pytest.raises(InputError, match="rounds = 1: the run in .* has done 2 already"):
         resume(tmp_path / "run", overrides=["rounds=1"])
+    with pytest.raises(InputError, match="stop.metric = 'global/nope': this run does not measure it"):
+        resume(tmp_path / "run", overrides=["rounds=3", "stop.metric=global/nope"])
     assert (tmp_path / "run/config.toml").read_bytes() == config
