@@ -63,7 +63,8 @@ def test_an_ascii_locale_has_all_names(tmp_path: Path) -> None:
 
 def test_debug_shows_the_traceback_and_only_it(tmp_path: Path) -> None:
     plain, debug = (shell(f"$FEDKD {option} run none.toml", tmp_path) for option in ("", "--debug"))
-    assert plain.stderr == "fedkd: There is no config file none.toml.\n"
+    said = "There is no config file none.toml, and no config of this name comes with fedkd."
+    assert plain.stderr == f"fedkd: {said}\n"
     assert "Traceback" in debug.stderr
     assert debug.stderr.endswith(plain.stderr)
     assert plain.returncode == debug.returncode == 2

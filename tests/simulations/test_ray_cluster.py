@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -19,6 +20,7 @@ from helpers import TINY, checkpoint_bytes, lines, merged
 
 from fedkd.config import parse_config
 from fedkd.runs.run import run
+from fedkd.simulations import ray_cluster
 from fedkd.simulations.ray_cluster import _private_folder
 from fedkd.simulations.ray_keeper import MARK, processes_of
 
@@ -211,7 +213,17 @@ def test_a_folder_for_sockets_is_short_and_nobody_elses(tmp_path: Path, monkeypa
 
 
 def test_a_run_on_a_full_disk_says_that_ray_may_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedkd.simulations.ray_cluster.shutil.disk_usage", lambda path: DiskUsage(1000, 991, 9))
+    node = SimpleNamespace(get_session_dir_path=lambda: str(tmp_path))
+    with monkeypatch.context() as patch:
+        patch.setattr(ray_cluster, "is_own", lambda: True)
+        patch.setattr(ray_cluster.ray._private.worker, "_global_node", node)
+        patch.setattr(ray_cluster.ray, "cluster_resources", dict)
+        patch.setattr(ray_cluster.shutil, "disk_usage", lambda path: DiskUsage(1000, 980, 20))
+        assert ray_cluster.full_disk() is None
+        patch.setattr(ray_cluster.shutil, "disk_usage", lambda path: DiskUsage(1000, 991, 9))
+        note = ray_cluster.full_disk()
+    assert note is not None
+    assert "GB left, so Ray moves no node states to it (above 99% full)" in note
+    monkeypatch.setattr("fedkd.simulations.ray.full_disk", lambda: note)
     run(parse_config(merged(TINY, {"rounds": 1, "engine": {"name": "ray", "workers": 1}})), tmp_path / "run")
-    events = [event["event"] for line in lines(tmp_path / "run") for event in line["events"]]
-    assert any("GB left, so Ray moves no node states to it (above 99% full)" in text for text in events)
+    assert note in [event["event"] for line in lines(tmp_path / "run") for event in line["events"]]
