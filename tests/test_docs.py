@@ -93,7 +93,9 @@ def test_the_configs_and_overrides_of_all_commands_are_valid(tmp_path: Path, mon
     read = 0
     for command in (command for page in PAGES for block in commands_of(page) for command in block.commands):
         words = shlex.split(command, comments=True)
-        if words[0] != "fedkd" or not (paths := [word for word in words if word.endswith(".toml")]):
+        if words[0] != "fedkd" or not (
+            paths := [word for word in words if word.endswith(".toml") and not word.startswith("runs/")]
+        ):
             continue
         changes = [word for option, word in pairwise(words) if option == "--set"]
         if words[1] == "distill":
