@@ -28,8 +28,12 @@ from helpers.shell import Shell  # noqa: E402
 
 @pytest.fixture(autouse=True)
 def _log_of_fedkd() -> None:
-    """Let fedkd's log be heard: Flower's databases, in a test before, turn off the logs of all other packages."""
-    logging.getLogger("fedkd").disabled = False
+    """Let fedkd's log be heard, whatever a test before has done: Flower's databases turn off the logs of all others,
+    `fedkd check` wants errors only, and an app of a deployment writes its log itself.
+    """
+    log = logging.getLogger("fedkd")
+    log.disabled, log.propagate, log.handlers = False, True, []
+    log.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")
