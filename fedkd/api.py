@@ -1,10 +1,12 @@
 """The Python interface: runs, their results and models, and comparisons; the same as on the command line.
 
+```python
 import fedkd
 run = fedkd.run("fedmd/quick", rounds=5)
 run.metrics, run.summary, run.figures["accuracy"]
 model = run.model(node=3)
 model.predict(images)
+```
 """
 
 from __future__ import annotations
