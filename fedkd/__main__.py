@@ -6,6 +6,7 @@ import atexit
 import errno
 import io
 import os
+import signal
 import sys
 from typing import NoReturn
 
@@ -14,6 +15,8 @@ def main() -> None:
     """Run a command, and exit with its code: see `fedkd.cli.common`."""
     _open_standard_streams()
     _use_utf8()
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # before and after the work, Ctrl-C ends without a traceback
     from .stopping import Stopped, stoppable
 
     try:

@@ -352,5 +352,13 @@ def rounds_with(
         for problem in [*problems, *draw(environment, folder)]:
             _log.warning("%s", problem)
     finally:
-        trackers.end(summary, sorted(folder.figures.glob("*.png")))
+        trackers.end(summary, _pictures_in(folder.figures))
     return summary
+
+
+def _pictures_in(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.glob("*.png"))
+    except OSError as error:  # the run is done, and trackers have its numbers
+        _log.warning("the figures cannot be listed: %s", described(error))
+        return []

@@ -58,9 +58,10 @@ def test_tensorboard_has_each_round_also_of_a_resumed_run(tiny: Tiny, tmp_path: 
     assert {"figures/curves", "figures/partition"} <= set(kept.Tags()["images"])
 
 
-def test_mlflow_goes_on_in_the_same_run(tiny: Tiny, tmp_path: Path) -> None:
+def test_mlflow_goes_on_in_the_same_run(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import mlflow
 
+    monkeypatch.chdir(tmp_path)  # with a database, MLflow keeps files in the current folder
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}" if _has_sqlalchemy() else f"file:{tmp_path / 'mlflow'}"
     config = tiny({"trackers": [{"name": "mlflow", "uri": uri, "experiment": "digits"}], "checkpoint.every": 1})
     summary = continued(config, tmp_path / "run")
