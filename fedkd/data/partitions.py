@@ -225,19 +225,25 @@ def iid(pool: Pool, rng: np.random.Generator, *, clients: Clients) -> Split:
 
 
 def dirichlet(
-    pool: Pool, rng: np.random.Generator, *, clients: Clients, alpha: Positive, capped: bool = False
+    pool: Pool, rng: np.random.Generator, *, clients: Clients, alpha: Positive, capped: bool | Clients = False
 ) -> Split:
     """Split each class among the clients by shares ~ Dir(alpha) (Hsu et al., 2019; Li et al., 2022). Sizes differ.
 
-    `capped`: a client that already has an equal share of all images gets no images of later classes, as in the code of
-    Li et al. (NIID-Bench) and FedX; then sizes differ less.
+    `capped`: a client that already has an equal share of all images, or this number of images, gets no images of later
+    classes; then sizes differ less. NIID-Bench's and FedX's code has the equal share, FedGen's a number (1500).
     """
+    most = len(pool.labels) / clients if isinstance(capped, bool) else capped
+    if not isinstance(capped, bool) and capped * clients < len(pool.labels):
+        raise InputError(
+            f"{KEY}.capped = {capped}: {clients} clients may all have so many before {len(pool.labels)} images are "
+            f"dealt; valid are true and {-(-len(pool.labels) // clients)} or more."
+        )
     parts: list[list[np.ndarray]] = [[] for _ in range(clients)]
     for label in range(len(pool.classes)):
         members = rng.permutation(np.flatnonzero(pool.labels == label))
         shares = _dirichlet(rng, clients, alpha)
         if capped:
-            open_ = np.array([sum(map(len, part)) < len(pool.labels) / clients for part in parts])
+            open_ = np.array([sum(map(len, part)) < most for part in parts])
             shares = np.where(open_, np.maximum(shares, np.finfo(np.float64).tiny), 0)
             shares /= shares.sum()
         cuts = np.round(np.cumsum(shares)[:-1] * len(members)).astype(np.int64)

@@ -100,6 +100,23 @@ def test_who_has_an_equal_share_gets_none_of_the_later_classes() -> None:
         assert counts.sum() == len(labels)
 
 
+def test_who_has_as_many_images_as_capped_says_gets_none_of_the_later_classes() -> None:
+    """Three clients, three classes of six: the same draws, and of each class only those who still get some share it."""
+    images = Pool(np.repeat([0, 1, 2], 6), np.zeros(18, np.int64), ("a", "b", "c"), ("set",))
+    table = {"scheme": "dirichlet", "clients": 3, "alpha": 0.5, "minimum": 0}
+    for capped in (6, 7, 12, 100):
+        rng = numpy_stream(0, 0, "server", "partition")
+        hands: list[list[int]] = [[], [], []]
+        for label in range(3):
+            order, share = rng.permutation(6) + 6 * label, rng.dirichlet([0.5] * 3)
+            open_ = [one for one in range(3) if len(hands[one]) < capped]
+            ends = np.round(np.cumsum(share[open_] / share[open_].sum())[:-1] * 6).astype(int)
+            for one, dealt in zip(open_, np.split(order, ends), strict=True):
+                hands[one] += dealt.tolist()
+        found = parts_of(table | {"capped": capped}, data=images)
+        assert [part.tolist() for part in found] == [sorted(hand) for hand in hands]
+
+
 def test_client_dirichlet_follows_each_clients_own_prior() -> None:
     """The first client draws from a full pool: its counts are its prior by largest remainder."""
     rng = numpy_stream(0, 0, "server", "partition")
@@ -148,6 +165,19 @@ def test_allocate_meets_the_size_within_what_is_there(prior: list, available: li
             "data.partition.alfa: unknown key 'alfa'.*Valid: clients, minimum, scheme, seed",
         ),
         ({"scheme": "dirichle", "clients": 5}, "unknown 'dirichle'; did you mean 'dirichlet'"),
+        (
+            {"scheme": "dirichlet", "clients": 5, "alpha": 1.0, "capped": 0},
+            "data.partition.capped = 0: input should be a valid boolean, or input should be greater than or equal to 1",
+        ),
+        (
+            {"scheme": "dirichlet", "clients": 5, "alpha": 1.0, "capped": "yes"},
+            "data.partition.capped = 'yes': input should be a valid boolean, or input should be a valid integer",
+        ),
+        ({"scheme": "dirichlet", "clients": 5, "alpha": 1.0, "capped": -1}, "data.partition.capped = -1: .*equal to 1"),
+        (
+            {"scheme": "dirichlet", "clients": 6, "alpha": 1.0, "capped": 333},
+            "data.partition.capped = 333: 6 clients may all have .* 2000 images are dealt; valid are true and 334 or m",
+        ),
         ({"scheme": "iid", "clients": 2001}, "data.partition.clients = 2001: .*there are 2000"),
         ({"scheme": "iid", "clients": 0}, "data.partition.clients = 0"),
         ({"scheme": "iid", "clients": 2.5}, "data.partition.clients = 2.5: .*integer"),
