@@ -167,6 +167,8 @@ class DataConfig(SetsConfig):
     public: PublicConfig | None = None
     validation: ValidationConfig | None = None
     node_test: Count = 200  # test images per node, drawn from the node's own label distribution
+    # a node trains on this share of its images: the first ones in the order in which the scheme has given them
+    node_train: Fraction | None = None
     node_validation: Annotated[float, Field(gt=0, lt=1)] | None = None  # a share of each node's training samples
     # this share of the training samples in place of the test samples: for choosing settings
     held_out: Annotated[float, Field(gt=0, lt=1)] | None = None
@@ -184,6 +186,8 @@ class DataConfig(SetsConfig):
                 raise ValueError(f"{key} is for the columns of a file; set file in place of name, or remove {key}")
         if self.held_out is not None and self.sites is not None:
             raise ValueError("held_out is for a simulation: sites have their own test samples; remove held_out")
+        if self.node_train is not None and self.sites is not None:
+            raise ValueError("node_train is for a simulation: sites train on all of their own samples; remove it")
         if self.split is not None and self.time is not None:
             raise ValueError("split and time both say which rows are for tests; remove one of them")
         if self.sites is None and self.partition is None:

@@ -83,7 +83,7 @@ def federate(config: DataConfig, seed: int) -> FederatedData:
     )
     table = {"scheme": config.partition.scheme, "minimum": config.partition.minimum}
     rng = numpy_stream(seed, 0, "server", "partition")
-    parts, priors, own = split(pool, table | (config.partition.model_extra or {}), rng, seed)
+    parts, priors, own = split(pool, table | (config.partition.model_extra or {}), rng, seed, config.node_train)
     if named is not None and own is None:
         refuse_unheld(config, int(named.sum()))
     test_pool = Pool(strata.of(test.labels), test_domains, strata.names, tuple(config.set_names))

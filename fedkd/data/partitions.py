@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -21,6 +22,8 @@ Positive = Annotated[float, Field(gt=0)]
 KEY = "data.partition"
 
 _ROUNDING = 1e-6  # of the sum of a node's prior
+
+_BELOW = 1e-9  # a share of a number of images may be this far below the whole number that it is: 0.29 * 100
 
 _DRAWS = 100  # the largest number of draws to reach the minimum
 
@@ -90,13 +93,38 @@ class Split(NamedTuple):
     holders: list[list[int]] | None = None
 
 
-def split(pool: Pool, table: dict[str, Any], rng: np.random.Generator, seed: int = 0) -> Split:
+def split(
+    pool: Pool, table: dict[str, Any], rng: np.random.Generator, seed: int = 0, share: float | None = None
+) -> Split:
     """Return the positions of each node's images by the scheme that `table` names, ascending for each node.
 
     `minimum` (1 by default) is the fewest images that a node may get: a draw with fewer is repeated, at most 100 times.
-    `seed`: of a partitioner of flwr_datasets, which draws once.
+    `seed`: of a partitioner of flwr_datasets, which draws once. `share`: each node keeps only this share of what the
+    scheme gives it, rounded down: the first ones in the scheme's own order.
     Raises InputError for an unknown scheme, wrong options, more clients than images, or a minimum that is not reached.
     """
+    found = _dealt(pool, table, rng, seed)
+    if isinstance(found.parts, Drawn):
+        if share is not None:
+            raise InputError(
+                f"data.node_train = {share:g}: with {KEY}.scheme = 'drawn' a node's images have no order; lower "
+                f"{KEY}.size."
+            )
+        return found
+    parts = found.parts if share is None else [_first_of(part, share, node) for node, part in enumerate(found.parts)]
+    return found._replace(parts=[np.sort(part) for part in parts])
+
+
+def _first_of(part: np.ndarray, share: float, node: int) -> np.ndarray:
+    """Return the first images of a node: this share, rounded down. Raises InputError if that is none."""
+    count = math.floor(share * len(part) + _BELOW)
+    if count == 0:
+        raise InputError(f"data.node_train = {share:g}: node {node} has {len(part)} images, of which none is left.")
+    return part[:count]
+
+
+def _dealt(pool: Pool, table: dict[str, Any], rng: np.random.Generator, seed: int = 0) -> Split:
+    """Return what a scheme deals, the images of each node in the scheme's own order; see `split`."""
     table = dict(table)
     name = table.pop("scheme")
     minimum = table.pop("minimum")
@@ -123,7 +151,7 @@ def split(pool: Pool, table: dict[str, Any], rng: np.random.Generator, seed: int
         _check_positions(found, pool, name)
         smallest = min(len(part) for part in found.parts)
         if smallest >= minimum:
-            return Split([np.sort(part) for part in found.parts], found.priors, found.holders)
+            return found
         best = max(best, smallest)
     raise InputError(
         f"{KEY}.minimum = {minimum}: the smallest node got {best} images in the best of {_DRAWS} draws. "
@@ -153,7 +181,7 @@ def _of_flower(pool: Pool, scheme: Any, name: str, table: dict[str, Any], minimu
     if by == "node" and pool.holders is not None:  # if it leaves holders whole, their test samples are theirs too
         groups = [np.unique(pool.holders[part]).tolist() for part in parts]
         owners = groups if sum(map(len, groups)) == len({one for group in groups for one in group}) else None
-    found = Split([np.sort(part) for part in parts], None, owners)
+    found = Split(parts, None, owners)
     _check_positions(found, pool, name)
     smallest = min(len(part) for part in parts)
     if smallest < minimum:
@@ -430,7 +458,7 @@ def domains(
     for domain in range(len(pool.domain_names)):
         members = np.flatnonzero(pool.domains == domain)
         inner = pool._replace(labels=pool.labels[members], domains=pool.domains[members])
-        found = split(inner, table, rng)
+        found = _dealt(inner, table, rng)
         if isinstance(found.parts, Drawn):
             raise InputError(f"{KEY}.within.scheme = 'drawn': this scheme is only for one set; use another scheme.")
         parts += [members[part] for part in found.parts]

@@ -67,9 +67,37 @@ def test_the_partition_has_a_seed_of_its_own(tiny: Make) -> None:
     assert parts(0, None) != parts(1, None)
 
 
+def test_a_node_trains_on_a_share_of_its_images(tiny: Make) -> None:
+    whole, data = (federate(tiny(one).data, 0) for one in ({}, {"data.node_train": 0.8}))
+    assert data.label_counts().sum(1).tolist() == [19] * 6  # of 24
+    for node in range(6):
+        assert set(data.train_parts[node]) < set(whole.train_parts[node])
+        assert set(data.test_of(node).labels) <= set(data.train_of(node).labels)
+    count = len(data.train.labels)
+    assert data.notes == (f"{count - 6 * 19} of {count} training images are with no node",)
+    assert federate(tiny({"data.node_train": 1.0}).data, 0).fingerprint == whole.fingerprint
+    both = federate(tiny({"data.node_train": 0.8, "data.node_validation": 0.2}).data, 0)
+    assert both.validation_parts is not None
+    kept = np.sort(np.concatenate([both.train_parts.values, both.validation_parts.values]))
+    assert np.array_equal(kept, np.sort(data.train_parts.values))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"data.node_train": 0.0}, "data.node_train = 0.0: .*greater than 0"),
+        ({"data.node_train": 1.1}, "data.node_train = 1.1: .*less than or equal to 1"),
+        (
+            {
+                "data.sites.count": 2,
+                "data.sites.spec": "s.json",
+                "data.name": None,
+                "data.partition": None,
+                "data.node_train": 0.5,
+            },
+            "node_train is for a simulation: sites train on all of their own samples; remove it",
+        ),
+        ({"data.node_train": 0.01}, "data.node_train = 0.01: node 0 has 24 images, of which none is left"),
         ({"data.public": {"size": 1442}}, "data.public.size = 1442: there are only 1441"),
         ({"data.partition": {"scheme": "iid", "clients": 1443}}, "data.partition.clients = 1443"),
         ({"data.partition": {"scheme": "client_dirichlet", "clients": 30, "alpha": 1.0, "size": 50}}, "size = 50"),

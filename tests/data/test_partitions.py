@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
+
 import numpy as np
 import pytest
 from helpers import Make
@@ -22,8 +24,9 @@ def pool(size: int = 2000, domains: int = 1) -> Pool:
     return Pool(rng.integers(0, 10, size), np.sort(rng.integers(0, domains, size)), CLASSES, names)
 
 
-def parts_of(table: dict, seed: int = 0, data: Pool | None = None) -> list[np.ndarray]:
-    return split(data or pool(), {"minimum": 1, **table}, numpy_stream(seed, 0, "server", "partition")).parts
+def parts_of(table: dict, seed: int = 0, data: Pool | None = None, share: float | None = None) -> list[np.ndarray]:
+    rng = numpy_stream(seed, 0, "server", "partition")
+    return split(data or pool(), {"minimum": 1, **table}, rng, share=share).parts
 
 
 DEALT_TO_THE_LAST = {"scheme": "dirichlet_dealt", "alpha": 0.3}  # one image at a time
@@ -229,6 +232,45 @@ def test_drawn_nodes_are_drawn_when_asked_and_always_alike() -> None:
         parts[1_000_000]
     with pytest.raises(InputError, match="data.partition.size = 5000: there are only 1803 images"):
         split(images, {**table, "size": 5000}, numpy_stream(0, 0, "server", "partition"))
+
+
+def test_a_node_keeps_the_first_images_in_the_order_of_its_shards() -> None:
+    """Two clients get two shards of two images: of 0.75 the first shard stays, and the first image of the second."""
+    images = Pool(np.array([3, 2, 1, 0, 0, 1, 2, 3]), np.zeros(8, np.int64), ("a", "b", "c", "d"), ("set",))
+    in_part = []
+    for seed in range(5):
+        rng = numpy_stream(seed, 0, "server", "partition")
+        order = rng.permutation(8)
+        shards = [[int(i) for i in order if images.labels[i] == label] for label in range(4)]
+        hands = rng.permutation(4).reshape(2, 2)
+        wanted = [sorted([*shards[a], shards[b][0]]) for a, b in hands]
+        found = parts_of({"scheme": "shards", "clients": 2}, seed, images, 0.75)
+        assert [part.tolist() for part in found] == wanted
+        in_part += [part != sorted(shards[a] + shards[b])[:3] for part, (a, b) in zip(wanted, hands, strict=True)]
+    assert any(in_part)  # the first ones of the sorted positions are others
+
+
+@pytest.mark.parametrize("table", [t | {"clients": 5} for t in SCHEMES] + [{"scheme": "domains", "per_domain": 5}])
+def test_a_share_of_a_nodes_images_is_rounded_down_and_taken_of_the_same_partition(table: dict) -> None:
+    whole = parts_of(table)
+    for share in (1.0, 0.8, 0.29, 0.1):
+        parts = parts_of(table, share=share)
+        assert [len(part) for part in parts] == [int(Decimal(str(share)) * len(part)) for part in whole]
+        assert all(set(part) <= set(before) for part, before in zip(parts, whole, strict=True))
+        assert all((np.diff(part) > 0).all() for part in parts)
+
+
+def test_domains_leave_the_order_of_the_scheme_within_as_it_is() -> None:
+    table = {"scheme": "domains", "per_domain": 5, "within": {"scheme": "shards"}}
+    within, alone = parts_of(table, share=0.6), parts_of({"scheme": "shards", "clients": 5}, share=0.6)
+    assert [part.tolist() for part in within] == [part.tolist() for part in alone]
+
+
+def test_a_share_that_leaves_no_image_and_one_of_drawn_nodes_are_refused() -> None:
+    with pytest.raises(InputError, match=r"data.node_train = 0.1: node 0 has 4 images, of which none is left"):
+        parts_of({"scheme": "iid", "clients": 500}, share=0.1)
+    with pytest.raises(InputError, match=r"data.node_train = 0.5: with data.partition.scheme = 'drawn' a node's image"):
+        parts_of({"scheme": "drawn", "clients": 9, "alpha": 1.0, "size": 20}, share=0.5)
 
 
 def test_the_partition_deals_as_published() -> None:
