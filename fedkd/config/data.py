@@ -167,6 +167,9 @@ class DataConfig(SetsConfig):
     public: PublicConfig | None = None
     validation: ValidationConfig | None = None
     node_test: Count = 200  # test images per node, drawn from the node's own label distribution
+    # or dealt, of each class that a node trains on and in the order of the test set: `owned`: the next ones, an equal
+    # share for each node; `cut`: `node_test` images, those at the node's own place in the class
+    node_test_by: Literal["labels", "owned", "cut"] = "labels"
     # a node trains on this share of its images: the first ones in the order in which the scheme has given them
     node_train: Fraction | None = None
     node_validation: Annotated[float, Field(gt=0, lt=1)] | None = None  # a share of each node's training samples
@@ -202,6 +205,21 @@ class DataConfig(SetsConfig):
             raise ValueError("validation images come from the server's own set, which is missing; set sites.server")
         if self.sites is not None:
             self._fit(self.sites)
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _tests_by_class(self) -> DataConfig:
+        key = f"node_test_by = {self.node_test_by!r}"
+        if self.node_test_by == "labels":
+            return self
+        if self.sites is not None:
+            raise ValueError(f"{key} is for a simulation: sites have their own test samples; remove node_test_by")
+        if self.task != "classification":
+            raise ValueError(f"{key} deals test samples by class; task is {self.task!r}, so remove node_test_by")
+        if len(self.set_names) > 1:
+            raise ValueError(f"{key} is for one set; names has {len(self.set_names)}, so remove node_test_by")
+        if self.node_test_by == "owned" and self.node_test != DataConfig.model_fields["node_test"].default:
+            raise ValueError(f"{key} gives each node an equal share of a class; remove node_test, or set 'cut'")
         return self
 
     def _fit(self, sites: RealSites) -> None:

@@ -68,7 +68,7 @@ class FederatedData:
     train_parts: Ragged | Drawn
     test_parts: Ragged | DrawnTests
     node_domains: np.ndarray  # for each node: the domain of most of its images
-    priors: np.ndarray | None  # nodes x classes: the label distribution of each node's test images, if known
+    priors: np.ndarray | None  # nodes x classes: each node's label distribution, if known; test images are drawn by it
     public: Samples | None
     validation: Samples | None  # labelled images of the server's own
     public_labelled: bool
@@ -110,7 +110,7 @@ class FederatedData:
         return self.train.take(positions)._replace(rows=Rows(self.train.inputs, positions))
 
     def test_of(self, node: int) -> Samples:
-        """Return a node's test images, which follow its own label distribution."""
+        """Return a node's test images."""
         return self.test.take(self.test_parts[node])
 
     def validation_of(self, node: int) -> Samples | None:

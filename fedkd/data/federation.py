@@ -13,7 +13,7 @@ from .codec import MOST_UNSEEN, Codec, notes_of, unseen
 from .federated_data import FederatedData, Ragged
 from .held_out import tests_from_training
 from .named_sets import codec_of, first_of_each, images_fingerprint, load_set
-from .node_tests import DrawnTests, draw_node_test
+from .node_tests import DrawnTests, dealt_tests, draw_node_test
 from .node_validation import behind, hold_out, named_rows, refuse_unheld
 from .partitions import Drawn, Pool, split
 from .public_set import take_public_set, take_validation
@@ -84,6 +84,12 @@ def federate(config: DataConfig, seed: int) -> FederatedData:
     table = {"scheme": config.partition.scheme, "minimum": config.partition.minimum}
     rng = numpy_stream(seed, 0, "server", "partition")
     parts, priors, own = split(pool, table | (config.partition.model_extra or {}), rng, seed, config.node_train)
+    if config.node_test_by != "labels" and (own is not None or isinstance(parts, Drawn)):
+        why = "nodes share images" if own is None else "nodes have their own test samples"
+        raise InputError(
+            f"data.node_test_by = {config.node_test_by!r}: with data.partition.scheme = {config.partition.scheme!r} "
+            f"{why}; remove data.node_test_by."
+        )
     if named is not None and own is None:
         refuse_unheld(config, int(named.sum()))
     test_pool = Pool(strata.of(test.labels), test_domains, strata.names, tuple(config.set_names))
@@ -101,14 +107,16 @@ def federate(config: DataConfig, seed: int) -> FederatedData:
             width = len(strata.names)
             priors = np.stack([np.bincount(pool.labels[p], minlength=width) / len(p) for p in parts])
         node_domains = np.array([np.bincount(domains[part]).argmax() for part in parts])
-        test_parts = Ragged.of(
-            [np.flatnonzero(np.isin(holders[1], group)) for group in own]
-            if own is not None and holders is not None
-            else [
+        if own is not None and holders is not None:
+            tests = [np.flatnonzero(np.isin(holders[1], group)) for group in own]
+        elif config.node_test_by != "labels":
+            tests = dealt_tests(parts, pool, test_pool, config.node_test if config.node_test_by == "cut" else None)
+        else:
+            tests = [
                 draw_node_test(pool, part, prior, test_pool, config.node_test, numpy_stream(seed, 0, node, "node-test"))
                 for node, (part, prior) in enumerate(zip(parts, priors, strict=True))
             ]
-        )
+        test_parts = Ragged.of(tests)
         more = len(classes) - len(first.classes)
         priors = np.pad(priors, ((0, 0), (0, more))) if task == "classification" else None
     validation_parts = None

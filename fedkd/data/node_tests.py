@@ -1,4 +1,4 @@
-"""Each node's test images, which follow its own label distribution."""
+"""Each node's test images: drawn by its own label distribution, or dealt class by class."""
 
 from __future__ import annotations
 
@@ -58,3 +58,32 @@ def draw_node_test(
     fits = int(min(np.floor(available[prior > 0] / prior[prior > 0]).min(), size))
     chosen = allocate(prior, max(fits, 1), available)
     return np.sort(np.concatenate([rng.permutation(m)[:c] for m, c in zip(members, chosen, strict=True)]))
+
+
+def dealt_tests(
+    parts: list[np.ndarray], pool: Pool, test: Pool, size: int | None, key: str = "data.node_test"
+) -> list[np.ndarray]:
+    """Return each node's test images of the classes that it trains on, in the order of the test set; no image twice.
+
+    `size`: so many images of each class, node i those from `i * size` on, as in FedProto's code; None: an equal share
+    of each class, n_c // nodes images, which one owner after another takes, as in FedGen's code. `key`: that of `size`.
+    Raises InputError for a class that has too few test images.
+    """
+    members = [np.flatnonzero(test.labels == label) for label in range(len(test.classes))]
+    owned = [np.unique(pool.labels[part]) for part in parts]
+    for label in np.unique(np.concatenate(owned)).tolist():
+        if len(members[label]) < len(parts) * (size or 1):
+            said = "data.node_test_by = 'owned'" if size is None else f"{key} = {size}"
+            raise InputError(
+                f"{said}: {len(parts)} nodes need {len(parts) * (size or 1)} test images of each class, and "
+                f"{test.classes[label]!r} has {len(members[label])}; lower the number of nodes"
+                + ("." if size is None else f", or {key}.")
+            )
+    counts = np.array([len(m) // len(parts) if size is None else size for m in members])
+    taken = np.zeros(len(members), np.int64)
+    found = []
+    for node, labels in enumerate(owned):
+        first = taken if size is None else node * counts
+        found.append(np.sort(np.concatenate([members[c][first[c] : first[c] + counts[c]] for c in labels])))
+        taken[labels] += counts[labels]
+    return found

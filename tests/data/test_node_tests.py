@@ -1,4 +1,4 @@
-"""Test images follow each node's own labels."""
+"""Test images follow each node's own labels, or are dealt class by class."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 from helpers import Make
 
 from fedkd.config import Config
 from fedkd.data.federation import federate
+from fedkd.data.node_tests import dealt_tests
+from fedkd.data.partitions import Pool
+from fedkd.errors import InputError
 
 
 def test_test_images_follow_each_nodes_own_labels(tiny: Make, mnist_root: Path) -> None:
@@ -48,3 +52,85 @@ def test_test_images_follow_the_prior_of_a_group_and_not_the_few_images_of_a_nod
 def test_without_a_drawn_prior_it_is_what_the_node_holds(tiny: Callable[..., Config]) -> None:
     data = federate(tiny().data, 0)
     np.testing.assert_allclose(data.priors, data.label_counts() / data.label_counts().sum(1, keepdims=True))
+
+
+def of_labels(labels: list[int]) -> Pool:
+    return Pool(np.array(labels), np.zeros(len(labels), np.int64), ("a", "b", "c"), ("set",))
+
+
+TRAINING = of_labels([0, 1, 2, 0, 1, 2, 0])
+TESTS = of_labels([2, 1, 0, 0, 1, 2, 0, 1, 0, 1, 0, 1, 1])  # a at 2 3 6 8 10, b at 1 4 7 9 11 12, c at 0 5
+HANDS = [np.array([0, 3, 1]), np.array([4]), np.array([6])]  # node 0 owns a and b, 1 owns b, 2 owns a
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        (None, [[1, 2, 4], [7, 9], [3]]),  # 5 // 3 of a and 6 // 3 of b: node 2 takes a's second one
+        (1, [[1, 2], [4], [6]]),  # node 2 has a's third one
+    ],
+)
+def test_tests_are_dealt_in_the_order_of_the_test_set(size: int | None, expected: list[list[int]]) -> None:
+    assert [found.tolist() for found in dealt_tests(HANDS, TRAINING, TESTS, size)] == expected
+
+
+def test_a_class_with_too_few_test_images_is_refused() -> None:
+    message = (
+        r"data.node_test = 2: 3 nodes need 6 test images of each class, and 'a' has 5; lower .* or data.node_test."
+    )
+    with pytest.raises(InputError, match=message):
+        dealt_tests(HANDS, TRAINING, TESTS, 2)
+    message = (
+        r"data.node_test_by = 'owned': 3 nodes need 3 test images of each class, and 'c' has 2; lower the number of"
+    )
+    with pytest.raises(InputError, match=message):
+        dealt_tests([*HANDS[:2], np.array([2])], TRAINING, TESTS, None)
+
+
+@pytest.mark.parametrize("changes", [{}, {"data.held_out": 0.3}, {"data.node_train": 0.5}])
+@pytest.mark.parametrize(("by", "size"), [("owned", None), ("cut", 3)])
+def test_a_federations_tests_are_of_the_classes_that_a_node_trains_on(
+    tiny: Make, by: str, size: int | None, changes: dict
+) -> None:
+    partition = {"scheme": "dirichlet", "clients": 6, "alpha": 0.3}
+    tests = {"data.node_test_by": by, "data.node_test": size or 200}
+    data = federate(tiny({"data.partition": partition, **tests, **changes}).data, 0)
+    assert isinstance(data.test_parts.values, np.ndarray)
+    assert len(np.unique(data.test_parts.values)) == len(data.test_parts.values)
+    available = np.bincount(data.test.labels)
+    for node in range(6):
+        counts = np.bincount(data.test_of(node).labels, minlength=10)
+        wanted = available // 6 if size is None else np.full(10, size)
+        assert counts.tolist() == np.where(data.label_counts()[node] > 0, wanted, 0).tolist()
+
+
+SITES = {"sites": {"count": 2, "classes": ["a", "b"], "shape": [1, 8, 8]}, "name": None, "partition": None}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"node_test_by": "equal"}, "node_test_by = 'equal': input should be 'labels', 'owned' or 'cut'"),
+        ({"node_test_by": "owned", "node_test": 40}, "node_test_by = 'owned' gives .*; remove node_test, or set 'cut'"),
+        ({"node_test_by": "cut", "task": "regression"}, "node_test_by = 'cut' deals .* task is 'regression', so rem"),
+        ({"node_test_by": "cut", "name": None, "names": ["digits", "mnist"]}, "'cut' is for one set; names has 2"),
+        ({"node_test_by": "owned", "node_test": 200, **SITES}, "node_test_by = 'owned' is for a simulation"),
+        (
+            {"node_test_by": "cut", "partition": {"scheme": "drawn", "clients": 3, "alpha": 1.0, "size": 9}},
+            "data.node_test_by = 'cut': with data.partition.scheme = 'drawn' nodes share images",
+        ),
+    ],
+)
+def test_tests_that_cannot_be_dealt_are_refused(tiny: Make, changes: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        federate(tiny({f"data.{key}": value for key, value in changes.items()}).data, 0)
+
+
+def test_nodes_with_tests_of_their_own_are_dealt_none(tiny: Make, tmp_path: Path) -> None:
+    images, labels = np.zeros((12, 4, 4), np.uint8), np.arange(12) % 2
+    parts = {"x_train": images, "y_train": labels, "x_test": images, "y_test": labels}
+    np.savez(tmp_path / "set.npz", **parts, node_train=np.arange(12) // 6, node_test=np.arange(12) // 6)
+    changes = {"data.name": f"npz:{tmp_path / 'set.npz'}", "data.partition": {"scheme": "natural"}}
+    assert federate(tiny(changes).data, 0).test_parts.lengths().tolist() == [6, 6]
+    with pytest.raises(InputError, match=r"scheme = 'natural' nodes have their own test samples; remove data.node_te"):
+        federate(tiny({**changes, "data.node_test_by": "cut"}).data, 0)
