@@ -28,13 +28,14 @@ from fedkd import (
 class FedAvg(Strategy):
     """FedAvg (McMahan et al., 2017, Algorithm 1): w <- sum_k (n_k / n) w_k.
 
-    Deviation: clients train whole epochs of shuffled batches, with a smaller last batch. Buffers (the statistics of
-    batch norm) are averaged like weights.
+    Deviation: clients train whole epochs of shuffled batches, with a smaller last batch (see train.drop_last).
+    Buffers (the statistics of batch norm) are averaged like weights (see train.batch_norm).
     """
 
     kinds: ClassVar[frozenset[Kind]] = ANY_KIND
     tasks: ClassVar[frozenset[Task]] = ANY_TASK
     balances: ClassVar[bool] = True
+    own_statistics: ClassVar[bool] = True
     client: ClassVar[type[Client]] = GlobalModelClient
     equal_models: ClassVar[bool] = True
     global_model: ClassVar[bool] = True

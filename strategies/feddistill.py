@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, cast
+
+import torch
 
 from fedkd import (
     IMAGES,
+    ClassMeans,
     Client,
     LabelLogits,
     LabelLogitsClient,
@@ -23,8 +26,30 @@ from fedkd import (
     weighted_mean,
 )
 
+_HISTORY = "history"
 
-class FedDistillFLClient(LabelLogitsClient):
+
+class FedDistillClient(LabelLogitsClient):
+    """With official_quirks it sums logits over its whole history, and all its rows count."""
+
+    def _new_means(self) -> ClassMeans:
+        means = super()._new_means()
+        if not cast(Quirks, self.strategy).official_quirks:
+            return means
+        before = self.recall(_HISTORY) or {
+            "sums": torch.zeros(means.classes, means.classes, dtype=torch.float64),
+            "counts": torch.ones(means.classes, dtype=torch.float64),
+        }
+        return ClassMeans(means.classes, before["sums"].clone(), before["counts"].clone())
+
+    def _table(self, means: ClassMeans) -> Payload:
+        if cast(Quirks, self.strategy).official_quirks:
+            assert means.sums is not None
+            self.keep(_HISTORY, {"sums": means.sums, "counts": means.counts})
+        return super()._table(means)
+
+
+class FedDistillFLClient(FedDistillClient):
     """Starts from the global weights, and returns the new weights and its table."""
 
     def fit(self, request: Payload) -> Payload:
@@ -35,15 +60,22 @@ class FedDistillFLClient(LabelLogitsClient):
 
 
 @dataclass(kw_only=True)
-class FedDistill(LabelLogits):
+class Quirks(LabelLogits):
+    """The option of both."""
+
+    official_quirks: bool = False
+
+
+@dataclass(kw_only=True)
+class FedDistill(Quirks):
     """FedDistill (Zhu et al., 2021, their code): a node learns from the mean table of all nodes, itself included.
 
     gamma: 1 in their code. Deviations, each because of an error in their code: counts start at 0 (their code: at 1,
     which shrinks each mean by n / (n + 1)); a node that lacks a label does not count in the mean of this label (their
-    code: it counts as a row of zeros); means start again at 0 in each round.
+    code: it counts as a row of zeros); means start again at 0 in each round. official_quirks: all as in their code.
     """
 
-    client: ClassVar[type[Client]] = LabelLogitsClient
+    client: ClassVar[type[Client]] = FedDistillClient
 
     def run_round(self, federation: Round) -> None:
         """Send the global table, collect the nodes' tables, average them by label."""
@@ -56,10 +88,14 @@ class FedDistill(LabelLogits):
 
 
 @dataclass(kw_only=True)
-class FedDistillFL(LabelLogits):
-    """FedDistill-FL (Zhu et al., 2021, their code): FedDistill together with FedAvg; equal models."""
+class FedDistillFL(Quirks):
+    """FedDistill-FL (Zhu et al., 2021, their code): FedDistill together with FedAvg; equal models.
+
+    official_quirks: as in FedDistill.
+    """
 
     client: ClassVar[type[Client]] = FedDistillFLClient
+    own_statistics: ClassVar[bool] = True
     equal_models: ClassVar[bool] = True
     global_model: ClassVar[bool] = True
 

@@ -52,6 +52,8 @@ from fedkd import (
 )
 
 _HEAD = "classifier."
+_MOST = 10**9  # images of a label in the batches of a round
+_LEAST = 1e-4  # the smallest weight of a loss term in the authors' code
 
 
 class FedGenClient(GlobalModelClient):
@@ -66,17 +68,19 @@ class FedGenClient(GlobalModelClient):
             generator = method.new_generator(self.environment)
             generator.load_state_dict(request.generator)
             distribution = request.statistics["label_distribution"]
-            decay = method.decay ** (self.round - 1)
+            alpha, beta = method.factors(self.round)
             loss = generative_loss(
                 generator.eval().requires_grad_(False),
-                distribution,
+                torch.ones_like(distribution) if method.official_quirks else distribution,
                 self.stream("generated"),
-                alpha=method.alpha * decay * method.generated_batch_size / self.settings.batch_size,
-                beta=method.beta * decay,
+                alpha=alpha * method.generated_batch_size / self.settings.batch_size,
+                beta=beta,
                 size=method.generated_batch_size,
+                uniform_noise=method.official_quirks,
             )
         value = self.train_locally(loss)
-        counts = torch.bincount(self.labels, minlength=len(self.environment.data.classes))
+        labels = self.labels if self.positions is None or not method.official_quirks else self.labels[self.positions]
+        counts = torch.bincount(labels, minlength=len(self.environment.data.classes)) + method.official_quirks
         return Payload(
             weights=self.weights(),
             statistics={"label_counts": counts.int()},
@@ -92,15 +96,18 @@ def generative_loss(
     alpha: float,
     beta: float,
     size: int,
+    uniform_noise: bool = False,
 ) -> ModelLoss:
     """Return CE(x, y) + alpha CE(h(G(z, y')), y') + beta KL(softmax h(G(z, y)) || p(x)).
 
-    y': `size` labels from `distribution` (C); z ~ N(0, 1); h: the model's classifier. The target of the KL is detached.
+    y': `size` labels from `distribution` (C); z ~ N(0, 1), or uniform on 0 to 1; h: the model's classifier. The target
+    of the KL is detached.
     """
+    noise_of = torch.rand if uniform_noise else torch.randn
 
     def draw(labels: Tensor, stream: torch.Generator) -> dict[str, Tensor]:
         sampled = torch.multinomial(distribution, size, replacement=True, generator=stream)
-        noise = [torch.randn(count, generator.noise, generator=stream) for count in (size, len(labels))]
+        noise = [noise_of(count, generator.noise, generator=stream) for count in (size, len(labels))]
         drawn = {"sampled": sampled, "noise": noise[0], "label_noise": noise[1]}
         return {name: tensor.to(labels.device) for name, tensor in drawn.items()}
 
@@ -123,15 +130,17 @@ def _generative(
 
 
 def generator_loss(
-    logits: Tensor, labels: Tensor, weights: Tensor, outputs: Tensor, noise: Tensor, eta: float
+    logits: Tensor, labels: Tensor, weights: Tensor, outputs: Tensor, noise: Tensor, eta: float, product: bool = False
 ) -> Tensor:
     """Return sum_k mean_b a_bk CE(h_k(g_b), y_b) + eta L_div (Zhu et al., 2021, Algorithm 1).
 
-    logits: of the teachers' classifiers, K x B x C; weights a: B x K; outputs g: B x D; noise: B x M.
+    logits: of the teachers' classifiers, K x B x C; weights a: B x K; outputs g: B x D; noise: B x M. `product`: the
+    mean over b and b' of a_bk CE_b', as in the authors' code, whose weights are a column.
     """
     repeated = labels.expand(len(logits), -1)
     losses = F.cross_entropy(logits.flatten(0, 1), repeated.flatten(), reduction="none").view_as(repeated)
-    return (losses * weights.T).mean(1).sum() + eta * diversity_loss(outputs, noise)
+    weighted = losses.mean(1) * weights.mean(0) if product else (losses * weights.T).mean(1)
+    return weighted.sum() + eta * diversity_loss(outputs, noise)
 
 
 @dataclass(kw_only=True)
@@ -148,10 +157,14 @@ class FedGen(Strategy):
     code: at 1); labels for the generator and for y' follow p(y) (their code: uniform over the labels that exist); each
     sample's loss has its own weight (their code: the mean of a B x B product); the regulariser is used in all epochs
     (their code: in 20).
+    official_quirks: as their code in all this but the last: noise uniform on 0 to 1; y' uniform over all labels, the
+    generator's labels over those with a count above 1; counts start at 1, and with train.continue_epoch they are of the
+    images of the round's batches; the B x B product; alpha and beta do not fall below 1e-4.
     """
 
     kinds: ClassVar[frozenset[Kind]] = ANY_KIND
     client: ClassVar[type[Client]] = FedGenClient
+    own_statistics: ClassVar[bool] = True
     equal_models: ClassVar[bool] = True
     global_model: ClassVar[bool] = True
     alpha: NotNegative = 10.0
@@ -165,6 +178,7 @@ class FedGen(Strategy):
     generated_batch_size: Annotated[int, Field(ge=2)] = 32
     noise: Count = 32
     hidden: Count = 256
+    official_quirks: bool = False
     generator: Tensors = field(default_factory=dict, init=False)
     moments: Tensors = field(default_factory=dict, init=False)  # the state of Adam
     distribution: Tensor | None = field(default=None, init=False)
@@ -173,6 +187,12 @@ class FedGen(Strategy):
         """Raise InputError for models whose features have no known width."""
         if not isinstance(environment.model(0).classifier, nn.Linear):
             raise InputError("strategy fedgen needs a model whose classifier is one linear layer.")
+
+    def factors(self, number: int) -> tuple[float, float]:
+        """Return the weights of the two loss terms in a round: alpha and beta times decay^(t - 1)."""
+        least = _LEAST if self.official_quirks else 0.0
+        decay = self.decay ** (number - 1)
+        return max(self.alpha * decay, least), max(self.beta * decay, least)
 
     def new_generator(self, environment: Environment) -> FeatureGenerator:
         """Return a generator of features for the environment's model; draws from torch's default stream."""
@@ -194,7 +214,7 @@ class FedGen(Strategy):
             down.generator, down.statistics = self.generator, {"label_distribution": self.distribution}
         expect = Expected(
             weights=like(self.weights),
-            statistics={"label_counts": ArraySpec((classes,), torch.int32, counts=True)},
+            statistics={"label_counts": self._expected_counts(classes)},
             numbers={"examples": IMAGES, "loss": LOSS},
         )
         total: Payload | None = None
@@ -210,9 +230,17 @@ class FedGen(Strategy):
         if not table.sum():
             raise RunError(f"Round {federation.number}: no node of the cohort has a labelled image.")
         self.distribution = (table.sum(0) / table.sum()).float()
+        if self.official_quirks:
+            self.distribution = (table.max(0).values > 1).float()
+            self.distribution /= self.distribution.sum()
         federation.log("train_loss", total.numbers["loss"])
         federation.log("label_distribution", self.distribution.tolist())
         federation.log("generator_loss", self._train_generator(federation, heads, table))
+
+    def _expected_counts(self, classes: int) -> ArraySpec:
+        if self.official_quirks:  # an image counts each time that it is in a batch
+            return ArraySpec((classes,), torch.int32, between=(1, _MOST))
+        return ArraySpec((classes,), torch.int32, counts=True)
 
     def _train_generator(self, federation: Round, heads: list[Tensors], counts: Tensor) -> float:
         environment = federation.environment
@@ -231,9 +259,11 @@ class FedGen(Strategy):
             size = self.generated_batch_size
             labels = torch.multinomial(self.distribution, size, replacement=True, generator=stream)
             labels = labels.to(environment.device)
-            noise = torch.randn(size, self.noise, generator=stream).to(environment.device)
+            noise = (torch.rand if self.official_quirks else torch.randn)(size, self.noise, generator=stream)
+            noise = noise.to(environment.device)
             outputs = generator(noise, labels)
-            loss = generator_loss(teachers(outputs), labels, weights[labels], outputs, noise, self.eta)
+            logits, own = teachers(outputs), weights[labels]
+            loss = generator_loss(logits, labels, own, outputs, noise, self.eta, product=self.official_quirks)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

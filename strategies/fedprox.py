@@ -75,6 +75,7 @@ class FedProx(FedAvg):
     client: ClassVar[type[Client]] = FedProxClient
     tasks: ClassVar[frozenset[Task]] = ANY_TASK
     balances: ClassVar[bool] = True
+    own_statistics: ClassVar[bool] = True
     mu: NotNegative = 0.01
     official_quirks: bool = False
 

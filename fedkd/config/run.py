@@ -115,8 +115,15 @@ class TrainConfig(Table):
     epochs: Count = 1
     steps: Count | None = None  # train exactly this number of batches instead of whole epochs
     batch_size: Count = 32
+    drop_last: bool = False  # leave out the last batch of an epoch if it is smaller
+    continue_epoch: bool = False  # an epoch spans rounds: a node goes on where its last round stopped; needs `steps`
+    loss: Literal["cross_entropy", "probability"] = "cross_entropy"  # of classes; probability: minimise 1 - p_y
     optimizer: AnyOptimizer = Sgd(name="sgd", lr=0.05)
     lr_decay: Fraction = 1.0  # the learning rate of round t is lr * lr_decay^(t - 1)
+    # participation: t is the last round in which the node has trained; 1 in its first
+    lr_decay_by: Literal["round", "participation"] = "round"
+    # running statistics: averaged like weights; local: of each node; reset: averaged, but training starts with fresh
+    batch_norm: Literal["averaged", "local", "reset"] = "averaged"
     schedule: ScheduleConfig | None = None  # a further factor of the learning rate
     clip: Annotated[float, Field(gt=0)] | None = None  # largest norm of a step's gradient, without weight decay
     class_weights: Literal["none", "balanced"] = "none"  # balanced: a class weighs n / (classes x its samples)
@@ -127,6 +134,23 @@ class TrainConfig(Table):
     def _balanced_once(self) -> TrainConfig:
         if self.class_weights == self.sampling == "balanced":
             raise ValueError("class_weights and sampling both balance classes, together too much; remove one of them")
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _whole_batches(self) -> TrainConfig:
+        if self.continue_epoch and (self.steps is None or not self.drop_last):
+            raise ValueError(
+                "continue_epoch = true needs steps (a round of whole epochs has nothing to continue) and "
+                "drop_last = true (all its batches are whole)"
+            )
+        if self.continue_epoch and self.sampling == "balanced":
+            raise ValueError(
+                "continue_epoch and sampling = 'balanced': drawn samples have no order; remove one of them"
+            )
+        if self.loss != "cross_entropy" and self.class_weights == "balanced":
+            raise ValueError("class_weights are of the cross-entropy; remove them, or loss")
+        if self.lr_decay_by == "participation" and self.schedule is not None and self.schedule.by == "round":
+            raise ValueError("lr_decay_by = 'participation' is not for a schedule by round; remove one of them")
         return self
 
     def decay(self, number: int) -> float:
@@ -151,16 +175,18 @@ class TrainConfig(Table):
 
     def batches(self, images: int) -> int:
         """Return the number of steps of local training on this number of images."""
-        return self.steps or self.epochs * len(batch_sizes(images, self.batch_size))
+        return self.steps or self.epochs * len(batch_sizes(images, self.batch_size, self.drop_last))
 
 
-def batch_sizes(count: int, size: int) -> list[int]:
+def batch_sizes(count: int, size: int, drop_last: bool = False) -> list[int]:
     """Return the sizes of the batches of one epoch over `count` images.
 
-    The last batch may be smaller. If one single image would be left over, it joins the batch before: batch norm has no
-    statistics of one image.
+    The last batch may be smaller, or with `drop_last` is left out. If one single image would be left over, it joins the
+    batch before: batch norm has no statistics of one image.
     """
     whole, left = divmod(count, size)
+    if drop_last:
+        return [size] * whole
     if left == 1 and whole:
         return [size] * (whole - 1) + [size + 1]
     return [size] * whole + ([left] if left else [])
@@ -170,6 +196,7 @@ class EvaluateConfig(Table):
     """`[evaluate]`: measure after every `every` rounds, and after the last, on this fraction of the nodes."""
 
     every: Count = 5
+    mean_over: Literal["nodes", "samples"] = "nodes"  # samples: a node's metric counts as often as it has test samples
     fraction: Fraction | None = None  # by default all nodes, but at most 100
 
 
@@ -269,6 +296,10 @@ class Config(Table):
     def _simulated_faults(self) -> Config:
         if self.data.sites is not None and self.faults != FaultsConfig():
             raise ValueError("faults are only possible in a simulation, but data.sites are real sites; remove faults")
+        if self.data.sites is not None and self.evaluate.mean_over == "samples":
+            raise ValueError(
+                "evaluate.mean_over = 'samples': the server does not know how many test samples a site has"
+            )
         return self
 
     @property

@@ -13,7 +13,7 @@ from ..config import Architecture, NamedTable
 from ..errors import InputError
 from ..messages.arrays import Tensors, tensors_of
 from ..messages.carrier import Carrier
-from .client import MODEL
+from .client import MODEL, STATISTICS
 from .round import Round
 from .setup import Setup
 
@@ -41,9 +41,11 @@ def chosen_model(setup: Setup, state_of: Callable[[int], RecordDict | None], nod
     found = strategy.evaluation(Round(environment, quiet, 1, range(clients), [node], [node], ()))
     weights = (found.get(node) if isinstance(found, dict) else found) or None
     architecture = environment.architecture_of(node)
-    if weights is not None and weights.weights:
-        return _made(setup, architecture if strategy.classifies else 0, weights.weights)
     state = state_of(node)
+    if weights is not None and weights.weights:
+        own = None if state is None else state.array_records.get(STATISTICS)
+        whole = {**weights.weights, **({} if own is None else tensors_of(own))}
+        return _made(setup, architecture if strategy.classifies else 0, whole)
     kept = None if state is None else state.array_records.get(MODEL)
     personal = environment.initial_weights(architecture, node) if kept is None else tensors_of(kept)
     return _made(setup, architecture, personal)

@@ -28,16 +28,20 @@ from ..learning.training import (
     label_loss,
     label_weights,
     of_labels,
+    refuse_no_batch,
 )
 from ..messages.arrays import Tensors, array_record, is_finite, on_cpu, tensors_of
 from ..messages.metric_names import MAIN, belongs_to, checked_metric
 from ..messages.payload import Payload
-from ..models.build import fill
+from ..models.build import fill, fresh_statistics
 from ..streams import torch_stream
 from .environment import Environment
 
 Kind = TypeVar("Kind")
 MODEL = "model"  # where a node's state keeps its personal model
+STATISTICS = "batch_norm"  # its own running statistics, with train.batch_norm = "local"
+_PARTICIPATION = "participation"  # the last two rounds in which it has trained
+_EPOCH = "epoch"  # the images that are left of an epoch, with train.continue_epoch
 
 
 class Client:
@@ -85,6 +89,8 @@ class Client:
         self.action = action
         self.measured = measured
         self.metrics: dict[str, float] = {}
+        self.positions: Tensor | None = None  # in `data`, of the images of local training, with train.continue_epoch
+        self._loaded = False  # whether the model has the weights of a request
 
     def layer(self, kind: type[Kind]) -> Kind:
         """Return the run's strategy of a class, such as the wrapper that extends this client half.
@@ -162,26 +168,37 @@ class Client:
         return model
 
     def load_model(self, weights: Tensors) -> nn.Module:
-        """Return the node's model with these weights."""
+        """Return the node's model with these weights; with train.batch_norm = "local" with its own statistics."""
         model = self.environment.model(self.environment.architecture_of(self.node))
-        fill(model, weights)
-        self.__dict__["model"] = model
+        fill(model, {**weights, **(self.recall(STATISTICS) or {})})
+        self.__dict__["model"], self._loaded = model, True
         return model
 
     def weights(self) -> Tensors:
-        """Return the model's weights and buffers as CPU tensors."""
-        return on_cpu(self.model.state_dict())
+        """Return the model's weights and buffers as CPU tensors, to be sent: see `Environment.sent_names`."""
+        state = self.model.state_dict()
+        return on_cpu({name: state[name] for name in self.environment.sent_names(self.model)})
 
     def keep_model(self) -> None:
         """Store the model's weights in the node's state, as its personal model."""
-        self.keep(MODEL, self.weights())
+        self.keep(MODEL, on_cpu(self.model.state_dict()))
 
     # Its work
 
     @property
     def settings(self) -> TrainConfig:
-        """Return `[train]` with this round's learning rate."""
-        return self.environment.config.train.in_round(self.round)
+        """Return `[train]` with the learning rate of this round, or of the node's last participation."""
+        settings = self.environment.config.train
+        return settings.in_round(self.round if settings.lr_decay_by == "round" else self._last_participation())
+
+    def _last_participation(self) -> int:
+        """Return the last round before this one in which the node has trained; 1 if there is none."""
+        before, last = self._participations()
+        return before if last == self.round else last
+
+    def _participations(self) -> tuple[int, int]:
+        kept = self.recall(_PARTICIPATION)
+        return (1, 1) if kept is None else (int(kept["rounds"][0]), int(kept["rounds"][1]))
 
     def train(
         self,
@@ -196,19 +213,22 @@ class Client:
         augment: bool = True,
         beside: nn.Module | None = None,
         chances: Tensor | None = None,
+        positions: Tensor | None = None,
     ) -> float:
         """Train the model on images and their targets; return the mean loss of the last epoch.
 
         Arguments that are not given come from `[train]`, the loss from the task of the data. `purpose` names the random
         stream of the shuffles. Without `augment` the images are not augmented; use this for targets that were computed
-        on the original images. `beside`: a module of the loss, which the same optimiser trains too. `chances`: see
-        `training.train`.
+        on the original images. `beside`: a module of the loss, which the same optimiser trains too. `chances`,
+        `positions`: see `training.train`.
         """
         settings = self.settings
         if loss is None:
             task = self.environment.data.spec.task
             loss = cross_entropy if task == "classification" else ModelLoss(LOSSES[task])
-        return self.environment.do(
+        if settings.batch_norm == "reset":
+            fill(self.model, {**self.model.state_dict(), **fresh_statistics(self.model)})
+        value: float = self.environment.do(
             LocalTraining(
                 self.model,
                 data,
@@ -226,8 +246,21 @@ class Client:
                 half=half_of(settings),
                 chances=chances,
                 schedule=settings.within_round,
+                drop_last=settings.drop_last,
+                positions=positions,
             )
         )
+        self._keep_training()
+        return value
+
+    def _keep_training(self) -> None:
+        """Keep what the node's next training reads: its round, and its statistics if they are its own."""
+        settings = self.environment.config.train
+        if settings.lr_decay_by == "participation" and self._participations()[1] != self.round:
+            self.keep(_PARTICIPATION, {"rounds": torch.tensor([self._participations()[1], self.round])})
+        if settings.batch_norm == "local" and self._loaded:
+            state = self.model.state_dict()
+            self.keep(STATISTICS, on_cpu({name: state[name] for name in fresh_statistics(self.model)}))
 
     def train_locally(self, loss: Loss = cross_entropy, optimizer: AnyOptimizer | None = None) -> float:
         """Train the model on the node's own labelled images as `[train]` says; return the mean loss of the last epoch.
@@ -235,6 +268,7 @@ class Client:
         If `loss` is, or has, the cross-entropy of labels, it becomes what the task and `train.class_weights` ask for.
         Reports `personal_after_fit/accuracy` if the server wants this node's metrics.
         """
+        self.positions = self._next_positions() if self.settings.continue_epoch else None
         value = self.train(
             self.data,
             self.labels,
@@ -242,9 +276,28 @@ class Client:
             loss=self._of_task(loss),
             optimizer=optimizer,
             chances=chances_of(self.settings, self.data.labels, len(self.environment.data.classes)),
+            positions=self.positions,
         )
         self.measure("personal_after_fit")
         return value
+
+    def _next_positions(self) -> Tensor:
+        """Return the positions of the images of all steps: the rest of the node's epoch, then further epochs.
+
+        Keeps what is left of the last one.
+        """
+        settings, count = self.settings, len(self.data.labels)
+        refuse_no_batch(settings.steps, count, settings.batch_size, drop_last=True)
+        need = (settings.steps or 0) * settings.batch_size
+        kept, order = self.recall(_EPOCH), self.stream("epochs")
+        found = torch.empty(0, dtype=torch.int64) if kept is None else kept["left"]
+        if len(found) and int(found.max()) >= count:  # the node's data have changed
+            found = found[:0]
+        while len(found) < need:
+            epoch = torch.randperm(count, generator=order)[: count - count % settings.batch_size]
+            found = torch.cat([found, epoch])
+        self.keep(_EPOCH, {"left": found[need:].clone()})
+        return found[:need]
 
     @property
     def of_labels(self) -> OfOutputs:

@@ -21,10 +21,10 @@ from ..data.federation import federate
 from ..data.samples import Samples
 from ..errors import InputError
 from ..learning.batches import Preprocess
-from ..learning.evaluation import evaluate
+from ..learning.evaluation import measured, predict
 from ..learning.work import Work, alone
 from ..messages.arrays import copied
-from ..models.build import build, fill, refuse_short
+from ..models.build import build, fill, fresh_statistics, refuse_short
 from ..models.freezing import copy_frozen, frozen_hash, frozen_names
 from ..registry import options
 from ..streams import Node, default_stream, torch_stream
@@ -176,15 +176,32 @@ class Environment:
 
     def score(self, architecture: Architecture, weights: dict[str, Tensor], images: Samples) -> dict[str, float]:
         """Return the metrics of a model on labelled images (see `evaluation.measured`)."""
+        return measured(self.logits(architecture, weights, images), images, self.data.codec)
+
+    def logits(self, architecture: Architecture, weights: dict[str, Tensor], images: Samples) -> Tensor:
+        """Return the logits of a model on images, N x C, on the CPU."""
         model = self.model(architecture)
         fill(model, weights)
-        return evaluate(model, images, self.preprocess)
+        return predict(model, images, self.preprocess)
 
     def initial_weights(self, architecture: Architecture = 0, node: Node = "server") -> dict[str, Tensor]:
         """Return fresh weights of an architecture, from the stream of this node (or of the server)."""
         with default_stream(torch_stream(self.config.seed, 0, node, "initial-weights")):
             model = self.new_model(architecture)
-        return copied(model.state_dict())
+        return self.sent(model)
+
+    def sent(self, model: nn.Module) -> dict[str, Tensor]:
+        """Return copies, on the CPU, of what nodes and server send each other of a model."""
+        state = model.state_dict()
+        return copied({name: state[name] for name in self.sent_names(model)})
+
+    def sent_names(self, model: nn.Module) -> list[str]:
+        """Return the names of the weights and buffers that nodes and server send each other.
+
+        With train.batch_norm = "local" these are all but the running statistics of batch norm.
+        """
+        kept = fresh_statistics(model) if self.config.train.batch_norm == "local" else {}
+        return [name for name in model.state_dict() if name not in kept]
 
     @cached_property
     def public_fingerprint(self) -> int:

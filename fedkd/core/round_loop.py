@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,6 +14,7 @@ from ..messages.metric_names import scope_of
 from ..stopping import check
 from ..streams import default_stream
 from .client_app import actions
+from .environment import Environment
 from .record import Record
 from .round import Round
 from .sampling import sample_cohort, sample_measured
@@ -91,7 +92,7 @@ def each_round(
             record.events = carrier.events() + ([undone] if undone else [])
             _drop_metrics_of_the_server(record, server_scopes)
             for metric, values in record.nodes.items():
-                record.metrics[metric] = sum(values[node] for node in sorted(values)) / len(values)
+                record.metrics[metric] = _mean(metric, values, environment)
             watch.check(number)
             record.seconds = {"round": trained - begin, "evaluation": time.perf_counter() - trained}
             yield record
@@ -139,6 +140,18 @@ def _undo_if_flawed(strategy: Strategy, federation: Round, recorder: Recorder, b
         else "no node was found without which it is sound"
     )
     return {"event": f"the round is undone: {flaw}; {whose}"}
+
+
+def _mean(metric: str, values: Mapping[int, float], environment: Environment) -> float:
+    """Return the mean over nodes, or with evaluate.mean_over = "samples" over all their test or validation samples."""
+    nodes, scope = sorted(values), scope_of(metric)
+    if environment.config.evaluate.mean_over == "nodes" or scope == "personal_global_test":
+        return sum(values[node] for node in nodes) / len(nodes)
+    data = environment.data
+    held = data.validation_parts if scope == "personal_validation" else None
+    parts = data.test_parts if held is None else held
+    sizes = [len(parts[node]) for node in nodes]
+    return sum(size * values[node] for node, size in zip(nodes, sizes, strict=True)) / sum(sizes)
 
 
 def _drop_metrics_of_the_server(record: Record, server_scopes: set[str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..config import Config
+from ..config import Config, TrainConfig
 from ..data.federated_data import FederatedData
 from ..errors import InputError
 from ..learning.optimizers import make_optimizer
@@ -38,7 +38,22 @@ class Setup:
             raise InputError(
                 f"model.names = [{found}]: {config.strategy.name} needs equal models; set model.name to one of them."
             )
+        if config.train.batch_norm == "reset" and not strategy.classifies:
+            raise InputError(
+                f"train.batch_norm = 'reset': {config.strategy.name} trains networks of its own, whose statistics are "
+                "averaged; remove it."
+            )
+        if config.train.batch_norm == "local" and not all(layer.own_statistics for layer in strategy.layers()):
+            raise InputError(
+                f"train.batch_norm = 'local': in {config.strategy.name} nodes keep whole models, or the server uses "
+                "its model, which would lack statistics; remove it."
+            )
         fewest = data.fewest_images()
+        if config.train.drop_last and config.data.sites is None and fewest < config.train.batch_size:
+            raise InputError(
+                f"train.drop_last: a node has {fewest} training {data.spec.noun(2)}, fewer than one batch of "
+                f"{config.train.batch_size}; set data.partition.minimum to that, or a smaller batch_size."
+            )
         for number, architecture in enumerate(architectures):
             model = self.environment.model(number)
             self.environment.refuse_short(number)
@@ -84,14 +99,14 @@ class Setup:
                 f"strategy.name = {config.strategy.name!r} serves {', '.join(sorted(served))}; data.task is {task!r}. "
                 f"`fedkd list strategies --task {task}` shows the others."
             )
-        chosen = {"class_weights": config.train.class_weights, "sampling": config.train.sampling}
-        for key, value in chosen.items():
-            if value != "balanced":
+        for key in ("class_weights", "sampling", "loss"):
+            value = getattr(config.train, key)
+            if value == TrainConfig.model_fields[key].default:
                 continue
             if task != "classification":
-                raise InputError(f"train.{key} = 'balanced' is for classes; data.task is {task!r}.")
+                raise InputError(f"train.{key} = {value!r} is for classes; data.task is {task!r}.")
             if not all(layer.balances for layer in layers):
-                raise InputError(f"train.{key} = 'balanced': {config.strategy.name} has a loss of its own; remove it.")
+                raise InputError(f"train.{key} = {value!r}: {config.strategy.name} has a loss of its own; remove it.")
 
 
 def make_setup(config: Config, data: FederatedData | None = None, device: str = "cpu") -> Setup:

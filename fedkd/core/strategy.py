@@ -35,6 +35,8 @@ class Strategy(ABC):
     why_not: ClassVar[Mapping[Kind, str]] = {}  # why it cannot serve a kind, for the refusal
     tasks: ClassVar[frozenset[Task]] = frozenset({"classification"})  # what its models may predict
     balances: ClassVar[bool] = False  # whether nodes' training follows train.class_weights and train.sampling
+    # whether the server's model needs no statistics of batch norm, so that train.batch_norm may be "local"
+    own_statistics: ClassVar[bool] = False
     equal_models: ClassVar[bool] = False  # whether all nodes must have the same architecture
     global_model: ClassVar[bool] = False  # whether the server has a model; it starts from the run's fresh weights
     classifies: ClassVar[bool] = True  # whether the global model is a classifier of the run's architecture
@@ -44,11 +46,12 @@ class Strategy(ABC):
     prepared: set[int] = field(default_factory=set, init=False, repr=False)  # nodes that have finished `prepare_nodes`
 
     def __init_subclass__(cls) -> None:
-        """A class with a client half of its own says itself what its losses serve: it inherits no `tasks`."""
+        """A class with a client half of its own says itself what it serves: it inherits no `tasks`."""
         super().__init_subclass__()
         if "client" in cls.__dict__:
             cls.tasks = cls.__dict__.get("tasks", Strategy.tasks)
             cls.balances = cls.__dict__.get("balances", Strategy.balances)
+            cls.own_statistics = cls.__dict__.get("own_statistics", Strategy.own_statistics)
 
     def layers(self) -> Sequence[Strategy]:
         """Return this strategy and those that it wraps, outermost first. The last one has the client half."""

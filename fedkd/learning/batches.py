@@ -138,14 +138,20 @@ def batches(
     augment: bool = True,
     most: int | None = None,
     chances: Tensor | None = None,
+    *,
+    drop_last: bool = False,
+    positions: Tensor | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield (images, targets) batches, shuffled by `order`; with `augment` also augmented by it.
 
     `targets`: one row for each image (labels, logits, probabilities). `most`: the largest number of batches.
-    `chances`: see `train`. The last batch of an epoch follows `batch_sizes`. Several batches are prepared together,
-    with about a million values.
+    `chances`, `positions`: see `train`. The last batch of an epoch follows `batch_sizes`. Several batches are prepared
+    together, with about a million values.
     """
-    for chosen, sizes in chunks(len(data.labels), size, data.inputs, order, most, chances):
+    rows = len(data.labels)
+    for chosen, sizes in chunks(
+        rows, size, data.inputs, order, most, chances, drop_last=drop_last, positions=positions
+    ):
         images = preprocess.at(data, chosen, order if augment else None)
         yield from zip(images.split(sizes), targets[chosen].to(preprocess.device).split(sizes), strict=True)
 
@@ -157,18 +163,23 @@ def chunks(
     order: torch.Generator | None,
     most: int | None = None,
     chances: Tensor | None = None,
+    *,
+    drop_last: bool = False,
+    positions: Tensor | None = None,
 ) -> Iterator[tuple[Tensor, list[int]]]:
     """Yield positions in the order of an epoch, as many as are prepared together, and the sizes of their batches.
 
     `images`: those that are prepared, which say how many fit. Other arguments as in `batches`.
     """
-    if order is None:
+    if positions is not None:
+        count = len(positions)
+    elif order is None:
         positions = torch.arange(count)
     elif chances is None:
         positions = torch.randperm(count, generator=order)
     else:
         positions = torch.multinomial(chances, count, replacement=True, generator=order)
-    sizes = batch_sizes(count, size)[:most]
+    sizes = batch_sizes(count, size, drop_last)[:most]
     together = max(1, _VALUES // (size * math.prod(images.shape[1:])))
     for first in range(0, len(sizes), together):
         these = sizes[first : first + together]

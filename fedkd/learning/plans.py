@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .batches import chunks, crop_pad, shift_draws
-from .training import LocalTraining
+from .training import LocalTraining, refuse_no_batch
 
 
 class Plan(NamedTuple):
@@ -31,8 +31,7 @@ def plan_of(local: LocalTraining) -> Plan:
     Raises ValueError like `train`.
     """
     data, count = local.data, len(local.data.labels)
-    if local.steps is not None and not count:
-        raise ValueError(f"{local.steps} steps of training need images, but there are none")
+    refuse_no_batch(local.steps, count, local.batch_size, local.drop_last)
     augmented = local.augment and not data.encoded and local.preprocess.augment == "crop_flip"
     sizes: list[int] = []
     positions: list[Tensor] = []
@@ -41,7 +40,10 @@ def plan_of(local: LocalTraining) -> Plan:
     while epochs < local.epochs if local.steps is None else len(sizes) < local.steps:
         before = len(sizes)
         most = None if local.steps is None else local.steps - before
-        for chosen, these in chunks(count, local.batch_size, data.inputs, local.order, most, local.chances):
+        for chosen, these in chunks(
+            count, local.batch_size, data.inputs, local.order, most, local.chances,
+            drop_last=local.drop_last, positions=local.positions,
+        ):  # fmt: skip
             if augmented:
                 draws.append(shift_draws(len(chosen), crop_pad(data.inputs.shape[2]), local.order))
             sizes += these

@@ -101,7 +101,7 @@ def _steps_of(local: LocalTraining) -> tuple[int, int]:
     """Return the number of a client's steps, and how many of them, the last ones, its loss is the mean of."""
     if local.steps is not None:
         return local.steps, local.steps
-    in_epoch = len(batch_sizes(len(local.data.labels), local.batch_size))
+    in_epoch = len(batch_sizes(len(local.data.labels), local.batch_size, local.drop_last))
     return local.epochs * in_epoch, in_epoch
 
 
@@ -110,7 +110,10 @@ def _batches_of(local: LocalTraining) -> Iterator[tuple[Tensor, Tensor]]:
     done = 0
     for _ in count():
         most = None if local.steps is None else local.steps - done
-        part = batches(local.data, local.targets, local.batch_size, local.preprocess, local.order, local.augment, most)
+        part = batches(
+            local.data, local.targets, local.batch_size, local.preprocess, local.order, local.augment, most,
+            drop_last=local.drop_last, positions=local.positions,
+        )  # fmt: skip
         for batch in part:
             done += 1
             yield batch

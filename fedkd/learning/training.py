@@ -65,6 +65,14 @@ def squared_loss(outputs: Outputs, targets: Tensor, own: Own, frozen: Mapping[st
     return F.mse_loss(outputs.logits, targets)
 
 
+def probability_loss(outputs: Outputs, targets: Tensor, own: Own, frozen: Mapping[str, Outputs]) -> Tensor:
+    """Return the mean of 1 - p_y over the batch, p = softmax of the logits; labels, B.
+
+    Its gradient is that of `NLLLoss` of a model that ends in a softmax, as in AshwinRJ/Federated-Learning-PyTorch.
+    """
+    return 1 + F.nll_loss(torch.softmax(outputs.logits, dim=1), targets)
+
+
 LOSSES: Mapping[Task, OfOutputs] = {
     "classification": label_loss,
     "multilabel": several_labels_loss,
@@ -73,7 +81,9 @@ LOSSES: Mapping[Task, OfOutputs] = {
 
 
 def of_labels(settings: TrainConfig, task: Task) -> OfOutputs:
-    """Return the loss of labels, by the task and `train.class_weights`."""
+    """Return the loss of labels, by the task, `train.loss` and `train.class_weights`."""
+    if settings.loss == "probability":
+        return probability_loss
     return weighted_label_loss if settings.class_weights == "balanced" else LOSSES[task]
 
 
@@ -206,6 +216,8 @@ class LocalTraining:
     half: torch.dtype | None = None
     chances: Tensor | None = None
     schedule: ScheduleConfig | None = None  # of the steps
+    drop_last: bool = False
+    positions: Tensor | None = None
 
     def alone(self) -> float:
         """Return the result of `train_alone`."""
@@ -215,7 +227,7 @@ class LocalTraining:
 def train_alone(local: LocalTraining) -> float:
     """Train one client's model; return the mean loss as `train` does."""
     trained = local.model if local.beside is None else nn.ModuleList([local.model, local.beside])
-    steps = local.steps or local.epochs * len(batch_sizes(len(local.data.labels), local.batch_size))
+    steps = local.steps or local.epochs * len(batch_sizes(len(local.data.labels), local.batch_size, local.drop_last))
     return train(
         local.model,
         local.data,
@@ -231,6 +243,8 @@ def train_alone(local: LocalTraining) -> float:
         augment=local.augment,
         half=local.half,
         chances=local.chances,
+        drop_last=local.drop_last,
+        positions=local.positions,
     )
 
 
@@ -250,6 +264,8 @@ def train(
     augment: bool = True,
     half: torch.dtype | None = None,
     chances: Tensor | None = None,
+    drop_last: bool = False,
+    positions: Tensor | None = None,
 ) -> float:
     """Minimise `loss` over shuffled batches, in train mode; return its mean over the batches of the last epoch.
 
@@ -259,10 +275,10 @@ def train(
     `clip`: the largest norm of the gradient of `loss`, for each group of the optimiser separately. `half`: compute the
     loss with this type of 16 bits where torch's autocast does; weights and gradients stay as they are. With float16 the
     loss has a scale, and a step whose gradients are not finite is skipped. `chances`, N: draw the samples of an epoch
-    with replacement, each by its share of the sum, and not each once.
+    with replacement, each by its share of the sum, and not each once. `drop_last`: leave out the last batch of an epoch
+    if it is smaller. `positions`: of the images of all `steps` in their order, so that nothing is shuffled here.
     """
-    if steps is not None and not len(data.labels):
-        raise ValueError(f"{steps} steps of training need images, but there are none")
+    refuse_no_batch(steps, len(data.labels), batch_size, drop_last)
     if not all(module.training for module in model.modules()):
         model.train()
     groups = [group["params"] for group in optimizer.param_groups]
@@ -275,7 +291,10 @@ def train(
         elif len(losses) == steps:
             break
         most = None if steps is None else steps - len(losses)
-        for images, wanted in batches(data, targets, batch_size, preprocess, order, augment, most, chances):
+        for images, wanted in batches(
+            data, targets, batch_size, preprocess, order, augment, most, chances,
+            drop_last=drop_last, positions=positions,
+        ):  # fmt: skip
             with torch.autocast(images.device.type, half) if half is not None else nullcontext():
                 value = loss(model, images, wanted)
             if scaled is None:
@@ -285,6 +304,14 @@ def train(
                 _move(unscaled, groups, clip, optimizer)
             losses.append(value.detach())
     return _mean(losses)
+
+
+def refuse_no_batch(steps: int | None, count: int, size: int, drop_last: bool) -> None:
+    """Raise ValueError for a training that has no batch of its `count` images."""
+    if steps is not None and not count:
+        raise ValueError(f"{steps} steps of training need images, but there are none")
+    if drop_last and 0 < count < size:
+        raise ValueError(f"train.drop_last: {count} images are fewer than one batch of {size}, so none is left")
 
 
 def _mean(losses: list[Tensor]) -> float:
@@ -348,4 +375,5 @@ def train_as(
         loss=loss,
         half=half_of(settings),
         chances=chances,
+        drop_last=settings.drop_last,
     )

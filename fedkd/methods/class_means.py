@@ -12,12 +12,15 @@ from ..messages.payload import ArraySpec, Expected, Payload
 
 
 class ClassMeans:
-    """Sums vectors by class. Counts start at 0. A class without images has no mean: its row and its count are 0."""
+    """Sums vectors by class. Counts start at 0. A class without images has no mean: its row and its count are 0.
 
-    def __init__(self, classes: int) -> None:
+    `sums`, C x D, and `counts`, C, float64: what was added before, to go on with.
+    """
+
+    def __init__(self, classes: int, sums: Tensor | None = None, counts: Tensor | None = None) -> None:
         self.classes = classes
-        self.sums: Tensor | None = None
-        self.counts = torch.zeros(classes, dtype=torch.float64)
+        self.sums = sums
+        self.counts = torch.zeros(classes, dtype=torch.float64) if counts is None else counts
 
     def add(self, vectors: Tensor, labels: Tensor) -> None:
         """Add a batch: vectors, B x D, and their labels, B."""

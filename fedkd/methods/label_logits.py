@@ -32,11 +32,17 @@ class LabelLogitsClient(Client):
 
     def _train(self, request: Payload) -> Payload:
         method: LabelLogits = self.strategy
-        means = ClassMeans(len(self.environment.data.classes))
+        means = self._new_means()
         during = method.means_over == "training"
         self.train_locally(label_logits_loss(request, method.gamma, means if during else None))
         if not during:
             means.add(self.predict(self.data), self.labels)
+        return self._table(means)
+
+    def _new_means(self) -> ClassMeans:
+        return ClassMeans(len(self.environment.data.classes))
+
+    def _table(self, means: ClassMeans) -> Payload:
         return means.payload("logits")
 
 

@@ -211,6 +211,20 @@ def refuse_short(model: nn.Module, form: Form, shortest: int, key: str) -> None:
         raise InputError(f"{said}the output of {f'layer {layer!r}' if layer else 'the model'} is not finite{fix}.")
 
 
+def fresh_statistics(model: nn.Module) -> dict[str, Tensor]:
+    """Return the running statistics with which the batch norm of a model starts: means 0, variances 1, counts 0."""
+    fresh = {}
+    for path, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
+            assert module.running_var is not None
+            assert module.num_batches_tracked is not None
+            prefix = f"{path}." if path else ""
+            fresh[f"{prefix}running_mean"] = torch.zeros_like(module.running_mean)
+            fresh[f"{prefix}running_var"] = torch.ones_like(module.running_var)
+            fresh[f"{prefix}num_batches_tracked"] = torch.zeros_like(module.num_batches_tracked)
+    return fresh
+
+
 def _reason(error: BaseException) -> str:
     known = isinstance(error, _KNOWN) and str(error)
     return on_one_line(str(error).splitlines()[0], 300) if known else described(error)
@@ -256,8 +270,13 @@ def _size_that_fits(make: Callable[[Form], nn.Module], form: Form) -> int | None
 
 
 def fill(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Copy weights and buffers into a model, as `load_state_dict` does. Raises RuntimeError if they do not fit."""
+    """Copy weights and buffers into a model, as `load_state_dict` does. Raises RuntimeError if they do not fit.
+
+    Without any running statistics of batch norm among the weights, those of the model become fresh: 0 and 1.
+    """
     own = model.state_dict()
+    if own.keys() != weights.keys() and not (fresh := fresh_statistics(model)).keys() & weights.keys():
+        weights = {**weights, **fresh}
     if own.keys() != weights.keys() or any(own[name].shape != weights[name].shape for name in own):
         model.load_state_dict(weights)  # its error message names what does not fit
     with torch.no_grad():

@@ -194,7 +194,7 @@ def test_a_parameter_that_is_not_used_stays_as_it_is(clip: float | None) -> None
 
 def test_images_are_augmented_in_training_unless_it_is_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[bool] = []
-    monkeypatch.setattr("fedkd.learning.training.batches", lambda *given: asked.append(given[5]) or [])
+    monkeypatch.setattr("fedkd.learning.training.batches", lambda *given, **more: asked.append(given[5]) or [])
     net, data = model(), images(4)
     how = dict[str, Any](epochs=1, batch_size=4, preprocess=PLAIN, order=torch_stream(0, 0, 0, "o"))
     how |= {"optimizer": make_optimizer(net, Sgd(name="sgd", lr=0.1))}

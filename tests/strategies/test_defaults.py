@@ -40,8 +40,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "teacher": "avg_logits", "temperature": 1.0, "steps": 10_000, "distil_batch_size": 128, "distil_lr": 1e-3,
         "clip": 5.0, "check_every": 100, "patience": 1000, "drop_worst": False,
     },
-    "feddistill": LABELS,
-    "feddistill_fl": LABELS,
+    "feddistill": {**LABELS, "official_quirks": False},
+    "feddistill_fl": {**LABELS, "official_quirks": False},
+    "fedensemble": {"on": "all"},
     "feddyn": {"alpha": 0.01, "official_quirks": False},  # Acar et al., 2021: 0.1, 0.01 or 0.001
     "fedftg": {  # sections 1.4, 2.1, 2.4, 2.5 and 4 of the specification: the CIFAR-10 runs
         "base": FEDAVG, "iterations": 10, "generator_passes": 1, "student_steps": 5, "batch_size": 50,
@@ -53,7 +54,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "fedgen": {  # the authors' for MNIST
         "alpha": 10.0, "beta": 10.0, "eta": 1.0, "decay": 0.98, "generator_steps": 50, "generator_lr": 3e-4,
         "generator_lr_decay": 0.98, "generator_weight_decay": 0.01, "generated_batch_size": 32, "noise": 32,
-        "hidden": 256,
+        "hidden": 256, "official_quirks": False,
     },
     "fedlgd": {  # sections 1.2, 2.3 and 2.5 of the specification: the submission's values, else the authors' code
         **IMAGES, "server_ipc": 10, "gap": 5, "times": 10, "local_steps": 100, "global_steps": 500,

@@ -10,18 +10,19 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
+from flwr.app import RecordDict
 from helpers import Make, lines, server_state
 from helpers.hand import Hand, setting
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedkd import Environment
+from fedkd import Environment, Payload
 from fedkd.config import NamedTable
 from fedkd.core.round import Round
 from fedkd.core.wrapper import make_strategy
 from fedkd.distillation.generators import FeatureGenerator
 from fedkd.runs.run import run
-from fedkd.strategies.fedgen import generative_loss, generator_loss
+from fedkd.strategies.fedgen import FedGen, FedGenClient, generative_loss, generator_loss
 from fedkd.streams import default_stream, torch_stream
 
 
@@ -164,3 +165,66 @@ def test_two_rounds_of_fedgen_follow_the_algorithm(tiny: Make, tmp_path: Path) -
         np.testing.assert_allclose(
             state["generator"][n].numpy(), generator.state_dict()[n].numpy(), atol=1e-3, err_msg=n
         )
+
+
+def test_the_published_quirks_of_fedgens_generator_loss_are_a_product_of_two_means() -> None:
+    logits = torch.randn(3, 4, 5, generator=torch_stream(0, 0, 0, "x"), dtype=torch.float64)
+    labels, weights = torch.tensor([0, 4, 2, 2]), torch.rand(4, 3, generator=torch_stream(0, 0, 0, "w")).double()
+    outputs, noise = torch.ones(4, 6).double(), torch.rand(4, 2, generator=torch_stream(2, 0, 0, "x")).double()
+    right = 1.0  # e^0: equal outputs have no diversity
+    for k in range(3):
+        losses = -torch.log_softmax(logits[k], 1)[torch.arange(4), labels]  # B
+        right += float((losses[None, :] * weights[:, k : k + 1]).mean())  # B x B, as (B, 1) times (B)
+    assert float(generator_loss(logits, labels, weights, outputs, noise, 1.0, product=True)) == pytest.approx(right)
+
+
+def test_fedgens_published_loss_has_uniform_noise_and_uniform_labels(tiny: Make) -> None:
+    environment = Environment(tiny())
+    seen: list[Tensor] = []
+
+    class Looking(FeatureGenerator):
+        def forward(self, noise: Tensor, labels: Tensor) -> Tensor:
+            seen.append(noise)
+            return super().forward(noise, labels)
+
+    with default_stream(torch_stream(0, 0, 0, "g")):
+        generator = Looking(4, 10, 8, 16).eval().requires_grad_(False)
+    data = environment.data.train_of(0)
+    stream = torch_stream(0, 0, 0, "generated")
+    loss = generative_loss(generator, torch.ones(10), stream, alpha=1.0, beta=1.0, size=500, uniform_noise=True)
+    loss(environment.model(0), environment.preprocess(data.inputs), torch.from_numpy(data.labels))
+    assert len(seen) == 2
+    for noise in seen:
+        assert float(noise.min()) >= 0
+        assert float(noise.max()) <= 1
+    assert set(loss.drawn(torch.from_numpy(data.labels))["sampled"].tolist()) == set(range(10))
+
+
+def test_fedgens_published_counts_start_at_1_and_are_of_the_rounds_batches(tiny: Make, tmp_path: Path) -> None:
+    train = {"steps": 7, "batch_size": 8, "drop_last": True, "continue_epoch": True}  # more than its 24 images
+    quirks = {"name": "fedgen", "official_quirks": True, "generator_steps": 2, "generated_batch_size": 8}
+    config = tiny({"strategy": quirks, "train": train, "cohort": 2, "rounds": 1})
+    run(config, tmp_path / "run")
+    environment = Environment(config)
+    strategy = make_strategy(config.strategy)[0]
+    tables = []
+    for node in lines(tmp_path / "run")[1]["cohort"]:
+        client = FedGenClient(environment, [strategy], node, RecordDict(), 1, "fit", False)
+        reply = client.fit(Payload(weights=environment.initial_weights()))
+        assert client.positions is not None
+        passed = torch.bincount(client.labels[client.positions], minlength=10)
+        assert int(passed.sum()) == 56
+        assert torch.equal(reply.statistics["label_counts"], (passed + 1).int())
+        tables.append(passed + 1)
+    qualified = torch.stack(tables).max(0).values > 1
+    found = lines(tmp_path / "run")[1]["log"]["label_distribution"]
+    assert found == pytest.approx((qualified / qualified.sum()).tolist())
+
+
+def test_fedgens_published_weights_do_not_fall_below_a_floor() -> None:
+    published = cast(FedGen, make_strategy(NamedTable(name="fedgen", official_quirks=True))[0])
+    assert published.factors(1) == (10.0, 10.0)
+    assert published.factors(2) == pytest.approx((9.8, 9.8))
+    assert published.factors(1000) == (1e-4, 1e-4)
+    corrected = cast(FedGen, make_strategy(NamedTable(name="fedgen"))[0])
+    assert corrected.factors(1000)[0] == pytest.approx(10 * 0.98**999)
