@@ -138,6 +138,8 @@ if TYPE_CHECKING:
     from .messages.arrays import parts_of as parts_of
     from .messages.arrays import split_off as split_off
     from .messages.arrays import under as under
+    from .messages.merging import mean_weighted_by as mean_weighted_by
+    from .messages.merging import uniform_mean as uniform_mean
     from .messages.merging import weighted_mean as weighted_mean
     from .messages.payload import ANY_NUMBER as ANY_NUMBER
     from .messages.payload import IMAGES as IMAGES
@@ -320,6 +322,7 @@ _HOMES = {
     "mean_angle": "learning.probes",
     "mean_images": "methods.image_shares",
     "mean_over_nodes": "methods.class_means",
+    "mean_weighted_by": "messages.merging",
     "move_towards": "methods.self_supervised",
     "nearest_neighbours": "learning.probes",
     "normal_images": "distillation.virtual_images",
@@ -343,6 +346,7 @@ _HOMES = {
     "train": "learning.training",
     "train_as": "learning.training",
     "under": "messages.arrays",
+    "uniform_mean": "messages.merging",
     "views_of": "learning.views",
     "weighted_mean": "messages.merging",
     "whole_batches": "methods.self_supervised",

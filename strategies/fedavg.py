@@ -6,8 +6,10 @@ Data, AISTATS 2017, arXiv:1602.05629, Algorithm 1.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from functools import partial
+from typing import ClassVar, Literal
 
 from fedkd import (
     ANY_KIND,
@@ -19,7 +21,10 @@ from fedkd import (
     Round,
     Strategy,
     Task,
+    TrainConfig,
     expected_model,
+    mean_weighted_by,
+    uniform_mean,
     weighted_mean,
 )
 
@@ -30,6 +35,8 @@ class FedAvg(Strategy):
 
     Deviation: clients train whole epochs of shuffled batches, with a smaller last batch (see train.drop_last).
     Buffers (the statistics of batch norm) are averaged like weights (see train.batch_norm).
+    weighting: of nodes in the mean: `examples`, their numbers of images n_k; `uniform`, as in much published code;
+    `batches`, their numbers of local steps, as in Flower's baseline of FedProx.
     """
 
     kinds: ClassVar[frozenset[Kind]] = ANY_KIND
@@ -39,11 +46,19 @@ class FedAvg(Strategy):
     client: ClassVar[type[Client]] = GlobalModelClient
     equal_models: ClassVar[bool] = True
     global_model: ClassVar[bool] = True
+    weighting: Literal["examples", "uniform", "batches"] = "examples"
 
     def run_round(self, federation: Round) -> None:
         """Send the global model, average the trained models."""
         assert self.weights is not None
         expect = expected_model(self.weights)
-        merged = federation.ask("fit", Payload(weights=self.weights), expect=expect, merge=weighted_mean)
+        merge = self.mean(federation.config.train)
+        merged = federation.ask("fit", Payload(weights=self.weights), expect=expect, merge=merge)
         self.weights = merged.weights
         federation.log("train_loss", merged.numbers["loss"])
+
+    def mean(self, settings: TrainConfig) -> Callable[[Payload, Payload], Payload]:
+        """Return the merge of two replies into their mean, weighted as `weighting` says."""
+        if self.weighting == "examples":
+            return weighted_mean
+        return uniform_mean if self.weighting == "uniform" else partial(mean_weighted_by, weight=settings.batches)

@@ -210,7 +210,8 @@ class VHL(FedAvg):
         images, labels = {"images": self.noise["images"]}, {"labels": self.noise["labels"]}
         complete = Payload(weights=sent, images=images, indices=labels)
         expect = expected_model(sent)
-        merged, self.cached = ask_cached(federation, "fit", without, complete, expect, self.cached)
+        merge = self.mean(federation.config.train)
+        merged, self.cached = ask_cached(federation, "fit", without, complete, expect, self.cached, merge)
         self.weights, self.head = split_off(_HEAD, merged.weights)
         federation.log("train_loss", merged.numbers["loss"])
 

@@ -29,7 +29,36 @@ def weighted_mean(total: Payload, reply: Payload) -> Payload:
     if "examples" not in total.numbers or "examples" not in reply.numbers:
         raise PayloadError("a weighted mean needs the number 'examples' in each reply")
     examples = total.numbers["examples"] + reply.numbers["examples"]
-    share = reply.numbers["examples"] / examples if examples else 0.0
+    _move_towards(total, reply, reply.numbers["examples"] / examples if examples else 0.0)
+    total.numbers["examples"] = examples
+    return total
+
+
+def mean_weighted_by(total: Payload, reply: Payload, weight: Callable[[int], float]) -> Payload:
+    """Merge two payloads into their mean, weighted by a function of each reply's `examples`; in place in `total`.
+
+    Use it as `partial(mean_weighted_by, weight=...)`, with a function that other processes can import. What it returns
+    has the numbers `weight`, the sum of the replies' weights, and `replies`, how many they are.
+    """
+    own, other = (one.numbers.get("weight", weight(int(one.numbers["examples"]))) for one in (total, reply))
+    replies = total.numbers.pop("replies", 1) + reply.numbers.get("replies", 1)
+    total.numbers.pop("weight", None)
+    _move_towards(total, reply, other / (own + other) if own + other else 0.0)
+    total.numbers |= {"weight": own + other, "replies": replies}
+    return total
+
+
+def uniform_mean(total: Payload, reply: Payload) -> Payload:
+    """Merge as `mean_weighted_by` does, with the same weight for each reply."""
+    return mean_weighted_by(total, reply, _one)
+
+
+def _one(examples: int) -> float:
+    return 1.0
+
+
+def _move_towards(total: Payload, reply: Payload, share: float) -> None:
+    """Move all that `total` contains by a share of its distance to `reply`."""
     for kind, arrays in total.by_kind():
         others = getattr(reply, kind)
         floats = [name for name, tensor in arrays.items() if tensor.is_floating_point()]
@@ -42,8 +71,6 @@ def weighted_mean(total: Payload, reply: Payload) -> Payload:
                 tensor.copy_(tensor.long() + (change.double() * share).round().long())
     for name, number in total.numbers.items():
         total.numbers[name] = number + (reply.numbers[name] - number) * share
-    total.numbers["examples"] = examples
-    return total
 
 
 @dataclass

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from ..core.round import Round
 from ..errors import RunError
-from ..messages.merging import weighted_mean
+from ..messages.merging import Merge, weighted_mean
 from ..messages.payload import Expected, Payload
 
 
 def ask_cached(
-    federation: Round, action: str, without: Payload, complete: Payload, expect: Expected, cached: set[int]
+    federation: Round,
+    action: str,
+    without: Payload,
+    complete: Payload,
+    expect: Expected,
+    cached: set[int],
+    merge: Merge = weighted_mean,
 ) -> tuple[Payload, set[int]]:
-    """Ask the cohort, and send the arrays only to nodes that lack them; return the weighted mean and the new `cached`.
+    """Ask the cohort, and send the arrays only to nodes that lack them; return the merged reply and the new `cached`.
 
     `without`: the request without the arrays, for nodes in `cached`; `complete`: with them, for all others. The new
     `cached` contains the nodes that have sent a good reply to a request with the newest arrays. A node that fails may
@@ -20,12 +26,12 @@ def ask_cached(
     """
     down = {node: without if node in cached else complete for node in federation.cohort}
     try:
-        merged = federation.ask(action, down, expect=expect, merge=weighted_mean)
+        merged = federation.ask(action, down, expect=expect, merge=merge)
     except RunError:
         lost = [node for node in _failed(federation, action) if down[node] is without]
         if not lost:
             raise
-        merged = federation.ask(action, dict.fromkeys(lost, complete), expect=expect, merge=weighted_mean)
+        merged = federation.ask(action, dict.fromkeys(lost, complete), expect=expect, merge=merge)
         return merged, cached - set(federation.cohort)  # it is not known which nodes of the cohort have them now
     return merged, (cached | set(federation.cohort)) - _failed(federation, action)
 

@@ -131,4 +131,6 @@ def test_images_of_sites_cannot_be_pooled(tiny: Make, monkeypatch: pytest.Monkey
 def test_a_setup_is_on_the_cpu_by_default_and_has_all_options(tiny: Make) -> None:
     setup = make_setup(tiny({"strategy": {"name": "fedprox", "mu": 0.5}}))
     assert setup.environment.device.type == "cpu"
-    assert setup.environment.config.strategy.options == {"mu": 0.5, "official_quirks": False}
+    assert setup.environment.config.strategy.options == {
+        "weighting": "examples", "mu": 0.5, "official_quirks": False,
+    }  # fmt: skip

@@ -74,7 +74,9 @@ def test_wrong_bases_and_options_are_refused_by_name(tiny: Make) -> None:
     refuse({"name": "fedftg", "base": "scaffold"}, "train.optimizer: scaffold", **adam)
     refuse({"name": "fednova"}, "train.optimizer: fednova", **adam)
     config = make_setup(tiny({"strategy": {"name": "fedftg", "base": "fedprox"}})).environment.config
-    assert config.strategy.options["base"] == {"name": "fedprox", "mu": 0.01, "official_quirks": False}
+    assert config.strategy.options["base"] == {
+        "name": "fedprox", "weighting": "examples", "mu": 0.01, "official_quirks": False,
+    }  # fmt: skip
 
 
 def test_options_that_are_not_set_are_not_written(tiny: Make) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial, reduce
+
 import numpy as np
 import pytest
 import torch
@@ -10,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from fedkd import Payload, weighted_mean
+from fedkd import Payload, mean_weighted_by, uniform_mean, weighted_mean
 from fedkd.config import Limits
 from fedkd.errors import PayloadError
 from fedkd.messages.arrival import Door
 from fedkd.messages.flower import be_the_server
-from fedkd.messages.merging import blocks_of, merge_block
+from fedkd.messages.merging import Merge, blocks_of, merge_block
 from fedkd.messages.payload import from_records
 
 REPLIES = st.lists(
@@ -89,6 +91,43 @@ def test_a_mean_needs_the_examples_of_both(lacks: str) -> None:
 def test_replies_without_examples_to_weigh_leave_the_first() -> None:
     pair = [Payload(weights={"w": torch.tensor([value])}, numbers={"examples": 0}) for value in (1.0, 5.0)]
     assert weighted_mean(*pair).weights["w"].tolist() == [1.0]
+
+
+def three(*values: float) -> list[Payload]:
+    return [
+        Payload(weights={"w": torch.tensor([value])}, numbers={"examples": examples, "loss": 10 * value})
+        for value, examples in zip(values, (3.0, 1.0, 5.0), strict=False)
+    ]
+
+
+def pairs_of(examples: int) -> int:
+    return -(-examples // 2)
+
+
+@pytest.mark.parametrize(
+    ("merge", "weights"), [(uniform_mean, (1, 1, 1)), (partial(mean_weighted_by, weight=pairs_of), (2, 1, 3))]
+)
+def test_a_mean_may_be_weighted_by_a_function_of_the_examples(merge: Merge, weights: tuple[int, ...]) -> None:
+    """The last reply is a block of its own, as in a cohort of six."""
+    one, two, last = three(1.0, 4.0, -2.0)
+    found = merge(merge(one, two), last)
+    right = (1 * weights[0] + 4 * weights[1] - 2 * weights[2]) / sum(weights)
+    assert found.weights["w"].item() == pytest.approx(right, abs=1e-6)
+    assert found.numbers["loss"] == pytest.approx(10 * right)
+    assert (found.numbers["replies"], found.numbers["weight"]) == (3, sum(weights))
+    assert "replies" not in two.numbers  # only the first payload may change
+
+
+def test_blocks_of_replies_count_with_their_sums() -> None:
+    first, second = (reduce(uniform_mean, three(*values)) for values in ((1.0, 2.0, 3.0), (5.0, 6.0)))
+    found = uniform_mean(first, second)
+    assert found.weights["w"].item() == pytest.approx(3.4)
+    assert (found.numbers["replies"], found.numbers["weight"]) == (5, 5)
+
+
+def test_replies_of_weight_zero_leave_the_first() -> None:
+    pair = three(1.0, 5.0)
+    assert mean_weighted_by(*pair, weight=lambda examples: 0).weights["w"].tolist() == [1.0]
 
 
 def replies(values: list[float]) -> list[Message]:

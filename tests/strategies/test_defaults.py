@@ -12,8 +12,10 @@ from fedkd.registry import find, names
 
 # Options that several strategies share
 
+# McMahan et al. (2017): n_k / n
+MEAN = {"weighting": "examples"}
 # FedX's code (Han et al., 2022): heads of width 256, its augmentation. The papers: probes of 100 epochs.
-ENCODER = {"width": 256, "aug": "auto", "pooled_steps": 0, "semi_epochs": 0, "probe_epochs": 100}
+ENCODER = {**MEAN, "width": 256, "aug": "auto", "pooled_steps": 0, "semi_epochs": 0, "probe_epochs": 100}
 # Ours: all public images, one epoch.
 PUBLIC = {"subset_size": None, "distil_epochs": 1, "distil_batch_size": 64}
 # FedMD's and KT-pFL's code: batches of 256.
@@ -25,7 +27,7 @@ IMAGES = {
     "ipc": 10, "initial": "normal", "initial_steps": 10_000, "real_batch": 256, "pixel_lr": 1.0, "pixel_momentum": 0.5,
     "augment": ["color", "crop", "cutout", "flip", "scale", "rotate"], "show_local": False,
 }  # fmt: skip
-FEDAVG, SIMCLR = NamedTable(name="fedavg"), NamedTable(name="simclr", **ENCODER, temperature=0.1)
+FEDAVG, SIMCLR = NamedTable(name="fedavg", **MEAN), NamedTable(name="simclr", **ENCODER, temperature=0.1)
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "byol": {**ENCODER, "momentum": 0.99},  # EasyFL
@@ -34,7 +36,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "comet": {**PUBLIC, "clusters": 2, "cluster_by": "sample", "regularization": 1.0, "distance": "kl"},
     "dsfl": {**PUBLIC, "aggregation": "era", "temperature": 0.1, "beta": 1.0},  # Itahara et al., 2021: 0.1
     "fd": LABELS,
-    "fedavg": {},
+    "fedavg": MEAN,
     "fedavg_virtual": {**IMAGES, "base": FEDAVG},
     "feddf": {  # the authors' runs; Adam 0.001
         "teacher": "avg_logits", "temperature": 1.0, "steps": 10_000, "distil_batch_size": 128, "distil_lr": 1e-3,
@@ -63,9 +65,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     # the authors' code; 25 private epochs
     "fedmd": {**DIGEST, "public_epochs": None, "private_epochs": 25, "digest": "mae", "temperature": 1.0},
     "fednova": {},
-    "fedntd": {"beta": 1.0, "temperature": 1.0},  # the authors' configs
+    "fedntd": {**MEAN, "beta": 1.0, "temperature": 1.0},  # the authors' configs
     "fedproto": {"prototype_weight": 1.0, "weighting": "examples"},  # the authors' code for MNIST; equation 6
-    "fedprox": {"mu": 0.01, "official_quirks": False},  # Li et al., 2020: 0.001, 0.01, 0.1 or 1
+    "fedprox": {**MEAN, "mu": 0.01, "official_quirks": False},  # Li et al., 2020: 0.001, 0.01, 0.1 or 1
     "fedu": {**ENCODER, "momentum": 0.99, "threshold": 0.4},  # EasyFL; Zhuang et al., 2021: mu = 0.4
     "fedx": {  # sections 2.4 and 3.3 of the specification: all weights 1; tau, tt and ts 0.1; the code's divergence
         "base": SIMCLR, "global_contrastive": 1.0, "local_relational": 1.0, "global_relational": 1.0,
@@ -83,15 +85,15 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
     "local": {},
     "moco": {**ENCODER, "queue": 4096, "momentum": 0.99, "temperature": 0.2},  # EasyFL; MoCo v2: 0.2
-    "moon": {"mu": 1.0, "temperature": 0.5},  # Li et al., 2021: mu 0.1, 1, 5 or 10; tau 0.5
+    "moon": {**MEAN, "mu": 1.0, "temperature": 0.5},  # Li et al., 2021: mu 0.1, 1, 5 or 10; tau 0.5
     "protocl": {  # Li et al., 2021; the clusters are ours
         **ENCODER, "queue": 4096, "momentum": 0.999, "temperature": 0.1, "clusters": [10, 20], "alpha": 10.0,
     },
     "scaffold": {"server_lr": 1.0, "official_quirks": False},  # Karimireddy et al., 2020: 1 in all experiments
     "simclr": {**ENCODER, "temperature": 0.1},  # FedX's runs
-    "supcon_only": {"lambda_con": 1.0, "temperature": 0.07},  # FedLGD, VHL
+    "supcon_only": {**MEAN, "lambda_con": 1.0, "temperature": 0.07},  # FedLGD, VHL
     "vhl": {  # the authors' run script; their images: 5,000 per class
-        "noise_per_class": 5000, "noise_batch_size": 128, "alpha": 1.0, "align": 1.0, "noise_align": 0.1,
+        **MEAN, "noise_per_class": 5000, "noise_batch_size": 128, "alpha": 1.0, "align": 1.0, "noise_align": 0.1,
         "temperature": 0.07, "labels": "extra", "z_mean": 0.3, "z_deviation": 0.3, "style": 64, "generator_width": 512,
     },
     "weight_ema": {"base": FEDAVG, "decay": 0.9},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -22,13 +23,13 @@ def final(folder: Path) -> dict[str, torch.Tensor]:
     return weights
 
 
-def by_hand(config: Config, mu: float) -> dict[str, np.ndarray]:
+def by_hand(config: Config, mu: float, weight: Callable[[int], float]) -> dict[str, np.ndarray]:
     """Return FedAvg's or FedProx's global model by the papers' formulas, in float64: no optimiser, no merge."""
     environment = Environment(config)
     model = environment.model(0).double()
     center = {name: tensor.double().numpy() for name, tensor in environment.initial_weights().items()}
     for number in range(1, config.rounds + 1):
-        total, images = {name: np.zeros_like(value) for name, value in center.items()}, 0
+        total, mass = {name: np.zeros_like(value) for name, value in center.items()}, 0.0
         for node in range(environment.data.clients):
             weights = {name: value.copy() for name, value in center.items()}
             data = environment.data.train_of(node)
@@ -44,18 +45,36 @@ def by_hand(config: Config, mu: float) -> dict[str, np.ndarray]:
                         pull = mu * (weights[name] - center[name])
                         weights[name] -= config.train.optimizer.lr * (parameter.grad.numpy() + pull)
             for name in total:
-                total[name] += len(data.labels) * weights[name]
-            images += len(data.labels)
-        center = {name: value / images for name, value in total.items()}
+                total[name] += weight(len(data.labels)) * weights[name]
+            mass += weight(len(data.labels))
+        center = {name: value / mass for name, value in total.items()}
     return center
 
 
-@pytest.mark.parametrize(("strategy", "mu"), [("fedavg", 0.0), ("fedprox", 2.0)])
-def test_the_global_model_is_the_papers_formula(tiny: Make, tmp_path: Path, strategy: str, mu: float) -> None:
+WEIGHTS: dict[str, Callable[[int], float]] = {
+    "examples": lambda images: images,
+    "uniform": lambda images: 1,
+    "batches": lambda images: images // 32 + (images % 32 > 1),  # one image that is left joins the batch before
+}
+
+
+@pytest.mark.parametrize(
+    ("strategy", "mu", "weighting"),
+    [
+        ("fedavg", 0.0, "examples"),
+        ("fedavg", 0.0, "uniform"),
+        ("fedprox", 2.0, "examples"),
+        ("fedprox", 2.0, "batches"),
+    ],
+)
+def test_the_global_model_is_the_papers_formula(
+    tiny: Make, tmp_path: Path, strategy: str, mu: float, weighting: str
+) -> None:
     partition = {"scheme": "dirichlet", "clients": 6, "alpha": 0.5, "minimum": 10}  # unequal sizes: weights matter
-    changes = {"strategy": {"name": strategy, **({"mu": mu} if mu else {})}, "data.partition": partition}
+    options = {"name": strategy, "weighting": weighting, **({"mu": mu} if mu else {})}
+    changes = {"strategy": options, "data.partition": partition}
     config = tiny({**changes, "train.epochs": 2, "train.batch_size": 32})
     run(config, tmp_path / "run")
-    right = by_hand(config, mu)
+    right = by_hand(config, mu, WEIGHTS[weighting])
     for name, tensor in final(tmp_path / "run").items():
         np.testing.assert_allclose(tensor.numpy(), right[name], atol=2e-5)

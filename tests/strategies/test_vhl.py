@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from helpers.virtual_images import NET, noise, server
 from torch import nn
 from torch.nn import functional as F
 
-from fedkd import Environment
+from fedkd import Environment, Payload, uniform_mean
 from fedkd.config import parse_config
 from fedkd.data.samples import Samples
 from fedkd.data.spec import Form
@@ -52,6 +53,14 @@ def test_the_loss_of_vhl_by_its_parts(tiny: Make, labels: str) -> None:
         torch.autograd.grad(found, parameters), torch.autograd.grad(expected, parameters), strict=True
     ):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+
+
+def test_vhl_averages_as_fedavg_does() -> None:
+    method, federation = VHL(weighting="uniform"), Mock(cohort=[0], record=Mock(failures=[]))
+    method.weights, method.noise = {}, {"images": torch.zeros(1), "labels": torch.zeros(1)}
+    federation.ask.return_value = Payload(numbers={"loss": 1.0})
+    method.run_round(federation)
+    assert federation.ask.call_args.kwargs["merge"] is uniform_mean
 
 
 @pytest.mark.parametrize("labels", ["extra", "shared"])
