@@ -7,8 +7,9 @@ arXiv:2105.00243, Algorithm 1 and equations 3 to 6.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import count
 from typing import ClassVar, Literal, cast
 
 import torch
@@ -24,6 +25,7 @@ from fedkd import (
     Environment,
     InputError,
     Kind,
+    Loss,
     ModelLoss,
     NotNegative,
     Outputs,
@@ -47,12 +49,20 @@ class FedProtoClient(Client):
 
     def fit(self, request: Payload) -> Payload:
         """Train, keep the model; return the mean features and the number of the node's images of each class."""
-        weight = cast(FedProto, self.strategy).prototype_weight
-        self.train_locally(prototype_loss(request, weight))
+        method, means = cast(FedProto, self.strategy), ClassMeans(len(self.environment.data.classes))
+        loss = prototype_loss(request, method.prototype_weight)
+        if method.means_over == "training":
+            self.train_locally(collecting(loss, means, self._batches_before_the_last_epoch()))
+        else:
+            self.train_locally(loss)
+            means.add(self.features(self.data), self.labels)
         self.keep_model()
-        means = ClassMeans(len(self.environment.data.classes))
-        means.add(self.features(self.data), self.labels)
         return means.payload("prototypes", counts=True)
+
+    def _batches_before_the_last_epoch(self) -> int:
+        images, settings = len(self.data.labels), self.settings
+        in_an_epoch = settings.model_copy(update={"epochs": 1, "steps": None}).batches(images)
+        return settings.batches(images) - in_an_epoch
 
     def evaluate(self, request: Payload) -> Payload:
         """Report the accuracy by the nearest prototype and by the classifier; before round 1 only the latter."""
@@ -69,10 +79,19 @@ class FedProtoClient(Client):
                 continue
             if request.prototypes:
                 prototypes, present = request.prototypes["global"], request.statistics["present"].bool()
+                if scope != "personal_global_test":
+                    present = self._predicted(present)
                 self.report(f"{scope}/accuracy", self._accuracy(images, prototypes, present))
             else:
                 self.report(f"{scope}/accuracy", self.score(images)["accuracy"])
         return Payload()
+
+    def _predicted(self, present: Tensor) -> Tensor:
+        """Return the classes that the node predicts for its own images, of those that have a prototype, C."""
+        own = torch.bincount(torch.from_numpy(self.data.labels), minlength=len(present)) > 0
+        found = present & own
+        # if the cohorts so far had none of the node's classes, any prototype may be the nearest
+        return found if cast(FedProto, self.strategy).inference == "own_classes" and found.any() else present
 
     def _accuracy(self, images: Samples, prototypes: Tensor, present: Tensor) -> float:
         found = nearest_prototype(self.features(images), prototypes, present)
@@ -90,6 +109,21 @@ def prototype_loss(request: Payload, weight: float) -> ModelLoss:
 def _pulled(outputs: Outputs, labels: Tensor, own: Own, frozen: Mapping[str, Outputs], weight: float) -> Tensor:
     distance = prototype_distance(outputs.features, labels, own["prototypes"], own["present"])
     return F.cross_entropy(outputs.logits, labels) + weight * distance
+
+
+def collecting(loss: ModelLoss, means: ClassMeans, skipped: int) -> Loss:
+    """Return a loss that also adds the features of its batches to `means`, but for those of the first `skipped`."""
+    batches = count()
+
+    def of_outputs(outputs: Outputs, labels: Tensor, own: Own, frozen: Mapping[str, Outputs]) -> Tensor:
+        if next(batches) >= skipped:
+            means.add(outputs.features, labels)
+        return loss.of_outputs(outputs, labels, own, frozen)
+
+    def computed(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        return replace(loss, of_outputs=of_outputs)(model, images, labels)
+
+    return computed  # no ModelLoss: many clients cannot share a step that collects
 
 
 def prototype_distance(features: Tensor, labels: Tensor, prototypes: Tensor, present: Tensor) -> Tensor:
@@ -120,6 +154,11 @@ class FedProto(Strategy):
     CIFAR-10 in the authors' code). It is a mean over dimensions, so the same lambda has less effect on wider features.
     weighting: of nodes in a global prototype: `examples`, their numbers of images of the class (equation 6, without its
     further division by the number of nodes, which would shrink prototypes), or `uniform` (the authors' code).
+    means_over: a node's prototypes are means of the features of its images `after` training (Algorithm 1), or of the
+    features as they pass by in `training`, in its last epoch, while the weights change and with dropout (the authors'
+    code). With `train.steps` the last epoch is as many steps as an epoch has.
+    inference: a node looks for the nearest prototype of its own images among `all` classes, or among the `own_classes`
+    that it has in training (the authors' code); `personal_global_test/accuracy` is among all.
 
     `personal/accuracy` and `personal_global_test/accuracy` use the nearest prototype, `personal_classifier/accuracy`
     and `personal_after_fit/accuracy` the classifier. Classes without a prototype are never predicted.
@@ -129,6 +168,8 @@ class FedProto(Strategy):
     client: ClassVar[type[Client]] = FedProtoClient
     prototype_weight: NotNegative = 1.0
     weighting: Literal["examples", "uniform"] = "examples"
+    means_over: Literal["after", "training"] = "after"
+    inference: Literal["all", "own_classes"] = "all"
     prototypes: Tensor | None = field(default=None, init=False)
     present: Tensor | None = field(default=None, init=False)
 

@@ -66,7 +66,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "fedmd": {**DIGEST, "public_epochs": None, "private_epochs": 25, "digest": "mae", "temperature": 1.0},
     "fednova": {},
     "fedntd": {**MEAN, "beta": 1.0, "temperature": 1.0},  # the authors' configs
-    "fedproto": {"prototype_weight": 1.0, "weighting": "examples"},  # the authors' code for MNIST; equation 6
+    "fedproto": {  # the authors' code for MNIST; equation 6, Algorithm 1
+        "prototype_weight": 1.0, "weighting": "examples", "means_over": "after", "inference": "all",
+    },
     "fedprox": {**MEAN, "mu": 0.01, "official_quirks": False},  # Li et al., 2020: 0.001, 0.01, 0.1 or 1
     "fedu": {**ENCODER, "momentum": 0.99, "threshold": 0.4},  # EasyFL; Zhuang et al., 2021: mu = 0.4
     "fedx": {  # sections 2.4 and 3.3 of the specification: all weights 1; tau, tt and ts 0.1; the code's divergence

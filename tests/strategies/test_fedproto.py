@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from flwr.app import RecordDict
 from helpers import Make, lines, server_state
 from helpers.formulas import normal
+from torch.nn import functional as F
 
-from fedkd import Environment
+from fedkd import Environment, Payload, Samples
+from fedkd.learning.batches import batches
 from fedkd.methods.class_means import mean_over_nodes
 from fedkd.runs.run import run
-from fedkd.strategies.fedproto import nearest_prototype, prototype_distance
+from fedkd.strategies.fedproto import FedProto, FedProtoClient, nearest_prototype, prototype_distance
+from fedkd.streams import torch_stream
 
 
 def test_the_nearest_prototype_is_one_that_exists() -> None:
@@ -64,3 +70,72 @@ def test_a_class_that_no_node_of_a_cohort_has_keeps_its_prototype(tiny: Make, tm
     held = Environment(tiny({"data.partition": partition})).data.label_counts()[sorted(seen)].sum(0) > 0
     assert state["present"].bool().tolist() == held.tolist()
     assert (state["prototypes"].abs().sum(1) > 0).tolist() == held.tolist()
+
+
+def client_of(environment: Environment, action: str, **options: Any) -> FedProtoClient:
+    return FedProtoClient(environment, [FedProto(**options)], 2, RecordDict(), 1, action, True)
+
+
+@pytest.mark.parametrize(("train", "skipped"), [({"epochs": 2}, 3), ({"steps": 4}, 1), ({"steps": 2}, 0)])
+def test_prototypes_of_training_are_means_of_what_passes_by_in_the_last_epoch(
+    tiny: Make, train: dict[str, int], skipped: int
+) -> None:
+    """24 images are three batches; the steps are written out."""
+    environment = Environment(tiny({f"train.{key}": value for key, value in train.items()}))
+    request = Payload(prototypes={"global": normal(10, 16)}, statistics={"present": torch.arange(10) % 2})
+    client = client_of(environment, "fit", means_over="training")
+    assert len(client.labels) == 24
+    model = client.load_model(environment.initial_weights(0, 2)).train()
+    order, seen = torch_stream(0, 1, 2, "fit/local-training"), []
+    left = train.get("steps", 6)
+    while left > 0:
+        for images, labels in batches(client.data, client.labels, 8, environment.preprocess, order):
+            features = model.features(images)
+            seen.append((features.detach(), labels))
+            pull = (features - request.prototypes["global"][labels]).square().mean(1) * (labels % 2)
+            (F.cross_entropy(model.classifier(features), labels) + pull.mean()).backward()
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter -= 0.1 * parameter.grad
+                    parameter.grad = None
+            left -= 1
+            if not left:
+                break
+    passed = torch.cat([features for features, _ in seen[skipped:]])
+    labels = torch.cat([labels for _, labels in seen[skipped:]])
+    reply = client_of(environment, "fit", means_over="training").fit(request)
+    assert reply.statistics["counts"].tolist() == torch.bincount(labels, minlength=10).tolist()
+    for label in labels.unique():
+        torch.testing.assert_close(reply.prototypes["means"][label], passed[labels == label].mean(0))
+
+
+@pytest.mark.parametrize(
+    ("inference", "present", "share"),
+    [
+        ("all", [1, 1, 1, 1], 0.0),  # the nearest is class 2, which the node lacks
+        ("own_classes", [1, 1, 1, 1], 0.75),  # the nearest of its own is class 1
+        ("own_classes", [1, 0, 1, 1], 0.25),
+        ("own_classes", [0, 0, 1, 1], 0.0),  # no prototype of its own classes
+    ],
+)
+def test_a_node_may_predict_only_its_own_classes(tiny: Make, inference: str, present: list[int], share: float) -> None:
+    client = client_of(Environment(tiny()), "evaluate", inference=inference)
+    client.__dict__["data"] = Samples(np.zeros((2, 1, 8, 8), np.uint8), np.array([0, 1]))
+    client.__dict__["test_data"] = Samples(np.zeros((4, 1, 8, 8), np.uint8), np.array([1, 1, 0, 1]))
+    client.__dict__["validation_data"] = None
+    client.features = lambda data: torch.zeros(len(data.labels), 1)  # type: ignore[method-assign]
+    prototypes = torch.tensor([[3.0], [2.0], [1.0], [9.0]])
+    request = Payload(prototypes={"global": prototypes}, statistics={"present": torch.tensor(present)})
+    client.evaluate(request)
+    assert client.metrics["personal/accuracy"] == share
+    twos = client.environment.data.test.labels == 2
+    assert client.metrics["personal_global_test/accuracy"] == twos.mean()  # among all classes
+
+
+def test_fedproto_learns_as_in_the_authors_code(tiny: Make, tmp_path: Path) -> None:
+    options = {"means_over": "training", "inference": "own_classes", "weighting": "uniform"}
+    config = tiny({"strategy": {"name": "fedproto", **options}, "rounds": 3, "train.epochs": 4})
+    assert run(config, tmp_path / "run")["failures"] == 0
+    first, *_, last = (line["metrics"] for line in lines(tmp_path / "run"))
+    assert last["personal/accuracy"] > first["personal/accuracy"] + 0.4
+    assert last["personal_classifier/accuracy"] > first["personal_classifier/accuracy"] + 0.4
