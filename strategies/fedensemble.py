@@ -28,7 +28,6 @@ from fedkd import (
     Tensors,
     expected_model,
     like,
-    weighted_mean,
 )
 
 from .fedavg import FedAvg
@@ -80,7 +79,7 @@ class FedEnsemble(FedAvg):
         test, times = self._test(environment, federation.nodes) if federation.due else (environment.data.test, None)
         total: Payload | None = None
         logits: Tensor | None = None
-        trained = set()
+        trained, merge = set(), self.mean(federation.config.train)
         for node, reply in federation.ask("fit", Payload(weights=start), expect=expect, stream=True):
             trained.add(node)
             if reply.statistics:
@@ -88,7 +87,7 @@ class FedEnsemble(FedAvg):
             if federation.due:
                 logits = _sum(logits, _logits(environment, {**reply.weights, **reply.statistics}, test))
             model = Payload(weights=reply.weights, numbers=reply.numbers)
-            total = model if total is None else weighted_mean(total, model)
+            total = model if total is None else merge(total, model)
         assert total is not None
         self.weights = total.weights
         federation.log("train_loss", total.numbers["loss"])

@@ -44,7 +44,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
     "feddistill": {**LABELS, "official_quirks": False},
     "feddistill_fl": {**LABELS, "official_quirks": False},
-    "fedensemble": {"on": "all"},
+    "fedensemble": {"on": "all", "weighting": "examples"},
     "feddyn": {"alpha": 0.01, "official_quirks": False},  # Acar et al., 2021: 0.1, 0.01 or 0.001
     "fedftg": {  # sections 1.4, 2.1, 2.4, 2.5 and 4 of the specification: the CIFAR-10 runs
         "base": FEDAVG, "iterations": 10, "generator_passes": 1, "student_steps": 5, "batch_size": 50,
