@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .config import Config, flattened, parse_config, read_config, read_table, to_table
+from .config import Config, flattened, parse_config, read_config, read_table, to_table, with_changes
 from .core.record import Record
 from .errors import InputError
 from .exports.of_run import Which, model_after, model_of_run, real_samples
@@ -57,27 +57,7 @@ def make_config(source: AnyConfig, **changes: Any) -> Config:
         table, said = dict(source), "config"
     else:
         table, said = read_table(Path(source).expanduser()), str(source)
-    return parse_config(_merged(table, changes), said)
-
-
-def _merged(table: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a table with changes. A text in place of a table is short for a table with this name."""
-    found = dict(table)
-    for key, value in changes.items():
-        before = found.get(key)
-        if isinstance(before, str) and isinstance(value, Mapping):
-            before = {"name": before}
-        if (
-            isinstance(before, Mapping)
-            and isinstance(value, Mapping)
-            and value.get("name") in (None, before.get("name"))
-        ):
-            found[key] = _merged(before, value)
-        elif isinstance(value, Mapping):
-            found[key] = _merged({}, value)
-        else:
-            found[key] = str(value) if isinstance(value, Path) else value
-    return found
+    return parse_config(with_changes(table, changes), said)
 
 
 def run(source: AnyConfig, *, out: str | Path | None = None, show: bool = True, **changes: Any) -> Run:
@@ -101,7 +81,7 @@ def resume(path: str | Path | Run, *, show: bool = True, accept_changes: bool = 
     have changed since the run began, and record it. Raises like `run`.
     """
     folder = path.path if isinstance(path, Run) else Path(path).expanduser()
-    overrides = [f"{key}={_as_toml(value)}" for key, value in flattened(_merged({}, changes)).items()]
+    overrides = [f"{key}={_as_toml(value)}" for key, value in flattened(with_changes({}, changes)).items()]
     with _shown(show, folder) as progress:
         runs.resume(
             folder, progress.update, progress.step, progress.line, overrides=overrides, accept_changes=accept_changes

@@ -70,7 +70,9 @@ class FedProtoClient(Client):
             own = self.score(self.test_data)
             self.report("personal/loss", own["loss"])
             self.report("personal_classifier/accuracy", own["accuracy"])
-        scopes = [("personal", self.test_data), ("personal_global_test", self.environment.data.test)]
+        scopes = [("personal", self.test_data)]
+        if self.environment.on_global_test:
+            scopes.append(("personal_global_test", self.environment.data.test))
         if self.validation_data is not None:
             scopes.append(("personal_validation", self.validation_data))
             self.report("personal_validation/loss", self.score(self.validation_data)["loss"])

@@ -3,6 +3,7 @@
 * `common`: the app, arguments that commands share, exit codes.
 * `runs`: `fedkd run`, `distill`, `sweep`, `partition`, `describe`.
 * `reports`: `fedkd compare`, `report`, `figures`, `watch`.
+* `published`: `fedkd reproduce`.
 * `models`: `fedkd export`, `predict`, `evaluate`.
 * `write`: `fedkd list`, `init`, `new`, `check`.
 * `deploy`: `fedkd deploy init`.
@@ -15,10 +16,11 @@
 from .common import app
 from . import runs
 from . import reports
+from . import published
 from . import models
 from . import write
 from . import deploy
 from . import doctor
 # isort: on
 
-__all__ = ["app", "deploy", "doctor", "models", "reports", "runs", "write"]
+__all__ = ["app", "deploy", "doctor", "models", "published", "reports", "runs", "write"]

@@ -18,6 +18,7 @@ from .reading import (
     read_distill_config,
     read_table,
     to_table,
+    with_changes,
 )
 from .run import (
     Adam,
@@ -96,4 +97,5 @@ __all__ = [
     "read_distill_config",
     "read_table",
     "to_table",
+    "with_changes",
 ]

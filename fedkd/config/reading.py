@@ -203,6 +203,26 @@ def _override(table: dict[str, Any], override: str) -> None:
     table[last] = value
 
 
+def with_changes(table: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a table with changes. A text in place of a table is short for a table with this name."""
+    found = dict(table)
+    for key, value in changes.items():
+        before = found.get(key)
+        if isinstance(before, str) and isinstance(value, Mapping):
+            before = {"name": before}
+        if (
+            isinstance(before, Mapping)
+            and isinstance(value, Mapping)
+            and value.get("name") in (None, before.get("name"))
+        ):
+            found[key] = with_changes(before, value)
+        elif isinstance(value, Mapping):
+            found[key] = with_changes({}, value)
+        else:
+            found[key] = str(value) if isinstance(value, Path) else value
+    return found
+
+
 def to_table(config: Config | DistillConfig) -> dict[str, Any]:
     """Return the config as plain tables for TOML, without keys that are not set."""
     return _plain(config.model_dump(mode="json"))

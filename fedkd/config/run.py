@@ -196,6 +196,7 @@ class EvaluateConfig(Table):
     """`[evaluate]`: measure after every `every` rounds, and after the last, on this fraction of the nodes."""
 
     every: Count = 5
+    global_test: bool = True  # also on the global test set: the server's model, and each node's own
     mean_over: Literal["nodes", "samples"] = "nodes"  # samples: a node's metric counts as often as it has test samples
     fraction: Fraction | None = None  # by default all nodes, but at most 100
 

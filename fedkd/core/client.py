@@ -376,7 +376,7 @@ class Client:
             self.load_model(request.weights)
         if len(self.test_data.labels):
             self._report_all("personal", self.score(self.test_data))
-        if not request.weights and len(self.environment.data.test.labels):  # the server measures the global model
+        if not request.weights and self.environment.on_global_test:  # the server measures the global model
             self._report_main("personal_global_test", self.score(self.environment.data.test))
         if self.validation_data is not None:
             self._report_all("personal_validation", self.score(self.validation_data))

@@ -203,6 +203,11 @@ class Environment:
         kept = fresh_statistics(model) if self.config.train.batch_norm == "local" else {}
         return [name for name in model.state_dict() if name not in kept]
 
+    @property
+    def on_global_test(self) -> bool:
+        """Return whether models are measured on the global test set: it is here, and `evaluate.global_test` is true."""
+        return self.config.evaluate.global_test and len(self.data.test.labels) > 0
+
     @cached_property
     def public_fingerprint(self) -> int:
         """Return a fingerprint of the public images: equal for the same images in the same order in any process."""

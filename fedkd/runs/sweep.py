@@ -73,7 +73,7 @@ def plan(configs: Sequence[Path], overrides: Sequence[str], vary: Sequence[str],
         words += [f"{_short(key, keys)}={word}" for key, (_, word) in zip(keys, chosen, strict=True)]
         changes = [*overrides, *(f"{key}={value}" for key, (value, _) in zip(keys, chosen, strict=True))]
         changes.sort(key=lambda text: text.partition("=")[0].count("."))  # set a table before a key in it
-        parsed = _resolved(read_config(config, changes))
+        parsed = resolved(read_config(config, changes))
         for seed in seeds_of(seeds):
             name = ",".join([*words, f"seed={seed}"])
             if len(name.encode()) > _LONGEST:
@@ -84,12 +84,16 @@ def plan(configs: Sequence[Path], overrides: Sequence[str], vary: Sequence[str],
     names = [job.name for job in jobs]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise InputError(f"Two runs would be called {twice[0]!r}; give each config and each value once.")
-    done = [job for job in jobs if _is_finished(job)]
-    left = [job for job in jobs if job not in done]
     varied = [key for key, values in axes if len(values) > 1]
     strategies = list({json.dumps(to_table(job.config)["strategy"]): job.config.strategy.name for job in jobs}.values())
     first = strategies[0] if len(strategies) > 1 and strategies.count(strategies[0]) == 1 else None
-    return Plan(left, done, varied, first)
+    return plan_of(jobs, varied, first)
+
+
+def plan_of(jobs: Sequence[Job], varied: Sequence[str] = (), first: str | None = None) -> Plan:
+    """Return a grid of jobs, of which some may have ended. Raises InputError for a folder with another run."""
+    done = [job for job in jobs if _is_finished(job)]
+    return Plan([job for job in jobs if job not in done], done, list(varied), first)
 
 
 def check(grid: Plan, *, accept_changes: bool = False) -> None:
@@ -120,7 +124,7 @@ def check(grid: Plan, *, accept_changes: bool = False) -> None:
                     refuse_changes(one.path, origin_of(job.config, loaded[1].images_fingerprint, known=known))
 
 
-def _resolved(config: Config) -> Config:
+def resolved(config: Config) -> Config:
     """Return the config as in a run folder. Raises InputError for wrong options of the strategy."""
     if config.data.sites is not None:
         raise InputError("data.sites: there are no images to simulate with; such a config is for `flwr run`.")

@@ -221,6 +221,18 @@ def test_a_run_minimises_1_minus_p(tiny: Make, tmp_path: Path) -> None:
     assert lines(tmp_path / "run")[1]["log"]["train_loss"] == pytest.approx(float(value.detach()), rel=1e-5)
 
 
+@pytest.mark.parametrize("strategy", ["fedavg", "local", "fedproto"])
+def test_without_the_global_test_set_only_the_nodes_own_samples_are_measured(
+    tiny: Make, tmp_path: Path, strategy: str
+) -> None:
+    for name, measured in (("with", True), ("without", False)):
+        run(tiny({"strategy": strategy, "evaluate.global_test": measured}), tmp_path / name)
+    whole, less = (lines(tmp_path / name)[-1]["metrics"] for name in ("with", "without"))
+    on_global = {name for name in whole if name.split("/")[0] in ("global", "personal_global_test")}
+    assert on_global
+    assert less == {name: value for name, value in whole.items() if name not in on_global}
+
+
 def test_a_mean_over_samples_counts_each_node_by_its_test_samples(tiny: Make, tmp_path: Path) -> None:
     partition = {"scheme": "classes_per_client", "clients": 6, "classes": 3}
     changes = {"data.partition": partition, "data.train_per_class": 20, "data.node_test": 90}

@@ -1,0 +1,8 @@
+"""Other people's tables, run again in their own settings: `fedkd reproduce`.
+
+* `tables`: a table: its rows, its published figures, how each figure is read from a run.
+* `readings`: from the rounds of a run to the numbers that a table reports.
+* `results`: which runs a table needs, what they give, and whether it agrees with what was published.
+* `models`: the networks of the authors' code.
+* `partitions`: the deals of the authors' code, with their random numbers.
+"""

@@ -1,0 +1,47 @@
+"""Readings: the numbers that a published table takes from one run. A curve is the metric after each measured round."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+
+Curve = Sequence[tuple[int, float]]  # (round, value), by round
+
+
+def last(curve: Curve) -> list[float]:
+    """Return the value after the last round."""
+    return [curve[-1][1]]
+
+
+def best(curve: Curve) -> list[float]:
+    """Return the largest value."""
+    return [max(value for _, value in curve)]
+
+
+def best_rounds(curve: Curve, count: int) -> list[float]:
+    """Return the `count` largest values, the largest first: a table pools them over runs (FedGen's code)."""
+    return heapq.nlargest(count, (value for _, value in curve))
+
+
+def moving_average(curve: Curve, decay: float) -> list[float]:
+    """Return the end of m <- decay m + (1 - decay) value, from the first value on (FedNTD's code)."""
+    mean = curve[0][1]
+    for _, value in curve[1:]:
+        mean = decay * mean + (1 - decay) * value
+    return [mean]
+
+
+def crossing(curve: Curve, target: float) -> list[float]:
+    """Return the round in which the largest value so far reaches `target`, interpolated between measured rounds.
+
+    Empty if it never does. As McMahan et al. (2017) read their curves.
+    """
+    before = curve[0]
+    if before[1] >= target:
+        return [float(before[0])]
+    for number, value in curve[1:]:
+        if value >= target:
+            share = (target - before[1]) / (value - before[1])
+            return [before[0] + share * (number - before[0])]
+        before = (number, max(before[1], value))
+    return []

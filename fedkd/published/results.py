@@ -1,0 +1,187 @@
+"""The runs of a published table, and what they give: figures beside the published ones, and whether these agree."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..errors import InputError
+from ..runs.metrics import versions
+from ..runs.results import Run, read_run
+from ..runs.run_folder import CONFIG
+from ..runs.sweep import Job, Plan, plan_of, resolved
+from . import readings
+from .tables import Figure, PublishedTable, Reading, Row
+
+RESULT = "result.json"
+_POINT = 1.0  # percentage points, where no spread is published
+_SHARE = 0.1  # of a number of rounds: the two tables of McMahan et al. (2017) differ by it
+
+
+class Ours(NamedTuple):
+    """What the runs of a row give: the numbers of each run, their mean, their deviation, seconds of each run."""
+
+    numbers: dict[int, list[float]]
+    value: float | None
+    spread: float | None
+    seconds: dict[int, float]
+
+
+class Outcome(NamedTuple):
+    """A row and its result. `agrees`: None if it is not judged."""
+
+    row: Row
+    ours: Ours | None
+    agrees: bool | None
+    reference: Figure | None
+
+
+def jobs_of(table: PublishedTable, rows: Sequence[Row], seeds: int, out: Path, *, quick: bool = False) -> Plan:
+    """Return the runs of rows that are to be started or continued, and the finished ones. Raises InputError."""
+    jobs = []
+    for row in rows:
+        config = resolved(table.config_of(row, quick=quick))
+        for seed in range(seeds):
+            name = f"{row.name},seed={seed}"
+            jobs.append(Job(name, out / name, config.model_copy(update={"seed": seed})))
+    return plan_of(jobs)
+
+
+def curve_of(run: Run, reading: Reading) -> list[tuple[int, float]]:
+    """Return a run's values of the reading's metric, in its rounds. Raises InputError if there are none."""
+    end = reading.last if reading.last is not None else run.reached
+    found = [
+        (line["round"], line["metrics"][reading.metric])
+        for line in run.lines
+        if reading.metric in line["metrics"] and reading.first <= line["round"] <= end
+    ]
+    if not found:
+        raise InputError(f"{run.path}: {reading.metric} was not measured in the rounds {reading.first} to {end}.")
+    return found
+
+
+def numbers_of(run: Run, reading: Reading) -> list[float]:
+    """Return the numbers that a reading takes from a run, in percent or in rounds; none if a target is not reached."""
+    curve = curve_of(run, reading)
+    if reading.target is not None:
+        return readings.crossing(curve, reading.target)
+    if reading.count is not None:
+        found = readings.best_rounds(curve, reading.count)
+    elif reading.decay is not None:
+        found = readings.moving_average(curve, reading.decay)
+    else:
+        found = {"last": readings.last, "best": readings.best}[reading.name](curve)
+    return [100 * value for value in found]
+
+
+def ours_of(table: PublishedTable, row: Row, runs: Sequence[Run]) -> Ours:
+    """Return what the finished runs of a row give. A run that does not reach a target has no number, nor the row."""
+    reading = table.reading_of(row)
+    numbers = {run.seed: numbers_of(run, reading) for run in runs}
+    seconds = {run.seed: float((run.summary or {})["seconds"]["total"]) for run in runs}
+    if not all(numbers.values()):
+        return Ours(numbers, None, None, seconds)
+    every = [value for found in numbers.values() for value in found]
+    if reading.spread == "numbers":
+        return Ours(numbers, statistics.fmean(every), statistics.pstdev(every), seconds)
+    means = [statistics.fmean(found) for found in numbers.values()]
+    return Ours(numbers, statistics.fmean(means), statistics.stdev(means) if len(means) > 1 else None, seconds)
+
+
+def agrees(value: float, spread: float | None, published: Figure, reading: Reading) -> bool:
+    """Return whether a number of ours agrees with a published one.
+
+    In percent: the intervals of value and spread overlap; where no spread is published, they differ by at most one
+    point. In rounds: they differ by at most a tenth of the published number.
+    """
+    difference = abs(value - published.value)
+    if reading.unit == "rounds":
+        return difference <= _SHARE * published.value
+    return difference <= (_POINT if published.spread is None else published.spread + (spread or 0.0))
+
+
+def outcomes(table: PublishedTable, out: Path, *, quick: bool = False) -> list[Outcome]:
+    """Return all rows of a table with the results of their finished runs in a folder.
+
+    A row is judged by what the authors' code gives, if the table has it, else by the paper. A corrected form is not
+    judged, nor is a trial (`quick`).
+    """
+    found = []
+    for row in table.rows:
+        homes = sorted(out.glob(f"{row.name},seed=*"))
+        runs = [read_run(home) for home in homes if os.path.lexists(home / CONFIG)]
+        runs = [run for run in runs if run.status == "completed"]
+        reference = row.code or row.paper
+        ours = ours_of(table, row, sorted(runs, key=lambda run: run.seed)) if runs else None
+        judged = not quick and row.form == "published" and reference is not None and ours is not None
+        good = None
+        if judged:
+            assert ours is not None
+            assert reference is not None
+            good = ours.value is not None and agrees(ours.value, ours.spread, reference, table.reading_of(row))
+        found.append(Outcome(row, ours, good, reference))
+    return found
+
+
+def as_record(name: str, table: PublishedTable, found: Sequence[Outcome], out: Path, *, quick: bool) -> dict[str, Any]:
+    """Return the results of a table as plain data: of each row its numbers, and of each run its curve."""
+    rows = []
+    for one in found:
+        row, ours, reading = one.row, one.ours, table.reading_of(one.row)
+        curves = {}
+        for seed in ours.numbers if ours is not None else ():
+            curve = curve_of(read_run(out / f"{row.name},seed={seed}"), reading)
+            curves[str(seed)] = [[number, round(value, 6)] for number, value in curve]
+        rows.append(
+            {
+                "row": row.name, "method": row.method, "cell": row.cell, "form": row.form, "unit": reading.unit,
+                "reading": reading.text(),
+                "paper": None if row.paper is None else row.paper.model_dump(),
+                "code": None if row.code is None else row.code.model_dump(),
+                "ours": None if ours is None else {
+                    "value": ours.value, "spread": ours.spread,
+                    "numbers": {str(seed): numbers for seed, numbers in ours.numbers.items()},
+                    "seconds": {str(seed): round(seconds, 1) for seed, seconds in ours.seconds.items()},
+                },
+                "agrees": one.agrees, "deviations": [*table.deviations, *row.deviations], "curves": curves,
+            }
+        )  # fmt: skip
+    about = {"table": name, "title": table.title, "paper": table.paper, "code": table.code, "note": table.note}
+    today = datetime.datetime.now(datetime.UTC).date().isoformat()
+    return {**about, "date": today, "quick": quick, "versions": versions(), "rows": rows}
+
+
+def as_text(table: PublishedTable, found: Sequence[Outcome]) -> tuple[list[str], list[list[str]]]:
+    """Return the results of a table as the head and the cells of a printed table."""
+    header = ["row", "paper", "code", "ours", "difference", "agrees", "runs", "min"]
+    rows = []
+    for row, ours, good, reference in found:
+        unit = table.reading_of(row).unit
+        cells = [f"{row.method}, {row.cell}" + ("" if row.form == "published" else f", {row.form}")]
+        cells += [_figure(one, unit) for one in (row.paper, row.code)]
+        if ours is None:
+            rows.append([*cells, "not run", "", "", "0", ""])
+            continue
+        difference = (
+            "" if ours.value is None or reference is None else f"{ours.value - reference.value:+.{_DIGITS[unit]}f}"
+        )
+        value = _figure(None if ours.value is None else Figure(value=ours.value, spread=ours.spread), unit)
+        judged = {True: "yes", False: "no", None: ""}[good]
+        minutes = statistics.fmean(ours.seconds.values()) / 60
+        cells += [value or "not reached", difference, judged, str(len(ours.numbers)), f"{minutes:.1f}"]
+        rows.append(cells)
+    return header, rows
+
+
+_DIGITS = {"percent": 2, "rounds": 1}
+
+
+def _figure(figure: Figure | None, unit: str) -> str:
+    if figure is None:
+        return ""
+    text = f"{figure.value:.{_DIGITS[unit]}f}"
+    return text if figure.spread is None else f"{text} ± {figure.spread:.{_DIGITS[unit]}f}"

@@ -1,0 +1,171 @@
+"""Published tables, a file `table.toml` each: the figures of the paper and of its code, and how to run."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pydantic
+from pydantic import Field
+
+from ..config import (
+    Config,
+    Count,
+    Fraction,
+    NotNegative,
+    Probability,
+    Whole,
+    parse_config,
+    read_table,
+    with_changes,
+)
+from ..config.tables import Metric, Table
+from ..errors import InputError, some, unknown
+from ..registry import explain
+
+TABLE = "table.toml"
+Form = Literal["published", "corrected"]
+
+
+class Figure(Table):
+    """A published number: in percent, or in rounds. `spread` as its source has it; `by`: who has reported it."""
+
+    value: float
+    spread: NotNegative | None = None
+    by: str | None = None
+
+
+class Reading(Table):
+    """How a table's number is read from the curve of a metric.
+
+    Rounds outside of `first` to `last` do not count. `count` belongs to best_rounds, `decay` to moving_average and
+    `target` to crossing. `spread`: the deviation over runs (sample), or over all numbers of all runs (population).
+    """
+
+    name: Literal["last", "best", "best_rounds", "moving_average", "crossing"]
+    metric: Metric
+    first: Whole = 0
+    last: Whole | None = None
+    count: Count | None = None
+    decay: Fraction | None = None
+    target: Probability | None = None
+    spread: Literal["runs", "numbers"] = "runs"
+
+    @pydantic.model_validator(mode="after")
+    def _own_options(self) -> Reading:
+        for key, home in (("count", "best_rounds"), ("decay", "moving_average"), ("target", "crossing")):
+            if (getattr(self, key) is not None) != (self.name == home):
+                raise ValueError(f"{key} belongs to name = {home!r}, which needs it")
+        return self
+
+    @property
+    def unit(self) -> Literal["percent", "rounds"]:
+        """Return what the number counts."""
+        return "rounds" if self.name == "crossing" else "percent"
+
+    def text(self) -> str:
+        """Return the reading in words."""
+        said = {
+            "last": "the last round", "best": "the best round", "best_rounds": f"mean of the {self.count} best rounds",
+            "moving_average": f"a moving average ({self.decay}) at the end",
+            "crossing": f"the round in which the best value so far reaches {self.target}, interpolated",
+        }[self.name]  # fmt: skip
+        within = f", rounds {self.first} to {self.last}" if self.last is not None else ""
+        return f"{said} of {self.metric}{within}"
+
+
+class Row(Table):
+    """One row of a table: a method in a cell, its settings and its published figures.
+
+    `form`: `published` runs the authors' code as it is, bugs included, and is judged; `corrected` stands beside it.
+    `set`: what differs from the table's settings.
+    """
+
+    method: str
+    cell: str
+    form: Form = "published"
+    set: dict[str, Any] = Field(default_factory=dict)
+    reading: Reading | None = None
+    paper: Figure | None = None
+    code: Figure | None = None  # what the authors' code gives today, if that is another number
+    deviations: list[str] = Field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """Return the name of the row, which is that of its runs' folders too."""
+        words = f"{self.method}-{self.cell}" + ("" if self.form == "published" else f"-{self.form}")
+        return re.sub(r"[^a-z0-9.+]+", "-", words.lower()).strip("-")
+
+
+class PublishedTable(Table):
+    """A published table. `settings`: of the runs of all rows; `quick`: what a trial changes in them."""
+
+    title: str
+    paper: str
+    code: str
+    note: str = ""
+    machine: Literal["cpu", "gpu"] = "cpu"
+    seeds: Annotated[int, Field(ge=1, le=20)] = 3
+    reading: Reading
+    settings: dict[str, Any]
+    quick: dict[str, Any]
+    deviations: list[str] = Field(default_factory=list)
+    rows: Annotated[list[Row], Field(min_length=1)]
+
+    @pydantic.model_validator(mode="after")
+    def _one_of_each(self) -> PublishedTable:
+        names = [row.name for row in self.rows]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"two rows are called {twice[0]!r}")
+        return self
+
+    def reading_of(self, row: Row) -> Reading:
+        """Return how a row is read."""
+        return row.reading or self.reading
+
+    def config_of(self, row: Row, *, quick: bool = False) -> Config:
+        """Return the config of a row's runs, with seed 0. Raises InputError for a wrong key."""
+        table = with_changes(with_changes(self.settings, row.set), self.quick if quick else {})
+        return parse_config(table, f"{self.title}, {row.name}")
+
+    def chosen(self, patterns: Sequence[str]) -> list[Row]:
+        """Return the rows whose name, method or cell fits one of the patterns (`*` for any text); all without patterns.
+
+        Raises InputError for a pattern that fits no row.
+        """
+        found: list[Row] = []
+        for pattern in patterns:
+            fitting = [
+                row for row in self.rows if any(fnmatchcase(x, pattern) for x in (row.name, row.method, row.cell))
+            ]
+            if not fitting:
+                raise InputError(
+                    f"--rows {pattern!r} fits no row; they are: {some([row.name for row in self.rows], 40)}."
+                )
+            found += fitting
+        return [row for row in self.rows if row in found] if patterns else list(self.rows)
+
+
+def home() -> Path:
+    """Return the folder of the tables that come with fedkd."""
+    return Path(str(resources.files("fedkd.configs"))) / "published"
+
+
+def names() -> list[str]:
+    """Return the names of the tables that come with fedkd."""
+    return sorted(path.parent.name for path in home().glob(f"*/{TABLE}"))
+
+
+def read(name: str) -> PublishedTable:
+    """Return the table with a name, or in a file `table.toml` of one's own. Raises InputError for a wrong one."""
+    path = Path(name) if name.endswith(".toml") else home() / name / TABLE
+    if not name.endswith(".toml") and name not in names():
+        raise unknown("table", name, names())
+    try:
+        return PublishedTable.model_validate(read_table(path))
+    except pydantic.ValidationError as error:
+        raise InputError(f"{path}: {explain(error, PublishedTable.model_fields)}") from error

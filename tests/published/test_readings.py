@@ -1,0 +1,41 @@
+"""Readings of a curve, by hand."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedkd.published.readings import best, best_rounds, crossing, last, moving_average
+
+CURVE = [(0, 0.1), (1, 0.5), (2, 0.4), (4, 0.9), (5, 0.7)]
+
+
+def test_the_last_and_the_best_rounds() -> None:
+    assert last(CURVE) == [0.7]
+    assert best(CURVE) == [0.9]
+    assert best_rounds(CURVE, 2) == [0.9, 0.7]
+    assert best_rounds(CURVE, 9) == [0.9, 0.7, 0.5, 0.4, 0.1]
+
+
+def test_a_moving_average_starts_with_the_first_value() -> None:
+    assert moving_average(CURVE[:3], 0.6) == pytest.approx([0.6 * (0.6 * 0.1 + 0.4 * 0.5) + 0.4 * 0.4])
+    assert moving_average([(3, 0.25)], 0.6) == [0.25]
+
+
+def test_a_crossing_is_interpolated_from_the_best_value_so_far() -> None:
+    assert crossing(CURVE, 0.3) == pytest.approx([0.5])
+    assert crossing(CURVE, 0.7) == pytest.approx([2 + 2 * (0.7 - 0.5) / (0.9 - 0.5)])  # 0.5 was the best, not 0.4
+    assert crossing(CURVE, 0.1) == [0.0]
+    assert crossing(CURVE, 0.5) == pytest.approx([1.0])
+    assert crossing(CURVE, 0.95) == []
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=20), st.floats(0.01, 1))
+def test_a_crossing_lies_between_the_rounds_around_it(values: list[float], target: float) -> None:
+    curve = list(enumerate(values))
+    found = crossing(curve, target)
+    assert bool(found) == (max(values) >= target)
+    if found:
+        first = next(number for number, value in curve if value >= target)
+        assert max(first - 1, 0) <= found[0] <= first
