@@ -56,7 +56,8 @@ def run_jobs(
 
     `memory`: bytes reserved for a run; `gpus`: its share of GPUs, by default that of its engine's workers; `at_once`:
     the largest number of runs at a time, by default as many as fit. The engine does not change results, so each run
-    uses the inline engine in its own worker. Raises InputError if not even one run fits.
+    uses the inline engine, or the vectorised one if its config names it, in a worker of its own. Raises InputError if
+    not even one run fits.
     """
     if not jobs:
         return {}
@@ -134,8 +135,12 @@ def _roomier(share: Share, machines: list[dict[str, float]]) -> Share:
 
 
 def _inline(one: _Running) -> Config:
-    options = {"threads": max(1, int(one.share.cpus)), "device": "cuda" if one.share.gpus else "cpu"}
-    return one.job.config.model_copy(update={"engine": NamedTable(name="inline", **options)})
+    engine, own = one.job.config.engine, {"threads": max(1, int(one.share.cpus))}
+    options = {**own, "device": "cuda" if one.share.gpus else "cpu"}
+    if engine.name == "vectorised":
+        options = {**engine.options, **options}
+    name = "vectorised" if engine.name == "vectorised" else "inline"
+    return one.job.config.model_copy(update={"engine": NamedTable(name=name, **options)})
 
 
 def _outcome(ref: Any) -> tuple[str | None, list[str], bool]:

@@ -222,11 +222,19 @@ class CheckpointConfig(Table):
 
 
 class StopConfig(Table):
-    """`[stop]`: end the run early if a metric has not improved in `patience` measured rounds, one after another."""
+    """`[stop]`: end the run early if a metric has not improved in `patience` measured rounds, one after another, or as
+    soon as it has reached `target`.
+    """
 
     metric: Metric
-    patience: Count = 5
+    target: float | None = None
+    patience: Count | None = None  # by default 5, but without a limit if there is a target
     change: NotNegative = 0.0  # an improvement is more than this
+
+    @property
+    def limit(self) -> int | None:
+        """Return after how many rounds without improvement the run ends, if it does."""
+        return 5 if self.patience is None and self.target is None else self.patience
 
 
 class ModelConfig(Table):

@@ -23,8 +23,12 @@ _SHARE = 0.1  # of a number of rounds: the two tables of McMahan et al. (2017) d
 
 
 class Ours(NamedTuple):
-    """What the runs of a row give: the numbers of each run, their mean, their deviation, seconds of each run."""
+    """What the runs of one setting give: the numbers of each run, their mean, their deviation, seconds of each run.
 
+    `setting`: the name of the runs' folders, without the seed.
+    """
+
+    setting: str
     numbers: dict[int, list[float]]
     value: float | None
     spread: float | None
@@ -32,9 +36,10 @@ class Ours(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """A row and its result. `agrees`: None if it is not judged."""
+    """A row and its result. `agrees`: None if it is not judged. `every`: of all settings; `ours`: the best."""
 
     row: Row
+    every: list[Ours]
     ours: Ours | None
     agrees: bool | None
     reference: Figure | None
@@ -44,10 +49,11 @@ def jobs_of(table: PublishedTable, rows: Sequence[Row], seeds: int, out: Path, *
     """Return the runs of rows that are to be started or continued, and the finished ones. Raises InputError."""
     jobs = []
     for row in rows:
-        config = resolved(table.config_of(row, quick=quick))
-        for seed in range(seeds):
-            name = f"{row.name},seed={seed}"
-            jobs.append(Job(name, out / name, config.model_copy(update={"seed": seed})))
+        for setting, config in table.configs_of(row, quick=quick).items():
+            whole = resolved(config)
+            for seed in range(seeds):
+                name = f"{setting},seed={seed}"
+                jobs.append(Job(name, out / name, whole.model_copy(update={"seed": seed})))
     return plan_of(jobs)
 
 
@@ -78,18 +84,28 @@ def numbers_of(run: Run, reading: Reading) -> list[float]:
     return [100 * value for value in found]
 
 
-def ours_of(table: PublishedTable, row: Row, runs: Sequence[Run]) -> Ours:
-    """Return what the finished runs of a row give. A run that does not reach a target has no number, nor the row."""
-    reading = table.reading_of(row)
+def ours_of(setting: str, reading: Reading, runs: Sequence[Run]) -> Ours:
+    """Return what finished runs of a setting give. If one does not reach a target, the setting has no number."""
     numbers = {run.seed: numbers_of(run, reading) for run in runs}
     seconds = {run.seed: float((run.summary or {})["seconds"]["total"]) for run in runs}
     if not all(numbers.values()):
-        return Ours(numbers, None, None, seconds)
+        return Ours(setting, numbers, None, None, seconds)
     every = [value for found in numbers.values() for value in found]
     if reading.spread == "numbers":
-        return Ours(numbers, statistics.fmean(every), statistics.pstdev(every), seconds)
+        return Ours(setting, numbers, statistics.fmean(every), statistics.pstdev(every), seconds)
     means = [statistics.fmean(found) for found in numbers.values()]
-    return Ours(numbers, statistics.fmean(means), statistics.stdev(means) if len(means) > 1 else None, seconds)
+    spread = statistics.stdev(means) if len(means) > 1 else None
+    return Ours(setting, numbers, statistics.fmean(means), spread, seconds)
+
+
+def best_of(every: Sequence[Ours], reading: Reading) -> Ours | None:
+    """Return the setting with the best figure: the fewest rounds, or the most percent; None of none.
+
+    Without any figure it is the first one.
+    """
+    sign = -1.0 if reading.unit == "rounds" else 1.0
+    with_figure = [one for one in every if one.value is not None]
+    return max(with_figure, key=lambda one: sign * (one.value or 0.0), default=next(iter(every), None))
 
 
 def agrees(value: float, spread: float | None, published: Figure, reading: Reading) -> bool:
@@ -112,18 +128,18 @@ def outcomes(table: PublishedTable, out: Path, *, quick: bool = False) -> list[O
     """
     found = []
     for row in table.rows:
-        homes = sorted(out.glob(f"{row.name},seed=*"))
-        runs = [read_run(home) for home in homes if os.path.lexists(home / CONFIG)]
-        runs = [run for run in runs if run.status == "completed"]
-        reference = row.code or row.paper
-        ours = ours_of(table, row, sorted(runs, key=lambda run: run.seed)) if runs else None
-        judged = not quick and row.form == "published" and reference is not None and ours is not None
+        reading, every = table.reading_of(row), []
+        for setting in table.configs_of(row, quick=quick):
+            homes = sorted(out.glob(f"{setting},seed=*"))
+            runs = [read_run(home) for home in homes if os.path.lexists(home / CONFIG)]
+            runs = sorted((run for run in runs if run.status == "completed"), key=lambda run: run.seed)
+            if runs:
+                every.append(ours_of(setting, reading, runs))
+        ours, reference = best_of(every, reading), row.code or row.paper
         good = None
-        if judged:
-            assert ours is not None
-            assert reference is not None
-            good = ours.value is not None and agrees(ours.value, ours.spread, reference, table.reading_of(row))
-        found.append(Outcome(row, ours, good, reference))
+        if not quick and row.form == "published" and reference is not None and ours is not None:
+            good = ours.value is not None and agrees(ours.value, ours.spread, reference, reading)
+        found.append(Outcome(row, every, ours, good, reference))
     return found
 
 
@@ -131,23 +147,16 @@ def as_record(name: str, table: PublishedTable, found: Sequence[Outcome], out: P
     """Return the results of a table as plain data: of each row its numbers, and of each run its curve."""
     rows = []
     for one in found:
-        row, ours, reading = one.row, one.ours, table.reading_of(one.row)
-        curves = {}
-        for seed in ours.numbers if ours is not None else ():
-            curve = curve_of(read_run(out / f"{row.name},seed={seed}"), reading)
-            curves[str(seed)] = [[number, round(value, 6)] for number, value in curve]
+        row, reading = one.row, table.reading_of(one.row)
         rows.append(
             {
                 "row": row.name, "method": row.method, "cell": row.cell, "form": row.form, "unit": reading.unit,
                 "reading": reading.text(),
                 "paper": None if row.paper is None else row.paper.model_dump(),
                 "code": None if row.code is None else row.code.model_dump(),
-                "ours": None if ours is None else {
-                    "value": ours.value, "spread": ours.spread,
-                    "numbers": {str(seed): numbers for seed, numbers in ours.numbers.items()},
-                    "seconds": {str(seed): round(seconds, 1) for seed, seconds in ours.seconds.items()},
-                },
-                "agrees": one.agrees, "deviations": [*table.deviations, *row.deviations], "curves": curves,
+                "ours": None if one.ours is None else one.ours.setting,
+                "settings": [_setting_record(ours, reading, out) for ours in one.every],
+                "agrees": one.agrees, "deviations": [*table.deviations, *row.deviations],
             }
         )  # fmt: skip
     about = {"table": name, "title": table.title, "paper": table.paper, "code": table.code, "note": table.note}
@@ -155,11 +164,21 @@ def as_record(name: str, table: PublishedTable, found: Sequence[Outcome], out: P
     return {**about, "date": today, "quick": quick, "versions": versions(), "rows": rows}
 
 
+def _setting_record(ours: Ours, reading: Reading, out: Path) -> dict[str, Any]:
+    curves = {str(seed): curve_of(read_run(out / f"{ours.setting},seed={seed}"), reading) for seed in ours.numbers}
+    return {
+        "setting": ours.setting, "value": ours.value, "spread": ours.spread,
+        "numbers": {str(seed): numbers for seed, numbers in ours.numbers.items()},
+        "seconds": {str(seed): round(seconds, 1) for seed, seconds in ours.seconds.items()},
+        "curves": {seed: [[n, round(value, 6)] for n, value in curve] for seed, curve in curves.items()},
+    }  # fmt: skip
+
+
 def as_text(table: PublishedTable, found: Sequence[Outcome]) -> tuple[list[str], list[list[str]]]:
     """Return the results of a table as the head and the cells of a printed table."""
     header = ["row", "paper", "code", "ours", "difference", "agrees", "runs", "min"]
     rows = []
-    for row, ours, good, reference in found:
+    for row, _, ours, good, reference in found:
         unit = table.reading_of(row).unit
         cells = [f"{row.method}, {row.cell}" + ("" if row.form == "published" else f", {row.form}")]
         cells += [_figure(one, unit) for one in (row.paper, row.code)]
@@ -169,6 +188,8 @@ def as_text(table: PublishedTable, found: Sequence[Outcome]) -> tuple[list[str],
         difference = (
             "" if ours.value is None or reference is None else f"{ours.value - reference.value:+.{_DIGITS[unit]}f}"
         )
+        if row.grid is not None:
+            cells[0] += f" ({ours.setting.removeprefix(row.name + ',')})"
         value = _figure(None if ours.value is None else Figure(value=ours.value, spread=ours.spread), unit)
         judged = {True: "yes", False: "no", None: ""}[good]
         minutes = statistics.fmean(ours.seconds.values()) / 60

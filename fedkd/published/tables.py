@@ -78,17 +78,25 @@ class Reading(Table):
         return f"{said} of {self.metric}{within}"
 
 
+class Grid(Table):
+    """The values of one dotted key of the config, of which a table reports the best."""
+
+    key: str
+    values: Annotated[list[Any], Field(min_length=2)]
+
+
 class Row(Table):
     """One row of a table: a method in a cell, its settings and its published figures.
 
     `form`: `published` runs the authors' code as it is, bugs included, and is judged; `corrected` stands beside it.
-    `set`: what differs from the table's settings.
+    `set`: what differs from the table's settings. `grid`: the row is the best of several settings, as in the paper.
     """
 
     method: str
     cell: str
     form: Form = "published"
     set: dict[str, Any] = Field(default_factory=dict)
+    grid: Grid | None = None
     reading: Reading | None = None
     paper: Figure | None = None
     code: Figure | None = None  # what the authors' code gives today, if that is another number
@@ -127,10 +135,19 @@ class PublishedTable(Table):
         """Return how a row is read."""
         return row.reading or self.reading
 
-    def config_of(self, row: Row, *, quick: bool = False) -> Config:
-        """Return the config of a row's runs, with seed 0. Raises InputError for a wrong key."""
+    def configs_of(self, row: Row, *, quick: bool = False) -> dict[str, Config]:
+        """Return the configs of a row's runs, with seed 0, by the name of their folders without the seed.
+
+        It is one, or one for each value of the row's grid. Raises InputError for a wrong key.
+        """
         table = with_changes(with_changes(self.settings, row.set), self.quick if quick else {})
-        return parse_config(table, f"{self.title}, {row.name}")
+        if row.grid is None:
+            return {row.name: parse_config(table, f"{self.title}, {row.name}")}
+        found, key = {}, row.grid.key
+        for value in row.grid.values:
+            name = f"{row.name},{key.rsplit('.', 1)[-1]}={value}"
+            found[name] = parse_config(with_changes(table, _nested(key, value)), f"{self.title}, {name}")
+        return found
 
     def chosen(self, patterns: Sequence[str]) -> list[Row]:
         """Return the rows whose name, method or cell fits one of the patterns (`*` for any text); all without patterns.
@@ -148,6 +165,13 @@ class PublishedTable(Table):
                 )
             found += fitting
         return [row for row in self.rows if row in found] if patterns else list(self.rows)
+
+
+def _nested(key: str, value: Any) -> dict[str, Any]:
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    found: dict[str, Any] = value
+    return found
 
 
 def home() -> Path:

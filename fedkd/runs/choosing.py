@@ -79,9 +79,15 @@ class EarlyStop:
     @property
     def reached(self) -> dict[str, Any] | None:
         """Return why the run ends now: the metric, its best round and value; None if it goes on."""
-        if self._settings is None or self._best is None or self._best.waited < self._settings.patience:
+        settings, best = self._settings, self._best
+        if settings is None or best is None:
             return None
-        return {"metric": self._settings.metric, "best_round": self._best.round, "best": self._best.value}
+        found = {"metric": settings.metric, "best_round": best.round, "best": best.value}
+        if settings.target is not None and best.value is not None:
+            below = lower_is_better(settings.metric)
+            if best.value <= settings.target if below else best.value >= settings.target:
+                return {**found, "target": settings.target}
+        return found if settings.limit is not None and best.waited >= settings.limit else None
 
 
 def watchers(config: Config, lines: Iterable[dict[str, Any]]) -> tuple[BestRound | None, EarlyStop]:

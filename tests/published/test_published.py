@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from fedkd.cli import app
 from fedkd.config import parse_config
+from fedkd.core.wrapper import make_strategy
 from fedkd.data.federation import federate
 from fedkd.data.partitions import Pool
 from fedkd.data.spec import Form
@@ -46,11 +47,12 @@ def test_each_row_runs_two_tiny_rounds(
 ) -> None:
     monkeypatch.setenv("FEDKD_DATA", str(mnist_root))
     table, one = row_of(name, row)
-    config = table.config_of(one, quick=True).model_copy(update={"rounds": 2})
+    setting, config = next(iter(table.configs_of(one, quick=True).items()))
+    config = config.model_copy(update={"rounds": 2})
     if table.machine == "gpu" and not set(config.data.set_names) <= {"mnist", "usps", "svhn"}:
         pytest.skip("its set is not beside the project")
-    run(config, tmp_path / f"{row},seed=0")
-    assert [line["failures"] for line in lines(tmp_path / f"{row},seed=0")] == [[], [], []]
+    run(config, tmp_path / f"{setting},seed=0")
+    assert [line["failures"] for line in lines(tmp_path / f"{setting},seed=0")] == [[], [], []]
     found = {outcome.row.name: outcome for outcome in results.outcomes(table, tmp_path, quick=True)}
     assert found[row].agrees is None
     assert found[row].ours is not None
@@ -59,11 +61,14 @@ def test_each_row_runs_two_tiny_rounds(
 @pytest.mark.parametrize(("name", "row"), ROWS)
 def test_the_config_of_each_row_is_valid(name: str, row: str) -> None:
     table, one = row_of(name, row)
-    config = table.config_of(one)
-    assert config.seed == 0
     reading = table.reading_of(one)
-    assert reading.last is None or reading.last <= config.rounds
-    assert config.rounds > table.config_of(one, quick=True).rounds
+    for (setting, config), short in zip(
+        table.configs_of(one).items(), table.configs_of(one, quick=True).values(), strict=True
+    ):
+        assert config.seed == 0
+        assert reading.last is None or reading.last <= config.rounds
+        assert short != config
+        assert make_strategy(config.strategy)[1].name, setting
 
 
 def a_table(**changes: Any) -> PublishedTable:
@@ -79,8 +84,10 @@ def a_table(**changes: Any) -> PublishedTable:
 def test_a_rows_settings_are_those_of_the_table_with_its_own() -> None:
     table = a_table(quick={"rounds": 1})
     assert [row.name for row in table.rows] == ["fedavg-six-nodes", "fedprox-six-nodes", "fedprox-six-nodes-corrected"]
-    assert table.config_of(table.rows[1]) == parse_config(merged(TINY, {"strategy": {"name": "fedprox"}}))
-    assert table.config_of(table.rows[0], quick=True).rounds == 1
+    assert table.configs_of(table.rows[1]) == {
+        "fedprox-six-nodes": parse_config(merged(TINY, {"strategy": {"name": "fedprox"}}))
+    }
+    assert table.configs_of(table.rows[0], quick=True)["fedavg-six-nodes"].rounds == 1
 
 
 @pytest.mark.parametrize(
@@ -147,7 +154,7 @@ def test_figures_beside_ours(write: Write) -> None:
     assert cells[0] == ["FedAvg, six nodes", "50.00", "60.00 ± 1.00", "63.00 ± 1.41", "+3.00", "no", "2", "0.1"]
     assert len(header) == len(cells[0])
     record = results.as_record("t", table, found, home, quick=False)
-    assert record["rows"][0]["curves"]["1"] == [[1, 0.1], [2, 0.55], [3, 0.64]]
+    assert record["rows"][0]["settings"][0]["curves"]["1"] == [[1, 0.1], [2, 0.55], [3, 0.64]]
     pooled = a_table(reading={"name": "best_rounds", "count": 2, "metric": "personal/accuracy", "spread": "numbers"})
     ours = results.outcomes(pooled, home)[0].ours
     assert ours is not None
@@ -163,6 +170,30 @@ def test_a_row_whose_target_one_run_does_not_reach_has_no_number(write: Write) -
     assert found.ours.value is None
     assert found.agrees is False
     assert results.as_text(table, [found])[1][0][3] == "not reached"
+
+
+@pytest.mark.parametrize(
+    ("reading", "best"),
+    [(READING, "lr=0.5"), ({"name": "crossing", "metric": "personal/accuracy", "target": 0.5}, "lr=0.1")],
+)
+def test_a_row_with_a_grid_is_its_best_setting(write: Write, reading: dict[str, Any], best: str) -> None:
+    grid = {"key": "train.optimizer.lr", "values": [0.1, 0.2, 0.5]}
+    table = a_table(reading=reading, rows=[{"method": "FedAvg", "cell": "c", "grid": grid, "paper": {"value": 65.0}}])
+    configs = table.configs_of(table.rows[0])
+    assert [(name, config.train.optimizer.lr) for name, config in configs.items()] == [
+        ("fedavg-c,lr=0.1", 0.1), ("fedavg-c,lr=0.2", 0.2), ("fedavg-c,lr=0.5", 0.5),
+    ]  # fmt: skip
+    run_of(write, "fedavg-c,lr=0.1", 0, [0.1, 0.52, 0.58])
+    run_of(write, "fedavg-c,lr=0.2", 0, [0.1, 0.2, 0.3])
+    home = run_of(write, "fedavg-c,lr=0.5", 0, [0.1, 0.49, 0.655])
+    found = results.outcomes(table, home)[0]
+    assert found.ours is not None
+    assert found.ours.setting == f"fedavg-c,{best}"
+    assert len(found.every) == 3
+    assert results.as_text(table, [found])[1][0][0] == f"FedAvg, c ({best})"
+    assert [
+        one["setting"] for one in results.as_record("t", table, [found], home, quick=False)["rows"][0]["settings"]
+    ] == list(configs)
 
 
 def test_rounds_outside_of_a_reading_do_not_count(write: Write) -> None:
@@ -190,7 +221,7 @@ def test_the_command_runs_a_table_and_goes_on(tmp_path: Path) -> None:
     assert "not run" not in again.stdout
     kept = json.loads((tmp_path / "out" / "result.json").read_text())
     assert [row["row"] for row in kept["rows"]] == [row.name for row in a_table().rows]
-    assert all(row["ours"]["value"] > 10 for row in kept["rows"])
+    assert all(row["settings"][0]["value"] > 10 for row in kept["rows"])
 
 
 def test_tables_are_listed_and_an_unknown_one_is_refused() -> None:
@@ -209,7 +240,7 @@ def test_tables_are_listed_and_an_unknown_one_is_refused() -> None:
 def test_fedgens_deal_is_the_one_of_its_script(mnist_root: Path) -> None:
     """121 to 1,825 images and 2 to 8 labels a node; 15,000 images in all: printed by the authors' script, seed 42."""
     table, row = row_of("fedgen-mnist", "fedavg-alpha-0.1")
-    config = table.config_of(row).data.model_copy(update={"root": str(mnist_root)})
+    config = table.configs_of(row)[row.name].data.model_copy(update={"root": str(mnist_root)})
     data = federate(config, 0)
     counts = data.label_counts()
     sizes, labels = counts.sum(1), (counts > 0).sum(1)

@@ -85,6 +85,21 @@ def test_a_run_stops_early_keeps_its_best_round_and_a_resumed_one_is_the_same(ti
     assert (again["rounds"], again["stopped_early"]) == (summary["rounds"], summary["stopped_early"])
 
 
+def test_a_run_ends_as_soon_as_a_metric_is_where_it_should_be() -> None:
+    stop = EarlyStop(StopConfig(metric="personal/accuracy", target=0.6), [line(0, 0.5)])
+    for number in range(1, 9):  # no improvement ends it
+        stop.note(line(number, 0.4))
+        assert stop.reached is None
+    stop.note(line(9, 0.6))
+    assert stop.reached == {"metric": "personal/accuracy", "best_round": 9, "best": 0.6, "target": 0.6}
+    loss = EarlyStop(StopConfig(metric="global/loss", target=0.6, patience=2), [])
+    for number, value in enumerate((0.9, 0.7, 0.6)):
+        assert loss.reached is None
+        loss.note({"round": number, "metrics": {"global/loss": value}})
+    assert loss.reached is not None
+    assert StopConfig(metric="global/loss").limit == 5
+
+
 def test_a_metric_that_a_run_does_not_measure_ends_it_before_round_1(tiny: Make, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="stop.metric = 'global/accuracy': this run does not measure it; it measures"):
         run(tiny({**LOCAL, "stop": {"metric": "global/accuracy"}}), tmp_path / "run")
