@@ -402,45 +402,103 @@ def drawn(pool: Pool, rng: np.random.Generator, *, clients: Clients, alpha: Posi
     return Split(Drawn(clients, size, alpha, int(rng.integers(2**63)), members))
 
 
-def shards(pool: Pool, rng: np.random.Generator, *, clients: Clients, per_client: Clients = 2) -> Split:
-    """Sort by label, cut into equal shards, give `per_client` to each: McMahan et al.'s pathological split (2017)."""
+def shards(
+    pool: Pool,
+    rng: np.random.Generator,
+    *,
+    clients: Clients,
+    per_client: Clients = 2,
+    cut: Literal["all", "class"] = "all",
+) -> Split:
+    """Sort by label, cut into equal shards, give `per_client` to each: McMahan et al.'s pathological split (2017).
+
+    `cut`: `all`: all images are cut together, so a shard may have the end of a class and the beginning of the next one;
+    `class`: each class is cut by itself, into equally many shards, as in the code of LG-FedAvg and FedNTD.
+    """
     order = rng.permutation(len(pool.labels))
     order = order[np.argsort(pool.labels[order], kind="stable")]
-    pieces = np.array_split(order, clients * per_client)
+    if cut == "all":
+        pieces = np.array_split(order, clients * per_client)
+    else:
+        each, rest = divmod(clients * per_client, len(pool.classes))
+        if rest:
+            raise InputError(
+                f"{KEY}.cut = 'class': {clients} clients x {per_client} per client are {clients * per_client} shards; "
+                f"equally many shards of each class need a multiple of {len(pool.classes)}, the number of classes."
+            )
+        classes = np.split(order, np.searchsorted(pool.labels[order], np.arange(1, len(pool.classes))))
+        pieces = [piece for members in classes for piece in np.array_split(members, each)]
     dealt = rng.permutation(len(pieces)).reshape(clients, per_client)
     return Split([np.concatenate([pieces[i] for i in hand]) for hand in dealt])
 
 
-def classes_per_client(pool: Pool, rng: np.random.Generator, *, clients: Clients, classes: Clients = 2) -> Split:
-    """Give each client exactly `classes` classes, each class to equally many clients, and split it evenly among these.
+def classes_per_client(
+    pool: Pool,
+    rng: np.random.Generator,
+    *,
+    clients: Clients,
+    classes: Clients = 2,
+    deal: Literal["equal", "niid_bench"] = "equal",
+) -> Split:
+    """Give each client exactly `classes` classes, and split each class evenly among the clients that have it.
 
-    If clients x `classes` is less than C, some classes have no client and their images are not used.
+    `deal`: `equal`: each class has equally many clients; `niid_bench`: client i has class i mod C, and the others are
+    drawn, as in NIID-Bench's code (#label = k). Images of a class that no client has are not used.
     """
     total = len(pool.classes)
     if classes > total:
         raise InputError(f"{KEY}.classes = {classes}: the data has only {total} classes.")
-    holders: list[list[int]] = [[] for _ in range(total)]
-    deck: list[int] = []
-    for client in range(clients):
-        hand: list[int] = []
-        while len(hand) < classes:
-            if not any(label not in hand for label in deck):
-                deck += rng.permutation(total).tolist()
-            hand.append(deck.pop(next(i for i, label in enumerate(deck) if label not in hand)))
-        for label in hand:
-            holders[label].append(client)
+    hands = (_equal_hands if deal == "equal" else _niid_bench_hands)(rng, clients, classes, total)
     parts: list[list[np.ndarray]] = [[] for _ in range(clients)]
-    for label, clients_of in enumerate(holders):
+    for label in range(total):
         members = rng.permutation(np.flatnonzero(pool.labels == label))
-        if clients_of:
+        if clients_of := [client for client, hand in enumerate(hands) if label in hand]:
             for client, chunk in zip(clients_of, np.array_split(members, len(clients_of)), strict=True):
                 parts[client].append(chunk)
     return Split([np.concatenate(part) for part in parts])
 
 
-def quantity(pool: Pool, rng: np.random.Generator, *, clients: Clients, sigma: Positive = 1.0) -> Split:
-    """Split randomly into parts of log-normal size: log share ~ N(0, sigma^2). All have the same label distribution."""
-    shares = rng.lognormal(0.0, sigma, clients)
+def _equal_hands(rng: np.random.Generator, clients: int, classes: int, total: int) -> list[list[int]]:
+    """Return the classes of each client, so that each class has equally many clients."""
+    hands: list[list[int]] = []
+    deck: list[int] = []
+    for _ in range(clients):
+        hand: list[int] = []
+        while len(hand) < classes:
+            if not any(label not in hand for label in deck):
+                deck += rng.permutation(total).tolist()
+            hand.append(deck.pop(next(i for i, label in enumerate(deck) if label not in hand)))
+        hands.append(hand)
+    return hands
+
+
+def _niid_bench_hands(rng: np.random.Generator, clients: int, classes: int, total: int) -> list[list[int]]:
+    """Return the classes of each client: one in turn, and others that are drawn."""
+    hands = []
+    for client in range(clients):
+        others = np.delete(np.arange(total), client % total)
+        hands.append([client % total, *rng.choice(others, classes - 1, replace=False).tolist()])
+    return hands
+
+
+def quantity(
+    pool: Pool,
+    rng: np.random.Generator,
+    *,
+    clients: Clients,
+    sigma: Positive | None = None,
+    alpha: Positive | None = None,
+) -> Split:
+    """Split randomly into parts of unequal size: log share ~ N(0, sigma^2). All have the same label distribution.
+
+    `sigma` is 1 by default. `alpha` in its place: the shares are drawn from Dir(alpha), as in NIID-Bench's code.
+    """
+    if sigma is not None and alpha is not None:
+        raise InputError(f"{KEY}.sigma and {KEY}.alpha both say how sizes are drawn; remove one of them.")
+    if alpha is not None:
+        shares = _dirichlet(rng, clients, alpha)
+    else:
+        shares = rng.lognormal(0.0, 1.0 if sigma is None else sigma, clients)
     cuts = np.round(np.cumsum(shares / shares.sum())[:-1] * len(pool.labels)).astype(np.int64)
     return Split(np.split(rng.permutation(len(pool.labels)), cuts))
 

@@ -40,7 +40,9 @@ SCHEMES = [
     {"scheme": "dirichlet_dealt", "alpha": 0.01, "size": 20},
     {"scheme": "shards"},
     {"scheme": "classes_per_client", "classes": 3},
+    {"scheme": "classes_per_client", "classes": 10, "deal": "niid_bench"},
     {"scheme": "quantity", "sigma": 0.8},
+    {"scheme": "quantity", "alpha": 5.0},
     {"scheme": "groups", "groups": 1, "alpha": 0.3, "size": 30},
 ]
 
@@ -181,6 +183,21 @@ def test_allocate_meets_the_size_within_what_is_there(prior: list, available: li
             {"scheme": "dirichlet", "clients": 6, "alpha": 1.0, "capped": 333},
             "data.partition.capped = 333: 6 clients may all have .* 2000 images are dealt; valid are true and 334 or m",
         ),
+        (
+            {"scheme": "shards", "clients": 7, "per_client": 3, "cut": "class"},
+            "data.partition.cut = 'class': 7 clients x 3 per client are 21 shards; .* a multiple of 10, the number of",
+        ),
+        ({"scheme": "shards", "clients": 5, "cut": "classes"}, "partition.cut = 'classes': .*'all' or 'class'"),
+        ({"scheme": "classes_per_client", "clients": 5, "deal": "even"}, ".deal = 'even': .*'equal' or 'niid_bench'"),
+        (
+            {"scheme": "classes_per_client", "clients": 3, "classes": 11, "deal": "niid_bench"},
+            "classes = 11: the data has only 10 classes",
+        ),
+        (
+            {"scheme": "quantity", "clients": 5, "sigma": 1.0, "alpha": 0.5},
+            "data.partition.sigma and data.partition.alpha both say how sizes are drawn; remove one of them",
+        ),
+        ({"scheme": "quantity", "clients": 5, "alpha": 0.0}, "data.partition.alpha = 0.0: .*greater than 0"),
         ({"scheme": "iid", "clients": 2001}, "data.partition.clients = 2001: .*there are 2000"),
         ({"scheme": "iid", "clients": 0}, "data.partition.clients = 0"),
         ({"scheme": "iid", "clients": 2.5}, "data.partition.clients = 2.5: .*integer"),
@@ -232,6 +249,69 @@ def test_drawn_nodes_are_drawn_when_asked_and_always_alike() -> None:
         parts[1_000_000]
     with pytest.raises(InputError, match="data.partition.size = 5000: there are only 1803 images"):
         split(images, {**table, "size": 5000}, numpy_stream(0, 0, "server", "partition"))
+
+
+def test_each_class_is_cut_into_shards_of_its_own() -> None:
+    """Three clients with two shards each, of three classes with 5, 4 and 6 images: two shards of each class."""
+    labels = np.array([2, 0, 1, 0, 2, 0, 1, 2, 0, 1, 2, 2, 0, 1, 2])
+    images = Pool(labels, np.zeros(15, np.int64), ("a", "b", "c"), ("set",))
+    table = {"scheme": "shards", "clients": 3, "per_client": 2}
+    for seed in range(5):
+        rng = numpy_stream(seed, 0, "server", "partition")
+        order = rng.permutation(15).tolist()
+        of = [[i for i in order if labels[i] == label] for label in range(3)]
+        pieces = [of[0][:3], of[0][3:], of[1][:2], of[1][2:], of[2][:3], of[2][3:]]
+        wanted = [sorted(pieces[a] + pieces[b]) for a, b in rng.permutation(6).reshape(3, 2)]
+        assert [part.tolist() for part in parts_of(table | {"cut": "class"}, seed, images)] == wanted
+        assert np.array_equal(parts_of(table, seed)[0], parts_of(table | {"cut": "all"}, seed)[0])
+
+
+def test_niid_bench_gives_client_i_class_i_and_draws_the_others() -> None:
+    """Five clients with two of three classes: client 3 begins again with class 0."""
+    labels = np.array([2, 0, 1, 0, 2, 0, 1, 2, 0, 1, 2, 2, 0, 1, 2])
+    images = Pool(labels, np.zeros(15, np.int64), ("a", "b", "c"), ("set",))
+    table = {"scheme": "classes_per_client", "clients": 5, "classes": 2, "deal": "niid_bench", "minimum": 0}
+    for seed in range(5):
+        rng = numpy_stream(seed, 0, "server", "partition")
+        hands = []
+        for first, others in ((0, [1, 2]), (1, [0, 2]), (2, [0, 1]), (0, [1, 2]), (1, [0, 2])):
+            hands.append({first, int(rng.choice(others, 1, replace=False)[0])})
+        wanted: list[list[int]] = [[], [], [], [], []]
+        for label, count in enumerate((5, 4, 6)):
+            order = rng.permutation(np.flatnonzero(labels == label))
+            owners = [client for client in range(5) if label in hands[client]]
+            sizes = [count // len(owners) + (place < count % len(owners)) for place in range(len(owners))]
+            for client, size in zip(owners, sizes, strict=True):
+                wanted[client] += order[:size].tolist()
+                order = order[size:]
+        assert [part.tolist() for part in parts_of(table, seed, images)] == [sorted(part) for part in wanted]
+
+
+def test_niid_bench_leaves_out_classes_that_no_client_has() -> None:
+    labels = pool().labels
+    parts = parts_of({"scheme": "classes_per_client", "clients": 3, "classes": 1, "deal": "niid_bench"})
+    assert [part.tolist() for part in parts] == [np.flatnonzero(labels == label).tolist() for label in range(3)]
+    often = np.zeros(10)
+    for seed in range(200):
+        for client, part in enumerate(
+            parts_of({"scheme": "classes_per_client", "clients": 4, "classes": 3, "deal": "niid_bench"}, seed)
+        ):
+            held = np.unique(labels[part])
+            assert len(held) == 3
+            assert client in held
+            often[held] += 1
+    assert often[:4].min() > 200  # their own, and in part what the others draw
+    assert np.abs(often[4:] / 200 - 4 * 2 / 9).max() < 4.5 * np.sqrt(4 * 2 / 9 * 7 / 9 / 200)
+
+
+def test_sizes_follow_shares_of_a_dirichlet_distribution() -> None:
+    rng = numpy_stream(3, 0, "server", "partition")
+    shares = rng.dirichlet([0.5] * 4)
+    cuts = np.round(np.cumsum(shares)[:3] * 2000).astype(int)
+    wanted = [sorted(part) for part in np.split(rng.permutation(2000), cuts)]
+    assert [part.tolist() for part in parts_of({"scheme": "quantity", "clients": 4, "alpha": 0.5}, 3)] == wanted
+    plain, one = ({"scheme": "quantity", "clients": 4, **more} for more in ({}, {"sigma": 1.0}))
+    assert [part.tolist() for part in parts_of(plain)] == [part.tolist() for part in parts_of(one)]
 
 
 def test_a_node_keeps_the_first_images_in_the_order_of_its_shards() -> None:
