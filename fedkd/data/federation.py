@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..config import DataConfig
+from ..config import DataConfig, PartitionConfig
 from ..errors import InputError, some
 from ..streams import numpy_stream
 from .alignment import common_spec, in_spec
@@ -15,7 +15,7 @@ from .held_out import tests_from_training
 from .named_sets import codec_of, first_of_each, images_fingerprint, load_set
 from .node_tests import DrawnTests, dealt_tests, draw_node_test
 from .node_validation import behind, hold_out, named_rows, refuse_unheld
-from .partitions import Drawn, Pool, split
+from .partitions import Drawn, Pool, Split, split
 from .public_set import take_public_set, take_validation
 from .samples import Dataset, Samples
 from .site_data import without_samples
@@ -83,13 +83,9 @@ def federate(config: DataConfig, seed: int) -> FederatedData:
     )
     table = {"scheme": config.partition.scheme, "minimum": config.partition.minimum}
     rng = numpy_stream(seed, 0, "server", "partition")
-    parts, priors, own = split(pool, table | (config.partition.model_extra or {}), rng, seed, config.node_train)
-    if config.node_test_by != "labels" and (own is not None or isinstance(parts, Drawn)):
-        why = "nodes share images" if own is None else "nodes have their own test samples"
-        raise InputError(
-            f"data.node_test_by = {config.node_test_by!r}: with data.partition.scheme = {config.partition.scheme!r} "
-            f"{why}; remove data.node_test_by."
-        )
+    found = split(pool, table | (config.partition.model_extra or {}), rng, seed, config.node_train)
+    _refuse_other_tests(config, config.partition, found)
+    parts, priors, own, test_shots = found
     if named is not None and own is None:
         refuse_unheld(config, int(named.sum()))
     test_pool = Pool(strata.of(test.labels), test_domains, strata.names, tuple(config.set_names))
@@ -109,6 +105,8 @@ def federate(config: DataConfig, seed: int) -> FederatedData:
         node_domains = np.array([np.bincount(domains[part]).argmax() for part in parts])
         if own is not None and holders is not None:
             tests = [np.flatnonzero(np.isin(holders[1], group)) for group in own]
+        elif test_shots is not None:
+            tests = dealt_tests(parts, pool, test_pool, test_shots, "data.partition.test_shots")
         elif config.node_test_by != "labels":
             tests = dealt_tests(parts, pool, test_pool, config.node_test if config.node_test_by == "cut" else None)
         else:
@@ -168,6 +166,24 @@ def federate(config: DataConfig, seed: int) -> FederatedData:
         notes=notes,
         validation_parts=validation_parts,
     )
+
+
+def _refuse_other_tests(config: DataConfig, partition: PartitionConfig, found: Split) -> None:
+    """Raise InputError for options of test images if the scheme leaves no choice of them."""
+    keys: dict[str, str | int] = {"node_test_by": config.node_test_by}
+    if isinstance(found.parts, Drawn):
+        why = "nodes share images"
+    elif found.holders is not None:
+        why = "nodes have their own test samples"
+    elif found.test_shots is not None:
+        why, keys = "nodes get test_shots test images of each of their classes", {**keys, "node_test": config.node_test}
+    else:
+        return
+    for key, value in keys.items():
+        if value != DataConfig.model_fields[key].default:
+            raise InputError(
+                f"data.{key} = {value!r}: with data.partition.scheme = {partition.scheme!r} {why}; remove data.{key}."
+            )
 
 
 def _few_rows(

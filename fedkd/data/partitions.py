@@ -86,11 +86,13 @@ class Split(NamedTuple):
     `priors`, nodes x classes: the label distributions from which the nodes' images were drawn, if the scheme has them.
     A node's test images then follow its prior; otherwise they follow the labels of its training images. `holders`: for
     each node the positions in `Pool.holder_names` that it is; then its test samples are those of these holders.
+    `test_shots`: so many test images of each class that a node has; node i has those from `i * test_shots` on.
     """
 
     parts: list[np.ndarray] | Drawn
     priors: np.ndarray | None = None
     holders: list[list[int]] | None = None
+    test_shots: int | None = None
 
 
 def split(
@@ -161,7 +163,9 @@ def _dealt(pool: Pool, table: dict[str, Any], rng: np.random.Generator, seed: in
 
 def _refuse_classes(scheme: Any, name: str, table: Mapping[str, Any]) -> None:
     """Raise InputError for a scheme that splits by classes: a regression has none."""
-    by_class = scheme in (dirichlet, client_dirichlet, dirichlet_dealt, groups, drawn, shards, classes_per_client)
+    by_class = scheme in (
+        dirichlet, client_dirichlet, dirichlet_dealt, groups, drawn, shards, classes_per_client, ways,
+    )  # fmt: skip
     if is_flowers(scheme):
         numeric = ("Iid", "Linear", "Square", "Exponential", "Size", "Continuous", "Natural")
         by_class = table.get("partition_by", "label") == "label" and not any(one in name for one in numeric)
@@ -481,6 +485,51 @@ def _niid_bench_hands(rng: np.random.Generator, clients: int, classes: int, tota
     return hands
 
 
+def ways(
+    pool: Pool,
+    rng: np.random.Generator,
+    *,
+    clients: Clients,
+    ways: Clients,
+    stdev: Annotated[int, Field(ge=0)] = 2,
+    shots: Annotated[int, Field(ge=2)] = 100,
+    most_shots: Clients = 110,
+    test_shots: Clients = 40,
+) -> Split:
+    """Give each client about `ways` classes, and `shots` images of each: FedProto's n-way k-shot (Tan et al., 2022).
+
+    The number of a client's classes is drawn from max(2, `ways` - `stdev`) to min(C - 1, `ways` + `stdev`), each
+    equally likely, and then the classes. Of each of them it gets `shots` - 1 or `shots` images, drawn once for the
+    client: client i those of the class from its image `i * most_shots` on, in the order of the set. Its test images are
+    `test_shots` of each of its classes, from `i * test_shots` on. No image is with two clients.
+    """
+    total = len(pool.classes)
+    if len(pool.domain_names) > 1:
+        raise InputError(f"{KEY}.scheme = 'ways': the federation has several sets, but this scheme is for one set.")
+    least, most = max(2, ways - stdev), min(total - 1, ways + stdev)
+    if least > most:
+        raise InputError(
+            f"{KEY}.ways = {ways}: with stdev = {stdev} the number of a client's classes would be drawn from {least} "
+            f"to {most}, as it is two at least and never all {total}; set other ways or another stdev."
+        )
+    if shots > most_shots:
+        raise InputError(f"{KEY}.shots = {shots}: clients share images if that is over most_shots = {most_shots}.")
+    members = [np.flatnonzero(pool.labels == label) for label in range(total)]
+    few = min(range(total), key=lambda label: len(members[label]))
+    if len(members[few]) < clients * most_shots:
+        raise InputError(
+            f"{KEY}.most_shots = {most_shots}: {clients} clients need {clients * most_shots} images of each class, and "
+            f"{pool.classes[few]!r} has {len(members[few])}; lower most_shots or clients."
+        )
+    counts = rng.integers(least, most + 1, clients)
+    images = rng.integers(shots - 1, shots + 1, clients)
+    parts = []
+    for client, (count, k) in enumerate(zip(counts, images, strict=True)):
+        own, first = np.sort(rng.choice(total, count, replace=False)), client * most_shots
+        parts.append(np.concatenate([members[label][first : first + k] for label in own]))
+    return Split(parts, test_shots=test_shots)
+
+
 def quantity(
     pool: Pool,
     rng: np.random.Generator,
@@ -517,8 +566,10 @@ def domains(
         members = np.flatnonzero(pool.domains == domain)
         inner = pool._replace(labels=pool.labels[members], domains=pool.domains[members])
         found = _dealt(inner, table, rng)
-        if isinstance(found.parts, Drawn):
-            raise InputError(f"{KEY}.within.scheme = 'drawn': this scheme is only for one set; use another scheme.")
+        if isinstance(found.parts, Drawn) or found.test_shots is not None:
+            raise InputError(
+                f"{KEY}.within.scheme = {table['scheme']!r}: this scheme is only for one set; use another scheme."
+            )
         parts += [members[part] for part in found.parts]
         priors += [] if found.priors is None else [found.priors]
     return Split(parts, np.concatenate(priors) if priors else None)

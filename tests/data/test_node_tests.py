@@ -104,6 +104,25 @@ def test_a_federations_tests_are_of_the_classes_that_a_node_trains_on(
         assert counts.tolist() == np.where(data.label_counts()[node] > 0, wanted, 0).tolist()
 
 
+WAYS = {"scheme": "ways", "clients": 5, "ways": 3, "shots": 9, "most_shots": 10, "test_shots": 4}
+
+
+@pytest.mark.parametrize("changes", [{}, {"data.held_out": 0.3}])
+def test_ways_deals_test_images_too(tiny: Make, changes: dict) -> None:
+    """They are those of node_test_by = "cut" with as many images of each class."""
+    ways = {"data.partition": WAYS, "data.node_test": 200, **changes}
+    data = federate(tiny(ways).data, 0)
+    assert len(np.unique(data.test_parts.values)) == len(data.test_parts.values)
+    members = [np.flatnonzero(data.test.labels == label) for label in range(10)]
+    for node in range(5):
+        own = np.flatnonzero(data.label_counts()[node])
+        assert set(data.label_counts()[node][own]) <= {8, 9}
+        wanted = np.sort(np.concatenate([members[label][4 * node : 4 * node + 4] for label in own]))
+        assert np.array_equal(data.test_parts[node], wanted)
+    with pytest.raises(InputError, match=r"data.partition.test_shots = 9: 5 nodes need 45 test images of each class"):
+        federate(tiny({**ways, "data.partition": {**WAYS, "test_shots": 9}}).data, 0)
+
+
 SITES = {"sites": {"count": 2, "classes": ["a", "b"], "shape": [1, 8, 8]}, "name": None, "partition": None}
 
 
@@ -119,6 +138,11 @@ SITES = {"sites": {"count": 2, "classes": ["a", "b"], "shape": [1, 8, 8]}, "name
             {"node_test_by": "cut", "partition": {"scheme": "drawn", "clients": 3, "alpha": 1.0, "size": 9}},
             "data.node_test_by = 'cut': with data.partition.scheme = 'drawn' nodes share images",
         ),
+        (
+            {"node_test_by": "cut", "partition": WAYS},
+            "data.node_test_by = 'cut': with data.partition.scheme = 'ways' nodes get test_shots test images of each",
+        ),
+        ({"node_test": 40, "partition": WAYS}, "data.node_test = 40: with .* 'ways' .*; remove data.node_test."),
     ],
 )
 def test_tests_that_cannot_be_dealt_are_refused(tiny: Make, changes: dict, message: str) -> None:

@@ -198,6 +198,23 @@ def test_allocate_meets_the_size_within_what_is_there(prior: list, available: li
             "data.partition.sigma and data.partition.alpha both say how sizes are drawn; remove one of them",
         ),
         ({"scheme": "quantity", "clients": 5, "alpha": 0.0}, "data.partition.alpha = 0.0: .*greater than 0"),
+        (
+            {"scheme": "ways", "clients": 5, "ways": 3, "most_shots": 37, "shots": 37},
+            "data.partition.most_shots = 37: 5 clients need 185 images of each class, and '0' has 182; lower most_shot",
+        ),
+        (
+            {"scheme": "ways", "clients": 5, "ways": 3, "shots": 111},
+            "data.partition.shots = 111: clients share .* over most_shots = 110",
+        ),
+        (
+            {"scheme": "ways", "clients": 5, "ways": 12, "stdev": 2},
+            "data.partition.ways = 12: with stdev = 2 .* from 10 to 9, .* never all 10",
+        ),
+        (
+            {"scheme": "ways", "clients": 5, "ways": 1, "stdev": 0},
+            "data.partition.ways = 1: with stdev = 0 .* from 2 to 1, as it is two at least",
+        ),
+        ({"scheme": "ways", "clients": 5, "ways": 0}, "data.partition.ways = 0: .*greater than or equal to 1"),
         ({"scheme": "iid", "clients": 2001}, "data.partition.clients = 2001: .*there are 2000"),
         ({"scheme": "iid", "clients": 0}, "data.partition.clients = 0"),
         ({"scheme": "iid", "clients": 2.5}, "data.partition.clients = 2.5: .*integer"),
@@ -314,6 +331,44 @@ def test_sizes_follow_shares_of_a_dirichlet_distribution() -> None:
     assert [part.tolist() for part in parts_of(plain)] == [part.tolist() for part in parts_of(one)]
 
 
+def test_ways_gives_client_i_its_own_place_in_each_of_its_classes() -> None:
+    """Three clients, four classes of ten images: client i has one or two images of a class from its 3 i-th on."""
+    labels = np.arange(40) % 4
+    images = Pool(labels, np.zeros(40, np.int64), ("a", "b", "c", "d"), ("set",))
+    table = {"scheme": "ways", "clients": 3, "ways": 2, "stdev": 1, "shots": 2, "most_shots": 3, "test_shots": 5}
+    seen = set()
+    for seed in range(20):
+        found = split(images, {"minimum": 1, **table}, numpy_stream(seed, 0, "server", "partition"))
+        assert found.test_shots == 5
+        rng = numpy_stream(seed, 0, "server", "partition")
+        counts, shots = rng.integers(2, 4, 3).tolist(), rng.integers(1, 3, 3).tolist()
+        for client, (count, k) in enumerate(zip(counts, shots, strict=True)):
+            own = rng.choice(4, count, replace=False)
+            first = 3 * client
+            wanted = sorted(4 * place + label for label in own for place in range(first, first + k))
+            assert found.parts[client].tolist() == wanted
+            seen.add((count, k))
+    assert seen == {(2, 1), (2, 2), (3, 1), (3, 2)}
+
+
+@pytest.mark.parametrize(("ways", "stdev", "counts"), [(3, 2, range(2, 6)), (5, 2, range(3, 8)), (9, 3, range(6, 10))])
+def test_ways_draws_the_published_numbers_of_classes_and_images(ways: int, stdev: int, counts: range) -> None:
+    labels = pool(30_000).labels
+    table = {"scheme": "ways", "clients": 20, "ways": ways, "stdev": stdev}
+    found, sizes = [], set()
+    for seed in range(20):
+        parts = parts_of(table, seed, pool(30_000))
+        assert len(np.unique(np.concatenate(parts))) == sum(map(len, parts))
+        for part in parts:
+            held = np.bincount(labels[part])
+            found.append(np.count_nonzero(held))
+            sizes.add(tuple(np.unique(held[held > 0])))
+    often = np.bincount(found)
+    assert np.flatnonzero(often).tolist() == [*counts]
+    assert np.abs(often[counts.start :] / 400 - 1 / len(counts)).max() < 4.5 * np.sqrt(0.25 / 400)
+    assert sizes == {(99,), (100,)}
+
+
 def test_a_node_keeps_the_first_images_in_the_order_of_its_shards() -> None:
     """Two clients get two shards of two images: of 0.75 the first shard stays, and the first image of the second."""
     images = Pool(np.array([3, 2, 1, 0, 0, 1, 2, 3]), np.zeros(8, np.int64), ("a", "b", "c", "d"), ("set",))
@@ -338,6 +393,18 @@ def test_a_share_of_a_nodes_images_is_rounded_down_and_taken_of_the_same_partiti
         assert [len(part) for part in parts] == [int(Decimal(str(share)) * len(part)) for part in whole]
         assert all(set(part) <= set(before) for part, before in zip(parts, whole, strict=True))
         assert all((np.diff(part) > 0).all() for part in parts)
+
+
+def test_a_scheme_with_test_images_of_its_own_is_for_one_set() -> None:
+    ways = {"scheme": "ways", "ways": 3, "shots": 2, "most_shots": 2, "test_shots": 2}
+    with pytest.raises(
+        InputError, match=r"scheme = 'ways': the federation has several sets, but this scheme is for one"
+    ):
+        parts_of({**ways, "clients": 3}, data=pool(domains=2))
+    with pytest.raises(
+        InputError, match=r"within.scheme = 'ways': this scheme is only for one set; use another scheme"
+    ):
+        parts_of({"scheme": "domains", "per_domain": 3, "within": ways})
 
 
 def test_domains_leave_the_order_of_the_scheme_within_as_it_is() -> None:

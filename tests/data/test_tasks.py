@@ -163,7 +163,7 @@ def test_constant_targets_are_not_divided_by_zero(file: Path) -> None:
     assert "target 'price' is constant in all training samples" in data.notes
 
 
-@pytest.mark.parametrize("scheme", ["dirichlet", "shards", "flwr_datasets.partitioner:DirichletPartitioner"])
+@pytest.mark.parametrize("scheme", ["dirichlet", "shards", "ways", "flwr_datasets.partitioner:DirichletPartitioner"])
 def test_targets_have_no_classes_to_split_by(file: Path, scheme: str) -> None:
     options = {"num_partitions": 3, "alpha": 0.5} if scheme.startswith("flwr") else {"clients": 3}
     with pytest.raises(InputError, match="splits by classes, and a regression has none; valid are iid, quantity"):
