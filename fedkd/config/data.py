@@ -176,6 +176,8 @@ class DataConfig(SetsConfig):
     # this share of the training samples in place of the test samples: for choosing settings
     held_out: Annotated[float, Field(gt=0, lt=1)] | None = None
     augment: Literal["none", "crop_flip"] = "none"
+    # of normal noise on each node's images: its deviation at the last node, of pixels from 0 to 1; 0 at the first one
+    noise: NotNegative = 0.0
 
     @pydantic.model_validator(mode="after")
     def _one_of(self) -> DataConfig:
@@ -191,6 +193,8 @@ class DataConfig(SetsConfig):
             raise ValueError("held_out is for a simulation: sites have their own test samples; remove held_out")
         if self.node_train is not None and self.sites is not None:
             raise ValueError("node_train is for a simulation: sites train on all of their own samples; remove it")
+        if self.noise and self.sites is not None:
+            raise ValueError("noise is for a simulation: sites have images of their own; remove noise")
         if self.split is not None and self.time is not None:
             raise ValueError("split and time both say which rows are for tests; remove one of them")
         if self.sites is None and self.partition is None:

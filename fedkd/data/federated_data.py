@@ -6,10 +6,12 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
 from ..errors import InputError
+from ..streams import numpy_stream
 from .codec import Codec
 from .node_tests import DrawnTests
 from .partitions import Drawn
@@ -56,6 +58,13 @@ class Ragged:
         return np.diff(self.offsets)
 
 
+class Noise(NamedTuple):
+    """Noise on the nodes' images: the deviation at the last node, of pixels from 0 to 1, and the seed of the draws."""
+
+    deviation: float
+    seed: int
+
+
 @dataclass(frozen=True)
 class FederatedData:
     """All data of a federation. `train_parts[i]` and `test_parts[i]` are node i's positions in `train` and `test`.
@@ -81,6 +90,7 @@ class FederatedData:
     node_names: tuple[str, ...] = field(default=(), kw_only=True)  # if the set says who has which samples
     notes: tuple[str, ...] = field(default=(), kw_only=True)  # what was done to missing or odd values, with counts
     validation_parts: Ragged | None = field(default=None, kw_only=True)
+    noise: Noise | None = field(default=None, kw_only=True)
     known_padded: bool | None = field(default=None, kw_only=True)  # what `padded` says, if there are no samples here
 
     @property
@@ -106,19 +116,32 @@ class FederatedData:
 
     def train_of(self, node: int) -> Samples:
         """Return a node's training images."""
-        positions = self.train_parts[node]
-        return self.train.take(positions)._replace(rows=Rows(self.train.inputs, positions))
+        return self._own(node, self.train_parts[node], "train")
 
     def test_of(self, node: int) -> Samples:
         """Return a node's test images."""
-        return self.test.take(self.test_parts[node])
+        return self._noisy(self.test.take(self.test_parts[node]), node, "test")
 
     def validation_of(self, node: int) -> Samples | None:
         """Return a node's own validation samples, which may be none; None if nodes have no such samples."""
         if self.validation_parts is None:
             return None
-        positions = self.validation_parts[node]
-        return self.train.take(positions)._replace(rows=Rows(self.train.inputs, positions))
+        return self._own(node, self.validation_parts[node], "validation")
+
+    def _own(self, node: int, positions: np.ndarray, part: str) -> Samples:
+        own = self.train.take(positions)._replace(rows=Rows(self.train.inputs, positions))
+        return self._noisy(own, node, part)
+
+    def _noisy(self, samples: Samples, node: int, part: str) -> Samples:
+        """Return a node's images with its noise, if there is any: normal, with a deviation that rises linearly from 0
+        at the first node to `noise.deviation` at the last one. Pixels may leave their range: they are float32 then.
+        """
+        if self.noise is None:
+            return samples
+        deviation = self.noise.deviation * node / max(self.clients - 1, 1) * (self.spec.largest or 1.0)
+        rng = numpy_stream(self.noise.seed, 0, node, f"noise-{part}")
+        drawn = rng.standard_normal(samples.inputs.shape, dtype=np.float32)
+        return Samples(samples.inputs.astype(np.float32) + np.float32(deviation) * drawn, samples.labels)
 
     def fewest_images(self) -> int:
         """Return the smallest number of training images that a node has; 0 if it is not known, as with real sites."""
@@ -170,10 +193,19 @@ class FederatedData:
                 arrays += [parts.values, parts.offsets]
             else:  # they are drawn when they are needed, so only those of the first nodes are hashed
                 arrays += [parts[node] for node in range(min(len(parts), 10))]
+        if self.noise is not None:
+            arrays += [np.array([one]) for one in self.noise]
         return fingerprint_of(arrays)
 
     def pooled(self) -> np.ndarray:
-        """Return the positions of all nodes' training images. Raises InputError if nodes share images."""
+        """Return the positions of all nodes' training images. Raises InputError if nodes share images, or if their
+        images have noise.
+        """
+        if self.noise is not None:
+            raise InputError(
+                f"data.noise = {self.noise.deviation:g}: it is on the nodes' images, but the strategy pools images, "
+                "which have none; remove data.noise, or use another strategy."
+            )
         if isinstance(self.train_parts, Drawn):
             raise InputError(
                 "data.partition.scheme = 'drawn': nodes share images, but the strategy pools all images; "

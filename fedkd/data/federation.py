@@ -10,7 +10,7 @@ from ..streams import numpy_stream
 from .alignment import common_spec, in_spec
 from .classes import same_classes
 from .codec import MOST_UNSEEN, Codec, notes_of, unseen
-from .federated_data import FederatedData, Ragged
+from .federated_data import FederatedData, Noise, Ragged
 from .held_out import tests_from_training
 from .named_sets import codec_of, first_of_each, images_fingerprint, load_set
 from .node_tests import DrawnTests, dealt_tests, draw_node_test
@@ -49,6 +49,8 @@ def federate(config: DataConfig, seed: int) -> FederatedData:
                 f"data.names: {config.set_names[0]} and {name} have images of {shapes} (channels x height x width); "
                 "set data.size and data.channels to give them the same shape."
             )
+    if config.noise and not images:
+        raise InputError(f"data.noise = {config.noise:g} is for images; the samples are {first.about.noun(2)}.")
     if not images:
         spec = common_spec(sets, config.set_names)
         sets = [in_spec(one, spec) for one in sets]
@@ -165,6 +167,7 @@ def federate(config: DataConfig, seed: int) -> FederatedData:
         node_names=names if own is not None else (),
         notes=notes,
         validation_parts=validation_parts,
+        noise=Noise(config.noise, seed) if config.noise else None,
     )
 
 

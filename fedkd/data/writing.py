@@ -20,8 +20,13 @@ def write_sets(data: FederatedData, folder: Path) -> list[Path]:
     """Write each node's samples as a separate set, and return the paths: tables as Parquet, others as npz.
 
     `node-<n>.parquet` has the columns `label`, or those of several labels or targets, and `split` beside those of the
-    table. Raises InputError for validation samples of nodes, which an npz has no place for.
+    table. Raises InputError for validation samples of nodes, which an npz has no place for, and for images with noise,
+    which are no pixels.
     """
+    if data.noise is not None:
+        raise InputError(
+            "data.noise: images with noise are beyond the range of pixels; write the sets without this key."
+        )
     if data.validation_parts is not None and data.spec.kind != "table":
         raise InputError(
             "data.node_validation: an npz has no place for validation samples; write the sets without this key, and "
