@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from helpers import Make
 
-from fedkd.config import Config
+from fedkd.config import Config, parse_config, to_table
 from fedkd.data.federation import federate
 from fedkd.data.node_tests import dealt_tests
 from fedkd.data.partitions import Pool
@@ -94,8 +94,9 @@ def test_a_federations_tests_are_of_the_classes_that_a_node_trains_on(
 ) -> None:
     partition = {"scheme": "dirichlet", "clients": 6, "alpha": 0.3}
     tests = {"data.node_test_by": by, "data.node_test": size or 200}
-    data = federate(tiny({"data.partition": partition, **tests, **changes}).data, 0)
-    assert isinstance(data.test_parts.values, np.ndarray)
+    config = tiny({"data.partition": partition, **tests, **changes})
+    assert parse_config(to_table(config)) == config  # a resumed run reads a file with all values
+    data = federate(config.data, 0)
     assert len(np.unique(data.test_parts.values)) == len(data.test_parts.values)
     available = np.bincount(data.test.labels)
     for node in range(6):
