@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import InputError
-from ..runs.metrics import versions
+from ..runs.metrics import surroundings
 from ..runs.results import Run, read_run
 from ..runs.run_folder import CONFIG
 from ..runs.sweep import Job, Plan, plan_of, resolved
@@ -161,7 +161,7 @@ def as_record(name: str, table: PublishedTable, found: Sequence[Outcome], out: P
         )  # fmt: skip
     about = {"table": name, "title": table.title, "paper": table.paper, "code": table.code, "note": table.note}
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
-    return {**about, "date": today, "quick": quick, "versions": versions(), "rows": rows}
+    return {**about, "date": today, "quick": quick, **surroundings(), "rows": rows}
 
 
 def _setting_record(ours: Ours, reading: Reading, out: Path) -> dict[str, Any]:

@@ -101,6 +101,7 @@ class Row(Table):
     paper: Figure | None = None
     code: Figure | None = None  # what the authors' code gives today, if that is another number
     deviations: list[str] = Field(default_factory=list)
+    finding: str = ""  # why ours differs, and the experiment that shows it
 
     @property
     def name(self) -> str:
