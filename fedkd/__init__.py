@@ -173,6 +173,9 @@ if TYPE_CHECKING:
     from .methods.self_supervised import SelfSupervisedClient as SelfSupervisedClient
     from .methods.self_supervised import move_towards as move_towards
     from .methods.self_supervised import whole_batches as whole_batches
+    from .methods.shared_parts import SharedPart as SharedPart
+    from .methods.shared_parts import SharedPartClient as SharedPartClient
+    from .methods.shared_parts import layers_of as layers_of
     from .methods.teachers import Teachers as Teachers
     from .methods.virtual_images import NO_GRADIENT as NO_GRADIENT
     from .methods.virtual_images import VIRTUAL_KINDS as VIRTUAL_KINDS
@@ -284,6 +287,8 @@ _HOMES = {
     "SelfSupervisedClient": "methods.self_supervised",
     "Sgd": "config",
     "Shape": "models.zoo",
+    "SharedPart": "methods.shared_parts",
+    "SharedPartClient": "methods.shared_parts",
     "SharesClient": "methods.image_shares",
     "Split": "data.partitions",
     "Strategy": "core.strategy",
@@ -314,6 +319,7 @@ _HOMES = {
     "fuse": "methods.knowledge_fusion",
     "kl_divergence": "learning.losses",
     "kl_from_probabilities": "learning.losses",
+    "layers_of": "methods.shared_parts",
     "like": "messages.payload",
     "linear_probe": "learning.probes",
     "log_weights": "methods.knowledge_fusion",

@@ -13,6 +13,7 @@ from ..config import Architecture, NamedTable
 from ..errors import InputError
 from ..messages.arrays import Tensors, tensors_of
 from ..messages.carrier import Carrier
+from ..messages.payload import Payload
 from .client import MODEL, STATISTICS
 from .round import Round
 from .setup import Setup
@@ -39,16 +40,16 @@ def chosen_model(setup: Setup, state_of: Callable[[int], RecordDict | None], nod
         raise InputError(f"node {node!r}: the federation has the nodes 0 to {clients - 1}.")
     quiet = cast(Carrier, None)  # an evaluation's payload asks nobody
     found = strategy.evaluation(Round(environment, quiet, 1, range(clients), [node], [node], ()))
-    weights = (found.get(node) if isinstance(found, dict) else found) or None
+    sent = ((found.get(node) if isinstance(found, dict) else found) or Payload()).weights
     architecture = environment.architecture_of(node)
+    if sent and not strategy.classifies:
+        return _made(setup, 0, sent)
     state = state_of(node)
-    if weights is not None and weights.weights:
-        own = None if state is None else state.array_records.get(STATISTICS)
-        whole = {**weights.weights, **({} if own is None else tensors_of(own))}
-        return _made(setup, architecture if strategy.classifies else 0, whole)
     kept = None if state is None else state.array_records.get(MODEL)
     personal = environment.initial_weights(architecture, node) if kept is None else tensors_of(kept)
-    return _made(setup, architecture, personal)
+    own = None if state is None else state.array_records.get(STATISTICS)
+    statistics = {} if own is None else tensors_of(own)
+    return _made(setup, architecture, {**personal, **sent, **statistics})  # a method may send a part of the model
 
 
 def _of_server(setup: Setup) -> tuple[Architecture, Tensors]:

@@ -7,6 +7,7 @@
 * `label_logits`: tables of the mean logits of each label (FD, FedDistill).
 * `teachers`: many frozen models on one batch (FedFTG, FedGen).
 * `image_shares`: a node's share of the images (FedDyn, SCAFFOLD).
+* `shared_parts`: models of which nodes share a part and keep the rest (FedPer, LG-FedAvg).
 * `node_cache`: large arrays that are sent to each node once (FedLGD, VHL).
 * `virtual_images`: nodes that train on virtual images (FedLGD and its baselines).
 * `self_supervised`: encoders that learn without labels (SimCLR, MoCo, BYOL, ..., FedX).

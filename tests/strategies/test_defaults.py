@@ -66,6 +66,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "fedmd": {**DIGEST, "public_epochs": None, "private_epochs": 25, "digest": "mae", "temperature": 1.0},
     "fednova": {},
     "fedntd": {**MEAN, "beta": 1.0, "temperature": 1.0},  # the authors' configs
+    "fedper": {**MEAN, "kept_layers": 1},  # Arivazhagan et al. (2019): K_P = 1 is the classifier
     "fedproto": {  # the authors' code for MNIST; equation 6, Algorithm 1
         "prototype_weight": 1.0, "weighting": "examples", "means_over": "after", "inference": "all",
     },
@@ -85,6 +86,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         **DIGEST, "public_epochs": 0, "private_epochs": 0, "rho": 0.7, "temperature": 10.0, "divergence": "mse",
         "reduction": "mean",
     },
+    "lg_fedavg": {**MEAN, "shared_layers": 1},  # ours; the authors' code for MNIST: 3 of 5
     "local": {},
     "moco": {**ENCODER, "queue": 4096, "momentum": 0.99, "temperature": 0.2},  # EasyFL; MoCo v2: 0.2
     "moon": {**MEAN, "mu": 1.0, "temperature": 0.5},  # Li et al., 2021: mu 0.1, 1, 5 or 10; tau 0.5
@@ -101,11 +103,24 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "weight_ema": {"base": FEDAVG, "decay": 0.9},
 }  # fmt: skip
 
-ANY_MODELS = {"comet", "dsfl", "fd", "feddf", "feddistill", "fedmd", "fedproto", "fml", "knfu", "ktpfl", "local"}
+ANY_MODELS = {
+    "comet",
+    "dsfl",
+    "fd",
+    "feddf",
+    "feddistill",
+    "fedmd",
+    "fedproto",
+    "fml",
+    "knfu",
+    "ktpfl",
+    "local",
+    "lg_fedavg",
+}
 SELF_SUPERVISED = {"byol", "fedu", "fedx", "moco", "protocl", "simclr"}
 KINDS: dict[str, set[str]] = {
     "equal_models": OPTIONS.keys() - ANY_MODELS,
-    "global_model": OPTIONS.keys() - ANY_MODELS | {"dsfl"},
+    "global_model": OPTIONS.keys() - ANY_MODELS - {"fedper"} | {"dsfl"},
     "classifies": OPTIONS.keys() - SELF_SUPERVISED,
     "listed_models": {"feddf"},
     "pooled": {"central"},
