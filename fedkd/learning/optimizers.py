@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import torch
@@ -130,3 +131,31 @@ class _Scheduled:
 def scheduled(optimizer: Optimizer, schedule: ScheduleConfig | None, total: int) -> Optimizer:
     """Return an optimiser with the learning rates of a schedule of `total` steps; without one, the same optimiser."""
     return optimizer if schedule is None else _Scheduled(optimizer, schedule, total)
+
+
+class _Corrected:
+    """An optimiser after whose steps each parameter moves by -lr times its correction."""
+
+    def __init__(self, optimizer: Optimizer, corrections: Mapping[nn.Parameter, Tensor]) -> None:
+        self.param_groups = optimizer.param_groups
+        self._optimizer, self._corrections = optimizer, corrections
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+        self._optimizer.zero_grad()
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Take the optimiser's step, then the corrections'."""
+        self._optimizer.step()
+        for group in self.param_groups:
+            parameters = group["params"]
+            torch._foreach_add_(parameters, [self._corrections[p] for p in parameters], alpha=-group["lr"])
+
+
+def corrected_steps(optimizer: Optimizer, corrections: Mapping[nn.Parameter, Tensor]) -> Optimizer:
+    """Return an optimiser that also moves each parameter by -lr times its correction in each step.
+
+    The corrections have no part in momentum, weight decay or the clipping of gradients.
+    """
+    return _Corrected(optimizer, corrections)

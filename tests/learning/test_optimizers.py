@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 from helpers.linear import model
+from torch import nn
 
 from fedkd import InputError
 from fedkd.config import Adam, ScheduleConfig, Sgd, TrainConfig
-from fedkd.learning.optimizers import make_optimizer, scheduled
+from fedkd.learning.optimizers import corrected_steps, make_optimizer, scheduled
 
 
 @pytest.fixture(autouse=True)
@@ -107,3 +108,21 @@ def test_steps_take_the_rates_of_their_schedule() -> None:
         optimizer.step()
         moves.append(float((before - net[1].weight).detach().mean()))
     assert moves == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.4], abs=1e-6)
+
+
+def test_corrections_move_parameters_outside_of_momentum_and_weight_decay() -> None:
+    """Two steps with gradient 1, momentum 0.5, decay 0.1 and the correction 3; the second with half the rate."""
+    line = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(line.weight, 2.0)
+    settings = Sgd(name="sgd", lr=0.1, momentum=0.5, weight_decay=0.1)
+    optimizer = corrected_steps(make_optimizer(line, settings), {line.weight: torch.tensor([[3.0]])})
+    w, velocity = 2.0, 0.0
+    for lr in (0.1, 0.05):
+        optimizer.param_groups[0]["lr"] = lr
+        line.weight.grad = torch.ones(1, 1)
+        optimizer.step()
+        velocity = 0.5 * velocity + 1 + 0.1 * w
+        w = w - lr * velocity - lr * 3
+        assert line.weight.item() == pytest.approx(w, rel=1e-6)
+    optimizer.zero_grad()
+    assert line.weight.grad is None

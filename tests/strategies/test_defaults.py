@@ -93,7 +93,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "protocl": {  # Li et al., 2021; the clusters are ours
         **ENCODER, "queue": 4096, "momentum": 0.999, "temperature": 0.1, "clusters": [10, 20], "alpha": 10.0,
     },
-    "scaffold": {"server_lr": 1.0, "official_quirks": False},  # Karimireddy et al., 2020: 1 in all experiments
+    "scaffold": {  # Karimireddy et al., 2020: 1 in all experiments; Algorithm 1, control variates from 0
+        "server_lr": 1.0, "official_quirks": False, "correction": "gradient", "weighting": "uniform",
+        "initial_control": "zero",
+    },
     "simclr": {**ENCODER, "temperature": 0.1},  # FedX's runs
     "supcon_only": {**MEAN, "lambda_con": 1.0, "temperature": 0.07},  # FedLGD, VHL
     "vhl": {  # the authors' run script; their images: 5,000 per class
