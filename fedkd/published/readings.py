@@ -31,6 +31,19 @@ def moving_average(curve: Curve, decay: float) -> list[float]:
     return [mean]
 
 
+def running_pools(first: Sequence[float], second: Sequence[float], sizes: Sequence[float]) -> list[float]:
+    """Return for each node the accuracy pooled over all nodes up to it and over two rules, as FedProto's code does.
+
+    Its counts are set to 0 before the loop over nodes and never in it; in each node the rule `first` is tested before
+    `second`. `first`, `second`: accuracies of each node by each rule; `sizes`: shares of test samples.
+    """
+    found, right, total = [], 0.0, 0.0
+    for one, other, size in zip(first, second, sizes, strict=True):
+        right, total = right + size * (one + other), total + 2 * size
+        found.append(right / total)
+    return found
+
+
 def crossing(curve: Curve, target: float) -> list[float]:
     """Return the round in which the largest value so far reaches `target`, interpolated between measured rounds.
 

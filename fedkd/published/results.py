@@ -47,14 +47,14 @@ class Outcome(NamedTuple):
 
 def jobs_of(table: PublishedTable, rows: Sequence[Row], seeds: int, out: Path, *, quick: bool = False) -> Plan:
     """Return the runs of rows that are to be started or continued, and the finished ones. Raises InputError."""
-    jobs = []
+    jobs: dict[str, Job] = {}
     for row in rows:
         for setting, config in table.configs_of(row, quick=quick).items():
             whole = resolved(config)
             for seed in range(seeds):
                 name = f"{setting},seed={seed}"
-                jobs.append(Job(name, out / name, whole.model_copy(update={"seed": seed})))
-    return plan_of(jobs)
+                jobs[name] = Job(name, out / name, whole.model_copy(update={"seed": seed}))
+    return plan_of(list(jobs.values()))
 
 
 def curve_of(run: Run, reading: Reading) -> list[tuple[int, float]]:
@@ -73,6 +73,8 @@ def curve_of(run: Run, reading: Reading) -> list[tuple[int, float]]:
 def numbers_of(run: Run, reading: Reading) -> list[float]:
     """Return the numbers that a reading takes from a run, in percent or in rounds; none if a target is not reached."""
     curve = curve_of(run, reading)
+    if reading.name in ("nodes", "running_pools"):
+        return [100 * value for value in _of_nodes(run, reading)]
     if reading.target is not None:
         return readings.crossing(curve, reading.target)
     if reading.count is not None:
@@ -82,6 +84,18 @@ def numbers_of(run: Run, reading: Reading) -> list[float]:
     else:
         found = {"last": readings.last, "best": readings.best}[reading.name](curve)
     return [100 * value for value in found]
+
+
+def _of_nodes(run: Run, reading: Reading) -> list[float]:
+    own = run.of_nodes(reading.metric)
+    nodes = sorted(own)
+    if reading.beside is None:
+        return [own[node] for node in nodes]
+    beside, partition = run.of_nodes(reading.beside), run.partition()
+    if partition is None or beside.keys() != own.keys():
+        raise InputError(f"{run.path}: {reading.beside} or its partition.json is missing.")
+    classes = [sum(count > 0 for count in partition["counts"][node]) for node in nodes]  # equally many tests of each
+    return readings.running_pools([beside[node] for node in nodes], [own[node] for node in nodes], classes)
 
 
 def ours_of(setting: str, reading: Reading, runs: Sequence[Run]) -> Ours:
@@ -95,6 +109,8 @@ def ours_of(setting: str, reading: Reading, runs: Sequence[Run]) -> Ours:
         return Ours(setting, numbers, statistics.fmean(every), statistics.pstdev(every), seconds)
     means = [statistics.fmean(found) for found in numbers.values()]
     spread = statistics.stdev(means) if len(means) > 1 else None
+    if reading.spread == "within":
+        spread = statistics.fmean(statistics.pstdev(found) for found in numbers.values())
     return Ours(setting, numbers, statistics.fmean(means), spread, seconds)
 
 

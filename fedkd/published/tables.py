@@ -42,22 +42,25 @@ class Figure(Table):
 class Reading(Table):
     """How a table's number is read from the curve of a metric.
 
-    Rounds outside of `first` to `last` do not count. `count` belongs to best_rounds, `decay` to moving_average and
-    `target` to crossing. `spread`: the deviation over runs (sample), or over all numbers of all runs (population).
+    Rounds outside of `first` to `last` do not count. `count` belongs to best_rounds, `decay` to moving_average,
+    `target` to crossing, `beside`, the metric of the rule that is tested first, to running_pools. `spread`: the
+    deviation over runs (sample), over all numbers of all runs, or within a run (population; the mean over runs).
     """
 
-    name: Literal["last", "best", "best_rounds", "moving_average", "crossing"]
+    name: Literal["last", "best", "best_rounds", "moving_average", "crossing", "nodes", "running_pools"]
     metric: Metric
     first: Whole = 0
     last: Whole | None = None
     count: Count | None = None
     decay: Fraction | None = None
     target: Probability | None = None
-    spread: Literal["runs", "numbers"] = "runs"
+    beside: Metric | None = None
+    spread: Literal["runs", "numbers", "within"] = "runs"
 
     @pydantic.model_validator(mode="after")
     def _own_options(self) -> Reading:
-        for key, home in (("count", "best_rounds"), ("decay", "moving_average"), ("target", "crossing")):
+        homes = {"count": "best_rounds", "decay": "moving_average", "target": "crossing", "beside": "running_pools"}
+        for key, home in homes.items():
             if (getattr(self, key) is not None) != (self.name == home):
                 raise ValueError(f"{key} belongs to name = {home!r}, which needs it")
         return self
@@ -72,6 +75,8 @@ class Reading(Table):
         said = {
             "last": "the last round", "best": "the best round", "best_rounds": f"mean of the {self.count} best rounds",
             "moving_average": f"a moving average ({self.decay}) at the end",
+            "nodes": "each node's value in the last round",
+            "running_pools": f"pooled over the nodes so far and over {self.beside}, in the last round",
             "crossing": f"the round in which the best value so far reaches {self.target}, interpolated",
         }[self.name]  # fmt: skip
         within = f", rounds {self.first} to {self.last}" if self.last is not None else ""
@@ -90,6 +95,7 @@ class Row(Table):
 
     `form`: `published` runs the authors' code as it is, bugs included, and is judged; `corrected` stands beside it.
     `set`: what differs from the table's settings. `grid`: the row is the best of several settings, as in the paper.
+    `runs`: the name of another row, whose runs are read in another way.
     """
 
     method: str
@@ -97,6 +103,7 @@ class Row(Table):
     form: Form = "published"
     set: dict[str, Any] = Field(default_factory=dict)
     grid: Grid | None = None
+    runs: str | None = None
     reading: Reading | None = None
     paper: Figure | None = None
     code: Figure | None = None  # what the authors' code gives today, if that is another number
@@ -130,6 +137,9 @@ class PublishedTable(Table):
         names = [row.name for row in self.rows]
         if twice := [name for name in names if names.count(name) > 1]:
             raise ValueError(f"two rows are called {twice[0]!r}")
+        for row in self.rows:
+            if row.runs is not None and (row.runs not in names or row.set or row.grid is not None):
+                raise ValueError(f"runs = {row.runs!r} must name another row, and has no settings of its own")
         return self
 
     def reading_of(self, row: Row) -> Reading:
@@ -141,6 +151,8 @@ class PublishedTable(Table):
 
         It is one, or one for each value of the row's grid. Raises InputError for a wrong key.
         """
+        if row.runs is not None:
+            return self.configs_of(next(one for one in self.rows if one.name == row.runs), quick=quick)
         table = with_changes(with_changes(self.settings, row.set), self.quick if quick else {})
         if row.grid is None:
             return {row.name: parse_config(table, f"{self.title}, {row.name}")}

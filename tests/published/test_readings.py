@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedkd.published.readings import best, best_rounds, crossing, last, moving_average
+from fedkd.published.readings import best, best_rounds, crossing, last, moving_average, running_pools
 
 CURVE = [(0, 0.1), (1, 0.5), (2, 0.4), (4, 0.9), (5, 0.7)]
 
@@ -39,3 +39,8 @@ def test_a_crossing_lies_between_the_rounds_around_it(values: list[float], targe
     if found:
         first = next(number for number, value in curve if value >= target)
         assert max(first - 1, 0) <= found[0] <= first
+
+
+def test_running_pools_are_over_the_nodes_so_far_and_both_rules() -> None:
+    """Nodes with 2 and 1 shares of test samples: after node 0 (0.5 + 1) / 2; then (2 (0.5 + 1) + (0 + 0.3)) / 6."""
+    assert running_pools([0.5, 0.0], [1.0, 0.3], [2, 1]) == pytest.approx([0.75, 3.3 / 6])
