@@ -11,13 +11,21 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ..models.zoo import Classifier, Shape, serves
+from ..streams import default_stream
 
 Width = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0)]
 
 
 @serves("image")
-def fedgen_cnn(shape: Shape, classes: int) -> nn.Module:
-    """Return FedGen's network for MNIST (zhuangdizhu/FedGen): 26,434 weights. Its features have no activation."""
+def fedgen_cnn(shape: Shape, classes: int, *, torch_seed: Seed | None = None) -> nn.Module:
+    """Return FedGen's network for MNIST (zhuangdizhu/FedGen): 26,434 weights. Its features have no activation.
+
+    `torch_seed`: it starts with the weights that it has there after `torch.manual_seed` of this number.
+    """
+    if torch_seed is not None:
+        with default_stream(torch.Generator().manual_seed(torch_seed)):
+            return fedgen_cnn(shape, classes)
     layers: list[nn.Module] = []
     for inputs, outputs in ((shape[0], 6), (6, 16)):
         layers += [nn.Conv2d(inputs, outputs, 3, stride=2, padding=1), nn.BatchNorm2d(outputs), nn.ReLU()]

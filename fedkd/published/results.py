@@ -49,11 +49,10 @@ def jobs_of(table: PublishedTable, rows: Sequence[Row], seeds: int, out: Path, *
     """Return the runs of rows that are to be started or continued, and the finished ones. Raises InputError."""
     jobs: dict[str, Job] = {}
     for row in rows:
-        for setting, config in table.configs_of(row, quick=quick).items():
-            whole = resolved(config)
-            for seed in range(seeds):
+        for seed in range(seeds):
+            for setting, config in table.configs_of(row, quick=quick, seed=seed).items():
                 name = f"{setting},seed={seed}"
-                jobs[name] = Job(name, out / name, whole.model_copy(update={"seed": seed}))
+                jobs[name] = Job(name, out / name, resolved(config))
     return plan_of(list(jobs.values()))
 
 

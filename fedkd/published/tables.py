@@ -118,7 +118,10 @@ class Row(Table):
 
 
 class PublishedTable(Table):
-    """A published table. `settings`: of the runs of all rows; `quick`: what a trial changes in them."""
+    """A published table. `settings`: of the runs of all rows; `quick`: what a trial changes in them.
+
+    `seeded`: dotted keys that get a run's seed, such as one of the initial weights of the authors' runs.
+    """
 
     title: str
     paper: str
@@ -127,6 +130,7 @@ class PublishedTable(Table):
     machine: Literal["cpu", "gpu"] = "cpu"
     seeds: Annotated[int, Field(ge=1, le=20)] = 3
     reading: Reading
+    seeded: list[str] = Field(default_factory=list)
     settings: dict[str, Any]
     quick: dict[str, Any]
     deviations: list[str] = Field(default_factory=list)
@@ -146,14 +150,16 @@ class PublishedTable(Table):
         """Return how a row is read."""
         return row.reading or self.reading
 
-    def configs_of(self, row: Row, *, quick: bool = False) -> dict[str, Config]:
-        """Return the configs of a row's runs, with seed 0, by the name of their folders without the seed.
+    def configs_of(self, row: Row, *, quick: bool = False, seed: int = 0) -> dict[str, Config]:
+        """Return the configs of a row's runs with a seed, by the name of their folders without the seed.
 
         It is one, or one for each value of the row's grid. Raises InputError for a wrong key.
         """
         if row.runs is not None:
-            return self.configs_of(next(one for one in self.rows if one.name == row.runs), quick=quick)
+            return self.configs_of(next(one for one in self.rows if one.name == row.runs), quick=quick, seed=seed)
         table = with_changes(with_changes(self.settings, row.set), self.quick if quick else {})
+        for key in ["seed", *self.seeded]:
+            table = with_changes(table, _nested(key, seed))
         if row.grid is None:
             return {row.name: parse_config(table, f"{self.title}, {row.name}")}
         found, key = {}, row.grid.key

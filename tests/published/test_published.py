@@ -103,6 +103,29 @@ def a_table(**changes: Any) -> PublishedTable:
     return PublishedTable.model_validate(whole | changes)
 
 
+def test_a_seed_goes_to_the_keys_that_a_table_names(tmp_path: Path) -> None:
+    table = a_table(seeded=["data.partition.seed"])
+    jobs = results.jobs_of(table, table.rows[:1], 2, tmp_path).jobs
+    assert [(job.config.seed, job.config.data.partition.seed) for job in jobs if job.config.data.partition] == [
+        (0, 0), (1, 1),
+    ]  # fmt: skip
+
+
+def test_fedgens_network_starts_as_in_the_authors_runs() -> None:
+    for seed in (0, 1):
+        model = build("fedkd.published.models:fedgen_cnn", {"torch_seed": seed}, Form("image", (1, 28, 28)), 10)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            theirs = [
+                torch.nn.Conv2d(1, 6, 3),
+                torch.nn.Conv2d(6, 16, 3),
+                torch.nn.Linear(784, 32),
+                torch.nn.Linear(32, 10),
+            ]
+        own = [p for p in model.parameters() if p.dim() > 1]
+        assert all(torch.equal(p, layer.weight) for p, layer in zip(own, theirs, strict=True))
+
+
 def test_a_rows_settings_are_those_of_the_table_with_its_own() -> None:
     table = a_table(quick={"rounds": 1})
     assert [row.name for row in table.rows] == ["fedavg-six-nodes", "fedprox-six-nodes", "fedprox-six-nodes-corrected"]
