@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import logging
 import os
@@ -21,8 +20,9 @@ from fedkd.config import Config, parse_config, to_table
 
 pytest.register_assert_rewrite("helpers")
 
-from helpers import HOME, SETS, TINY, merged  # noqa: E402
+from helpers import HOME, TINY, merged  # noqa: E402
 from helpers.runs_by_hand import Write, a_line  # noqa: E402
+from helpers.sets import real_set  # noqa: E402
 from helpers.shell import Shell  # noqa: E402
 
 
@@ -57,16 +57,9 @@ def config(tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def mnist_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a data root with plain MNIST, USPS and SVHN."""
-    if not SETS.is_dir():
-        pytest.skip("the real image sets are not beside the project")
-    spec = importlib.util.spec_from_file_location("load_sets", SETS / "load.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     root = tmp_path_factory.mktemp("sets")
     for name in ("mnist", "usps", "svhn"):
-        np.savez(root / f"{name}.npz", **module.load(SETS / f"{name}.npz"))
+        np.savez(root / f"{name}.npz", **real_set(name))
     return root
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,9 @@ import numpy as np
 import pytest
 import tomli_w
 import torch
-from helpers import SETS, TINY, lines, merged
+from helpers import TINY, lines, merged
 from helpers.runs_by_hand import Write
+from helpers.sets import real_set
 from typer.testing import CliRunner
 
 from fedkd.cli import app
@@ -44,18 +44,10 @@ def row_of(name: str, row: str) -> tuple[PublishedTable, tables.Row]:
 @pytest.fixture(scope="session")
 def small_sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a data root with the first images of the sets that tables need."""
-    if not SETS.is_dir():
-        pytest.skip("the real image sets are not beside the project")
-    spec = importlib.util.spec_from_file_location("load_sets", SETS / "load.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     root = tmp_path_factory.mktemp("sets")
     for name in {name for table in map(tables.read, tables.names()) for name in sets_of(table)} - {"mnist"}:
-        whole = module.load(SETS / f"{name}.npz")
-        np.savez(root / f"{name}.npz", **{key: array[:2000] for key, array in whole.items()})
-    np.savez(root / "mnist.npz", **module.load(SETS / "mnist.npz"))  # whole: deals of the authors' code need it
+        np.savez(root / f"{name}.npz", **{key: array[:2000] for key, array in real_set(name).items()})
+    np.savez(root / "mnist.npz", **real_set("mnist"))  # whole: deals of the authors' code need it
     return root
 
 
