@@ -17,7 +17,7 @@ from fedkd.messages.carrier import Engine
 from fedkd.messages.flower import be_the_server, give_ids, simulated_run
 from fedkd.messages.merging import Block, Merge, merge_block
 
-from .faults import fault_of
+from .faults import events_of
 
 
 class SimulationGrid(Engine, Grid):
@@ -63,9 +63,7 @@ class SimulationGrid(Engine, Grid):
 
     def _note_faults(self, messages: list[Message]) -> None:
         for message in messages:
-            if (fault := fault_of(self.config, message)) is not None:
-                action = message.metadata.message_type.removeprefix("train.")
-                self._events.append(fault.event(message.metadata.dst_node_id, action))
+            self._events += events_of(self.config, message)
 
     def note(self, text: str) -> None:
         """Record an event."""

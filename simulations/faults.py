@@ -1,5 +1,7 @@
 """Injected faults of a simulation: nodes drop out, are late or raise errors, and replies are damaged or lost.
 
+Nodes that do fewer epochs are here for their events only: the client half does them (`Client.settings`).
+
 Each fault depends on (seed, round, node), so that a run with faults is reproducible. The core's `evaluate` requests
 have no faults, because they are not part of a method.
 """
@@ -13,6 +15,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 
 from fedkd.config import Config
+from fedkd.core.sampling import sample_epochs
 from fedkd.messages.arrays import HeldArray
 from fedkd.streams import numpy_stream
 
@@ -67,6 +70,18 @@ def fault_of(config: Config, message: Message) -> Fault | None:
     if corrupted < faults.corrupted:
         return Fault("corrupted", damage=damage)
     return Fault("straggler", delay) if straggler < faults.straggler else None
+
+
+def events_of(config: Config, message: Message) -> list[dict[str, Any]]:
+    """Return the events of a request: its fault, if any, and the node's epochs if it works and does fewer of them."""
+    node, action = message.metadata.dst_node_id, message.metadata.message_type.removeprefix("train.")
+    fault = fault_of(config, message)
+    found = [fault.event(node, action)] if fault is not None else []
+    works = action != "evaluate" and (fault is None or fault.failure(config.timeout) is None)
+    epochs = sample_epochs(config, int(message.metadata.group_id or 0), node)
+    if works and epochs < config.train.epochs:
+        found.append({"node": node, "action": action, "event": "injected: partial_work", "epochs": epochs})
+    return found
 
 
 def damaged(records: RecordDict, damage: Damage) -> RecordDict:

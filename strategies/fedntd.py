@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedkd import Client, GlobalModelClient, Loss, ModelLoss, NotNegative, Outputs, Own, Positive, kl_divergence
+from fedkd import Client, Loss, ModelLoss, NotNegative, Outputs, Own, Positive, kl_divergence
 
-from .fedavg import FedAvg
+from .fedavg import FedAvg, FedAvgClient
 
 
-class FedNTDClient(GlobalModelClient):
+class FedNTDClient(FedAvgClient):
     """Adds not-true distillation. The teacher is the received model, frozen and in eval mode."""
 
     def local_loss(self) -> Loss:

@@ -19,7 +19,6 @@ from fedkd import (
     AnyOptimizer,
     Client,
     Environment,
-    GlobalModelClient,
     InputError,
     Loss,
     ModelLoss,
@@ -30,10 +29,10 @@ from fedkd import (
     cross_entropy,
 )
 
-from .fedavg import FedAvg
+from .fedavg import FedAvg, FedAvgClient
 
 
-class FedProxClient(GlobalModelClient):
+class FedProxClient(FedAvgClient):
     """Minimises h_k(w; w_t) = F_k(w) + mu/2 ||w - w_t||^2."""
 
     def local_loss(self) -> Loss:
@@ -66,8 +65,8 @@ def _proximal_term(parameters: Mapping[str, Tensor], center: Own, mu: float) -> 
 class FedProx(FedAvg):
     """FedProx (Li et al., 2020, equation 2): the proximal term is part of the loss, so momentum and Adam include it.
 
-    mu: its weight; the paper tunes it in {0.001, 0.01, 0.1, 1}; 0 is FedAvg. Deviation: all clients train the same
-    number of epochs (in the paper stragglers train fewer: its gamma-inexact solutions).
+    mu: its weight; the paper tunes it in {0.001, 0.01, 0.1, 1}; 0 is FedAvg. The paper's stragglers, which train fewer
+    epochs (its gamma-inexact solutions), are `faults.partial_work`.
     official_quirks: replicates what FedFTG's code calls FedProx: no proximal term, and mu added to the weight decay,
     also on FedFTG's server (set its weight_decay).
     """
@@ -81,6 +80,7 @@ class FedProx(FedAvg):
 
     def check(self, environment: Environment) -> None:
         """Raise InputError, with official_quirks, for optimisers whose weight decay may not be part of the gradient."""
+        super().check(environment)
         optimizer = environment.config.train.optimizer
         if self.official_quirks and (isinstance(optimizer, TorchOptimizer) or optimizer.name == "adamw"):
             raise InputError(

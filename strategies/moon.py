@@ -18,7 +18,6 @@ from torch.nn import functional as F
 from fedkd import (
     ANY_TASK,
     Client,
-    GlobalModelClient,
     Loss,
     ModelLoss,
     NotNegative,
@@ -31,12 +30,12 @@ from fedkd import (
     label_loss,
 )
 
-from .fedavg import FedAvg
+from .fedavg import FedAvg, FedAvgClient
 
 _PREVIOUS = "previous"
 
 
-class MOONClient(GlobalModelClient):
+class MOONClient(FedAvgClient):
     """Keeps the last model that it returned."""
 
     def fit(self, request: Payload) -> Payload:

@@ -13,12 +13,12 @@ from typing import ClassVar, cast
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedkd import BatchLoss, Client, GlobalModelClient, Loss, NotNegative, Own, Positive, supervised_contrast
+from fedkd import BatchLoss, Client, Loss, NotNegative, Own, Positive, supervised_contrast
 
-from .fedavg import FedAvg
+from .fedavg import FedAvg, FedAvgClient
 
 
-class SupConClient(GlobalModelClient):
+class SupConClient(FedAvgClient):
     """Minimises CE + lambda L_con over the batch."""
 
     def local_loss(self) -> Loss:

@@ -152,6 +152,7 @@ class VHL(FedAvg):
 
     def check(self, environment: Environment) -> None:
         """Raise InputError for models to which no noise classifier can be added, and for images unlike the noise."""
+        super().check(environment)
         spec = environment.data.spec
         if spec.kind == "image" and (spec.largest != PIXEL_MAX or spec.shape[0] not in (1, 3)):
             values = "floats" if spec.largest is None else f"values of 0 to {spec.largest:g}"

@@ -205,6 +205,7 @@ class FaultsConfig(Table):
     """`[faults]`: the faults of a simulation and their probabilities, drawn from the run's seed."""
 
     dropout: Probability = 0.0  # a node is absent for a whole round
+    partial_work: Probability = 0.0  # a node does fewer epochs of local training in a round: 1 .. epochs - 1
     straggler: Probability = 0.0  # a node answers a request late, by simulated seconds
     delay: Annotated[float, Field(gt=0)] = 60.0  # the mean of these seconds (exponential); more than `timeout` fails
     error: Probability = 0.0  # a client raises an error before it does any work
@@ -305,6 +306,11 @@ class Config(Table):
     def _simulated_faults(self) -> Config:
         if self.data.sites is not None and self.faults != FaultsConfig():
             raise ValueError("faults are only possible in a simulation, but data.sites are real sites; remove faults")
+        if self.faults.partial_work and (self.train.epochs < 2 or self.train.steps is not None):
+            raise ValueError(
+                "faults.partial_work: a node does fewer epochs than train.epochs, but at least 1; set train.epochs to "
+                "2 or more, and remove train.steps"
+            )
         if self.data.sites is not None and self.evaluate.mean_over == "samples":
             raise ValueError(
                 "evaluate.mean_over = 'samples': the server does not know how many test samples a site has"

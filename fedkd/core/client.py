@@ -36,6 +36,7 @@ from ..messages.payload import Payload
 from ..models.build import fill, fresh_statistics
 from ..streams import torch_stream
 from .environment import Environment
+from .sampling import sample_epochs
 
 Kind = TypeVar("Kind")
 MODEL = "model"  # where a node's state keeps its personal model
@@ -187,8 +188,14 @@ class Client:
 
     @property
     def settings(self) -> TrainConfig:
-        """Return `[train]` with the learning rate of this round, or of the node's last participation."""
-        settings = self.environment.config.train
+        """Return `[train]` with the learning rate of this round, or of the node's last participation.
+
+        Its epochs are those that the node does in this round: see `faults.partial_work`.
+        """
+        config = self.environment.config
+        settings = config.train
+        if config.faults.partial_work:
+            settings = settings.model_copy(update={"epochs": sample_epochs(config, self.round, self.node)})
         return settings.in_round(self.round if settings.lr_decay_by == "round" else self._last_participation())
 
     def _last_participation(self) -> int:

@@ -1,4 +1,4 @@
-"""Client sampling: the nodes that take part in a round, and the nodes that are measured at its end."""
+"""What is drawn for a round: the nodes that take part, those that are measured at its end, and their epochs."""
 
 from __future__ import annotations
 
@@ -22,6 +22,19 @@ def sample_measured(nodes: Sequence[int], config: Config, number: int) -> list[i
     fraction = config.evaluate.fraction
     count = MOST_MEASURED if fraction is None else max(1, round(fraction * len(nodes)))
     return _sample(nodes, count, config.seed, number, "evaluate")
+
+
+def sample_epochs(config: Config, number: int, node: int) -> int:
+    """Return a node's epochs of local training in a round: `train.epochs`, or fewer if it is a straggler.
+
+    With the probability `faults.partial_work` they are uniform on 1 .. epochs - 1 (Li et al., 2020, and Flower's
+    baseline of FedProx).
+    """
+    if not config.faults.partial_work:
+        return config.train.epochs
+    rng = numpy_stream(config.seed, number, node, "faults/partial-work")
+    straggles = rng.random() < config.faults.partial_work
+    return int(rng.integers(1, config.train.epochs)) if straggles else config.train.epochs
 
 
 def _sample(nodes: Sequence[int], count: int | None, seed: int, number: int, purpose: str) -> list[int]:

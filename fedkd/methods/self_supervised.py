@@ -225,6 +225,7 @@ class SelfSupervised(Strategy):
 
     def check(self, environment: Environment) -> None:
         """Raise InputError for models whose features have no known width, and for too small data or batches."""
+        super().check(environment)
         name, data = environment.config.strategy.name, environment.data
         if not isinstance(environment.model(0).classifier, nn.Linear):
             raise InputError(f"strategy {name} needs a model whose classifier is one linear layer.")

@@ -129,4 +129,5 @@ def test_the_resolved_config_is_complete_and_reads_back(tiny: Callable[..., Conf
     assert parse_config(table) == resolved
     assert table["train"]["epochs"] == 1
     if strategy == "fedprox":
-        assert table["strategy"] == {"name": "fedprox", "mu": 0.01, "official_quirks": False, "weighting": "examples"}
+        mean = {"weighting": "examples", "partial": "keep"}
+        assert table["strategy"] == {"name": "fedprox", "mu": 0.01, "official_quirks": False, **mean}

@@ -132,5 +132,5 @@ def test_a_setup_is_on_the_cpu_by_default_and_has_all_options(tiny: Make) -> Non
     setup = make_setup(tiny({"strategy": {"name": "fedprox", "mu": 0.5}}))
     assert setup.environment.device.type == "cpu"
     assert setup.environment.config.strategy.options == {
-        "weighting": "examples", "mu": 0.5, "official_quirks": False,
+        "weighting": "examples", "partial": "keep", "mu": 0.5, "official_quirks": False,
     }  # fmt: skip

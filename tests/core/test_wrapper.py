@@ -75,7 +75,7 @@ def test_wrong_bases_and_options_are_refused_by_name(tiny: Make) -> None:
     refuse({"name": "fednova"}, "train.optimizer: fednova", **adam)
     config = make_setup(tiny({"strategy": {"name": "fedftg", "base": "fedprox"}})).environment.config
     assert config.strategy.options["base"] == {
-        "name": "fedprox", "weighting": "examples", "mu": 0.01, "official_quirks": False,
+        "name": "fedprox", "weighting": "examples", "partial": "keep", "mu": 0.01, "official_quirks": False,
     }  # fmt: skip
 
 

@@ -8,15 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 from flwr.app import Message, RecordDict
-from helpers import Make, checkpoint_bytes, lines
+from helpers import Make, checkpoint_bytes, lines, server_state
 
 from fedkd.config import Config, Limits, parse_config
+from fedkd.core.sampling import sample_epochs
 from fedkd.errors import InputError, PayloadError, RunError
 from fedkd.messages.arrival import receive
 from fedkd.messages.flower import be_the_server
 from fedkd.messages.payload import Expected, Payload, from_records, like
 from fedkd.runs.run import run
-from fedkd.simulations.faults import DAMAGES, damaged, fault_of
+from fedkd.simulations.faults import DAMAGES, damaged, events_of, fault_of
 
 ALL = {"dropout": 0.1, "straggler": 0.3, "delay": 40.0, "error": 0.1, "corrupted": 0.2, "lost": 0.1}
 
@@ -143,6 +144,65 @@ def test_the_same_faults_on_workers(tiny: Make, tmp_path: Path, strategy: dict) 
     found = lines(tmp_path / "inline")
     assert len({event["event"] for line in found for event in line["events"]}) == 5
     assert sum(len(line["failures"]) for line in found) > 10
+
+
+def test_stragglers_do_fewer_epochs_all_equally_likely(tiny: Make) -> None:
+    config = tiny({"faults": {"partial_work": 0.6}, "train.epochs": 5})
+    drawn = [sample_epochs(config, 3, node) for node in range(4000)]
+    assert drawn == [sample_epochs(config, 3, node) for node in range(4000)]
+    assert drawn != [sample_epochs(config, 4, node) for node in range(4000)]
+    share = {epochs: count / 4000 for epochs, count in Counter(drawn).items()}
+    assert share == pytest.approx({1: 0.15, 2: 0.15, 3: 0.15, 4: 0.15, 5: 0.4}, abs=0.025)
+    assert sample_epochs(tiny({"train.epochs": 5}), 3, 0) == 5
+
+
+def test_a_straggler_trains_as_many_epochs_as_its_event_says(tiny: Make, tmp_path: Path) -> None:
+    config = tiny({"faults": {"partial_work": 1.0}, "train.epochs": 3, "strategy": "local", "rounds": 1})
+    run(config, tmp_path / "run")
+    events = lines(tmp_path / "run")[1]["events"]
+    done = {event["node"]: event["epochs"] for event in events}
+    assert set(done.values()) == {1, 2}
+    assert sorted(done) == list(range(6))
+    assert {(event["action"], event["event"]) for event in events} == {("fit", "injected: partial_work")}
+    for epochs in (1, 2):
+        run(tiny({"train.epochs": epochs, "strategy": "local", "rounds": 1}), tmp_path / str(epochs))
+    found, whole = (checkpoint_bytes(tmp_path / name) for name in ("run", "1"))
+    twice = checkpoint_bytes(tmp_path / "2")
+    for node, epochs in done.items():
+        name = f"nodes/{node}.safetensors"
+        assert found[name] == {1: whole, 2: twice}[epochs][name]
+
+
+def test_a_node_that_does_no_work_is_no_straggler(tiny: Make) -> None:
+    config = tiny({"faults": {"partial_work": 1.0, "dropout": 0.5}, "train.epochs": 2})
+    be_the_server()
+    for node in range(20):
+        request = Message(RecordDict(), node, "train.fit", group_id="3")
+        away = fault_of(config, request) is not None
+        kinds = [event["event"] for event in events_of(config, request)]
+        assert kinds == ["injected: dropout" if away else "injected: partial_work"]
+        assert events_of(config, Message(RecordDict(), node, "train.evaluate", group_id="3")) == []
+
+
+@pytest.mark.xdist_group("ray")
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize("strategy", [{"name": "fedavg", "partial": "drop"}, {"name": "fednova"}])
+def test_the_same_stragglers_on_workers_and_together(tiny: Make, tmp_path: Path, strategy: dict) -> None:
+    faults = {"partial_work": 0.5, "dropout": 0.2}
+    changes = {"strategy": strategy, "faults": faults, "train.epochs": 3, "data.partition.clients": 12}
+    for engine in ({"name": "inline"}, {"name": "ray", "workers": 2}, {"name": "vectorised"}):
+        run(tiny({**changes, "engine": engine}), tmp_path / str(engine["name"]))
+    assert lines(tmp_path / "ray") == lines(tmp_path / "inline")
+    assert checkpoint_bytes(tmp_path / "ray") == checkpoint_bytes(tmp_path / "inline")
+    one, other = (server_state(tmp_path / name)["weights"] for name in ("inline", "vectorised"))
+    for name, tensor in one.items():
+        torch.testing.assert_close(other[name], tensor, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("train", [{"epochs": 1}, {"epochs": 3, "steps": 5}])
+def test_fewer_epochs_need_epochs(tiny: Make, train: dict) -> None:
+    with pytest.raises(InputError, match=r"faults.partial_work: .* set train.epochs to 2 or more, and remove train.st"):
+        tiny({"faults": {"partial_work": 0.1}, **{f"train.{key}": value for key, value in train.items()}})
 
 
 def test_faults_of_real_sites_are_refused() -> None:

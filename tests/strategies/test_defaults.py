@@ -12,8 +12,8 @@ from fedkd.registry import find, names
 
 # Options that several strategies share
 
-# McMahan et al. (2017): n_k / n
-MEAN = {"weighting": "examples"}
+# McMahan et al. (2017): n_k / n, of all models
+MEAN = {"weighting": "examples", "partial": "keep"}
 # FedX's code (Han et al., 2022): heads of width 256, its augmentation. The papers: probes of 100 epochs.
 ENCODER = {**MEAN, "width": 256, "aug": "auto", "pooled_steps": 0, "semi_epochs": 0, "probe_epochs": 100}
 # Ours: all public images, one epoch.
@@ -44,7 +44,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
     "feddistill": {**LABELS, "official_quirks": False},
     "feddistill_fl": {**LABELS, "official_quirks": False},
-    "fedensemble": {"on": "all", "weighting": "examples"},
+    "fedensemble": {"on": "all", **MEAN},
     "feddyn": {"alpha": 0.01, "official_quirks": False},  # Acar et al., 2021: 0.1, 0.01 or 0.001
     "fedftg": {  # sections 1.4, 2.1, 2.4, 2.5 and 4 of the specification: the CIFAR-10 runs
         "base": FEDAVG, "iterations": 10, "generator_passes": 1, "student_steps": 5, "batch_size": 50,
@@ -66,7 +66,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "fedmd": {**DIGEST, "public_epochs": None, "private_epochs": 25, "digest": "mae", "temperature": 1.0},
     "fednova": {},
     "fedntd": {**MEAN, "beta": 1.0, "temperature": 1.0},  # the authors' configs
-    "fedper": {**MEAN, "kept_layers": 1},  # Arivazhagan et al. (2019): K_P = 1 is the classifier
+    "fedper": {"weighting": "examples", "kept_layers": 1},  # Arivazhagan et al. (2019): K_P = 1 is the classifier
     "fedproto": {  # the authors' code for MNIST; equation 6, Algorithm 1
         "prototype_weight": 1.0, "weighting": "examples", "means_over": "after", "inference": "all",
     },
@@ -86,7 +86,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         **DIGEST, "public_epochs": 0, "private_epochs": 0, "rho": 0.7, "temperature": 10.0, "divergence": "mse",
         "reduction": "mean",
     },
-    "lg_fedavg": {**MEAN, "shared_layers": 1},  # ours; the authors' code for MNIST: 3 of 5
+    "lg_fedavg": {"weighting": "examples", "shared_layers": 1},  # ours; the authors' code for MNIST: 3 of 5
     "local": {},
     "moco": {**ENCODER, "queue": 4096, "momentum": 0.99, "temperature": 0.2},  # EasyFL; MoCo v2: 0.2
     "moon": {**MEAN, "mu": 1.0, "temperature": 0.5},  # Li et al., 2021: mu 0.1, 1, 5 or 10; tau 0.5
