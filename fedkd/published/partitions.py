@@ -7,9 +7,11 @@ import random
 import numpy as np
 
 from ..data.partitions import Clients, Pool, Positive, Split
+from ..errors import InputError
 
 _SEED = 42  # of `random` and numpy in FedGen's script
 _SMALLEST = 10  # images of a node; with fewer all is drawn again
+_ASSURED = 5  # images of each of a node's two labels, in Flower's baseline of FedProx
 
 
 def fedgen(pool: Pool, rng: np.random.Generator, *, clients: Clients = 20, alpha: Positive) -> Split:
@@ -37,3 +39,36 @@ def fedgen(pool: Pool, rng: np.random.Generator, *, clients: Clients = 20, alpha
                 sizes[client] += len(positions)
         if sizes.min() >= _SMALLEST:
             return Split([np.concatenate(part) for part in parts])
+
+
+def fedprox(pool: Pool, rng: np.random.Generator, *, clients: Clients = 1000, sigma: Positive = 2.0) -> Split:
+    """Return the deal of Flower's baseline `fedprox`, dataset_preparation.py, of which a node trains on nine tenths.
+
+    Client i has the labels i and i + 1 modulo C: 5 images of each, then shares of what is left of a label, which are
+    log-normal(0, sigma) numbers over its owners, rounded down. A tenth of its images, drawn at random, is for its own
+    validation, and is left out here. The code's log-normal numbers have no seed: here they are drawn from `rng`.
+
+    Raises InputError for a number of clients that is no multiple of C, and for a label with too few images.
+    """
+    classes = len(pool.classes)
+    members = [np.flatnonzero(pool.labels == label) for label in range(classes)]
+    sizes = np.array([len(positions) for positions in members])
+    assured = 2 * _ASSURED * clients // classes
+    if clients % classes or sizes.min() < assured:
+        raise InputError(
+            f"data.partition.clients = {clients}: it must be a multiple of the {classes} classes, and each class needs "
+            f"{assured} images; the smallest has {sizes.min()}."
+        )
+    shares = rng.lognormal(0.0, sigma, (classes, clients // classes, 2))
+    more = ((sizes - assured).reshape(-1, 1, 1) * shares / shares.sum((1, 2), keepdims=True)).astype(int)
+    parts: list[list[np.ndarray]] = [[] for _ in range(clients)]
+    dealt = [0] * classes
+    for extra in (False, True):
+        for client, part in enumerate(parts):
+            for place in range(2):
+                label = (client + place) % classes
+                count = more[label, client // classes, place] if extra else _ASSURED
+                part.append(members[label][dealt[label] : dealt[label] + count])
+                dealt[label] += count
+    whole = [np.concatenate(part) for part in parts]
+    return Split([part[rng.permutation(len(part))[len(part) // 10 :]] for part in whole])

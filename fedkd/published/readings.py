@@ -23,6 +23,12 @@ def best_rounds(curve: Curve, count: int) -> list[float]:
     return heapq.nlargest(count, (value for _, value in curve))
 
 
+def last_rounds(curve: Curve, count: int) -> list[float]:
+    """Return the mean of the last `count` values, for a published curve that goes up and down."""
+    values = [value for _, value in curve[-count:]]
+    return [sum(values) / len(values)]
+
+
 def moving_average(curve: Curve, decay: float) -> list[float]:
     """Return the end of m <- decay m + (1 - decay) value, from the first value on (FedNTD's code)."""
     mean = curve[0][1]

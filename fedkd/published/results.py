@@ -77,7 +77,7 @@ def numbers_of(run: Run, reading: Reading) -> list[float]:
     if reading.target is not None:
         return readings.crossing(curve, reading.target)
     if reading.count is not None:
-        found = readings.best_rounds(curve, reading.count)
+        found = (readings.best_rounds if reading.name == "best_rounds" else readings.last_rounds)(curve, reading.count)
     elif reading.decay is not None:
         found = readings.moving_average(curve, reading.decay)
     else:

@@ -42,12 +42,15 @@ class Figure(Table):
 class Reading(Table):
     """How a table's number is read from the curve of a metric.
 
-    Rounds outside of `first` to `last` do not count. `count` belongs to best_rounds, `decay` to moving_average,
-    `target` to crossing, `beside`, the metric of the rule that is tested first, to running_pools. `spread`: the
-    deviation over runs (sample), over all numbers of all runs, or within a run (population; the mean over runs).
+    Rounds outside of `first` to `last` do not count. `count` belongs to best_rounds and last_rounds, `decay` to
+    moving_average, `target` to crossing, `beside`, the metric of the rule that is tested first, to running_pools.
+    `spread`: the deviation over runs (sample), over all numbers of all runs, or within a run (population; the mean over
+    runs).
     """
 
-    name: Literal["last", "best", "best_rounds", "moving_average", "crossing", "nodes", "running_pools"]
+    name: Literal[
+        "last", "best", "best_rounds", "last_rounds", "moving_average", "crossing", "nodes", "running_pools"
+    ]  # fmt: skip
     metric: Metric
     first: Whole = 0
     last: Whole | None = None
@@ -59,10 +62,13 @@ class Reading(Table):
 
     @pydantic.model_validator(mode="after")
     def _own_options(self) -> Reading:
-        homes = {"count": "best_rounds", "decay": "moving_average", "target": "crossing", "beside": "running_pools"}
-        for key, home in homes.items():
-            if (getattr(self, key) is not None) != (self.name == home):
-                raise ValueError(f"{key} belongs to name = {home!r}, which needs it")
+        homes = {
+            "count": ("best_rounds", "last_rounds"), "decay": ("moving_average",), "target": ("crossing",),
+            "beside": ("running_pools",),
+        }  # fmt: skip
+        for key, named in homes.items():
+            if (getattr(self, key) is not None) != (self.name in named):
+                raise ValueError(f"{key} belongs to name = {' or '.join(map(repr, named))}, which needs it")
         return self
 
     @property
@@ -74,6 +80,7 @@ class Reading(Table):
         """Return the reading in words."""
         said = {
             "last": "the last round", "best": "the best round", "best_rounds": f"mean of the {self.count} best rounds",
+            "last_rounds": f"mean of the {self.count} last rounds",
             "moving_average": f"a moving average ({self.decay}) at the end",
             "nodes": "each node's value in the last round",
             "running_pools": f"pooled over the nodes so far and over {self.beside}, in the last round",

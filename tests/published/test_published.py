@@ -24,7 +24,7 @@ from fedkd.data.spec import Form
 from fedkd.errors import InputError
 from fedkd.models.build import build
 from fedkd.published import results, tables
-from fedkd.published.partitions import fedgen
+from fedkd.published.partitions import fedgen, fedprox
 from fedkd.published.tables import Figure, PublishedTable, Reading
 from fedkd.runs.run import run
 from fedkd.streams import numpy_stream
@@ -130,7 +130,7 @@ def test_a_rows_settings_are_those_of_the_table_with_its_own() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"reading": READING | {"count": 3}}, "count belongs to name = 'best_rounds'"),
+        ({"reading": READING | {"count": 3}}, "count belongs to name = 'best_rounds' or 'last_rounds'"),
         ({"reading": READING | {"name": "crossing"}}, "target belongs to name = 'crossing', which needs it"),
         ({"rows": [{"method": "a", "cell": "b"}, {"method": "A", "cell": "B"}]}, "two rows are called 'a-b'"),
         ({"rowss": []}, "rowss"),
@@ -318,6 +318,50 @@ def test_fedgens_deal_gives_no_image_twice_and_caps_nodes() -> None:
     assert len(np.unique(every)) == len(every) == 4 * 200
 
 
+def test_the_deal_of_fedprox_is_two_labels_a_node_with_log_normal_shares() -> None:
+    sizes = (700, 650, 801)
+    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(3), sizes))
+    pool = Pool(labels, np.zeros(len(labels), np.int64), tuple("abc"), ("x",))
+    parts = fedprox(pool, np.random.default_rng(7), clients=30, sigma=2.0).parts
+    shares = np.random.default_rng(7).lognormal(0.0, 2.0, (3, 10, 2))
+    for node, part in enumerate(parts):
+        whole = 0
+        for place in range(2):
+            label = (node + place) % 3
+            left = sizes[label] - 20 * 5
+            whole += 5 + int(left * shares[label, node // 3, place] / shares[label].sum())
+        assert len(part) == whole - whole // 10
+        assert set(labels[part]) == {node % 3, (node + 1) % 3}
+    every = np.concatenate(list(parts))
+    assert len(np.unique(every)) == len(every)
+
+
+@pytest.mark.parametrize(("clients", "classes"), [(31, 3), (63, 3)])
+def test_the_deal_of_fedprox_needs_whole_turns_and_enough_images(clients: int, classes: int) -> None:
+    labels = np.repeat(np.arange(classes), 200)
+    pool = Pool(labels, np.zeros(len(labels), np.int64), tuple("abc"), ("x",))
+    with pytest.raises(InputError, match=f"data.partition.clients = {clients}: it must be a multiple of the 3 classes"):
+        fedprox(pool, np.random.default_rng(0), clients=clients)
+
+
+def test_the_deal_of_fedprox_on_mnist(mnist_root: Path) -> None:
+    table, row = row_of("fedprox-mnist", "fedprox-mu-2-no-stragglers")
+    config = table.configs_of(row)[row.name]
+    data = federate(config.data.model_copy(update={"root": str(mnist_root)}), 0)
+    counts = data.label_counts()
+    assert ((counts > 0).sum(1) == 2).all()
+    assert counts.sum(1).min() >= 9
+    assert 53_000 < counts.sum() < 54_500  # nine tenths, and a few images less by rounding down
+
+
+def test_a_reading_of_the_last_rounds_is_one_number_a_run(write: Write) -> None:
+    reading = {"name": "last_rounds", "count": 2, "metric": "personal/accuracy"}
+    home = run_of(write, "fedavg-six-nodes", 0, [0.1, 0.62, 0.58])
+    found = results.outcomes(a_table(reading=reading), home)[0].ours
+    assert found is not None
+    assert found.numbers == {0: [pytest.approx(60.0)]}
+
+
 @pytest.mark.parametrize(
     ("name", "shape", "weights"),
     [
@@ -331,3 +375,11 @@ def test_the_networks_have_the_published_numbers_of_weights(
     with torch.random.fork_rng():
         model = build(f"fedkd.published.models:{name}", {}, Form("image", shape), 10)
     assert sum(p.numel() for p in model.parameters()) == weights
+
+
+def test_the_model_of_fedproxs_table_is_logistic_regression() -> None:
+    table, row = row_of("fedprox-mnist", "fedprox-mu-2-no-stragglers")
+    (architecture,) = table.configs_of(row)[row.name].model.architectures
+    with torch.random.fork_rng():
+        model = build(architecture.name, architecture.options, Form("image", (1, 28, 28)), 10)
+    assert sum(p.numel() for p in model.parameters()) == 7850

@@ -6,7 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedkd.published.readings import best, best_rounds, crossing, last, moving_average, running_pools
+from fedkd.published.readings import (
+    best,
+    best_rounds,
+    crossing,
+    last,
+    last_rounds,
+    moving_average,
+    running_pools,
+)
 
 CURVE = [(0, 0.1), (1, 0.5), (2, 0.4), (4, 0.9), (5, 0.7)]
 
@@ -16,6 +24,8 @@ def test_the_last_and_the_best_rounds() -> None:
     assert best(CURVE) == [0.9]
     assert best_rounds(CURVE, 2) == [0.9, 0.7]
     assert best_rounds(CURVE, 9) == [0.9, 0.7, 0.5, 0.4, 0.1]
+    assert last_rounds(CURVE, 3) == [pytest.approx((0.4 + 0.9 + 0.7) / 3)]
+    assert last_rounds(CURVE, 9) == [pytest.approx(sum(value for _, value in CURVE) / 5)]
 
 
 def test_a_moving_average_starts_with_the_first_value() -> None:
