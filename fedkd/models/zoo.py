@@ -95,15 +95,20 @@ def convnet(
     channels: list[Width] = [128, 128, 128],  # noqa: B006
     norm: ConvNorm = "instance",
     pooling: Literal["average", "max"] = "average",
+    first_padding: Width | None = None,
 ) -> nn.Module:
     """Return blocks of 3 x 3 convolution, norm, ReLU and 2 x 2 pooling; the default is dataset distillation's ConvNet
     (Zhao et al., 2021).
+
+    first_padding: of the first convolution, by default 1 as of the others. Their code has 3 for grey images of 28 x 28,
+    which then become 32 x 32.
     """
     layers: list[nn.Module] = []
     for inputs, outputs in pairwise([shape[0], *channels]):
         pool = nn.AvgPool2d(2) if pooling == "average" else nn.MaxPool2d(2)
         normed: list[nn.Module] = [] if norm == "none" else [_conv_norm(norm, outputs)]
-        layers += [nn.Conv2d(inputs, outputs, 3, padding=1), *normed, nn.ReLU(), pool]
+        padding = 1 if layers else first_padding or 1
+        layers += [nn.Conv2d(inputs, outputs, 3, padding=padding), *normed, nn.ReLU(), pool]
     trunk = nn.Sequential(*layers, nn.Flatten())
     return Classifier(trunk, _width(trunk, shape), classes)
 

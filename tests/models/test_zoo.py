@@ -31,6 +31,8 @@ def _stream() -> object:
         ("resnet18_cifar", {"norm": "group"}, (3, 32, 32), 11_173_962),
         ("convnet", {}, (3, 32, 32), 320010),  # Zhao et al., 2021
         ("convnet", {}, (3, 28, 28), 311_050),  # FedLGD's
+        ("convnet", {"first_padding": 3}, (1, 28, 28), 317_706),  # of VICO-UoE/DatasetCondensation for MNIST
+        ("convnet", {"first_padding": 1}, (3, 28, 28), 311_050),
         ("convnet", {}, (3, 96, 96), 483_850),  # with two classes its 336,386
     ],
 )
