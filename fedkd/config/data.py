@@ -175,7 +175,7 @@ class DataConfig(SetsConfig):
     node_validation: Annotated[float, Field(gt=0, lt=1)] | None = None  # a share of each node's training samples
     # this share of the training samples in place of the test samples: for choosing settings
     held_out: Annotated[float, Field(gt=0, lt=1)] | None = None
-    augment: Literal["none", "crop_flip"] = "none"
+    augment: Literal["none", "crop_flip", "crop_flip_reflect"] = "none"
     # of normal noise on each node's images: its deviation at the last node, of pixels from 0 to 1; 0 at the first one
     noise: NotNegative = 0.0
 

@@ -33,9 +33,14 @@ class Preprocess:
         return self._ready(torch.from_numpy(images).to(self.device), generator)
 
     def _ready(self, batch: Tensor, generator: torch.Generator | None) -> Tensor:
-        if generator is not None and self.augment == "crop_flip":
-            batch = crop_flip(batch, generator)
+        if generator is not None and self.augment != "none":
+            batch = crop_flip(batch, generator, reflect=self.reflects)
         return self.scaled(batch)
+
+    @property
+    def reflects(self) -> bool:
+        """Return whether the border of shifted images is reflected; else it is black."""
+        return self.augment == "crop_flip_reflect"
 
     def scaled(self, images: Tensor) -> Tensor:
         """Return raw samples on the device as encoded ones."""
@@ -96,13 +101,27 @@ class Preprocess:
         return self._encoder.decode(images)
 
 
-def crop_flip(images: Tensor, generator: torch.Generator) -> Tensor:
+def crop_flip(images: Tensor, generator: torch.Generator, *, reflect: bool = False) -> Tensor:
     """Return each image shifted by up to one eighth of its side (black border) and mirrored with probability 1/2.
 
-    The usual augmentation for CIFAR (He et al., 2016: 4 pixels of 32). Images: uint8, B x C x H x W.
+    The usual augmentation for CIFAR (He et al., 2016: 4 pixels of 32). Images: uint8, B x C x H x W. `reflect`: the
+    border is the reflected image (NIID-Bench's code).
     """
     pad = crop_pad(images.shape[2])
-    return shift_mirror(F.pad(images, (pad, pad, pad, pad)), pad, *shift_draws(len(images), pad, generator))
+    return shift_mirror(bordered(images, pad, reflect), pad, *shift_draws(len(images), pad, generator))
+
+
+def bordered(images: Tensor, pad: int, reflect: bool) -> Tensor:
+    """Return images with a border of `pad` pixels, black or reflected. Of any dtype, B x C x H x W."""
+    if not reflect:
+        return F.pad(images, (pad, pad, pad, pad))
+    rows, columns = (_reflected(side, pad, images.device) for side in images.shape[2:])
+    return images[:, :, rows[:, None], columns]
+
+
+def _reflected(side: int, pad: int, device: torch.device) -> Tensor:
+    places = torch.arange(-pad, side + pad, device=device).abs()
+    return side - 1 - (side - 1 - places).abs()
 
 
 def crop_pad(height: int) -> int:

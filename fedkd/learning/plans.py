@@ -32,7 +32,7 @@ def plan_of(local: LocalTraining) -> Plan:
     """
     data, count = local.data, len(local.data.labels)
     refuse_no_batch(local.steps, count, local.batch_size, local.drop_last)
-    augmented = local.augment and not data.encoded and local.preprocess.augment == "crop_flip"
+    augmented = local.augment and not data.encoded and local.preprocess.augment != "none"
     sizes: list[int] = []
     positions: list[Tensor] = []
     draws: list[tuple[Tensor, Tensor]] = []

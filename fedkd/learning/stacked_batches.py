@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .batches import Preprocess, crop_pad, sent, shift_mirror
+from .batches import Preprocess, bordered, crop_pad, sent, shift_mirror
 from .plans import Plan
 from .training import LocalTraining
 
@@ -94,7 +94,7 @@ def _prepared(
     found = images[chosen.flatten()]
     if shifts is not None and mirror is not None:
         pad = crop_pad(found.shape[2])
-        found = shift_mirror(F.pad(found, (pad, pad, pad, pad)), pad, shifts.flatten(1), mirror.flatten())
+        found = shift_mirror(bordered(found, pad, preprocess.reflects), pad, shifts.flatten(1), mirror.flatten())
     ready = found if encoded else preprocess.scaled(found)
     return ready.view(*chosen.shape, *ready.shape[1:])
 

@@ -30,12 +30,13 @@ def test_batches_shuffle_images_and_targets_together() -> None:
     assert seen != list(range(10))
 
 
+@pytest.mark.parametrize("border", ["constant", "reflect"])
 @pytest.mark.parametrize(("height", "width", "pad"), [(16, 16, 2), (16, 8, 2), (8, 16, 1), (23, 5, 2), (4, 4, 1)])
-def test_crop_flip_shifts_and_mirrors_each_image_by_itself(height: int, width: int, pad: int) -> None:
+def test_crop_flip_shifts_and_mirrors_each_image_by_itself(height: int, width: int, pad: int, border: str) -> None:
     """The shift is an eighth of the height, and at least one pixel."""
     one = torch.arange(1, height * width + 1, dtype=torch.int32).view(1, 1, height, width)
-    out = crop_flip(one.repeat(64, 1, 1, 1), torch_stream(0, 0, 0, "x"))
-    padded = torch.nn.functional.pad(one[0, 0], (pad, pad, pad, pad))
+    out = crop_flip(one.repeat(64, 1, 1, 1), torch_stream(0, 0, 0, "x"), reflect=border == "reflect")
+    padded = torch.nn.functional.pad(one[0].double(), (pad, pad, pad, pad), border)[0].int()
     valid = {}
     for row in range(2 * pad + 1):
         for column in range(2 * pad + 1):
@@ -49,8 +50,19 @@ def test_crop_flip_shifts_and_mirrors_each_image_by_itself(height: int, width: i
     assert ({row for row, *_ in found}, {column for _, column, _ in found}) == (reach, reach)
 
 
-def test_augmentation_is_for_training_only() -> None:
-    augmenting = Preprocess(pixel_codec(0.0, 1.0), "crop_flip", torch.device("cpu"))
+def test_the_config_says_which_border() -> None:
+    data, found = images(8, 16), []
+    for name in ("crop_flip", "crop_flip_reflect"):
+        augmenting = Preprocess(pixel_codec(0.0, 1.0), name, torch.device("cpu"))
+        found.append(augmenting(data.inputs, torch_stream(0, 0, 0, "x")))
+        right = crop_flip(torch.from_numpy(data.inputs), torch_stream(0, 0, 0, "x"), reflect=name != "crop_flip")
+        torch.testing.assert_close(found[-1], right / 255)
+    assert not torch.allclose(*found)
+
+
+@pytest.mark.parametrize("augment", ["crop_flip", "crop_flip_reflect"])
+def test_augmentation_is_for_training_only(augment: str) -> None:
+    augmenting = Preprocess(pixel_codec(0.0, 1.0), augment, torch.device("cpu"))
     data = images(8, 16)
     still = torch.cat([x for x, _ in batches(data, torch.arange(8), 8, augmenting)])
     torch.testing.assert_close(still, torch.from_numpy(data.inputs) / 255)

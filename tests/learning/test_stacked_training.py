@@ -95,6 +95,11 @@ def test_clients_in_one_step_are_clients_alone(name: str, options: dict, optimiz
     assert apart(make, path) < (1e-8 if optimizer is ADAMW else 1e-12)
 
 
+def test_clients_in_one_step_have_the_same_reflected_borders() -> None:
+    make = partial(clients, model_of("mlp", hidden=[4]), augment="crop_flip_reflect")
+    assert apart(make, "vmap") < 1e-12
+
+
 def _drawn(model: nn.Module, k: int, scale: float) -> dict[str, Tensor]:
     stream = torch.Generator().manual_seed(k)
     return {n: torch.randn(p.shape, generator=stream, dtype=p.dtype) * scale for n, p in model.named_parameters()}
