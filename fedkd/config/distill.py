@@ -31,7 +31,8 @@ class ProbeConfig(Table):
     epochs: Count = 300  # after half of them the learning rate falls to a tenth
     batch_size: Count = 256
     optimizer: Sgd = Sgd(name="sgd", lr=0.01, momentum=0.9, weight_decay=5e-4)
-    augment: list[AnyGroup] = Field(default_factory=_every_group)  # of other kinds than images: all of the kind
+    # groups; of other kinds than images: all of the kind. dc: each image has a crop, scale or rotation of DC's code
+    augment: list[AnyGroup] | Literal["dc"] = Field(default_factory=_every_group)
 
 
 class DistillConfig(Table):

@@ -6,5 +6,6 @@
 * `virtual_kinds`: virtual rows, series and arrays: what models get of them, what may change, class statistics.
 * `matching`: matching losses: embeddings and gradients.
 * `siamese`: differentiable Siamese augmentation; `siamese_kinds`: of rows and series.
+* `dc_augmentation`: how DC's code changes virtual images of MNIST when it judges them.
 * `generators`: FedFTG's image generator, FedGen's feature generator; `sample_generators`: of rows, series and texts.
 """

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from ..config import GROUPS, AnyGroup, Count, Group, Positive
 from ..learning.batches import shuffled
 from ..learning.optimizers import Optimizer
+from .dc_augmentation import dc_augment
 from .matching import Distance, gradient_distance, gradient_of, matched_parameters, mean_embedding_loss
 from .siamese import siamese_augment
 from .siamese_kinds import siamese_change
@@ -216,17 +217,19 @@ def train_epoch(
     virtual: Virtual,
     optimizer: Optimizer,
     batch_size: int,
-    augment: Sequence[AnyGroup],
+    augment: Sequence[AnyGroup] | Literal["dc"],
     stream: torch.Generator,
 ) -> None:
     """Train a network for one epoch on virtual samples. Each batch is changed by one group of `augment`, images with
-    separate parameters for each, others all alike.
+    separate parameters for each, others all alike. "dc", for images: see `dc_augment`.
     """
     form = virtual.form
     for positions in shuffled(len(virtual.labels), batch_size, stream):
         chosen = positions.to(virtual.images.device)
         seed = draw_seed(stream)
-        if form is None or form.kind == "image":
+        if augment == "dc":
+            images = dc_augment(virtual.images[chosen].detach(), torch.Generator().manual_seed(seed))
+        elif form is None or form.kind == "image":
             images = siamese_augment(virtual.images[chosen], seed, cast(Sequence[Group], augment), siamese=False)
         else:
             inputs = model_inputs(virtual.images[chosen], form)

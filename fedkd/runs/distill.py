@@ -9,14 +9,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
-from ..config import DistillConfig, TrainConfig, read_distill_config
+from ..config import AnyGroup, DistillConfig, TrainConfig, read_distill_config
 from ..core.record import Captioned
 from ..core.state import State, pack, unpack
 from ..data.named_sets import images_fingerprint, named_set
@@ -82,7 +82,11 @@ class Distillation:
             )
         if isinstance(self.distiller, DM | DC):
             self.distiller.augment = groups_of(self.form.kind, self.distiller.augment, "distiller.augment")
-        self.augment = groups_of(self.form.kind, config.evaluate.augment, "evaluate.augment")
+        self.augment: list[AnyGroup] | Literal["dc"] = "dc"
+        if config.evaluate.augment != "dc":
+            self.augment = groups_of(self.form.kind, config.evaluate.augment, "evaluate.augment")
+        elif self.form.kind != "image":
+            raise InputError(f"evaluate.augment = 'dc' is for images; the samples are of kind {self.form.kind!r}.")
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.preprocess = Preprocess(codec, "none", self.device)
         self.real = RealImages(self.data.train, self.preprocess)

@@ -95,6 +95,18 @@ def test_soft_labels_are_kept_and_drawn(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "figures" / "virtual.png").is_file()
 
 
+def test_dc_s_own_augmentation_is_another_judgement(tmp_path: Path) -> None:
+    found = []
+    for augment in ("dc", []):
+        evaluate = {"every": 3, "networks": 2, "epochs": 4, "augment": augment}
+        distill(config(iterations=0, evaluate=evaluate), tmp_path / str(augment))
+        found.append(lines(tmp_path / str(augment))[0]["metrics"])
+    assert found[0] != found[1]
+    again = config(iterations=0, evaluate={"every": 3, "networks": 2, "epochs": 4, "augment": "dc"})
+    distill(again, tmp_path / "again")
+    assert lines(tmp_path / "again")[0]["metrics"] == found[0]
+
+
 def test_the_folder_holds_images_and_pictures(tmp_path: Path) -> None:
     distill(config(), tmp_path / "run")
     tensors = load_file(tmp_path / "run" / "virtual.safetensors")
@@ -218,6 +230,7 @@ def test_rows_are_resumed_to_the_same_bytes(tmp_path: Path) -> None:
             {**TABLE, "evaluate": {"augment": ["flip"]}},
             r"evaluate.augment = \['flip'\]: the samples are",
         ),
+        ({**TABLE, "evaluate": {"augment": "dc"}}, "evaluate.augment = 'dc' is for images; .* 'table'"),
     ],
 )
 def test_what_cannot_be_distilled_is_refused(tmp_path: Path, changes: dict, reported: str) -> None:
