@@ -19,7 +19,9 @@ class Plain(Strategy):
 def federation_of(labels: int, scores: dict[float, dict[str, float]]) -> Round:
     test = SimpleNamespace(labels=np.zeros(labels))
     score = lambda architecture, weights, images: scores[architecture + weights]  # noqa: E731
-    return cast(Round, SimpleNamespace(environment=SimpleNamespace(data=SimpleNamespace(test=test), score=score)))
+    data = SimpleNamespace(test=test)
+    environment = SimpleNamespace(data=data, score=score, on_global_test=labels > 0)
+    return cast(Round, SimpleNamespace(environment=environment))
 
 
 def test_the_common_state_is_no_option_and_is_not_shown() -> None:

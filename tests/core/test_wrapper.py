@@ -125,7 +125,8 @@ class Measuring(Outer):
 
 
 def test_the_metrics_are_the_bases_own_or_those_of_the_models() -> None:
-    environment = SimpleNamespace(data=SimpleNamespace(test=SimpleNamespace(labels=[0])), score=lambda *_: {"loss": 3})
+    data = SimpleNamespace(test=SimpleNamespace(labels=[0]))
+    environment = SimpleNamespace(data=data, score=lambda *_: {"loss": 3}, on_global_test=True)
     federation = cast(Round, SimpleNamespace(environment=environment))
     found = [
         Wrapper.measure(method, federation)
