@@ -112,7 +112,6 @@ if TYPE_CHECKING:
     from .learning.losses import nt_xent as nt_xent
     from .learning.losses import soft as soft
     from .learning.losses import supervised_contrast as supervised_contrast
-    from .learning.optimizers import corrected_steps as corrected_steps
     from .learning.optimizers import make_optimizer as make_optimizer
     from .learning.probes import linear_probe as linear_probe
     from .learning.probes import mean_angle as mean_angle
@@ -310,7 +309,6 @@ _HOMES = {
     "batches": "learning.batches",
     "class_statistics": "distillation.virtual_images",
     "copied": "messages.arrays",
-    "corrected_steps": "learning.optimizers",
     "cross_entropy": "learning.training",
     "default_stream": "streams",
     "diversity_loss": "learning.losses",

@@ -34,7 +34,7 @@ class FedDistillClient(LabelLogitsClient):
 
     def _new_means(self) -> ClassMeans:
         means = super()._new_means()
-        if not cast(Quirks, self.strategy).official_quirks:
+        if not cast(FedDistill, self.strategy).official_quirks:
             return means
         before = self.recall(_HISTORY) or {
             "sums": torch.zeros(means.classes, means.classes, dtype=torch.float64),
@@ -43,7 +43,7 @@ class FedDistillClient(LabelLogitsClient):
         return ClassMeans(means.classes, before["sums"].clone(), before["counts"].clone())
 
     def _table(self, means: ClassMeans) -> Payload:
-        if cast(Quirks, self.strategy).official_quirks:
+        if cast(FedDistill, self.strategy).official_quirks:
             assert means.sums is not None
             self.keep(_HISTORY, {"sums": means.sums, "counts": means.counts})
         return super()._table(means)
@@ -60,14 +60,7 @@ class FedDistillFLClient(FedDistillClient):
 
 
 @dataclass(kw_only=True)
-class Quirks(LabelLogits):
-    """The option of both."""
-
-    official_quirks: bool = False
-
-
-@dataclass(kw_only=True)
-class FedDistill(Quirks):
+class FedDistill(LabelLogits):
     """FedDistill (Zhu et al., 2021, their code): a node learns from the mean table of all nodes, itself included.
 
     gamma: 1 in their code. Deviations, each because of an error in their code: counts start at 0 (their code: at 1,
@@ -76,6 +69,7 @@ class FedDistill(Quirks):
     """
 
     client: ClassVar[type[Client]] = FedDistillClient
+    official_quirks: bool = False
 
     def run_round(self, federation: Round) -> None:
         """Send the global table, collect the nodes' tables, average them by label."""
@@ -88,7 +82,7 @@ class FedDistill(Quirks):
 
 
 @dataclass(kw_only=True)
-class FedDistillFL(Quirks):
+class FedDistillFL(FedDistill):
     """FedDistill-FL (Zhu et al., 2021, their code): FedDistill together with FedAvg; equal models.
 
     official_quirks: as in FedDistill.

@@ -141,6 +141,7 @@ class FedX(Wrapper):
 
     kinds: ClassVar[frozenset[Kind]] = ANY_KIND - {"array"}
     classifies: ClassVar[bool] = False
+    own_loop: ClassVar[bool] = True
     base: NamedTable = field(default_factory=lambda: NamedTable(name="simclr"))
     global_contrastive: NotNegative = 1.0
     local_relational: NotNegative = 1.0

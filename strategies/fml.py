@@ -118,6 +118,7 @@ class FML(Strategy):
     kinds: ClassVar[frozenset[Kind]] = ANY_KIND
     tasks: ClassVar[frozenset[Task]] = ANY_TASK
     client: ClassVar[type[Client]] = FMLClient
+    own_loop: ClassVar[bool] = True
     alpha: Annotated[float, Field(ge=0, le=1)] = 0.5
     beta: Annotated[float, Field(ge=0, le=1)] = 0.5
     meme: NamedTable | None = None

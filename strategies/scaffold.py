@@ -35,18 +35,14 @@ from fedkd import (
     Strategy,
     Task,
     Tensors,
-    chances_of,
     copied,
-    corrected_steps,
     default_stream,
     like,
-    make_optimizer,
     mean_images,
     mean_weighted_by,
     share_numbers,
     split_off,
     torch_stream,
-    train_as,
     under,
     weighted_mean,
 )
@@ -75,7 +71,7 @@ class ScaffoldClient(SharesClient):
         if method.correction == "gradient":
             loss = self.train_locally(corrected_loss(correction))
         else:
-            loss = self._train_with_corrected_steps(correction)
+            loss = self.train_locally(corrections=correction)
         theta = {name: p.detach() for name, p in model.named_parameters()}
         new = {n: own[n] - control[n] + (anchor[n] - theta[n]) / (steps * rate) for n in control}
         self.keep(_CONTROL, new)
@@ -84,22 +80,6 @@ class ScaffoldClient(SharesClient):
             control_variates={name: (share * (new[name] - own[name])).cpu() for name in control},
             numbers={"examples": UNWEIGHTED if method.weighting == "uniform" else len(self.data.labels), "loss": loss},
         )
-
-    def _train_with_corrected_steps(self, correction: Mapping[str, Tensor]) -> float:
-        """Train as `train_locally`, and after each step of the optimiser move by -lr (c - c_k)."""
-        by_parameter = {p: correction[name] for name, p in self.model.named_parameters()}
-        loss = train_as(
-            self.settings,
-            self.model,
-            self.data,
-            preprocess=self.environment.preprocess,
-            order=self.stream("local-training"),
-            loss=ModelLoss(self.of_labels, own=self.label_weights),
-            optimizer=corrected_steps(make_optimizer(self.model, self.settings.optimizer), by_parameter),
-            chances=chances_of(self.settings, self.data.labels, len(self.environment.data.classes)),
-        )
-        self.measure("personal_after_fit")
-        return loss
 
 
 def corrected_loss(correction: Mapping[str, Tensor]) -> ModelLoss:

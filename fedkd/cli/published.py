@@ -10,8 +10,10 @@ import typer
 
 from ..errors import InputError, RunError
 from ..files import as_json, write_output
-from .common import app, exit_codes, say
+from .common import AcceptChanges, app, exit_codes, say
 from .tables import print_comparison
+
+_MEMORY = 1.5 * 2**30  # bytes of a run
 
 
 @app.command()
@@ -28,6 +30,7 @@ def reproduce(
     at_once: Annotated[
         int | None, typer.Option(min=1, help="The most runs at a time; by default as many as fit.")
     ] = None,
+    accept_changes: AcceptChanges = False,
 ) -> None:
     """Run a published table in its authors' settings, and print its figures beside ours.
 
@@ -55,10 +58,10 @@ def reproduce(
         label = Path(name).resolve().parent.name if name.endswith(".toml") else name
         folder = out or Path("runs") / f"published-{label}{'-quick' if quick else ''}"
         grid = results.jobs_of(table, table.chosen(rows or []), seeds or table.seeds, folder, quick=quick)
-        check(grid)
+        check(grid, accept_changes=accept_changes)
         make_folder(folder)
         with alone_in(folder), ManyRuns(sys.stderr, len(grid.jobs)) as view:
-            failed = run_jobs(grid.jobs, view, memory=_MEMORY, at_once=at_once)
+            failed = run_jobs(grid.jobs, view, memory=_MEMORY, at_once=at_once, accept_changes=accept_changes)
         found = results.outcomes(table, folder, quick=quick)
         file = folder / results.RESULT
         write_output(file, as_json(results.as_record(label, table, found, folder, quick=quick)))
@@ -72,6 +75,3 @@ def reproduce(
         typer.echo(f"results: {file}")
         if failed:
             raise RunError(f"{len(failed)} runs failed, as said above: {', '.join(failed)}.")
-
-
-_MEMORY = 1.5 * 2**30  # bytes of a run

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, ClassVar, TypeVar
 
@@ -221,15 +221,19 @@ class Client:
         beside: nn.Module | None = None,
         chances: Tensor | None = None,
         positions: Tensor | None = None,
+        corrections: Mapping[str, Tensor] | None = None,
     ) -> float:
         """Train the model on images and their targets; return the mean loss of the last epoch.
 
         Arguments that are not given come from `[train]`, the loss from the task of the data. `purpose` names the random
         stream of the shuffles. Without `augment` the images are not augmented; use this for targets that were computed
         on the original images. `beside`: a module of the loss, which the same optimiser trains too. `chances`,
-        `positions`: see `training.train`.
+        `positions`: see `training.train`. `corrections`: see `LocalTraining`. Raises ValueError for a training of
+        `train.steps` without `positions` if `train.continue_epoch` is set: it would begin anew.
         """
         settings = self.settings
+        if settings.continue_epoch and epochs is None and positions is None:
+            raise ValueError("train.continue_epoch: this method's training cannot go on where it stopped; remove it")
         if loss is None:
             task = self.environment.data.spec.task
             loss = cross_entropy if task == "classification" else ModelLoss(LOSSES[task])
@@ -255,6 +259,7 @@ class Client:
                 schedule=settings.within_round,
                 drop_last=settings.drop_last,
                 positions=positions,
+                corrections=corrections,
             )
         )
         self._keep_training()
@@ -269,7 +274,12 @@ class Client:
             state = self.model.state_dict()
             self.keep(STATISTICS, on_cpu({name: state[name] for name in fresh_statistics(self.model)}))
 
-    def train_locally(self, loss: Loss = cross_entropy, optimizer: AnyOptimizer | None = None) -> float:
+    def train_locally(
+        self,
+        loss: Loss = cross_entropy,
+        optimizer: AnyOptimizer | None = None,
+        corrections: Mapping[str, Tensor] | None = None,
+    ) -> float:
         """Train the model on the node's own labelled images as `[train]` says; return the mean loss of the last epoch.
 
         If `loss` is, or has, the cross-entropy of labels, it becomes what the task and `train.class_weights` ask for.
@@ -284,6 +294,7 @@ class Client:
             optimizer=optimizer,
             chances=chances_of(self.settings, self.data.labels, len(self.environment.data.classes)),
             positions=self.positions,
+            corrections=corrections,
         )
         self.measure("personal_after_fit")
         return value

@@ -143,9 +143,10 @@ def _undo_if_flawed(strategy: Strategy, federation: Round, recorder: Recorder, b
 
 
 def _mean(metric: str, values: Mapping[int, float], environment: Environment) -> float:
-    """Return the mean over nodes, or with evaluate.mean_over = "samples" over all their test or validation samples."""
+    """Return the mean over nodes; with evaluate.mean_over = "samples", of `personal...`, over all their own samples."""
     nodes, scope = sorted(values), scope_of(metric)
-    if environment.config.evaluate.mean_over == "nodes" or scope == "personal_global_test":
+    of_samples = scope.startswith("personal") and scope != "personal_global_test"
+    if environment.config.evaluate.mean_over == "nodes" or not of_samples:
         return sum(values[node] for node in nodes) / len(nodes)
     data = environment.data
     held = data.validation_parts if scope == "personal_validation" else None

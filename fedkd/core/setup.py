@@ -38,11 +38,12 @@ class Setup:
             raise InputError(
                 f"model.names = [{found}]: {config.strategy.name} needs equal models; set model.name to one of them."
             )
-        if config.train.batch_norm == "reset" and not strategy.classifies:
-            raise InputError(
-                f"train.batch_norm = 'reset': {config.strategy.name} trains networks of its own, whose statistics are "
-                "averaged; remove it."
-            )
+        for key in ("batch_norm", "lr_decay_by", "continue_epoch"):
+            value = getattr(config.train, key)
+            own = any(layer.own_loop for layer in strategy.layers())
+            if own and value != TrainConfig.model_fields[key].default:
+                name = config.strategy.name
+                raise InputError(f"train.{key} = {value!r}: {name} has a training loop of its own; remove it.")
         if config.train.batch_norm == "local" and not all(layer.own_statistics for layer in strategy.layers()):
             raise InputError(
                 f"train.batch_norm = 'local': in {config.strategy.name} nodes keep whole models, or the server uses "

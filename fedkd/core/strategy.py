@@ -35,6 +35,7 @@ class Strategy(ABC):
     why_not: ClassVar[Mapping[Kind, str]] = {}  # why it cannot serve a kind, for the refusal
     tasks: ClassVar[frozenset[Task]] = frozenset({"classification"})  # what its models may predict
     balances: ClassVar[bool] = False  # whether nodes' training follows train.class_weights and train.sampling
+    own_loop: ClassVar[bool] = False  # whether nodes train without `Client.train`, and so without parts of [train]
     # whether the server's model needs no statistics of batch norm, so that train.batch_norm may be "local"
     own_statistics: ClassVar[bool] = False
     equal_models: ClassVar[bool] = False  # whether all nodes must have the same architecture

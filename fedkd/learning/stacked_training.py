@@ -41,6 +41,8 @@ def why_alone(local: LocalTraining) -> str | None:
         return "its loss is not a ModelLoss"
     if local.beside is not None:
         return "its optimiser trains a second module"
+    if local.corrections is not None:
+        return "its steps are corrected outside of the optimiser"
     if not torch.is_grad_enabled():
         return "it trains where gradients are off"
     if len(local.data.labels) < (2 if has_norm(local.model) else 1):

@@ -18,7 +18,7 @@ from ..data.samples import Samples
 from ..data.spec import Task
 from .batches import Preprocess, batches
 from .loss_scale import LossScale, all_finite
-from .optimizers import Optimizer, make_optimizer, scheduled
+from .optimizers import Optimizer, corrected_steps, make_optimizer, scheduled
 
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]  # (model, images, targets) -> scalar
 
@@ -218,6 +218,7 @@ class LocalTraining:
     schedule: ScheduleConfig | None = None  # of the steps
     drop_last: bool = False
     positions: Tensor | None = None
+    corrections: Mapping[str, Tensor] | None = None  # by parameter: see `optimizers.corrected_steps`
 
     def alone(self) -> float:
         """Return the result of `train_alone`."""
@@ -227,6 +228,9 @@ class LocalTraining:
 def train_alone(local: LocalTraining) -> float:
     """Train one client's model; return the mean loss as `train` does."""
     trained = local.model if local.beside is None else nn.ModuleList([local.model, local.beside])
+    optimizer = make_optimizer(trained, local.optimizer)
+    if local.corrections is not None:
+        optimizer = corrected_steps(optimizer, {p: local.corrections[n] for n, p in local.model.named_parameters()})
     steps = local.steps or local.epochs * len(batch_sizes(len(local.data.labels), local.batch_size, local.drop_last))
     return train(
         local.model,
@@ -234,7 +238,7 @@ def train_alone(local: LocalTraining) -> float:
         local.targets,
         epochs=local.epochs,
         batch_size=local.batch_size,
-        optimizer=scheduled(make_optimizer(trained, local.optimizer), local.schedule, steps),
+        optimizer=scheduled(optimizer, local.schedule, steps),
         preprocess=local.preprocess,
         order=local.order,
         steps=local.steps,

@@ -216,6 +216,7 @@ class SelfSupervised(Strategy):
     kinds: ClassVar[frozenset[Kind]] = ANY_KIND - {"array"}
     client: ClassVar[type[Client]] = SelfSupervisedClient
     classifies: ClassVar[bool] = False
+    own_loop: ClassVar[bool] = True
     predictors: tuple[str, ...] = field(default=(), init=False)  # prediction heads of the base and of a wrapper
     width: Count = 256
     aug: Augmentation = "auto"

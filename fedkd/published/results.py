@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import os
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,8 +11,7 @@ from typing import Any, NamedTuple
 from ..errors import InputError
 from ..runs.metrics import surroundings
 from ..runs.results import Run, read_run
-from ..runs.run_folder import CONFIG
-from ..runs.sweep import Job, Plan, plan_of, resolved
+from ..runs.sweep import Job, Plan, is_finished, plan_of, resolved
 from . import readings
 from .tables import Figure, PublishedTable, Reading, Row
 
@@ -145,9 +143,7 @@ def outcomes(table: PublishedTable, out: Path, *, quick: bool = False) -> list[O
     for row in table.rows:
         reading, every = table.reading_of(row), []
         for setting in table.configs_of(row, quick=quick):
-            homes = sorted(out.glob(f"{setting},seed=*"))
-            runs = [read_run(home) for home in homes if os.path.lexists(home / CONFIG)]
-            runs = sorted((run for run in runs if run.status == "completed"), key=lambda run: run.seed)
+            runs = _finished(table, row, setting, out, quick)
             if runs:
                 every.append(ours_of(setting, reading, runs))
         ours, reference = best_of(every, reading), row.code or row.paper
@@ -155,6 +151,18 @@ def outcomes(table: PublishedTable, out: Path, *, quick: bool = False) -> list[O
         if not quick and row.form == "published" and reference is not None and ours is not None:
             good = ours.value is not None and agrees(ours.value, ours.spread, reference, reading)
         found.append(Outcome(row, every, ours, good, reference))
+    return found
+
+
+def _finished(table: PublishedTable, row: Row, setting: str, out: Path, quick: bool) -> list[Run]:
+    """Return the finished runs of a setting, by seed. Raises InputError for one with another config."""
+    seeds = sorted(int(home.name.rpartition("=")[2]) for home in out.glob(f"{setting},seed=*"))
+    found = []
+    for seed in seeds:
+        config = resolved(table.configs_of(row, quick=quick, seed=seed)[setting])
+        job = Job(f"{setting},seed={seed}", out / f"{setting},seed={seed}", config)
+        if is_finished(job):
+            found.append(read_run(job.path))
     return found
 
 

@@ -92,7 +92,7 @@ def plan(configs: Sequence[Path], overrides: Sequence[str], vary: Sequence[str],
 
 def plan_of(jobs: Sequence[Job], varied: Sequence[str] = (), first: str | None = None) -> Plan:
     """Return a grid of jobs, of which some may have ended. Raises InputError for a folder with another run."""
-    done = [job for job in jobs if _is_finished(job)]
+    done = [job for job in jobs if is_finished(job)]
     return Plan([job for job in jobs if job not in done], done, list(varied), first)
 
 
@@ -191,8 +191,8 @@ def _word(value: str) -> str:
     return plain.strip("-") if value[:1] in "[{\"'" else plain  # but a minus sign stays
 
 
-def _is_finished(job: Job) -> bool:
-    """Return whether a job's run exists and has ended."""
+def is_finished(job: Job) -> bool:
+    """Return whether a job's run exists and has ended. Raises InputError for a folder with another run."""
     if not job.path.exists():
         return False
     if not job.path.is_dir():

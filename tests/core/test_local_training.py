@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -13,8 +14,9 @@ from flwr.app import RecordDict
 from helpers import Make, checkpoint_bytes, halves_are_the_whole, lines, server_state
 from torch.nn import functional as F
 
-from fedkd import Environment, GlobalModelClient, InputError, Payload
+from fedkd import Environment, GlobalModelClient, InputError, Payload, RunError
 from fedkd.core.client import STATISTICS
+from fedkd.core.round_loop import _mean
 from fedkd.core.setup import make_setup
 from fedkd.learning.evaluation import predict
 from fedkd.learning.training import Outputs, probability_loss
@@ -115,7 +117,8 @@ def test_settings_that_do_not_fit_are_refused(tiny: Make, changes: dict[str, Any
         ),
         ({"train.batch_norm": "local", "strategy": "local"}, "nodes keep whole models"),
         ({"train.batch_norm": "local", "strategy": "scaffold"}, "train.batch_norm = 'local'"),
-        ({"train.batch_norm": "reset", "strategy": "fedx"}, "networks of its own"),
+        ({"train.batch_norm": "reset", "strategy": "fedx"}, "fedx has a training loop of its own"),
+        ({"train.lr_decay_by": "participation", "strategy": "fml"}, "fml has a training loop of its own"),
         ({"train.loss": "probability", "strategy": "fedntd"}, "has a loss of its own"),
     ],
 )
@@ -219,6 +222,23 @@ def test_a_run_minimises_1_minus_p(tiny: Make, tmp_path: Path) -> None:
     logits = model(environment.preprocess(data.inputs))
     value = 1 - F.softmax(logits, 1)[torch.arange(24), torch.from_numpy(data.labels)].mean()
     assert lines(tmp_path / "run")[1]["log"]["train_loss"] == pytest.approx(float(value.detach()), rel=1e-5)
+
+
+def test_a_method_that_cannot_go_on_within_an_epoch_says_so(tiny: Make, tmp_path: Path) -> None:
+    train = {"steps": 2, "drop_last": True, "continue_epoch": True}
+    vhl = {"name": "vhl", "noise_per_class": 8, "noise_batch_size": 8}
+    with pytest.raises(RunError, match="continue_epoch: this method's training cannot go on where it stopped"):
+        run(tiny({f"train.{key}": value for key, value in train.items()} | {"strategy": vhl}), tmp_path / "run")
+
+
+def test_a_mean_over_samples_is_of_the_nodes_models_only(tiny: Make) -> None:
+    environment = Environment(tiny({"evaluate.mean_over": "samples"}))
+    sizes = {0: 1, 1: 3}
+    data = SimpleNamespace(test_parts=[range(size) for size in sizes.values()], validation_parts=None)
+    stub = cast(Environment, SimpleNamespace(config=environment.config, data=data))
+    assert _mean("personal/accuracy", {0: 0.0, 1: 1.0}, stub) == pytest.approx(0.75)
+    assert _mean("personal_global_test/accuracy", {0: 0.0, 1: 1.0}, stub) == pytest.approx(0.5)
+    assert _mean("own/gain", {0: 0.0, 1: 1.0}, stub) == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize("strategy", ["fedavg", "local", "fedproto"])

@@ -16,7 +16,7 @@ from helpers.sets import real_set
 from typer.testing import CliRunner
 
 from fedkd.cli import app
-from fedkd.config import parse_config
+from fedkd.config import parse_config, to_table
 from fedkd.core.wrapper import make_strategy
 from fedkd.data.federation import federate
 from fedkd.data.partitions import Pool
@@ -27,6 +27,7 @@ from fedkd.published import results, tables
 from fedkd.published.partitions import fedgen, fedprox
 from fedkd.published.tables import Figure, PublishedTable, Reading
 from fedkd.runs.run import run
+from fedkd.runs.sweep import resolved
 from fedkd.streams import numpy_stream
 
 RUNNER = CliRunner()
@@ -91,7 +92,15 @@ def a_table(**changes: Any) -> PublishedTable:
         {"method": "FedProx", "cell": "six nodes", "set": {"strategy": {"name": "fedprox"}}, "paper": {"value": 50.0}},
         {"method": "FedProx", "cell": "six nodes", "form": "corrected", "paper": {"value": 50.0}},
     ]
-    whole = {"title": "t", "paper": "p", "code": "c", "reading": READING, "settings": TINY, "quick": {}, "rows": rows}
+    whole = {
+        "title": "t",
+        "paper": "p",
+        "code": "c",
+        "reading": READING,
+        "settings": TINY | {"rounds": 3},
+        "quick": {},
+        "rows": rows,
+    }
     return PublishedTable.model_validate(whole | changes)
 
 
@@ -122,7 +131,7 @@ def test_a_rows_settings_are_those_of_the_table_with_its_own() -> None:
     table = a_table(quick={"rounds": 1})
     assert [row.name for row in table.rows] == ["fedavg-six-nodes", "fedprox-six-nodes", "fedprox-six-nodes-corrected"]
     assert table.configs_of(table.rows[1]) == {
-        "fedprox-six-nodes": parse_config(merged(TINY, {"strategy": {"name": "fedprox"}}))
+        "fedprox-six-nodes": parse_config(merged(TINY, {"rounds": 3, "strategy": {"name": "fedprox"}}))
     }
     assert table.configs_of(table.rows[0], quick=True)["fedavg-six-nodes"].rounds == 1
 
@@ -175,10 +184,10 @@ def test_rounds_agree_within_a_tenth_of_the_published_number() -> None:
 
 def test_figures_beside_ours(write: Write) -> None:
     table = a_table()
-    run_of(write, "fedavg-six-nodes", 0, [0.1, 0.62, 0.58])
-    run_of(write, "fedavg-six-nodes", 1, [0.1, 0.55, 0.64])
-    run_of(write, "fedprox-six-nodes", 0, [0.1, 0.5, 0.52])
-    home = run_of(write, "fedprox-six-nodes-corrected", 0, [0.1, 0.5, 0.5])
+    run_of(write, table, "fedavg-six-nodes", 0, [0.1, 0.62, 0.58])
+    run_of(write, table, "fedavg-six-nodes", 1, [0.1, 0.55, 0.64])
+    run_of(write, table, "fedprox-six-nodes", 0, [0.1, 0.5, 0.52])
+    home = run_of(write, table, "fedprox-six-nodes-corrected", 0, [0.1, 0.5, 0.5])
     found = results.outcomes(table, home)
     first = found[0].ours
     assert first is not None
@@ -199,10 +208,17 @@ def test_figures_beside_ours(write: Write) -> None:
     assert (ours.value, ours.spread) == (pytest.approx(np.mean(numbers)), pytest.approx(np.std(numbers)))
 
 
+def test_a_run_with_other_settings_than_the_tables_is_not_counted(write: Write) -> None:
+    table = a_table()
+    home = run_of(write, table, "fedavg-six-nodes", 0, [0.1, 0.62, 0.58])
+    with pytest.raises(InputError, match=r"contains a run with another config: train.batch_size"):
+        results.outcomes(a_table(settings=merged(TINY, {"rounds": 3, "train.batch_size": 9})), home)
+
+
 def test_a_row_whose_target_one_run_does_not_reach_has_no_number(write: Write) -> None:
     table = a_table(reading={"name": "crossing", "metric": "personal/accuracy", "target": 0.6})
-    run_of(write, "fedavg-six-nodes", 0, [0.1, 0.62, 0.58])
-    found = results.outcomes(table, run_of(write, "fedavg-six-nodes", 1, [0.1, 0.55, 0.59]))[0]
+    run_of(write, table, "fedavg-six-nodes", 0, [0.1, 0.62, 0.58])
+    found = results.outcomes(table, run_of(write, table, "fedavg-six-nodes", 1, [0.1, 0.55, 0.59]))[0]
     assert found.ours is not None
     assert found.ours.value is None
     assert found.agrees is False
@@ -220,9 +236,9 @@ def test_a_row_with_a_grid_is_its_best_setting(write: Write, reading: dict[str, 
     assert [(name, config.train.optimizer.lr) for name, config in configs.items()] == [
         ("fedavg-c,lr=0.1", 0.1), ("fedavg-c,lr=0.2", 0.2), ("fedavg-c,lr=0.5", 0.5),
     ]  # fmt: skip
-    run_of(write, "fedavg-c,lr=0.1", 0, [0.1, 0.52, 0.58])
-    run_of(write, "fedavg-c,lr=0.2", 0, [0.1, 0.2, 0.3])
-    home = run_of(write, "fedavg-c,lr=0.5", 0, [0.1, 0.49, 0.655])
+    run_of(write, table, "fedavg-c,lr=0.1", 0, [0.1, 0.52, 0.58])
+    run_of(write, table, "fedavg-c,lr=0.2", 0, [0.1, 0.2, 0.3])
+    home = run_of(write, table, "fedavg-c,lr=0.5", 0, [0.1, 0.49, 0.655])
     found = results.outcomes(table, home)[0]
     assert found.ours is not None
     assert found.ours.setting == f"fedavg-c,{best}"
@@ -240,8 +256,8 @@ def test_rows_may_read_the_same_runs_in_another_way(write: Write) -> None:
         {"method": "FedAvg", "cell": "c, by node", "runs": "fedavg-c", "reading": BY_NODE},
     ]
     table = a_table(rows=rows)
-    home = run_of(write, "fedavg-c", 0, [0.1, 0.6])
-    run_of(write, "fedavg-c", 1, [0.1, 0.7])
+    home = run_of(write, table, "fedavg-c", 0, [0.1, 0.2, 0.6])
+    run_of(write, table, "fedavg-c", 1, [0.1, 0.2, 0.7])
     found = results.outcomes(table, home)[1].ours
     assert found is not None
     assert found.numbers[0] == pytest.approx([50.0, 70.0])
@@ -254,13 +270,15 @@ def test_rows_may_read_the_same_runs_in_another_way(write: Write) -> None:
 
 def test_rounds_outside_of_a_reading_do_not_count(write: Write) -> None:
     table = a_table(reading=READING | {"last": 2})
-    found = results.outcomes(table, run_of(write, "fedavg-six-nodes", 0, [0.1, 0.3, 0.9]))[0]
+    found = results.outcomes(table, run_of(write, table, "fedavg-six-nodes", 0, [0.1, 0.3, 0.9]))[0]
     assert found.ours is not None
     assert found.ours.value == pytest.approx(30.0)
 
 
-def run_of(write: Write, name: str, seed: int, values: list[float]) -> Path:
-    path: Path = write(f"{name},seed={seed}", seed, values, summary={"seconds": {"total": 6.0}})
+def run_of(write: Write, table: PublishedTable, setting: str, seed: int, values: list[float]) -> Path:
+    path: Path = write(f"{setting},seed={seed}", seed, values, summary={"seconds": {"total": 6.0}})
+    configs = {name: config for row in table.rows for name, config in table.configs_of(row, seed=seed).items()}
+    (path / "config.toml").write_text(tomli_w.dumps(to_table(resolved(configs[setting]))))
     return path.parent
 
 
@@ -356,8 +374,8 @@ def test_the_deal_of_fedprox_on_mnist(mnist_root: Path) -> None:
 
 def test_a_reading_of_the_last_rounds_is_one_number_a_run(write: Write) -> None:
     reading = {"name": "last_rounds", "count": 2, "metric": "personal/accuracy"}
-    home = run_of(write, "fedavg-six-nodes", 0, [0.1, 0.62, 0.58])
-    found = results.outcomes(a_table(reading=reading), home)[0].ours
+    table = a_table(reading=reading)
+    found = results.outcomes(table, run_of(write, table, "fedavg-six-nodes", 0, [0.1, 0.62, 0.58]))[0].ours
     assert found is not None
     assert found.numbers == {0: [pytest.approx(60.0)]}
 
