@@ -8,6 +8,7 @@ message and state, so the result is the same.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from itertools import islice
@@ -35,6 +36,7 @@ from .ray_placement import Workers, connect, count_workers, disconnect, refuse_r
 from .ray_pool import Call, WorkerPool
 from .stacking import ClientsPerStep, Fixed, blocks_of_step, clients_of_step, note_step, parted
 
+_log = logging.getLogger("fedkd")
 _SMALL = 16 * 1024  # bytes of a content that Ray sends with a call, on a cluster with Ray's own settings
 
 
@@ -78,7 +80,7 @@ class RayGrid(SimulationGrid):
         try:
             cohort = environment.config.cohort or environment.data.clients
             if (note := full_disk()) is not None:
-                self.note(note)
+                _log.warning("fedkd: %s", note)  # no event: a run's records do not depend on the machine
             machines = [machine["Resources"] for machine in ray.nodes() if machine["Alive"]]
             refuse_relative_files(
                 to_table(environment.config), {node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}

@@ -116,9 +116,9 @@ def full_disk() -> str | None:
         return None
     store = ray.cluster_resources().get("object_store_memory", 0.0)
     return (
-        f"Ray: the disk of {folder} has {disk.free / 1e9:.1f} GB left, so Ray moves no node states to it (above "
-        f"{_FULL:.0%} full), and a run whose states exceed its object store ({store / 1e9:.1f} GB) stands still; free "
-        "some space."
+        f"the disk of Ray's files, {folder}, has {disk.free / 1e9:.1f} GB left, so Ray moves no states of nodes to it "
+        f"(above {_FULL:.0%} full), and a run with states above its object store ({store / 1e9:.1f} GB) stands still: "
+        "free some space."
     )
 
 

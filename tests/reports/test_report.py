@@ -76,7 +76,7 @@ def test_options_in_which_runs_of_one_strategy_differ_are_bold(runs: Path, tmp_p
     configs = out.read_text().split('<h2 id="configs">')[1]
     assert re.findall("<strong>(.*?)</strong>", configs) == ["temperature 1", "temperature 2"]
     assert '<th scope="row">data.partition.alpha</th><td>0.1 · 0.5</td>' in configs
-    assert '<th scope="row">fedavg</th><td>none</td>' in configs
+    assert '<th scope="row">fedavg</th><td>partial keep · weighting examples</td>' in configs
 
 
 def test_nodes_stand_best_strategy_first(page_file: Path) -> None:

@@ -212,7 +212,9 @@ def test_a_folder_for_sockets_is_short_and_nobody_elses(tmp_path: Path, monkeypa
     assert _private_folder().parent == tmp_path
 
 
-def test_a_run_on_a_full_disk_says_that_ray_may_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_on_a_full_disk_says_that_ray_may_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     node = SimpleNamespace(get_session_dir_path=lambda: str(tmp_path))
     with monkeypatch.context() as patch:
         patch.setattr(ray_cluster, "is_own", lambda: True)
@@ -223,7 +225,8 @@ def test_a_run_on_a_full_disk_says_that_ray_may_wait(tmp_path: Path, monkeypatch
         patch.setattr(ray_cluster.shutil, "disk_usage", lambda path: DiskUsage(1000, 991, 9))
         note = ray_cluster.full_disk()
     assert note is not None
-    assert "GB left, so Ray moves no node states to it (above 99% full)" in note
+    assert "GB left, so Ray moves no states of nodes to it (above 99% full)" in note
     monkeypatch.setattr("fedkd.simulations.ray.full_disk", lambda: note)
     run(parse_config(merged(TINY, {"rounds": 1, "engine": {"name": "ray", "workers": 1}})), tmp_path / "run")
-    assert note in [event["event"] for line in lines(tmp_path / "run") for event in line["events"]]
+    assert f"fedkd: {note}" in caplog.messages
+    assert not [event for line in lines(tmp_path / "run") for event in line["events"]]
