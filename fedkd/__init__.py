@@ -56,8 +56,6 @@ if TYPE_CHECKING:
     from .core.strategy import Strategy as Strategy
     from .core.wrapper import Wrapper as Wrapper
     from .data.federated_data import FederatedData as FederatedData
-    from .data.partitions import Pool as Pool
-    from .data.partitions import Split as Split
     from .data.samples import PIXEL_MAX as PIXEL_MAX
     from .data.samples import Dataset as Dataset
     from .data.samples import Samples as Samples
@@ -68,6 +66,8 @@ if TYPE_CHECKING:
     from .data.spec import Form as Form
     from .data.spec import Kind as Kind
     from .data.spec import Task as Task
+    from .data.splits import Pool as Pool
+    from .data.splits import Split as Split
     from .distillation.distillers import DM as DM
     from .distillation.distillers import FGM as FGM
     from .distillation.distillers import IDM as IDM
@@ -271,7 +271,7 @@ _HOMES = {
     "NotNegative": "config",
     "PIXEL_MAX": "data.samples",
     "Payload": "messages.payload",
-    "Pool": "data.partitions",
+    "Pool": "data.splits",
     "Positive": "config",
     "Preprocess": "learning.batches",
     "Pretraining": "methods.public_distillation",
@@ -290,7 +290,7 @@ _HOMES = {
     "SharedPart": "methods.shared_parts",
     "SharedPartClient": "methods.shared_parts",
     "SharesClient": "methods.image_shares",
-    "Split": "data.partitions",
+    "Split": "data.splits",
     "Strategy": "core.strategy",
     "Teachers": "methods.teachers",
     "Tensors": "messages.arrays",

@@ -26,7 +26,7 @@ from .core.round_loop import run_rounds
 from .core.setup import Setup, make_setup
 from .core.state import State, pack, restore_state, state_of
 from .core.strategy import Strategy
-from .data.partitions import Pool, Split
+from .data.splits import Pool, Split
 from .errors import InputError, RunError
 from .messages.arrays import tensors_of
 from .messages.flower import error_reply

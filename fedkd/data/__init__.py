@@ -28,7 +28,9 @@
 * `cifar10c`: CIFAR-10 under a corruption, as a named set.
 * `corruptions`: the 19 corruptions.
 * `named_sets`: a named set in the form that a config asks for.
-* `partitions`: the schemes that split images among nodes.
+* `splits`: what a scheme of a partition gets and returns.
+* `class_partitions`: the schemes that split images by their classes.
+* `partitions`: the other schemes, and `split`, which splits images among nodes by one of them.
 * `flower_partitions`: the partitioners of flwr_datasets as schemes.
 * `public_set`: the public set and the server's validation images.
 * `node_tests`: each node's test images.

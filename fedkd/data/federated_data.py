@@ -14,10 +14,10 @@ from ..errors import InputError
 from ..streams import numpy_stream
 from .codec import Codec
 from .node_tests import DrawnTests
-from .partitions import Drawn
 from .samples import Rows, Samples
 from .series import last_steps
 from .spec import DataSpec, Form
+from .splits import Drawn
 from .strata import Strata, strata_of
 
 _CHUNK = 4096  # rows that are hashed together

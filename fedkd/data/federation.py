@@ -15,11 +15,12 @@ from .held_out import tests_from_training
 from .named_sets import codec_of, first_of_each, images_fingerprint, load_set
 from .node_tests import DrawnTests, dealt_tests, draw_node_test
 from .node_validation import behind, hold_out, named_rows, refuse_unheld
-from .partitions import Drawn, Pool, Split, split
+from .partitions import split
 from .public_set import take_public_set, take_validation
 from .samples import Dataset, Samples
 from .site_data import without_samples
 from .spec import DataSpec, Task
+from .splits import Drawn, Pool, Split
 from .strata import strata_of
 from .unknown_words import unknown_at_nodes
 

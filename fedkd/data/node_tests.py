@@ -8,7 +8,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..streams import numpy_stream
-from .partitions import Drawn, Pool, allocate
+from .splits import Drawn, Pool, allocate
 
 
 @dataclass(frozen=True)

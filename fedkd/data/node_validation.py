@@ -10,8 +10,8 @@ from ..config import DataConfig
 from ..errors import InputError
 from ..streams import numpy_stream
 from .federated_data import Ragged
-from .partitions import Drawn
 from .samples import Dataset, Samples
+from .splits import Drawn
 
 KEY = "data.node_validation"
 

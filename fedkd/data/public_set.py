@@ -12,9 +12,9 @@ from ..streams import numpy_stream
 from .alignment import in_kinds_of, in_spec
 from .classes import in_classes
 from .named_sets import load_set
-from .partitions import allocate
 from .samples import Samples
 from .spec import DataSpec
+from .splits import allocate
 from .strata import strata_of
 
 

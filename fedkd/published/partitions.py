@@ -6,7 +6,7 @@ import random
 
 import numpy as np
 
-from ..data.partitions import Clients, Pool, Positive, Split
+from ..data.splits import Clients, Pool, Positive, Split
 from ..errors import InputError
 
 _SEED = 42  # of `random` and numpy in FedGen's script

@@ -11,7 +11,8 @@ import pytest
 
 from fedkd.config.data import DataConfig
 from fedkd.data.federation import federate
-from fedkd.data.partitions import Pool, Split, split
+from fedkd.data.partitions import split
+from fedkd.data.splits import Pool, Split
 from fedkd.errors import InputError
 
 pytest.importorskip("flwr_datasets", reason="needs fedkd[hub]")

@@ -12,7 +12,7 @@ from helpers import Make
 from fedkd.config import Config, parse_config, to_table
 from fedkd.data.federation import federate
 from fedkd.data.node_tests import dealt_tests
-from fedkd.data.partitions import Pool
+from fedkd.data.splits import Pool
 from fedkd.errors import InputError
 
 

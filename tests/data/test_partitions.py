@@ -10,8 +10,10 @@ from helpers import Make
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedkd.data.class_partitions import deal
 from fedkd.data.federation import federate
-from fedkd.data.partitions import Pool, allocate, deal, split
+from fedkd.data.partitions import split
+from fedkd.data.splits import Pool, allocate
 from fedkd.errors import InputError
 from fedkd.streams import numpy_stream
 

@@ -19,8 +19,8 @@ from fedkd.cli import app
 from fedkd.config import parse_config, to_table
 from fedkd.core.wrapper import make_strategy
 from fedkd.data.federation import federate
-from fedkd.data.partitions import Pool
 from fedkd.data.spec import Form
+from fedkd.data.splits import Pool
 from fedkd.errors import InputError
 from fedkd.models.build import build
 from fedkd.published import results, tables
