@@ -103,6 +103,7 @@ if TYPE_CHECKING:
     from .learning.contrast import Kept as Kept
     from .learning.evaluation import features as features
     from .learning.evaluation import predict as predict
+    from .learning.kd_losses import KDLoss as KDLoss
     from .learning.losses import Metric as Metric
     from .learning.losses import diversity_loss as diversity_loss
     from .learning.losses import entropy as entropy
@@ -153,6 +154,12 @@ if TYPE_CHECKING:
     from .methods.class_means import ClassMeans as ClassMeans
     from .methods.class_means import expected_means as expected_means
     from .methods.class_means import mean_over_nodes as mean_over_nodes
+    from .methods.distillation_loss import Sends as Sends
+    from .methods.distillation_loss import check_loss as check_loss
+    from .methods.distillation_loss import loss_towards as loss_towards
+    from .methods.distillation_loss import read_loss as read_loss
+    from .methods.distillation_loss import value_towards as value_towards
+    from .methods.distillation_loss import with_labels as with_labels
     from .methods.image_shares import SharesClient as SharesClient
     from .methods.image_shares import mean_images as mean_images
     from .methods.image_shares import share_numbers as share_numbers
@@ -192,12 +199,19 @@ if TYPE_CHECKING:
     from .streams import torch_stream as torch_stream
 
 _HOMES = {
+    "KDLoss": "learning.kd_losses",
     "Run": "api",
+    "Sends": "methods.distillation_loss",
+    "check_loss": "methods.distillation_loss",
     "compare": "api",
+    "loss_towards": "methods.distillation_loss",
     "make_config": "api",
     "TrainedModel": "exports.trained",
     "evaluate": "exports.evaluating",
+    "read_loss": "methods.distillation_loss",
     "read_model": "exports.loading",
+    "value_towards": "methods.distillation_loss",
+    "with_labels": "methods.distillation_loss",
     "write_model": "exports.formats",
     "resume": "api",
     "rounds": "api",

@@ -18,6 +18,7 @@ from fedkd import (
     Client,
     Environment,
     InputError,
+    Loss,
     Payload,
     Positive,
     RelayClient,
@@ -27,9 +28,12 @@ from fedkd import (
     copied,
     distillation_of,
     entropy,
+    loss_towards,
     make_optimizer,
     normalised,
+    read_loss,
     train,
+    with_labels,
 )
 
 
@@ -98,17 +102,24 @@ class DSFL(RelayStrategy):
         model = environment.model(0)
         model.load_state_dict(self.weights)
         settings = federation.config.train.in_round(federation.number)
+        images = public.take(self.indices["subset"].numpy()) if self.indices else public
+        targets = self.targets["all"]
+        towards: Loss = distillation_of(environment.data.spec.task)
+        if self.loss is not None:
+            chosen = read_loss(self.loss, federation.number)
+            targets = with_labels(chosen, targets, torch.from_numpy(images.labels))
+            towards = loss_towards(chosen, self.sends)
         loss = train(
             model,
-            public.take(self.indices["subset"].numpy()) if self.indices else public,
-            self.targets["all"],
+            images,
+            targets,
             epochs=self.distil_epochs,
             batch_size=self.distil_batch_size,
             optimizer=make_optimizer(model, settings.optimizer),
             preprocess=environment.preprocess,
             order=federation.stream("server-distillation"),
             clip=settings.clip,
-            loss=distillation_of(environment.data.spec.task),
+            loss=towards,
             augment=False,
         )
         self.weights = copied(model.state_dict())

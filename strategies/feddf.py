@@ -25,19 +25,25 @@ from fedkd import (
     GlobalModelClient,
     InputError,
     Kind,
+    NamedTable,
     Payload,
     Positive,
     Round,
+    Sends,
     Strategy,
     Task,
     Tensors,
+    check_loss,
     copied,
     expected_model,
     kl_from_probabilities,
     predict,
+    read_loss,
     shuffled,
     soft,
+    value_towards,
     weighted_mean,
+    with_labels,
 )
 
 Teacher = Literal["avg_logits", "avg_probs", "avg_losses"]
@@ -65,7 +71,8 @@ class FedDF(Strategy):
     A round: clients train the fused model of their architecture. The server averages the models of each architecture,
     weighted by numbers of images, and distils all received models into each average: KL(t || softmax(z / T)) without
     the factor T^2, Adam with a cosine schedule over `steps` batches of `distil_batch_size`, gradients clipped at norm
-    `clip`. teacher: see `ensemble_targets`; T is `temperature`.
+    `clip`. teacher: see `ensemble_targets`; T is `temperature`. loss: one of `fedkd.kd_losses` with its options, in
+    place of KL; its teacher has the mean logits, or the logarithm of the mean probabilities, and T is its own.
     With `data.validation` the model is checked every `check_every` steps and the best one is kept; distillation stops
     after `patience` steps without a better one. Without it, all steps are done and the last model is kept. drop_worst:
     leave out teachers below 1.2 times chance on the validation images.
@@ -89,13 +96,15 @@ class FedDF(Strategy):
     check_every: Count = 100
     patience: Count = 1000
     drop_worst: bool = False
+    loss: NamedTable | None = None
     models: dict[int, Tensors] = field(default_factory=dict, init=False)
 
     def check(self, environment: Environment) -> None:
         """Raise InputError if there is no public set, or if drop_worst has no validation images."""
         if environment.data.public is None:
             raise InputError("strategy feddf needs a public set: set data.public, such as public = { size = 2000 }.")
-        task = environment.data.spec.task
+        config, task = environment.config.data.public, environment.data.spec.task
+        check_loss(self.loss, environment, self._sends, labelled=config is not None and config.labelled)
         if self.drop_worst and task != "classification":
             raise InputError(f"strategy.drop_worst = true: it compares teachers with chance; data.task is {task!r}.")
         if self.drop_worst and environment.data.validation is None:
@@ -128,7 +137,7 @@ class FedDF(Strategy):
                 average = weighted_mean(average, reply)
             self.models[number] = average.weights
             if len(logits):
-                targets = ensemble_targets(logits, self.teacher, self.temperature, environment.data.spec.task)
+                targets = self._targets(federation, logits)
                 self.models[number] = self._distil(federation, number, average.weights, targets)
         examples = sum(reply.numbers["examples"] for _, reply in replies)
         weighted = sum(reply.numbers["loss"] * reply.numbers["examples"] for _, reply in replies)
@@ -153,6 +162,19 @@ class FedDF(Strategy):
         federation.log("dropped_teachers", dropped)
         return torch.stack(outputs) if outputs else torch.empty(0)
 
+    @property
+    def _sends(self) -> Sends:
+        return "logits" if self.teacher == "avg_logits" else "probabilities"
+
+    def _targets(self, federation: Round, logits: Tensor) -> Tensor:
+        data = federation.environment.data
+        if self.loss is None:
+            return ensemble_targets(logits, self.teacher, self.temperature, data.spec.task)
+        assert data.public is not None
+        mean = logits.double().mean(0).float()
+        targets = mean if self._sends == "logits" else ensemble_targets(logits, self.teacher, 1.0)
+        return with_labels(read_loss(self.loss), targets, torch.from_numpy(data.public.labels))
+
     def _distil(self, federation: Round, architecture: int, start: Tensors, targets: Tensor) -> Tensors:
         environment = federation.environment
         public, validation = environment.data.public, environment.data.validation
@@ -172,13 +194,19 @@ class FedDF(Strategy):
 
         best, best_weights, best_step = (measured(), dict(start), 0) if validation is not None else (0.0, start, 0)
         order = federation.stream(f"distillation-{architecture}")
+        loss = None if self.loss is None else read_loss(self.loss, federation.number)
         step = 0
         for chosen in _endless_batches(len(targets), self.distil_batch_size, order):
             model.train()
             images = environment.preprocess(public.inputs[chosen.numpy()])
             optimizer.zero_grad()
             logits = model(images)
-            self._loss(logits, targets[chosen].to(logits.device), task).backward()
+            wanted = targets[chosen].to(logits.device)
+            if loss is None:
+                value = self._own_loss(logits, wanted, task)
+            else:
+                value = value_towards(logits, wanted, loss, self._sends)
+            value.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), self.clip)
             optimizer.step()
             schedule.step()
@@ -198,7 +226,7 @@ class FedDF(Strategy):
         federation.log(f"validation_{metric}_{architecture}", sign * best)
         return best_weights
 
-    def _loss(self, outputs: Tensor, targets: Tensor, task: Task) -> Tensor:
+    def _own_loss(self, outputs: Tensor, targets: Tensor, task: Task) -> Tensor:
         if task == "classification":
             return kl_from_probabilities(outputs, targets, self.temperature)
         if task == "multilabel":

@@ -32,6 +32,7 @@ from fedkd import (
     PublicSetClient,
     Round,
     Samples,
+    Sends,
     Task,
     Whole,
     kl_divergence,
@@ -111,6 +112,11 @@ class FedMD(Pretraining):
     temperature: Positive = 1.0
     public_epochs: Whole | None = None
     private_epochs: Whole = 25
+
+    @property
+    def sends(self) -> Sends:
+        """Return that targets are logits."""
+        return "logits"
 
     def check(self, environment: Environment) -> None:
         """Also raise InputError for a digest by KL of what are no classes."""

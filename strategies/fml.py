@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, ClassVar, cast
 
 import torch
@@ -23,6 +24,7 @@ from fedkd import (
     Architecture,
     Client,
     Environment,
+    KDLoss,
     Kind,
     NamedTable,
     Payload,
@@ -30,10 +32,12 @@ from fedkd import (
     Strategy,
     Task,
     Tensors,
+    check_loss,
     expected_model,
     kl_divergence,
     make_optimizer,
     on_cpu,
+    read_loss,
     train_as,
     weighted_mean,
 )
@@ -57,10 +61,13 @@ class FMLClient(Client):
         meme = copy.deepcopy(self.environment.model(method.meme_architecture))
         meme.load_state_dict(request.weights)
         pair, task = Pair(self.model, meme), self.environment.data.spec.task
+        distance = None if method.loss is None else read_loss(method.loss, self.round)
 
         def loss(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
             both = cast(Pair, model)
-            return mutual_loss(both.private(images), both.meme(images), labels, method.alpha, method.beta, task)
+            return mutual_loss(
+                both.private(images), both.meme(images), labels, method.alpha, method.beta, task, distance
+            )
 
         value = train_as(
             self.settings,
@@ -77,15 +84,24 @@ class FMLClient(Client):
 
 
 def mutual_loss(
-    private: Tensor, meme: Tensor, labels: Tensor, alpha: float, beta: float, task: Task = "classification"
+    private: Tensor,
+    meme: Tensor,
+    labels: Tensor,
+    alpha: float,
+    beta: float,
+    task: Task = "classification",
+    distance: KDLoss | None = None,
 ) -> Tensor:
     """Return L_private + L_meme of the two models' logits, B x C each.
 
     L_private = alpha CE + (1 - alpha) KL(p_meme || p_private), L_meme = beta CE + (1 - beta) KL(p_private || p_meme).
     Each teacher is detached, so that each model gets only the gradient of its own loss. Of several labels, both terms
     are the mean binary cross-entropy, with the labels or sigmoid(teacher); of targets the mean squared difference.
+    `distance`: of classes, in place of KL.
     """
     of_labels, of_teacher = _LOSSES[task]
+    if distance is not None:
+        of_teacher = partial(distance, labels=labels)
     for_private = alpha * of_labels(private, labels) + (1 - alpha) * of_teacher(private, meme)
     for_meme = beta * of_labels(meme, labels) + (1 - beta) * of_teacher(meme, private)
     return for_private + for_meme
@@ -111,8 +127,9 @@ class FML(Strategy):
     """FML (Shen et al., 2020); private models may differ.
 
     alpha, beta: the weights of the labels in the private model's and the meme's loss, 0.5 each in the paper; 1 and 1
-    switch distillation off. meme: the shared architecture, such as `{ name = "mlp", hidden = [64] }`; by default the
-    first of `model`. Memes are averaged without weights, as in the paper. `global/accuracy` is that of the meme.
+    switch distillation off. loss: one of `fedkd.kd_losses` with its options, in place of KL. meme: the shared
+    architecture, such as `{ name = "mlp", hidden = [64] }`; by default the first of `model`. Memes are averaged without
+    weights, as in the paper. `global/accuracy` is that of the meme.
     """
 
     kinds: ClassVar[frozenset[Kind]] = ANY_KIND
@@ -122,6 +139,7 @@ class FML(Strategy):
     alpha: Annotated[float, Field(ge=0, le=1)] = 0.5
     beta: Annotated[float, Field(ge=0, le=1)] = 0.5
     meme: NamedTable | None = None
+    loss: NamedTable | None = None
 
     @property
     def meme_architecture(self) -> Architecture:
@@ -129,7 +147,8 @@ class FML(Strategy):
         return self.meme if self.meme is not None else 0
 
     def check(self, environment: Environment) -> None:
-        """Raise InputError for a meme that cannot be built."""
+        """Raise InputError for a meme that cannot be built, and a loss that cannot be had."""
+        check_loss(self.loss, environment, "logits", labelled=True)
         environment.model(self.meme_architecture)
 
     def prepare(self, federation: Round) -> None:

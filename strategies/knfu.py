@@ -41,6 +41,7 @@ from fedkd import (
     PublicSetClient,
     PublicSetStrategy,
     Round,
+    Sends,
     fuse,
     kl_from_probabilities,
     log_weights,
@@ -70,7 +71,9 @@ class KnFuClient(PublicSetClient):
         """Do step 4: train the model towards the fused targets on the public set."""
         method: KnFu = self.strategy
         images, targets = self.subset(request), request.logits["targets"]
-        wanted = torch.cat([targets, torch.from_numpy(images.labels).float()[:, None]], dim=1)
+        wanted = targets
+        if method.loss is None:
+            wanted = torch.cat([targets, torch.from_numpy(images.labels).float()[:, None]], dim=1)
         self.distil(images, wanted, fused_loss(method.temperature, method.public_cross_entropy, method.fuse_space))
         self.keep_model()
         return Payload()
@@ -190,6 +193,11 @@ class KnFu(PublicSetStrategy):
     extraction_temperature: Positive = 1.0
     temperature: Positive = 1.0
     public_cross_entropy: NotNegative = 0.0
+
+    @property
+    def sends(self) -> Sends:
+        """Return what targets are, by `fuse_space`."""
+        return "logits" if self.fuse_space == "logit" else "probabilities"
 
     def check(self, environment: Environment) -> None:
         """Also raise InputError for `topk` without k, and for public_cross_entropy without public labels."""

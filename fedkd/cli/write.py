@@ -19,7 +19,7 @@ from .common import Overrides, app, exit_codes
 @app.command("list")
 def list_names(
     what: Annotated[
-        Literal["strategies", "models", "datasets", "partitions", "engines", "distillers", "trackers"],
+        Literal["strategies", "models", "datasets", "partitions", "engines", "distillers", "kd_losses", "trackers"],
         typer.Argument(),
     ],
     data: Annotated[
@@ -47,6 +47,7 @@ def list_names(
         "partitions": ["path/to/file.py:function"],
         "engines": ["path/to/file.py:Class"],
         "distillers": ["path/to/file.py:Class"],
+        "kd_losses": ["path/to/file.py:Class"],
         "trackers": ["path/to/file.py:Class"],
     }
     if data is not None and what not in ("strategies", "models"):

@@ -16,5 +16,6 @@
 * `work`: what a client does alone, or in one step with others: training, prediction, ...
 * `evaluation`: prediction, features, accuracy and loss.
 * `losses`: losses that more than one method uses.
+* `kd_losses`: losses of knowledge distillation, which the option `loss` of methods names.
 * `probes`: measure the quality of frozen features.
 """

@@ -1,6 +1,7 @@
 """Code that several methods share, and that nothing else uses.
 
 * `public_distillation`: knowledge on the public set, and distillation on it (FedMD, DS-FL, KnFu, ...).
+* `distillation_loss`: the option `loss` of methods that distil from logits.
 * `relay`: rounds of one request: the last round's targets down, the new knowledge up (DS-FL, COMET).
 * `knowledge_fusion`: N x N fusion weights (KnFu, KT-pFL).
 * `class_means`: means of each class on a node and over nodes (FD, FedProto).

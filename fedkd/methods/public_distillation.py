@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..config import Count, Whole
+from ..config import Count, NamedTable, Whole
 from ..core.client import Client
 from ..core.environment import Environment
 from ..core.round import Round
@@ -22,6 +22,7 @@ from ..learning.training import Loss
 from ..messages.arrays import Tensors
 from ..messages.metric_names import MAIN
 from ..messages.payload import ArraySpec, Expected, Payload
+from .distillation_loss import Sends, check_loss, loss_towards, read_loss, with_labels
 
 _SUBSET = "subset"
 _FINGERPRINT = "transfer_set"
@@ -60,9 +61,13 @@ class PublicSetClient(Client):
     def distil(self, images: Samples, targets: Tensor, loss: Loss) -> float:
         """Train the model towards targets on public images, without augmentation, with the strategy's settings.
 
-        Reports `personal_after_distillation/accuracy` if the server wants this node's metrics. Returns the mean loss
-        of the last epoch.
+        `loss`: the method's own, which `strategy.loss` replaces. Reports `personal_after_distillation/accuracy` if the
+        server wants this node's metrics. Returns the mean loss of the last epoch.
         """
+        if self.transfer.loss is not None:
+            chosen = read_loss(self.transfer.loss, self.round)
+            targets = with_labels(chosen, targets, torch.from_numpy(images.labels))
+            loss = loss_towards(chosen, self.transfer.sends)
         value = self.train(
             images,
             targets,
@@ -82,20 +87,29 @@ class PublicSetStrategy(Strategy):
 
     subset_size: public images per round, drawn again in each round and sent as indices; by default all.
     distil_epochs, distil_batch_size: of the training towards the targets; it uses a new optimiser of `[train]`.
+    loss: one of `fedkd.kd_losses` with its options, in place of the method's own loss of this training.
     """
 
     kinds: ClassVar[frozenset[Kind]] = ANY_KIND
     subset_size: Count | None = None
     distil_epochs: Count = 1
     distil_batch_size: Count = 64
+    loss: NamedTable | None = None
+
+    @property
+    def sends(self) -> Sends:
+        """Return what targets on the public set are."""
+        return "probabilities"
 
     def check(self, environment: Environment) -> None:
-        """Raise InputError if there is no public set or it is too small."""
+        """Raise InputError if there is no public set, it is too small, or has not what `loss` needs."""
         public, name = environment.data.public, environment.config.strategy.name
         if public is None:
             raise InputError(
                 f"strategy {name} needs a public set: set data.public, such as public = {{ size = 2000 }}."
             )
+        config = environment.config.data.public
+        check_loss(self.loss, environment, self.sends, labelled=config is not None and config.labelled)
         if self.subset_size is not None and self.subset_size > len(public.labels):
             raise InputError(
                 f"strategy.subset_size = {self.subset_size}: data.public.size is only {len(public.labels)}."

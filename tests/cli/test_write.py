@@ -16,7 +16,7 @@ RUNNER = CliRunner()
 
 
 def test_list_says_what_each_name_is() -> None:
-    for what in ("strategies", "models", "partitions", "distillers", "engines", "trackers", "datasets"):
+    for what in ("strategies", "models", "partitions", "distillers", "kd_losses", "engines", "trackers", "datasets"):
         lines = RUNNER.invoke(app, ["list", what]).stdout.splitlines()
         named = [line for line in lines if ":" not in line.split("  ")[0] and not line.startswith("any ")]
         assert all(len(line.split("  ", 1)) == 2 and len(line) < 140 for line in named), named

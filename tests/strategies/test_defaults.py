@@ -17,9 +17,9 @@ MEAN = {"weighting": "examples", "partial": "keep"}
 # FedX's code (Han et al., 2022): heads of width 256, its augmentation. The papers: probes of 100 epochs.
 ENCODER = {**MEAN, "width": 256, "aug": "auto", "pooled_steps": 0, "semi_epochs": 0, "probe_epochs": 100}
 # Ours: all public images, one epoch.
-PUBLIC = {"subset_size": None, "distil_epochs": 1, "distil_batch_size": 64}
+PUBLIC = {"subset_size": None, "distil_epochs": 1, "distil_batch_size": 64, "loss": None}
 # FedMD's and KT-pFL's code: batches of 256.
-DIGEST = {"subset_size": None, "distil_epochs": 1, "distil_batch_size": 256}
+DIGEST = {"subset_size": None, "distil_epochs": 1, "distil_batch_size": 256, "loss": None}
 # Public frameworks for FD, Zhu et al. (2021) for FedDistill: gamma 1; means over the local period (Jeong et al., 2018).
 LABELS = {"gamma": 1.0, "means_over": "training"}
 # FedLGD's code (Huang et al.): 10 images per class, 10,000 steps on 256 real images, SGD 1 with momentum 0.5.
@@ -40,7 +40,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "fedavg_virtual": {**IMAGES, "base": FEDAVG},
     "feddf": {  # the authors' runs; Adam 0.001
         "teacher": "avg_logits", "temperature": 1.0, "steps": 10_000, "distil_batch_size": 128, "distil_lr": 1e-3,
-        "clip": 5.0, "check_every": 100, "patience": 1000, "drop_worst": False,
+        "clip": 5.0, "check_every": 100, "patience": 1000, "drop_worst": False, "loss": None,
     },
     "feddistill": {**LABELS, "official_quirks": False},
     "feddistill_fl": {**LABELS, "official_quirks": False},
@@ -76,7 +76,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "base": SIMCLR, "global_contrastive": 1.0, "local_relational": 1.0, "global_relational": 1.0,
         "temperature": 0.1, "local_target_temperature": 0.1, "global_target_temperature": 0.1, "divergence": "code",
     },
-    "fml": {"alpha": 0.5, "beta": 0.5, "meme": None},  # Shen et al., 2020: 0.5 each
+    "fml": {"alpha": 0.5, "beta": 0.5, "meme": None, "loss": None},  # Shen et al., 2020: 0.5 each
     "knfu": {  # fact K6 (beta = 10 in all experiments) and the proposed reading in section 1.3 of the specification
         **PUBLIC, "beta": 10.0, "epd_mode": "soft", "epd_epsilon": 1e-8, "divergence": "kl_receiver_sender",
         "weight_function": "softmax", "k": None, "threshold": 0.0, "include_self": True, "fuse_space": "prob",
