@@ -238,6 +238,21 @@ class Round:
         self._open = _Stream(self._replies("evaluate", messages, Expected(), self.record.evaluation_bytes, 0))
         return self._finish_open
 
+    def ask_measured(
+        self, action: str, payload: Payload | None = None, *, expect: Expectation = None
+    ) -> Iterator[Reply]:
+        """Ask the measured nodes for what only a measurement needs; return an iterator, as `ask` does with `stream`.
+
+        These bytes are not counted as the method's traffic. Raises RunError as `ask` does.
+        """
+        if action not in self._actions:
+            raise RunError(str(unknown(f"ask_measured({action!r})", action, self._actions)))
+        self._finish_open()
+        messages = self._messages(action, payload if payload is not None else Payload(), self.measured)
+        traffic, required = self.record.evaluation_bytes, min(self._least, len(messages))
+        self._open = _Stream(self._replies(action, messages, self._bounded(expect, messages), traffic, required))
+        return self._open
+
     def close(self) -> None:
         """Finish a request whose replies the method has not read."""
         self._finish_open()

@@ -54,7 +54,7 @@ class SharedPartClient(Client):
         model = self.load_parts(request.weights)
         loss = self.train_locally()
         shared, kept = parted(self.weights(), method.shared_names(model))
-        self.keep(MODEL, kept)
+        self.keep(self.kept_as, kept)
         return Payload(weights=shared, numbers={"examples": len(self.data.labels), "loss": loss})
 
     def evaluate(self, request: Payload) -> Payload:
@@ -62,10 +62,15 @@ class SharedPartClient(Client):
         self.load_parts(request.weights)
         return super().evaluate(Payload())
 
+    @property
+    def kept_as(self) -> str:
+        """Return the name in the node's state of the weights that it trains and does not share."""
+        return MODEL
+
     def load_parts(self, shared: Tensors) -> nn.Module:
         """Return the node's model with these shared weights and those that it has kept, at first its initial ones."""
         initial = self.environment.initial_weights
-        kept = self.recall(MODEL) or initial(self.environment.architecture_of(self.node), self.node)
+        kept = self.recall(self.kept_as) or initial(self.environment.architecture_of(self.node), self.node)
         return self.load_model({**kept, **shared})
 
 
