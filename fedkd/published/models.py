@@ -75,8 +75,14 @@ class _WithSoftmax(Classifier):
 
 
 @serves("image")
-def lg_mlp(shape: Shape, classes: int) -> nn.Module:
-    """Return LG-FedAvg's perceptron for MNIST, which ends in a softmax: 633,226 weights."""
+def lg_mlp(shape: Shape, classes: int, *, torch_seed: Seed | None = None) -> nn.Module:
+    """Return LG-FedAvg's perceptron for MNIST, which ends in a softmax: 633,226 weights.
+
+    `torch_seed`: all nodes start with the weights that it has after `torch.manual_seed` of this number.
+    """
+    if torch_seed is not None:
+        with default_stream(torch.Generator().manual_seed(torch_seed)):
+            return lg_mlp(shape, classes)
     widths = [math.prod(shape), 512, 256, 256, 128]
     layers: list[nn.Module] = [nn.Flatten()]
     for inputs, outputs in pairwise(widths):

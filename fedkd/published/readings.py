@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 Curve = Sequence[tuple[int, float]]  # (round, value), by round
 
@@ -16,6 +16,23 @@ def last(curve: Curve) -> list[float]:
 def best(curve: Curve) -> list[float]:
     """Return the largest value."""
     return [max(value for _, value in curve)]
+
+
+def at_best(curve: Curve, chosen_by: Curve) -> list[float]:
+    """Return the value in the round in which another metric is largest, the first of equal ones (LG-FedAvg's code).
+
+    Raises KeyError with the round if the curve lacks it.
+    """
+    number, _ = max(chosen_by, key=lambda point: point[1])
+    return [dict(curve)[number]]
+
+
+def best_of_nodes(rounds: Sequence[Mapping[str, float]]) -> list[float]:
+    """Return the mean over nodes of each one's largest value; `rounds`: of each round the nodes' values."""
+    found: dict[str, float] = {}
+    for values in rounds:
+        found |= {node: max(value, found.get(node, value)) for node, value in values.items()}
+    return [sum(found.values()) / len(found)]
 
 
 def best_rounds(curve: Curve, count: int) -> list[float]:

@@ -13,7 +13,7 @@ from ..runs.metrics import surroundings
 from ..runs.results import Run, read_run
 from ..runs.sweep import Job, Plan, is_finished, plan_of, resolved
 from . import readings
-from .tables import Figure, PublishedTable, Reading, Row
+from .tables import Figure, PublishedTable, Reading, Row, run_name
 
 RESULT = "result.json"
 _POINT = 1.0  # percentage points, where no spread is published
@@ -48,8 +48,8 @@ def jobs_of(table: PublishedTable, rows: Sequence[Row], seeds: int, out: Path, *
     jobs: dict[str, Job] = {}
     for row in rows:
         for seed in range(seeds):
-            for setting, config in table.configs_of(row, quick=quick, seed=seed).items():
-                name = f"{setting},seed={seed}"
+            for setting, config in table.configs_of(row, quick=quick, seed=seed, out=out).items():
+                name = run_name(setting, seed)
                 jobs[name] = Job(name, out / name, resolved(config))
     return plan_of(list(jobs.values()))
 
@@ -70,6 +70,12 @@ def curve_of(run: Run, reading: Reading) -> list[tuple[int, float]]:
 def numbers_of(run: Run, reading: Reading) -> list[float]:
     """Return the numbers that a reading takes from a run, in percent or in rounds; none if a target is not reached."""
     curve = curve_of(run, reading)
+    if reading.of is not None:
+        return [100 * value for value in _at_best(run, reading, curve)]
+    if reading.name == "best_of_nodes":
+        rounds = {number for number, _ in curve}
+        values = [line["nodes"].get(reading.metric, {}) for line in run.lines if line["round"] in rounds]
+        return [100 * value for value in readings.best_of_nodes(values)]
     if reading.name in ("nodes", "running_pools"):
         return [100 * value for value in _of_nodes(run, reading)]
     if reading.target is not None:
@@ -81,6 +87,15 @@ def numbers_of(run: Run, reading: Reading) -> list[float]:
     else:
         found = {"last": readings.last, "best": readings.best}[reading.name](curve)
     return [100 * value for value in found]
+
+
+def _at_best(run: Run, reading: Reading, curve: readings.Curve) -> list[float]:
+    try:
+        return readings.at_best(curve, curve_of(run, reading.model_copy(update={"metric": reading.of})))
+    except KeyError as error:
+        raise InputError(
+            f"{run.path}: {reading.metric} was not measured in round {error}, the best one by {reading.of}."
+        ) from error
 
 
 def _of_nodes(run: Run, reading: Reading) -> list[float]:
@@ -159,7 +174,7 @@ def _finished(table: PublishedTable, row: Row, setting: str, out: Path, quick: b
     seeds = sorted(int(home.name.rpartition("=")[2]) for home in out.glob(f"{setting},seed=*"))
     found = []
     for seed in seeds:
-        config = resolved(table.configs_of(row, quick=quick, seed=seed)[setting])
+        config = resolved(table.configs_of(row, quick=quick, seed=seed, out=out)[setting])
         job = Job(f"{setting},seed={seed}", out / f"{setting},seed={seed}", config)
         if is_finished(job):
             found.append(read_run(job.path))

@@ -43,13 +43,15 @@ class Reading(Table):
     """How a table's number is read from the curve of a metric.
 
     Rounds outside of `first` to `last` do not count. `count` belongs to best_rounds and last_rounds, `decay` to
-    moving_average, `target` to crossing, `beside`, the metric of the rule that is tested first, to running_pools.
+    moving_average, `target` to crossing, `beside`, the metric of the rule that is tested first, to running_pools, `of`,
+    the metric whose best round is read, to at_best.
     `spread`: the deviation over runs (sample), over all numbers of all runs, or within a run (population; the mean over
     runs).
     """
 
     name: Literal[
-        "last", "best", "best_rounds", "last_rounds", "moving_average", "crossing", "nodes", "running_pools"
+        "last", "best", "best_rounds", "last_rounds", "moving_average", "crossing", "nodes", "running_pools",
+        "at_best", "best_of_nodes",
     ]  # fmt: skip
     metric: Metric
     first: Whole = 0
@@ -58,13 +60,14 @@ class Reading(Table):
     decay: Fraction | None = None
     target: Probability | None = None
     beside: Metric | None = None
+    of: Metric | None = None
     spread: Literal["runs", "numbers", "within"] = "runs"
 
     @pydantic.model_validator(mode="after")
     def _own_options(self) -> Reading:
         homes = {
             "count": ("best_rounds", "last_rounds"), "decay": ("moving_average",), "target": ("crossing",),
-            "beside": ("running_pools",),
+            "beside": ("running_pools",), "of": ("at_best",),
         }  # fmt: skip
         for key, named in homes.items():
             if (getattr(self, key) is not None) != (self.name in named):
@@ -83,6 +86,8 @@ class Reading(Table):
             "last_rounds": f"mean of the {self.count} last rounds",
             "moving_average": f"a moving average ({self.decay}) at the end",
             "nodes": "each node's value in the last round",
+            "at_best": f"the round that is best by {self.of}: the value",
+            "best_of_nodes": "mean over nodes of each one's best round",
             "running_pools": f"pooled over the nodes so far and over {self.beside}, in the last round",
             "crossing": f"the round in which the best value so far reaches {self.target}, interpolated",
         }[self.name]  # fmt: skip
@@ -95,6 +100,12 @@ class Grid(Table):
 
     key: str
     values: Annotated[list[Any], Field(min_length=2)]
+
+
+class Start(Table):
+    """Where a row's run starts: from the best model, by `checkpoint.best`, of another row's run with the same seed."""
+
+    row: str
 
 
 class Row(Table):
@@ -111,6 +122,7 @@ class Row(Table):
     set: dict[str, Any] = Field(default_factory=dict)
     grid: Grid | None = None
     runs: str | None = None
+    start: Start | None = None
     reading: Reading | None = None
     paper: Figure | None = None
     code: Figure | None = None  # what the authors' code gives today, if that is another number
@@ -151,22 +163,39 @@ class PublishedTable(Table):
         for row in self.rows:
             if row.runs is not None and (row.runs not in names or row.set or row.grid is not None):
                 raise ValueError(f"runs = {row.runs!r} must name another row, and has no settings of its own")
+        firsts = {row.name for row in self.rows if row.runs is None and row.start is None and row.grid is None}
+        for row in self.rows:
+            if row.start is not None and (row.start.row not in firsts or row.runs is not None):
+                raise ValueError(
+                    f"start.row = {row.start.row!r} of {row.name!r} must name another row, which has runs of its own, "
+                    f"no start and no grid: {some(sorted(firsts), 40)}; and a row with `runs` has no start"
+                )
         return self
+
+    def source_of(self, row: Row) -> Row:
+        """Return the row whose runs a row reads: itself, or the one that its `runs` names."""
+        return row if row.runs is None else self.row_called(row.runs)
+
+    def row_called(self, name: str) -> Row:
+        """Return the row with a name."""
+        return next(row for row in self.rows if row.name == name)
 
     def reading_of(self, row: Row) -> Reading:
         """Return how a row is read."""
         return row.reading or self.reading
 
-    def configs_of(self, row: Row, *, quick: bool = False, seed: int = 0) -> dict[str, Config]:
+    def configs_of(self, row: Row, *, quick: bool = False, seed: int = 0, out: Path | None = None) -> dict[str, Config]:
         """Return the configs of a row's runs with a seed, by the name of their folders without the seed.
 
-        It is one, or one for each value of the row's grid. Raises InputError for a wrong key.
+        It is one, or one for each value of the row's grid. `out`: the folder of the runs; without it a row with `start`
+        starts from its own weights. Raises InputError for a wrong key.
         """
-        if row.runs is not None:
-            return self.configs_of(next(one for one in self.rows if one.name == row.runs), quick=quick, seed=seed)
+        row = self.source_of(row)
         table = with_changes(with_changes(self.settings, row.set), self.quick if quick else {})
         for key in ["seed", *self.seeded]:
             table = with_changes(table, _nested(key, seed))
+        if row.start is not None and out is not None:
+            table = with_changes(table, _nested("model.weights", str(start_file(out, row.start, seed))))
         if row.grid is None:
             return {row.name: parse_config(table, f"{self.title}, {row.name}")}
         found, key = {}, row.grid.key
@@ -198,6 +227,16 @@ def _nested(key: str, value: Any) -> dict[str, Any]:
         value = {part: value}
     found: dict[str, Any] = value
     return found
+
+
+def run_name(setting: str, seed: int) -> str:
+    """Return the name of a run's folder."""
+    return f"{setting},seed={seed}"
+
+
+def start_file(out: Path, start: Start, seed: int) -> Path:
+    """Return the file of the model from which runs with a seed start; `out`: the folder of the runs."""
+    return out.resolve() / "starts" / f"{run_name(start.row, seed)}.safetensors"
 
 
 def home() -> Path:

@@ -15,6 +15,7 @@ from helpers.runs_by_hand import Write
 from helpers.sets import real_set
 from typer.testing import CliRunner
 
+from fedkd import layers_of
 from fedkd.cli import app
 from fedkd.config import parse_config, to_table
 from fedkd.core.wrapper import make_strategy
@@ -23,11 +24,11 @@ from fedkd.data.spec import Form
 from fedkd.data.splits import Pool
 from fedkd.errors import InputError
 from fedkd.models.build import build
-from fedkd.published import results, tables
+from fedkd.published import chain, results, tables
 from fedkd.published.partitions import fedgen, fedprox
 from fedkd.published.tables import Figure, PublishedTable, Reading
 from fedkd.runs.run import run
-from fedkd.runs.sweep import resolved
+from fedkd.runs.sweep import Job, resolved
 from fedkd.streams import numpy_stream
 
 RUNNER = CliRunner()
@@ -64,13 +65,20 @@ def test_each_row_runs_two_tiny_rounds(
 ) -> None:
     monkeypatch.setenv("FEDKD_DATA", str(small_sets))
     table, one = row_of(name, row)
-    setting, config = next(iter(table.configs_of(one, quick=True).items()))
-    config = config.model_copy(update={"rounds": 2})
-    run(config, tmp_path / f"{setting},seed=0")
-    assert [line["failures"] for line in lines(tmp_path / f"{setting},seed=0")] == [[], [], []]
+    first, started = chain.stages(table, [one])
+    run_two_rounds(results.jobs_of(table, first, 1, tmp_path, quick=True).jobs[0])
+    if started:
+        plan, unstarted = chain.started_jobs(table, started, 1, tmp_path, quick=True)
+        assert unstarted == {}
+        run_two_rounds(plan.jobs[0])
     found = {outcome.row.name: outcome for outcome in results.outcomes(table, tmp_path, quick=True)}
     assert found[row].agrees is None
     assert found[row].ours is not None
+
+
+def run_two_rounds(job: Job) -> None:
+    run(job.config.model_copy(update={"rounds": 2}), job.path)
+    assert [line["failures"] for line in lines(job.path)] == [[], [], []]
 
 
 @pytest.mark.parametrize(("name", "row"), ROWS)
@@ -102,6 +110,17 @@ def a_table(**changes: Any) -> PublishedTable:
         "rows": rows,
     }
     return PublishedTable.model_validate(whole | changes)
+
+
+def test_lg_fedavgs_network_starts_as_after_torchs_seed_at_all_nodes() -> None:
+    model = build("fedkd.published.models:lg_mlp", {"torch_seed": 3}, Form("image", (1, 28, 28)), 10)
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        first = torch.nn.Linear(784, 512)
+    assert torch.equal(next(model.parameters()), first.weight)
+    assert len(layers_of(model)) == 5
+    outputs = model(torch.ones(2, 1, 28, 28))
+    torch.testing.assert_close(outputs.sum(1), torch.ones(2))
 
 
 def test_a_seed_goes_to_the_keys_that_a_table_names(tmp_path: Path) -> None:
@@ -141,6 +160,7 @@ def test_a_rows_settings_are_those_of_the_table_with_its_own() -> None:
     [
         ({"reading": READING | {"count": 3}}, "count belongs to name = 'best_rounds' or 'last_rounds'"),
         ({"reading": READING | {"name": "crossing"}}, "target belongs to name = 'crossing', which needs it"),
+        ({"reading": READING | {"name": "at_best"}}, "of belongs to name = 'at_best', which needs it"),
         ({"rows": [{"method": "a", "cell": "b"}, {"method": "A", "cell": "B"}]}, "two rows are called 'a-b'"),
         ({"rowss": []}, "rowss"),
     ],
@@ -266,6 +286,38 @@ def test_rows_may_read_the_same_runs_in_another_way(write: Write) -> None:
     for wrong in ({"runs": "nobody"}, {"runs": "fedavg-c", "set": {"rounds": 3}}):
         with pytest.raises(ValueError, match="must name another row"):
             a_table(rows=[rows[0], {"method": "x", "cell": "y", **wrong}])
+
+
+def test_another_metric_is_read_in_the_best_round(write: Write) -> None:
+    """`personal/accuracy` is best in round 2 of the first two."""
+    reading = {"name": "at_best", "metric": "global/accuracy", "of": "personal/accuracy", "last": 2}
+    table = a_table(reading=reading)
+    home = run_of(write, table, "fedavg-six-nodes", 0, [0.1, 0.6, 0.9])
+    change_lines(home / "fedavg-six-nodes,seed=0", {1: 0.7, 2: 0.4, 3: 0.8})
+    found = results.outcomes(table, home)[0].ours
+    assert found is not None
+    assert found.numbers == {0: [pytest.approx(40.0)]}
+    change_lines(home / "fedavg-six-nodes,seed=0", {1: 0.7, 2: None, 3: 0.8})
+    with pytest.raises(InputError, match=r"global/accuracy was not measured in round 2, the best one by personal/acc"):
+        results.outcomes(table, home)
+
+
+def change_lines(home: Path, values: dict[int, float | None]) -> None:
+    """Write values of `global/accuracy` into the rounds of a run; None: it is not measured."""
+    changed = [json.loads(line) for line in (home / "metrics.jsonl").read_text().splitlines()]
+    for line in changed:
+        line["metrics"].pop("global/accuracy", None)
+        if values.get(line["round"]) is not None:
+            line["metrics"]["global/accuracy"] = values[line["round"]]
+    (home / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in changed))
+
+
+def test_each_nodes_best_round_is_read(write: Write) -> None:
+    """The nodes of a written run lie 0.1 below and above its mean: both are best in round 2, without round 3."""
+    table = a_table(reading={"name": "best_of_nodes", "metric": "personal/accuracy", "last": 2})
+    found = results.outcomes(table, run_of(write, table, "fedavg-six-nodes", 0, [0.1, 0.3, 0.9]))[0].ours
+    assert found is not None
+    assert found.numbers == {0: [pytest.approx(30.0)]}
 
 
 def test_rounds_outside_of_a_reading_do_not_count(write: Write) -> None:

@@ -7,7 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedkd.published.readings import (
+    at_best,
     best,
+    best_of_nodes,
     best_rounds,
     crossing,
     last,
@@ -54,3 +56,15 @@ def test_a_crossing_lies_between_the_rounds_around_it(values: list[float], targe
 def test_running_pools_are_over_the_nodes_so_far_and_both_rules() -> None:
     """Nodes with 2 and 1 shares of test samples: after node 0 (0.5 + 1) / 2; then (2 (0.5 + 1) + (0 + 0.3)) / 6."""
     assert running_pools([0.5, 0.0], [1.0, 0.3], [2, 1]) == pytest.approx([0.75, 3.3 / 6])
+
+
+def test_another_metric_in_the_best_round_is_that_of_the_first_of_equal_ones() -> None:
+    assert at_best([(0, 0.2), (1, 0.3), (3, 0.8), (4, 0.9)], [(0, 0.1), (1, 0.5), (3, 0.5), (4, 0.4)]) == [0.3]
+    with pytest.raises(KeyError, match="4"):
+        at_best(CURVE[:3], CURVE)
+
+
+def test_the_best_of_nodes_is_the_mean_of_each_ones_largest_value() -> None:
+    """Node 0 is best in the first round, node 1 in the last; node 2 has been measured once."""
+    rounds = [{"0": 0.9, "1": 0.2}, {"0": 0.5, "1": 0.3, "2": 0.6}, {"0": 0.8, "1": 0.6}]
+    assert best_of_nodes(rounds) == [pytest.approx((0.9 + 0.6 + 0.6) / 3)]
