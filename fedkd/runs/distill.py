@@ -54,6 +54,16 @@ VIRTUAL, ROWS = "virtual.safetensors", "virtual.csv"
 OnIteration = Callable[[int, dict[str, float]], None]  # the number of finished iterations, and the metrics
 
 
+def make_distiller(config: DistillConfig) -> tuple[Distiller, DistillConfig]:
+    """Return the distiller of a config, and the config with all its options. Raises InputError for wrong ones."""
+    kind = find("distillers", config.distiller.name, "distiller.name")
+    if not (isinstance(kind, type) and issubclass(kind, Distiller)):
+        raise InputError(f"distiller.name = {config.distiller.name!r} is not a Distiller.")
+    distiller: Distiller = kind(**options(kind, config.distiller.options, "distiller"))
+    table = config.distiller.model_copy(update=dataclasses.asdict(distiller))
+    return distiller, config.model_copy(update={"distiller": table})
+
+
 class Distillation:
     """One distillation: its data, its distiller, its virtual images, and the network under which they are matched.
 
@@ -61,18 +71,13 @@ class Distillation:
     """
 
     def __init__(self, config: DistillConfig) -> None:
-        kind = find("distillers", config.distiller.name, "distiller.name")
-        if not (isinstance(kind, type) and issubclass(kind, Distiller)):
-            raise InputError(f"distiller.name = {config.distiller.name!r} is not a Distiller.")
-        self.distiller: Distiller = kind(**options(kind, config.distiller.options, "distiller"))
+        self.distiller, self.config = make_distiller(config)
         if config.model.names is not None:
             raise InputError("model.names: a distillation uses one architecture; set model.name.")
         if self.distiller.truth == "gradient" and self.distiller.fresh_networks:
             raise InputError(
                 f"distiller.name = {config.distiller.name!r}: to match a gradient, set fresh_networks = False."
             )
-        table = config.distiller.model_copy(update=dataclasses.asdict(self.distiller))
-        self.config = config.model_copy(update={"distiller": table})
         self.data, codec = named_set(config.data)
         self.spec, self.form = codec.spec, codec.form
         if self.form.kind == "tokens" or self.spec.task != "classification":
@@ -161,8 +166,8 @@ class Distillation:
         order = self.stream(number, "train")
         train_as(self._settings(number), network, data, preprocess=self.preprocess, order=order)
 
-    def measure(self, number: int) -> dict[str, float]:
-        """Return the test accuracy of new networks that are trained on the virtual images: mean and deviation."""
+    def measure(self, number: int) -> list[float]:
+        """Return the test accuracy of each of the new networks that are trained on the virtual images."""
         settings = self.config.evaluate
         found = []
         for trial in range(settings.networks):
@@ -177,7 +182,7 @@ class Distillation:
                         optimizer.param_groups[0]["lr"] *= 0.1
                     train_epoch(network, fixed, optimizer, settings.batch_size, self.augment, stream)
             found.append(evaluate(network, self.data.test, self.preprocess)["accuracy"])
-        return {"test/accuracy": float(np.mean(found)), "test/deviation": float(np.std(found))}
+        return found
 
     def raw(self) -> np.ndarray:
         """Return the virtual samples as raw ones: pixels clipped to their range, of categories the likeliest code."""
@@ -330,15 +335,19 @@ def _run(work: Distillation, folder: RunFolder, progress: _Progress, on_iteratio
                     progress.done, progress.pending = number, True
             last = number == config.iterations
             metrics: dict[str, float] = {}
+            networks: dict[str, list[float]] = {}
             if last or number % config.evaluate.every == 0:
-                metrics = work.measure(number)
+                found = work.measure(number)
+                metrics = {"test/accuracy": float(np.mean(found)), "test/deviation": float(np.std(found))}
+                networks = {"test/accuracy": found}
             keep = last or number % config.checkpoint.every == 0
             with deferred():
                 if metrics:
                     _show(work, folder, number)
                 if metrics or keep:
                     mean = {"loss": float(np.mean(progress.losses))} if progress.losses else {}
-                    folder.append({"iteration": number, **mean, "metrics": metrics, "seconds": seconds()})
+                    line = {"iteration": number, **mean, "metrics": metrics, "networks": networks}
+                    folder.append({**line, "seconds": seconds()})
                     progress.losses, progress.line = [], number
                 progress.done, progress.pending = number, False
                 if keep:
@@ -354,9 +363,9 @@ def _run(work: Distillation, folder: RunFolder, progress: _Progress, on_iteratio
         raise
     _write_images(work, folder)
     note_files(folder.path, config)
-    found = summary("completed")
+    completed = summary("completed")
     _draw(work, folder)
-    return found
+    return completed
 
 
 def _show(work: Distillation, folder: RunFolder, number: int) -> None:

@@ -75,10 +75,11 @@ class Line(Form):
 
 
 class DistillLine(Form):
-    """A line of metrics.jsonl of a distillation."""
+    """A line of metrics.jsonl of a distillation. `networks`: the metrics of each network on which it was measured."""
 
     iteration: Count
     metrics: dict[Name, Number]
+    networks: dict[Name, list[Number]] = {}
     seconds: Seconds
 
 

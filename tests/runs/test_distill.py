@@ -107,6 +107,16 @@ def test_dc_s_own_augmentation_is_another_judgement(tmp_path: Path) -> None:
     assert lines(tmp_path / "again")[0]["metrics"] == found[0]
 
 
+def test_the_accuracy_of_each_network_is_kept(tmp_path: Path) -> None:
+    distill(config(checkpoint={"every": 2}), tmp_path / "run")
+    found = lines(tmp_path / "run")
+    assert [len(line["networks"].get("test/accuracy", [])) for line in found] == [2, 0, 2, 0, 2]
+    for line in found:
+        if line["metrics"]:
+            each = line["networks"]["test/accuracy"]
+            assert line["metrics"] == {"test/accuracy": np.mean(each), "test/deviation": np.std(each)}
+
+
 def test_the_folder_holds_images_and_pictures(tmp_path: Path) -> None:
     distill(config(), tmp_path / "run")
     tensors = load_file(tmp_path / "run" / "virtual.safetensors")
