@@ -37,7 +37,7 @@ def reproduce(
     Repeat the command to continue: what has ended is kept.
     """
     with exit_codes("repeat the command to continue"):
-        from ..published import chain, results, tables
+        from ..published import chain, distillations, results, tables
         from ..registry import installed
         from ..runs.progress import ManyRuns
         from ..runs.run_folder import alone_in, make_folder
@@ -57,16 +57,20 @@ def reproduce(
         table = tables.read(name)
         label = Path(name).resolve().parent.name if name.endswith(".toml") else name
         folder = out or Path("runs") / f"published-{label}{'-quick' if quick else ''}"
-        first, started = chain.stages(table, table.chosen(rows or []))
-        grid = results.jobs_of(table, first, seeds or table.seeds, folder, quick=quick)
+        chosen, wanted = table.chosen(rows or []), seeds or table.seeds
+        failed: dict[str, str] = {}
+        if table.kind == "distill":
+            distilled = distillations.jobs_of(table, chosen, wanted, folder, quick=quick)
+            failed = distillations.run_jobs(distilled, folder, sys.stderr, accept_changes=accept_changes)
+        first, started = chain.stages(table, chosen)
+        grid = results.jobs_of(table, first, wanted, folder, quick=quick)
         check(grid, accept_changes=accept_changes)
         make_folder(folder)
-        failed: dict[str, str] = {}
         with alone_in(folder):
             with ManyRuns(sys.stderr, len(grid.jobs)) as view:
                 failed |= run_jobs(grid.jobs, view, memory=_MEMORY, at_once=at_once, accept_changes=accept_changes)
             if started:
-                grid, unstarted = chain.started_jobs(table, started, seeds or table.seeds, folder, quick=quick)
+                grid, unstarted = chain.started_jobs(table, started, wanted, folder, quick=quick)
                 for run, reason in unstarted.items():
                     say(f"{run} is not run: {reason}")
                 failed |= unstarted

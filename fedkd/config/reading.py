@@ -33,7 +33,12 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> Config:
 
 def read_distill_config(path: Path, overrides: Sequence[str] = ()) -> DistillConfig:
     """Read the TOML config file of a distillation, as `read_config` does."""
-    return _parsed(DistillConfig, overridden(read_table(path), overrides), str(path))
+    return parse_distill_config(overridden(read_table(path), overrides), str(path))
+
+
+def parse_distill_config(table: dict[str, Any], source: str = "config") -> DistillConfig:
+    """Return the config of a distillation in a table. Raises InputError as `parse_config` does."""
+    return _parsed(DistillConfig, table, source)
 
 
 def read_table(path: Path, home: Path | None = None) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from ..errors import InputError
 from ..runs.metrics import surroundings
 from ..runs.results import Run, read_run
 from ..runs.sweep import Job, Plan, is_finished, plan_of, resolved
-from . import readings
+from . import distillations, readings
 from .tables import Figure, PublishedTable, Reading, Row, run_name
 
 RESULT = "result.json"
@@ -44,7 +44,12 @@ class Outcome(NamedTuple):
 
 
 def jobs_of(table: PublishedTable, rows: Sequence[Row], seeds: int, out: Path, *, quick: bool = False) -> Plan:
-    """Return the runs of rows that are to be started or continued, and the finished ones. Raises InputError."""
+    """Return the runs of rows that are to be started or continued, and the finished ones. Raises InputError.
+
+    There are none of a table of distillations: see `distillations.jobs_of`.
+    """
+    if table.kind == "distill":
+        return plan_of([])
     jobs: dict[str, Job] = {}
     for row in rows:
         for seed in range(seeds):
@@ -69,6 +74,8 @@ def curve_of(run: Run, reading: Reading) -> list[tuple[int, float]]:
 
 def numbers_of(run: Run, reading: Reading) -> list[float]:
     """Return the numbers that a reading takes from a run, in percent or in rounds; none if a target is not reached."""
+    if reading.name == "networks":
+        return [100 * value for value in distillations.of_networks(run, reading.metric)]
     curve = curve_of(run, reading)
     if reading.of is not None:
         return [100 * value for value in _at_best(run, reading, curve)]
@@ -157,7 +164,7 @@ def outcomes(table: PublishedTable, out: Path, *, quick: bool = False) -> list[O
     found = []
     for row in table.rows:
         reading, every = table.reading_of(row), []
-        for setting in table.configs_of(row, quick=quick):
+        for setting in table.settings_of(row, quick=quick):
             runs = _finished(table, row, setting, out, quick)
             if runs:
                 every.append(ours_of(setting, reading, runs))
@@ -172,6 +179,8 @@ def outcomes(table: PublishedTable, out: Path, *, quick: bool = False) -> list[O
 def _finished(table: PublishedTable, row: Row, setting: str, out: Path, quick: bool) -> list[Run]:
     """Return the finished runs of a setting, by seed. Raises InputError for one with another config."""
     seeds = sorted(int(home.name.rpartition("=")[2]) for home in out.glob(f"{setting},seed=*"))
+    if table.kind == "distill":
+        return distillations.finished(table, row, setting, seeds, out, quick=quick)
     found = []
     for seed in seeds:
         config = resolved(table.configs_of(row, quick=quick, seed=seed, out=out)[setting])
@@ -193,7 +202,7 @@ def as_record(name: str, table: PublishedTable, found: Sequence[Outcome], out: P
                 "paper": None if row.paper is None else row.paper.model_dump(),
                 "code": None if row.code is None else row.code.model_dump(),
                 "ours": None if one.ours is None else one.ours.setting,
-                "settings": [_setting_record(ours, reading, out) for ours in one.every],
+                "settings": [_setting_record(ours, table, reading, out) for ours in one.every],
                 "agrees": one.agrees, "deviations": [*table.deviations, *row.deviations],
             }
         )  # fmt: skip
@@ -202,8 +211,9 @@ def as_record(name: str, table: PublishedTable, found: Sequence[Outcome], out: P
     return {**about, "date": today, "quick": quick, **surroundings(), "rows": rows}
 
 
-def _setting_record(ours: Ours, reading: Reading, out: Path) -> dict[str, Any]:
-    curves = {str(seed): curve_of(read_run(out / f"{ours.setting},seed={seed}"), reading) for seed in ours.numbers}
+def _setting_record(ours: Ours, table: PublishedTable, reading: Reading, out: Path) -> dict[str, Any]:
+    read = distillations.read if table.kind == "distill" else read_run
+    curves = {str(seed): curve_of(read(out / f"{ours.setting},seed={seed}"), reading) for seed in ours.numbers}
     return {
         "setting": ours.setting, "value": ours.value, "spread": ours.spread,
         "numbers": {str(seed): numbers for seed, numbers in ours.numbers.items()},

@@ -51,7 +51,7 @@ class Reading(Table):
 
     name: Literal[
         "last", "best", "best_rounds", "last_rounds", "moving_average", "crossing", "nodes", "running_pools",
-        "at_best", "best_of_nodes",
+        "at_best", "best_of_nodes", "networks",
     ]  # fmt: skip
     metric: Metric
     first: Whole = 0
@@ -88,6 +88,7 @@ class Reading(Table):
             "nodes": "each node's value in the last round",
             "at_best": f"the round that is best by {self.of}: the value",
             "best_of_nodes": "mean over nodes of each one's best round",
+            "networks": "each network's value after the last iteration",
             "running_pools": f"pooled over the nodes so far and over {self.beside}, in the last round",
             "crossing": f"the round in which the best value so far reaches {self.target}, interpolated",
         }[self.name]  # fmt: skip
@@ -139,10 +140,12 @@ class Row(Table):
 class PublishedTable(Table):
     """A published table. `settings`: of the runs of all rows; `quick`: what a trial changes in them.
 
+    `kind`: what its runs are, federations (`fedkd run`) or distillations of a set (`fedkd distill`).
     `seeded`: dotted keys that get a run's seed, such as one of the initial weights of the authors' runs.
     """
 
     title: str
+    kind: Literal["run", "distill"] = "run"
     paper: str
     code: str
     note: str = ""
@@ -180,15 +183,31 @@ class PublishedTable(Table):
         """Return the row with a name."""
         return next(row for row in self.rows if row.name == name)
 
+    @pydantic.model_validator(mode="after")
+    def _networks_of_distillations(self) -> PublishedTable:
+        if self.kind == "run" and any(self.reading_of(row).name == "networks" for row in self.rows):
+            raise ValueError("reading.name = 'networks' is of distillations; set kind = \"distill\"")
+        return self
+
     def reading_of(self, row: Row) -> Reading:
         """Return how a row is read."""
         return row.reading or self.reading
 
     def configs_of(self, row: Row, *, quick: bool = False, seed: int = 0, out: Path | None = None) -> dict[str, Config]:
-        """Return the configs of a row's runs with a seed, by the name of their folders without the seed.
+        """Return the configs of a row's runs, as `settings_of`; of distillations see `distillations.configs_of`.
 
-        It is one, or one for each value of the row's grid. `out`: the folder of the runs; without it a row with `start`
-        starts from its own weights. Raises InputError for a wrong key.
+        `out`: the folder of the runs; without it a row with `start` starts from its own weights. Raises InputError for
+        a wrong key.
+        """
+        found = self.settings_of(row, quick=quick, seed=seed, out=out)
+        return {name: parse_config(table, f"{self.title}, {name}") for name, table in found.items()}
+
+    def settings_of(
+        self, row: Row, *, quick: bool = False, seed: int = 0, out: Path | None = None
+    ) -> dict[str, dict[str, Any]]:
+        """Return the settings of a row's runs with a seed, by the name of their folders without the seed.
+
+        It is one, or one for each value of the row's grid.
         """
         row = self.source_of(row)
         table = with_changes(with_changes(self.settings, row.set), self.quick if quick else {})
@@ -197,11 +216,11 @@ class PublishedTable(Table):
         if row.start is not None and out is not None:
             table = with_changes(table, _nested("model.weights", str(start_file(out, row.start, seed))))
         if row.grid is None:
-            return {row.name: parse_config(table, f"{self.title}, {row.name}")}
+            return {row.name: table}
         found, key = {}, row.grid.key
         for value in row.grid.values:
             name = f"{row.name},{key.rsplit('.', 1)[-1]}={value}"
-            found[name] = parse_config(with_changes(table, _nested(key, value)), f"{self.title}, {name}")
+            found[name] = with_changes(table, _nested(key, value))
         return found
 
     def chosen(self, patterns: Sequence[str]) -> list[Row]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..config import Config, difference, read_config, read_table, to_table
+from ..config import Config, DistillConfig, difference, read_config, read_table, to_table
 from ..core.setup import make_setup
 from ..core.wrapper import make_strategy
 from ..data.federated_data import FederatedData
@@ -18,7 +18,7 @@ from ..errors import InputError, on_one_line
 from ..masking import masked
 from ..registry import find, options
 from .origin import known_files, origin_of, refuse_changes
-from .results import NO_RESULT, read_run
+from .results import NO_RESULT, Run, read_run
 from .run_folder import CONFIG, is_unborn
 from .trackers import make_trackers
 
@@ -193,18 +193,26 @@ def _word(value: str) -> str:
 
 def is_finished(job: Job) -> bool:
     """Return whether a job's run exists and has ended. Raises InputError for a folder with another run."""
-    if not job.path.exists():
+    return has_ended(job.path, job.config, read_run)
+
+
+def has_ended(path: Path, config: Config | DistillConfig, read: Callable[[Path], Run]) -> bool:
+    """Return whether a folder has a run with this config that has ended; `read` reads the run.
+
+    Raises InputError for a folder with another run.
+    """
+    if not path.exists():
         return False
-    if not job.path.is_dir():
-        raise InputError(f"--out: {job.path} is a file.")
-    if is_unborn(job.path):
+    if not path.is_dir():
+        raise InputError(f"--out: {path} is a file.")
+    if is_unborn(path):
         return False
-    if not (job.path / CONFIG).is_file():
-        raise InputError(f"--out: {job.path} contains other files than a run's.")
+    if not (path / CONFIG).is_file():
+        raise InputError(f"--out: {path} contains other files than a run's.")
     try:
-        other = difference(masked(read_table(job.path / CONFIG, job.path)), masked(to_table(job.config)), NO_RESULT)
+        other = difference(masked(read_table(path / CONFIG, path)), masked(to_table(config)), NO_RESULT)
         if other is None:
-            return read_run(job.path).status == "completed"
+            return read(path).status == "completed"
     except InputError:
         return False  # continuing repairs it, or reports the error for this run only
-    raise InputError(f"--out: {job.path} contains a run with another config: {other}; name a new folder.")
+    raise InputError(f"--out: {path} contains a run with another config: {other}; name a new folder.")

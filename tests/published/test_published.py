@@ -32,8 +32,9 @@ from fedkd.runs.sweep import Job, resolved
 from fedkd.streams import numpy_stream
 
 RUNNER = CliRunner()
-ROWS = [(name, row.name) for name in tables.names() for row in tables.read(name).rows]
-FIRST = [(name, tables.read(name).rows[0].name) for name in tables.names()]
+RUNS = [name for name in tables.names() if tables.read(name).kind == "run"]  # others: test_distillations.py
+ROWS = [(name, row.name) for name in RUNS for row in tables.read(name).rows]
+FIRST = [(name, tables.read(name).rows[0].name) for name in RUNS]
 READING = {"name": "best", "metric": "personal/accuracy"}
 BY_NODE = {"name": "nodes", "metric": "personal/accuracy", "spread": "within"}
 
@@ -47,7 +48,7 @@ def row_of(name: str, row: str) -> tuple[PublishedTable, tables.Row]:
 def small_sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a data root with the first images of the sets that tables need."""
     root = tmp_path_factory.mktemp("sets")
-    for name in {name for table in map(tables.read, tables.names()) for name in sets_of(table)} - {"mnist"}:
+    for name in {name for table in map(tables.read, RUNS) for name in sets_of(table)} - {"mnist"}:
         np.savez(root / f"{name}.npz", **{key: array[:2000] for key, array in real_set(name).items()})
     np.savez(root / "mnist.npz", **real_set("mnist"))  # whole: deals of the authors' code need it
     return root
