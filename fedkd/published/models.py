@@ -88,3 +88,20 @@ def lg_mlp(shape: Shape, classes: int, *, torch_seed: Seed | None = None) -> nn.
     for inputs, outputs in pairwise(widths):
         layers += [nn.Linear(inputs, outputs), nn.ReLU()]
     return _WithSoftmax(nn.Sequential(*layers), widths[-1], classes)
+
+
+@serves("image")
+def feddf_resnet8(shape: Shape, classes: int) -> nn.Module:
+    """Return FedDF's ResNet-8 for CIFAR-10, whose shortcuts between widths are convolutions: 78,042 weights."""
+    from torchvision.models.resnet import BasicBlock
+
+    layers: list[nn.Module] = [nn.Conv2d(shape[0], 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
+    layers.append(BasicBlock(16, 16))
+    for inputs, outputs in ((16, 32), (32, 64)):
+        shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride=2, bias=False), nn.BatchNorm2d(outputs))
+        layers.append(BasicBlock(inputs, outputs, 2, shortcut))
+    trunk = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    for module in trunk.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    return Classifier(trunk, 64, classes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 
 import numpy as np
 
@@ -11,6 +12,8 @@ from ..errors import InputError
 
 _SEED = 42  # of `random` and numpy in FedGen's script
 _SMALLEST = 10  # images of a node; with fewer all is drawn again
+_DRAWS = 1000  # the most of FedDF's
+_GROUP = 10  # clients of FedDF that share a part of the images
 _ASSURED = 5  # images of each of a node's two labels, in Flower's baseline of FedProx
 
 
@@ -72,3 +75,36 @@ def fedprox(pool: Pool, rng: np.random.Generator, *, clients: Clients = 1000, si
                 dealt[label] += count
     whole = [np.concatenate(part) for part in parts]
     return Split([part[rng.permutation(len(part))[len(part) // 10 :]] for part in whole])
+
+
+def feddf(pool: Pool, rng: np.random.Generator, *, clients: Clients = 20, alpha: Positive) -> Split:
+    """Return the deal of FedDF's code, codes/FedDF-code/pcode/datasets/partition_data.py.
+
+    The images, in random order, are cut into parts for ten clients each. In a part each class is split by Dir(alpha)
+    among the clients that do not have an equal share of it yet; all is drawn again if a client has less than half of
+    such a share. The code's numbers have a seed of their own: here they are drawn from `rng`.
+    """
+    order, dealt = rng.permutation(len(pool.labels)), []
+    ends = [*range(0, clients, _GROUP), clients]
+    for first, end in pairwise(ends):
+        members = order[first * len(order) // clients : end * len(order) // clients]
+        share = len(members) / (end - first)
+        for _ in range(_DRAWS):
+            parts: list[list[np.ndarray]] = [[] for _ in range(end - first)]
+            sizes = np.zeros(end - first)
+            for label in range(len(pool.classes)):
+                chosen = members[pool.labels[members] == label]
+                shares = rng.dirichlet(np.full(end - first, alpha)) * (sizes < share)
+                cuts = (np.cumsum(shares / shares.sum()) * len(chosen)).astype(int)[:-1]
+                for client, positions in enumerate(np.split(chosen, cuts)):
+                    parts[client].append(positions)
+                    sizes[client] += len(positions)
+            if sizes.min() >= share // 2:
+                break
+        else:
+            raise InputError(
+                f"data.partition.alpha = {alpha:g}: in {_DRAWS} draws a client always had less than half of an equal "
+                "share; set a larger alpha, or more images."
+            )
+        dealt += [np.concatenate(part) for part in parts]
+    return Split(dealt)

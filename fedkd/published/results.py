@@ -184,7 +184,7 @@ def _finished(table: PublishedTable, row: Row, setting: str, out: Path, quick: b
     found = []
     for seed in seeds:
         config = resolved(table.configs_of(row, quick=quick, seed=seed, out=out)[setting])
-        job = Job(f"{setting},seed={seed}", out / f"{setting},seed={seed}", config)
+        job = Job(run_name(setting, seed), out / run_name(setting, seed), config)
         if is_finished(job):
             found.append(read_run(job.path))
     return found
@@ -213,7 +213,7 @@ def as_record(name: str, table: PublishedTable, found: Sequence[Outcome], out: P
 
 def _setting_record(ours: Ours, table: PublishedTable, reading: Reading, out: Path) -> dict[str, Any]:
     read = distillations.read if table.kind == "distill" else read_run
-    curves = {str(seed): curve_of(read(out / f"{ours.setting},seed={seed}"), reading) for seed in ours.numbers}
+    curves = {str(seed): curve_of(read(out / run_name(ours.setting, seed)), reading) for seed in ours.numbers}
     return {
         "setting": ours.setting, "value": ours.value, "spread": ours.spread,
         "numbers": {str(seed): numbers for seed, numbers in ours.numbers.items()},

@@ -25,7 +25,7 @@ from fedkd.data.splits import Pool
 from fedkd.errors import InputError
 from fedkd.models.build import build
 from fedkd.published import chain, results, tables
-from fedkd.published.partitions import fedgen, fedprox
+from fedkd.published.partitions import feddf, fedgen, fedprox
 from fedkd.published.tables import Figure, PublishedTable, Reading
 from fedkd.runs.run import run
 from fedkd.runs.sweep import Job, resolved
@@ -425,6 +425,22 @@ def test_the_deal_of_fedprox_on_mnist(mnist_root: Path) -> None:
     assert 53_000 < counts.sum() < 54_500  # nine tenths, and a few images less by rounding down
 
 
+def test_the_deal_of_feddf_has_two_parts_of_ten_nodes_with_caps_and_a_least_share() -> None:
+    """A node has at least half of an equal share, 50, and with a whole share, 100, gets no images of later classes."""
+    labels = np.repeat(np.arange(4), 500)
+    pool = Pool(labels, np.zeros(2000, np.int64), tuple("abcd"), ("x",))
+    parts = list(feddf(pool, numpy_stream(0, 0, "server", "x"), clients=20, alpha=0.5).parts)
+    assert sorted(np.concatenate(parts)) == list(range(2000))
+    sizes = [len(part) for part in parts]
+    assert (sum(sizes[:10]), sum(sizes[10:])) == (1000, 1000)
+    assert min(sizes) >= 50
+    counts = np.stack([np.bincount(labels[part], minlength=4) for part in parts])
+    before = np.cumsum(counts, 1) - counts
+    assert (counts[before >= 100] == 0).all()
+    assert (counts[:, 1:][before[:, 1:] < 100] > 0).mean() > 0.9
+    assert max(sizes) > 100
+
+
 def test_a_reading_of_the_last_rounds_is_one_number_a_run(write: Write) -> None:
     reading = {"name": "last_rounds", "count": 2, "metric": "personal/accuracy"}
     table = a_table(reading=reading)
@@ -438,6 +454,7 @@ def test_a_reading_of_the_last_rounds_is_one_number_a_run(write: Write) -> None:
     [
         ("fedgen_cnn", (1, 28, 28), 26_434), ("dropout_cnn", (1, 28, 28), 21_840), ("niid_cnn", (1, 28, 28), 44_426),
         ("niid_cnn", (3, 32, 32), 62_006), ("lg_mlp", (1, 28, 28), 633_226), ("dropout_mlp", (1, 28, 28), 159_010),
+        ("feddf_resnet8", (3, 32, 32), 78_042),
     ],
 )  # fmt: skip
 def test_the_networks_have_the_published_numbers_of_weights(
