@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, Self, TypeVar
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
@@ -18,7 +18,6 @@ from torch.nn import functional as F
 from ..config import NotNegative, Positive, Whole
 from .losses import kl_divergence
 
-Kind = TypeVar("Kind", bound="KDLoss")
 _TINY = 1e-5  # LumiNet's, added to a column's variance
 _EPSILON = 1e-8  # DIST's, added to a product of norms
 
@@ -28,8 +27,9 @@ class KDLoss(ABC):
     """What all losses share: kd_weight L(z_s, z_t) + ce_weight CE(z_s, y). A subclass writes `distance`.
 
     labels: the classes y of cross-entropy and of losses that need them: `given`, those of the samples, or `teacher`,
-    the teacher's most likely classes. `needs_labels`: whether `distance` reads y; `needs_logits`: whether it differs
-    for logits and logarithms of probabilities; `compares`: whether it compares samples, so that it needs two of them.
+    the teacher's most likely classes. warmup: the first rounds, in which kd_weight grows to its value. `needs_labels`:
+    whether `distance` reads y; `needs_logits`: whether it differs for logits and logarithms of probabilities;
+    `compares`: whether it compares samples, so that it needs two of them.
     """
 
     needs_labels: ClassVar[bool] = False
@@ -38,6 +38,7 @@ class KDLoss(ABC):
     kd_weight: NotNegative = 1.0
     ce_weight: NotNegative = 0.0
     labels: Literal["given", "teacher"] = "given"
+    warmup: Whole = 0
 
     @property
     def reads_labels(self) -> bool:
@@ -45,8 +46,10 @@ class KDLoss(ABC):
         return self.labels == "given" and (self.needs_labels or self.ce_weight > 0)
 
     def in_round(self, number: int) -> Self:
-        """Return the loss of a round."""
-        return self
+        """Return the loss with the kd_weight of a round."""
+        if not self.warmup:
+            return self
+        return replace(self, kd_weight=self.kd_weight * min(1.0, number / self.warmup), warmup=0)
 
     def __call__(self, student: Tensor, teacher: Tensor, labels: Tensor | None = None) -> Tensor:
         """Return the loss of logits, B x C each; `labels`: classes, B, if they are to be read."""
@@ -96,18 +99,13 @@ class DKD(KDLoss):
     """T^2 (alpha TCKD + beta NCKD) (Zhao, Cui, Song, Qiu, Liang, 2022, arXiv:2203.08679).
 
     TCKD: the divergence of (p_y, 1 - p_y) and (q_y, 1 - q_y); NCKD: that of softmax over the classes other than y. KD
-    is TCKD + (1 - p_y) NCKD for each sample. warmup: the first rounds, in which the weight grows to its value.
+    is TCKD + (1 - p_y) NCKD for each sample.
     """
 
     needs_labels: ClassVar[bool] = True
     temperature: Positive = 4.0
     alpha: NotNegative = 1.0
     beta: NotNegative = 8.0
-    warmup: Whole = 0
-
-    def in_round(self, number: int) -> Self:
-        """Return the loss with the weight of a round."""
-        return _warmed_up(self, number, self.warmup)
 
     def distance(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
         """Return the weighted sum of both parts."""
@@ -189,18 +187,13 @@ class LumiNet(KDLoss):
     """alpha^2 KL(softmax(P(z_t) / T) || softmax(P(z_s) / T)) (Hossain et al., 2023, arXiv:2310.03669).
 
     P scales each class to mean 0 and variance 1 over the batch (biased variance + 1e-5), so that the batch size changes
-    the loss, and a batch of one class is mostly noise. warmup: as of `dkd`.
+    the loss, and a batch of one class is mostly noise.
     """
 
     needs_logits: ClassVar[bool] = True
     compares: ClassVar[bool] = True
     temperature: Positive = 0.7
     alpha: Positive = 2.0
-    warmup: Whole = 0
-
-    def in_round(self, number: int) -> Self:
-        """Return the loss with the weight of a round."""
-        return _warmed_up(self, number, self.warmup)
 
     def distance(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
         """Return the divergence of what classes perceive."""
@@ -213,8 +206,3 @@ def perception(logits: Tensor) -> Tensor:
     """Return logits with mean 0 and variance 1 in each class over the batch, B x C (LumiNet)."""
     centred = logits - logits.mean(0)
     return centred / (centred.square().mean(0) + _TINY).sqrt()
-
-
-def _warmed_up(loss: Kind, number: int, rounds: int) -> Kind:
-    """Return a loss whose weight is in round `number` of the first `rounds` on its way to its value."""
-    return replace(loss, kd_weight=loss.kd_weight * min(1.0, number / rounds)) if rounds else loss
