@@ -69,7 +69,7 @@ def test_without_a_subset_no_indices_are_sent(tiny: Make) -> None:
 
 def test_targets_and_indices_are_no_options() -> None:
     assert {field.name for field in dataclasses.fields(RelayStrategy) if field.init} == {
-        "subset_size", "distil_epochs", "distil_batch_size",
+        "subset_size", "distil_epochs", "distil_batch_size", "loss",
     }  # fmt: skip
 
 
