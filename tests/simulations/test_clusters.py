@@ -222,7 +222,8 @@ def test_fifty_rounds_of_a_thousand_idle_clients_leave_nothing_behind(tmp_path: 
     slope = sum((i - len(later) / 2) * (m - later[0]) for i, m in enumerate(later)) / sum(
         (i - len(later) / 2) ** 2 for i in range(len(later))
     )
-    assert slope < 50_000, f"{slope:.0f} bytes a round"  # less than two of its models of 25 kB
+    # a model is 25 kB: one kept by each client would be 25 MB; the memory of the process itself moves by some models
+    assert slope < 250_000, f"{slope:.0f} bytes a round"
     assert found["free"] == found["have"]  # CPUs of actors, memory of objects
 
 
