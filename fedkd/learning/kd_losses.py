@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..config import NotNegative, Positive, Whole
+from ..config import NotNegative, Positive, Probability, Whole
 from .losses import kl_divergence
 
 _TINY = 1e-5  # LumiNet's, added to a column's variance
@@ -83,7 +83,7 @@ class Jeffreys(KDLoss):
     """2 T^2 (w KL(p || q) + (1 - w) KL(q || p)): with w = 1/2 Jeffreys' divergence (Jeffreys, 1946), times T^2."""
 
     temperature: Positive = 4.0
-    forward_weight: NotNegative = 0.5
+    forward_weight: Probability = 0.5
 
     def distance(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
         """Return the weighted sum of both directions; the gradient goes through q only."""

@@ -94,6 +94,7 @@ def test_one_after_another_and_in_one_step_is_the_same(tiny: Make, tmp_path: Pat
     [
         ({"name": "fedmd", "loss": "dxd"}, {}, "strategy.loss.name.*did you mean 'dkd'"),
         ({"name": "fedmd", "loss": {"name": "kd", "temperature": 0.0}}, {}, "strategy.loss.temperature = 0.0"),
+        ({"name": "fedmd", "loss": {"name": "jeffreys", "forward_weight": 2.0}}, {}, "forward_weight = 2.0"),
         ({"name": "dsfl", "loss": "luminet"}, {}, "strategy.loss = 'luminet' needs logits, and dsfl has probab"),
         ({"name": "feddf", "loss": "luminet", "teacher": "avg_probs"}, {}, "needs logits, and feddf has probab"),
         ({"name": "fedmd", "loss": "dkd"}, {"data.public.labelled": False}, "set strategy.loss.labels = 'teacher'"),
